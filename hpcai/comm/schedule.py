@@ -1,0 +1,47 @@
+"""Who sends which chunk to whom and when: integers only, so that a schedule is tested without running.
+
+The ring. An array is cut into P chunks, chunk c belongs to rank c. In the reduce-scatter lap chunk c starts at rank c+1 and
+goes right; every rank folds its own share in as it passes, so after P-1 steps rank c holds the whole sum of chunk c. In the
+all-gather lap the finished chunks go round once more and are copied. The order of additions depends on c alone, so the result
+is the same from run to run, and since finished chunks are copied it has the same bytes on all ranks.
+
+Source: Patarasuk & Yuan, JPDC 69(2), 2009, doi:10.1016/j.jpdc.2008.09.002.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Step(NamedTuple):
+    """One step of one rank: the chunk it sends to the right and the chunk it receives from the left."""
+
+    send: int
+    receive: int
+
+
+def split(n: int, parts: int, index: int) -> slice:
+    """Part `index` of `range(n)` cut into `parts` contiguous pieces whose lengths differ by one at most.
+
+    >>> [split(10, 4, i) for i in range(4)]
+    [slice(0, 2, None), slice(2, 5, None), slice(5, 7, None), slice(7, 10, None)]
+    """
+    return slice(n * index // parts, n * (index + 1) // parts)
+
+
+def reduce_scatter(rank: int, size: int) -> list[Step]:
+    """The first lap: at its end rank r holds chunk r reduced.
+
+    >>> reduce_scatter(rank=0, size=3)
+    [Step(send=2, receive=1), Step(send=1, receive=0)]
+    """
+    return [Step((rank - 1 - s) % size, (rank - 2 - s) % size) for s in range(size - 1)]
+
+
+def allgather(rank: int, size: int) -> list[Step]:
+    """The second lap: from chunk r on rank r to all chunks on every rank.
+
+    >>> allgather(rank=0, size=3)
+    [Step(send=0, receive=2), Step(send=2, receive=1)]
+    """
+    return [Step((rank - s) % size, (rank - 1 - s) % size) for s in range(size - 1)]

@@ -1,0 +1,152 @@
+"""Ranks as threads of one process: the same communicator and algorithms without MPI, for tests, doctests and debugging."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from hpcai.comm.communicator import Communicator
+from hpcai.errors import RankFailed
+from hpcai.xp import Array
+
+T = TypeVar("T")
+
+
+class _World:
+    """What all threads of one run share: whether one of them failed, and every barrier that another may be waiting at."""
+
+    def __init__(self) -> None:
+        self.failed = threading.Event()
+        self.barriers: list[threading.Barrier] = []
+
+    def barrier(self, size: int) -> threading.Barrier:
+        made = threading.Barrier(size)
+        self.barriers.append(made)
+        if self.failed.is_set():
+            made.abort()
+        return made
+
+    def fail(self) -> None:
+        self.failed.set()
+        for barrier in self.barriers:
+            barrier.abort()
+
+
+class _Group:
+    """What the ranks of one communicator share: a mailbox for each ordered pair, a barrier, a table of values."""
+
+    def __init__(self, size: int, world: _World):
+        self.size, self.world = size, world
+        self.mail: list[list[queue.SimpleQueue]] = [[queue.SimpleQueue() for _ in range(size)] for _ in range(size)]
+        self.barrier = world.barrier(size)
+        self.table: list[Any] = [None] * size
+        self.children: dict[int, _Group] = {}
+
+
+class _Sent:
+    def wait(self) -> None:
+        """Sends are copied at once."""
+
+
+class _Receive:
+    def __init__(self, mail: queue.SimpleQueue, x: Array, failed: threading.Event):
+        self.mail, self.x, self.failed = mail, x, failed
+
+    def wait(self) -> None:
+        """Wait for the message, or for the news that another rank failed."""
+        while True:
+            try:
+                self.x[...] = self.mail.get(timeout=0.05)
+                return
+            except queue.Empty:
+                if self.failed.is_set():
+                    raise RankFailed("another rank failed while this one waited for its message") from None
+
+
+class ThreadWire:
+    """A wire between threads: messages are copies in queues."""
+
+    def __init__(self, rank: int, group: _Group):
+        self.rank, self.size, self.group = rank, group.size, group
+
+    def send(self, x: Array, to: int) -> _Sent:
+        """Copy `x` into the mailbox of rank `to`."""
+        self.group.mail[self.rank][to].put(x.copy())
+        return _Sent()
+
+    def receive(self, x: Array, source: int) -> _Receive:
+        """Take the next message of `source` into `x`, when waited for."""
+        return _Receive(self.group.mail[source][self.rank], x, self.group.world.failed)
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Every rank's value, through the shared table."""
+        self.group.table[self.rank] = value
+        self._meet()
+        values = list(self.group.table)
+        self._meet()
+        return values
+
+    def agree(self, key: Sequence[int]) -> bool:
+        """True on all ranks if all have this key."""
+        keys = self.exchange(tuple(key))
+        return all(other == keys[0] for other in keys)
+
+    def split(self, color: int | None, key: int) -> ThreadWire | None:
+        """The ranks with this color get a group of their own."""
+        places = self.exchange((color, key, self.rank))
+        if self.rank == 0:
+            colors = {place[0] for place in places if place[0] is not None}
+            self.group.children = {c: _Group(sum(p[0] == c for p in places), self.group.world) for c in colors}
+        self._meet()
+        if color is None:
+            return None
+        members = sorted((p[1], p[2]) for p in places if p[0] == color)
+        return ThreadWire(members.index((key, self.rank)), self.group.children[color])
+
+    def node_color(self) -> int:
+        """All threads share one memory."""
+        return 0
+
+    def describe(self) -> str:
+        """Threads have no version."""
+        return "threads"
+
+    def _meet(self) -> None:
+        try:
+            self.group.barrier.wait()
+        except threading.BrokenBarrierError:
+            raise RankFailed("another rank failed while this one waited in a collective") from None
+
+
+def run(size: int, program: Callable[..., T], *args: Any) -> list[T]:
+    """Call `program(comm, *args)` on `size` ranks, each a thread; returns their results in rank order.
+
+    If ranks raise, the others are released and the first real error (not a mere consequence) is raised here.
+
+    >>> run(3, lambda comm: comm.exchange(comm.rank ** 2))
+    [[0, 1, 4], [0, 1, 4], [0, 1, 4]]
+    """
+    world = _World()
+    group = _Group(size, world)
+    results: list[Any] = [None] * size
+    errors: list[BaseException | None] = [None] * size
+
+    def body(rank: int) -> None:
+        try:
+            results[rank] = program(Communicator(ThreadWire(rank, group)), *args)
+        except BaseException as error:
+            errors[rank] = error
+            world.fail()
+
+    threads = [threading.Thread(target=body, args=(rank,), daemon=True, name=f"rank {rank}") for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    raised = [error for error in errors if error is not None]
+    if raised:
+        raise next((error for error in raised if not isinstance(error, RankFailed)), raised[0])
+    return results
+

@@ -1,0 +1,43 @@
+"""What carries bytes between ranks. MPI (mpi.py) and queues between threads (threads.py) are wires."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from hpcai.xp import Array
+
+
+class Pending(Protocol):
+    """A send or receive under way; the buffer belongs to the wire until `wait` returns."""
+
+    def wait(self) -> None:
+        """Return when the buffer may be used again."""
+
+
+class Wire(Protocol):
+    """Point-to-point messages in order for each pair of ranks, and small agreements."""
+
+    rank: int
+    size: int
+
+    def send(self, x: Array, to: int) -> Pending:
+        """Start to send a contiguous array of at most 2**30 bytes."""
+
+    def receive(self, x: Array, source: int) -> Pending:
+        """Start to receive into a contiguous array; the sender's has as many bytes."""
+
+    def agree(self, key: Sequence[int]) -> bool:
+        """True on all ranks if `key` (integers below 2**62) is the same on all, else False on all."""
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Every rank's `value` (small, pickled), in rank order."""
+
+    def split(self, color: int | None, key: int) -> Wire | None:
+        """A wire among the ranks with the same color, ordered by (key, rank); None where color is None."""
+
+    def node_color(self) -> int:
+        """An integer that is equal on ranks which share memory."""
+
+    def describe(self) -> str:
+        """The name and version of what carries the bytes."""

@@ -1,0 +1,39 @@
+"""Which samples each rank sees: a function of (seed, epoch, step), the same global batches for any number of ranks."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from hpcai.xp import Array
+
+
+def steps_per_epoch(n: int, batch: int) -> int:
+    """How many global batches one pass over n samples takes; the last may be smaller.
+
+    >>> steps_per_epoch(10, 4)
+    3
+    """
+    return -(-n // batch)
+
+
+def global_batch(n: int, batch: int, seed: int, step: int) -> Array:
+    """Indices of the samples of global step `step`: (batch,) i64, fewer at an epoch's end.
+
+    Each epoch is a shuffle of all n samples by (seed, epoch), cut into batches, so every sample comes exactly once an epoch.
+    """
+    epoch, at = divmod(step, steps_per_epoch(n, batch))
+    return _order(n, seed, epoch)[at * batch : (at + 1) * batch]
+
+
+def shard(index: Array, rank: int, size: int) -> Array:
+    """This rank's contiguous part of a global batch. Parts differ by one sample at most and may be empty: gradients are sums
+    over samples divided by the global count, so nothing is dropped or counted twice.
+    """
+    return index[len(index) * rank // size : len(index) * (rank + 1) // size]
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> Array:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)

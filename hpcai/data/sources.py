@@ -1,0 +1,53 @@
+"""The data sets that `--data` can name."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from hpcai.data import idx, table
+from hpcai.data.dataset import Dataset
+from hpcai.errors import DataError, UsageError
+
+NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH")
+
+
+def load(spec: str, folder: Path | None = None, label: str | None = None, ignore: Sequence[str] = ()) -> Dataset:
+    """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH or npz:PATH (see table.py).
+
+    Raises: UsageError for an unknown name, DataError for data that is absent or damaged.
+    """
+    kind, _, path = spec.partition(":")
+    if spec == "digits":
+        return digits()
+    if spec in idx.SHA256:
+        return idx.load(spec, folder)
+    if kind in ("csv", "npz") and path:
+        where = _existing(spec, Path(path).expanduser(), folder)
+        return table.load_csv(where, label, ignore) if kind == "csv" else table.load_npz(where)
+    raise UsageError(f"unknown data set {spec!r}; there are {', '.join(NAMES)}")
+
+
+def digits() -> Dataset:
+    """The UCI handwritten digits embedded in the package: 1,797 images of 8x8 pixels from 0 to 16 (CC BY 4.0, see
+    digits.LICENSE), scaled to [-1, 1]. Every fifth image is for testing, so that all writers are on both sides.
+
+    >>> digits().x_train.shape, digits().x_test.shape
+    ((1438, 64), (359, 64))
+    """
+    raw = gzip.decompress(resources.files("hpcai.data").joinpath("digits.csv.gz").read_bytes())
+    cells = np.loadtxt(raw.decode().splitlines(), delimiter=",", dtype=np.uint8)
+    x, y, test = np.ascontiguousarray(cells[:, :64]), cells[:, 64].astype(np.int64), np.arange(len(cells)) % 5 == 4
+    return Dataset("digits", x[~test], y[~test], x[test], y[test], shape=(8, 8), classes=10, scale=1 / 8, shift=-1.0)
+
+
+def _existing(spec: str, path: Path, folder: Path | None) -> Path:
+    places = [path] if path.is_absolute() or folder is None else [path, folder / path]
+    for place in places:
+        if place.is_file():
+            return place
+    raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")

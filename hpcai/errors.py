@@ -1,0 +1,37 @@
+"""The project's exceptions. Each message says what was given, what was wanted, and what to do."""
+
+
+class HpcaiError(Exception):
+    """Anything that hpcai refuses or cannot do. `exit_code` is what a program that ends by it returns."""
+
+    exit_code = 1
+
+
+class UsageError(HpcaiError):
+    """An option or argument that makes no sense."""
+
+    exit_code = 2
+
+
+class DataError(HpcaiError):
+    """Data that is absent, damaged, or of another form than was said."""
+
+
+class CheckpointError(HpcaiError):
+    """A checkpoint that is absent, damaged, or belongs to another model."""
+
+
+class LaunchError(HpcaiError):
+    """The launcher and the MPI library do not know each other."""
+
+
+class RankMismatch(HpcaiError):
+    """Ranks called different collectives, or the same one with different shapes, dtypes or operations."""
+
+
+class RankFailed(HpcaiError):
+    """Another rank ended while this one waited for it (ranks as threads; under MPI the job is aborted)."""
+
+
+class NonFiniteError(HpcaiError):
+    """A loss, gradient or parameter became NaN or infinite."""

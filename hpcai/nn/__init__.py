@@ -1,0 +1,1 @@
+"""Layers, losses and models as init, forward and backward on one rank's batch. No ranks here."""

@@ -1,0 +1,157 @@
+"""Layers: values that say which parameters they have and how to go forward and backward.
+
+A layer keeps nothing. Parameters and gradients are views into arenas; what backward needs of forward, and the buffers for
+results, lie in a `cache`, a dict that the caller owns. One cache serves one forward with its backward: results are overwritten
+at the next. Images are (batch, height, width, channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcai import ops
+from hpcai.xp import Array, namespace
+
+Cache = dict[str, Any]
+Params = dict[str, Array]
+
+
+class Parameter(NamedTuple):
+    """Shape, and the bound of its uniform initial values."""
+
+    shape: tuple[int, ...]
+    bound: float
+
+
+class Layer(NamedTuple):
+    """One layer.
+
+    forward(params, cache, x) -> y. backward(params, grads, cache, dy, need_dx) -> dx or None: writes the gradients of its
+    parameters into `grads` (overwriting them) and returns the gradient of its input, unless nobody needs it.
+    """
+
+    name: str
+    parameters: dict[str, Parameter]
+    forward: Callable[[Params, Cache, Array], Array]
+    backward: Callable[[Params, Params, Cache, Array, bool], Array | None]
+
+
+def linear(name: str, inputs: int, outputs: int) -> Layer:
+    """y = x W + b. x: (b, inputs), W: (inputs, outputs); initial W and b uniform in +-1/sqrt(inputs)."""
+    bound = 1 / sqrt(inputs)
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        y = buffer(cache, "y", (len(x), outputs), x)
+        namespace(x).matmul(x, params["weight"], out=y)
+        cache["x"] = x
+        return ops.add_bias_into(y, params["bias"])
+
+    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
+        xp, x = namespace(dy), cache["x"]
+        xp.matmul(x.T, dy, out=grads["weight"])
+        xp.sum(dy, axis=0, out=grads["bias"])
+        return xp.matmul(dy, params["weight"].T, out=buffer(cache, "dx", x.shape, x)) if need_dx else None
+
+    shapes = {"weight": Parameter((inputs, outputs), bound), "bias": Parameter((outputs,), bound)}
+    return Layer(name, shapes, forward, backward)
+
+
+def relu(name: str = "relu") -> Layer:
+    """y = max(x, 0)."""
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        cache["y"] = ops.relu_into(buffer(cache, "y", x.shape, x), x)
+        return cache["y"]
+
+    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
+        return ops.relu_backward_into(buffer(cache, "dx", dy.shape, dy), dy, cache["y"]) if need_dx else None
+
+    return Layer(name, {}, forward, backward)
+
+
+def gelu(name: str = "gelu") -> Layer:
+    """y = x Phi(x), exact. Source: Hendrycks & Gimpel, arXiv:1606.08415."""
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        cache["x"] = x
+        return ops.gelu_into(buffer(cache, "y", x.shape, x), x)
+
+    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
+        return ops.gelu_backward_into(buffer(cache, "dx", dy.shape, dy), dy, cache["x"]) if need_dx else None
+
+    return Layer(name, {}, forward, backward)
+
+
+def flatten(name: str = "flatten") -> Layer:
+    """(b, ...) becomes (b, k); a view."""
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        cache["shape"] = x.shape
+        return x.reshape(len(x), int(np.prod(x.shape[1:])))
+
+    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
+        return dy.reshape(cache["shape"])
+
+    return Layer(name, {}, forward, backward)
+
+
+def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | None = None) -> Layer:
+    """Cross-correlation with stride 1: x (b, h, w, inputs) to (b, h', w', outputs), h' = h + 2 pad - kernel + 1.
+
+    `pad` zeros on each side; without it as many as keep h' = h (kernel must be odd). Receptive fields become rows (im2col), so
+    both directions are matrix products; W: (kernel * kernel * inputs, outputs), initialised as in `linear`.
+    """
+    pad = kernel // 2 if pad is None else pad
+    fan_in = kernel * kernel * inputs
+    bound = 1 / sqrt(fan_in)
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        b, h, w = x.shape[0], x.shape[1] + 2 * pad - kernel + 1, x.shape[2] + 2 * pad - kernel + 1
+        cols = cache["cols"] = ops.im2col_into(buffer(cache, "cols", (b * h * w, fan_in), x), x, kernel, pad)
+        y = buffer(cache, "y", (b * h * w, outputs), x)
+        namespace(x).matmul(cols, params["weight"], out=y)
+        cache["input"] = x.shape
+        return ops.add_bias_into(y, params["bias"]).reshape(b, h, w, outputs)
+
+    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
+        xp, cols = namespace(dy), cache["cols"]
+        dy = dy.reshape(-1, outputs)
+        xp.matmul(cols.T, dy, out=grads["weight"])
+        xp.sum(dy, axis=0, out=grads["bias"])
+        if not need_dx:
+            return None
+        dcols = xp.matmul(dy, params["weight"].T, out=cols)  # the fields are not needed any more: reuse their memory
+        return ops.col2im_into(buffer(cache, "dx", cache["input"], dy), dcols, kernel, pad)
+
+    shapes = {"weight": Parameter((fan_in, outputs), bound), "bias": Parameter((outputs,), bound)}
+    return Layer(name, shapes, forward, backward)
+
+
+def max_pool(name: str = "max_pool", size: int = 2) -> Layer:
+    """Maximum over tiles of size x size: (b, h, w, c) to (b, h // size, w // size, c); rows and columns left over are dropped."""
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        b, h, w, c = x.shape
+        cache["input"] = x.shape
+        y = buffer(cache, "y", (b, h // size, w // size, c), x)
+        winner = cache["winner"] = buffer(cache, "winner", y.shape, x, np.uint8)
+        return ops.max_pool_into(y, winner, x, size)
+
+    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
+        winner = cache["winner"]
+        return ops.max_pool_backward_into(buffer(cache, "dx", cache["input"], dy), dy, winner, size) if need_dx else None
+
+    return Layer(name, {}, forward, backward)
+
+
+def buffer(cache: Cache, name: str, shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
+    """The first `shape[0]` rows of a buffer that the cache keeps from step to step, so that a step allocates nothing."""
+    key, dtype = f"{name} buffer", like.dtype if dtype is None else dtype
+    kept = cache.get(key)
+    if kept is None or len(kept) < shape[0] or kept.shape[1:] != tuple(shape[1:]) or kept.dtype != dtype:
+        kept = cache[key] = namespace(like).empty(shape, dtype)
+    return kept[: shape[0]]

@@ -1,0 +1,43 @@
+"""The numerical verbs: each has one specification (reference.py) and one fast implementation per device.
+
+Verbs that collectives need are C++ (native.py); elementwise and row-wise work of `nn` and `optim` is Numba (fused.py). A verb
+loads its implementation when it is first used, so that importing hpcai starts no compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_NATIVE = ("fold_into", "cast_into", "divide_into", "is_native")
+_FUSED = (
+    "gather_into",
+    "add_bias_into",
+    "relu_into",
+    "relu_backward_into",
+    "gelu_into",
+    "gelu_backward_into",
+    "softmax_cross_entropy_into",
+    "mean_squared_error_into",
+    "im2col_into",
+    "col2im_into",
+    "max_pool_into",
+    "max_pool_backward_into",
+    "sum_of_squares",
+    "sgd_into",
+    "momentum_into",
+    "nesterov_into",
+    "adam_into",
+    "lamb_direction_into",
+    "lamb_step_into",
+)
+_HOME = dict.fromkeys(_NATIVE, "hpcai.ops.native") | dict.fromkeys(_FUSED, "hpcai.ops.fused")
+__all__ = [*_NATIVE, *_FUSED]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hpcai.ops' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,341 @@
+"""Elementwise and row-wise verbs in Numba: one pass over memory each, compiled once and cached on disk.
+
+Scalars are passed in the array's own dtype, so f32 work stays f32; sums are carried in f64. No fast-math: every machine and
+every number of ranks computes the same bits from the same input.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+
+_compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
+
+
+# Data: rows of bytes or floats become a batch.
+
+
+@_compile
+def _gather(out, rows, index, scale, shift):
+    for i in range(out.shape[0]):
+        row = rows[index[i]]
+        for j in range(out.shape[1]):
+            out[i, j] = row[j] * scale + shift
+
+
+def gather_into(out, rows, index, scale, shift):
+    """out[i] = rows[index[i]] * scale + shift. out: (b, k) f32 or f64; rows: (n, k) u8, f32 or f64; index: (b,) i64."""
+    _gather(out, rows, index, out.dtype.type(scale), out.dtype.type(shift))
+    return out
+
+
+# Layers.
+
+
+@_compile
+def _add_bias(y, bias):
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
+            y[i, j] += bias[j]
+
+
+def add_bias_into(y, bias):
+    """y += bias, row by row. y: (b, k); bias: (k,)."""
+    _add_bias(y, bias)
+    return y
+
+
+@_compile
+def _relu(out, x):
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        out[i] = zero if x[i] < zero else x[i]
+
+
+def relu_into(out, x):
+    """out = max(x, 0); NaN passes. Any contiguous shape."""
+    _relu(out.reshape(-1), x.reshape(-1))
+    return out
+
+
+@_compile
+def _relu_backward(dx, dy, y):
+    zero = y.dtype.type(0)
+    for i in range(y.size):
+        dx[i] = dy[i] if y[i] > zero else zero
+
+
+def relu_backward_into(dx, dy, y):
+    """dx = dy where the output y > 0, else 0. Any contiguous shape; dx may be dy."""
+    _relu_backward(dx.reshape(-1), dy.reshape(-1), y.reshape(-1))
+    return dx
+
+
+@_compile
+def _gelu(out, x):
+    for i in range(x.size):
+        v = np.float64(x[i])
+        out[i] = v * 0.5 * (1.0 + math.erf(v * 0.7071067811865476))
+
+
+def gelu_into(out, x):
+    """out = x Phi(x), exact (Hendrycks & Gimpel, arXiv:1606.08415). Any contiguous shape."""
+    _gelu(out.reshape(-1), x.reshape(-1))
+    return out
+
+
+@_compile
+def _gelu_backward(dx, dy, x):
+    for i in range(x.size):
+        v = np.float64(x[i])
+        slope = 0.5 * (1.0 + math.erf(v * 0.7071067811865476)) + v * math.exp(-0.5 * v * v) * 0.3989422804014327
+        dx[i] = dy[i] * slope
+
+
+def gelu_backward_into(dx, dy, x):
+    """dx = dy (Phi(x) + x phi(x)), x being the input. Any contiguous shape; dx may be dy."""
+    _gelu_backward(dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
+    return dx
+
+
+@_compile
+def _softmax_cross_entropy(dlogits, logits, labels, scale):
+    total, correct = 0.0, 0
+    for i in range(logits.shape[0]):
+        best = 0
+        for j in range(logits.shape[1]):
+            if logits[i, j] > logits[i, best]:
+                best = j
+        top = np.float64(logits[i, best])
+        z = 0.0
+        for j in range(logits.shape[1]):
+            z += math.exp(logits[i, j] - top)
+        log_z = math.log(z) + top
+        label = labels[i]
+        total += log_z - logits[i, label]
+        correct += best == label
+        for j in range(logits.shape[1]):
+            dlogits[i, j] = (math.exp(logits[i, j] - log_z) - (1.0 if j == label else 0.0)) * scale
+    return total, correct
+
+
+def softmax_cross_entropy_into(dlogits, logits, labels, scale):
+    """Softmax, loss and gradient in one pass over each row.
+
+    Args:   dlogits, logits: (b, classes); labels: (b,) i64; scale: what each row's gradient is multiplied by.
+    Returns: (sum of the b losses in f64, number of rows whose largest logit is the label).
+    """
+    return _softmax_cross_entropy(dlogits, logits, labels, float(scale))
+
+
+@_compile
+def _mean_squared_error(dy, y, target, scale):
+    total = 0.0
+    for i in range(y.shape[0]):
+        row = 0.0
+        for j in range(y.shape[1]):
+            difference = np.float64(y[i, j]) - target[i, j]
+            row += difference * difference
+            dy[i, j] = 2.0 * difference / y.shape[1] * scale
+        total += row / y.shape[1]
+    return total, 0
+
+
+def mean_squared_error_into(dy, y, target, scale):
+    """Mean over columns of (y - target)**2, and its gradient times scale. Arrays: (b, k). Returns (sum over rows, 0)."""
+    return _mean_squared_error(dy, y, target, float(scale))
+
+
+@_compile
+def _im2col(cols, x, kernel, pad):
+    n, h, w, c = x.shape
+    out_h, out_w = h + 2 * pad - kernel + 1, w + 2 * pad - kernel + 1
+    zero = x.dtype.type(0)
+    for row in range(n * out_h * out_w):
+        image, place = divmod(row, out_h * out_w)
+        top, left = place // out_w - pad, place % out_w - pad
+        at = 0
+        for i in range(top, top + kernel):
+            for j in range(left, left + kernel):
+                if 0 <= i < h and 0 <= j < w:
+                    for k in range(c):
+                        cols[row, at + k] = x[image, i, j, k]
+                else:
+                    for k in range(c):
+                        cols[row, at + k] = zero
+                at += c
+
+
+def im2col_into(cols, x, kernel, pad):
+    """Each output pixel's receptive field as a row. cols: (n*h'*w', kernel*kernel*c); x: (n, h, w, c); stride 1."""
+    _im2col(cols, x, kernel, pad)
+    return cols
+
+
+@_compile
+def _col2im(dx, cols, kernel, pad):
+    n, h, w, c = dx.shape
+    out_h, out_w = h + 2 * pad - kernel + 1, w + 2 * pad - kernel + 1
+    dx[:] = dx.dtype.type(0)
+    for row in range(n * out_h * out_w):
+        image, place = divmod(row, out_h * out_w)
+        top, left = place // out_w - pad, place % out_w - pad
+        at = 0
+        for i in range(top, top + kernel):
+            for j in range(left, left + kernel):
+                if 0 <= i < h and 0 <= j < w:
+                    for k in range(c):
+                        dx[image, i, j, k] += cols[row, at + k]
+                at += c
+
+
+def col2im_into(dx, cols, kernel, pad):
+    """The transpose of im2col_into: every row added back to the pixels that it was read from."""
+    _col2im(dx, cols, kernel, pad)
+    return dx
+
+
+@_compile
+def _max_pool(out, winner, x, size):
+    n, h, w, c = out.shape
+    for image in range(n):
+        for i in range(h):
+            for j in range(w):
+                for k in range(c):
+                    out[image, i, j, k] = x[image, i * size, j * size, k]
+                    winner[image, i, j, k] = 0
+                for at in range(1, size * size):
+                    for k in range(c):
+                        value = x[image, i * size + at // size, j * size + at % size, k]
+                        if value > out[image, i, j, k] or value != value:
+                            out[image, i, j, k] = value
+                            winner[image, i, j, k] = at
+
+
+def max_pool_into(out, winner, x, size):
+    """out = maximum over size x size tiles; winner = its place in the tile (u8). x: (n, h, w, c); out, winner: (n, h//size, w//size, c)."""
+    _max_pool(out, winner, x, size)
+    return out
+
+
+@_compile
+def _max_pool_backward(dx, dy, winner, size):
+    dx[:] = dx.dtype.type(0)
+    n, h, w, c = dy.shape
+    for image in range(n):
+        for i in range(h):
+            for j in range(w):
+                for k in range(c):
+                    at = winner[image, i, j, k]
+                    dx[image, i * size + at // size, j * size + at % size, k] = dy[image, i, j, k]
+
+
+def max_pool_backward_into(dx, dy, winner, size):
+    """dx = dy at each tile's winner, 0 elsewhere. Shapes as max_pool_into."""
+    _max_pool_backward(dx, dy, winner, size)
+    return dx
+
+
+# Optimizers: parameters, gradient and state are flat; each verb reads and writes every element once.
+
+
+@_compile
+def _sum_of_squares(x):
+    # Eight partial sums, so that the additions do not wait for each other; their order is fixed.
+    partial = np.zeros(8)
+    whole = x.size - x.size % 8
+    for i in range(0, whole, 8):
+        for j in range(8):
+            partial[j] += np.float64(x[i + j]) * np.float64(x[i + j])
+    for i in range(whole, x.size):
+        partial[0] += np.float64(x[i]) * np.float64(x[i])
+    return partial.sum()
+
+
+def sum_of_squares(x):
+    """The sum of x**2 in f64; NaN or infinite exactly when an element of x is (or beyond 1e154). x: (n,)."""
+    return float(_sum_of_squares(x))
+
+
+@_compile
+def _sgd(p, g, lr, scale, decay):
+    for i in range(p.size):
+        p[i] -= lr * (scale * g[i] + decay * p[i])
+
+
+def sgd_into(p, g, lr, scale, decay):
+    """p -= lr (scale g + decay p)."""
+    _sgd(p, g, *_scalars(p, lr, scale, decay))
+
+
+@_compile
+def _momentum(p, g, m, lr, mu, scale, decay):
+    for i in range(p.size):
+        m[i] = mu * m[i] + (scale * g[i] + decay * p[i])
+        p[i] -= lr * m[i]
+
+
+def momentum_into(p, g, m, lr, mu, scale, decay):
+    """m = mu m + g; p -= lr m."""
+    _momentum(p, g, m, *_scalars(p, lr, mu, scale, decay))
+
+
+@_compile
+def _nesterov(p, g, m, lr, mu, scale, decay):
+    for i in range(p.size):
+        gradient = scale * g[i] + decay * p[i]
+        m[i] = mu * m[i] + gradient
+        p[i] -= lr * (gradient + mu * m[i])
+
+
+def nesterov_into(p, g, m, lr, mu, scale, decay):
+    """m = mu m + g; p -= lr (g + mu m)."""
+    _nesterov(p, g, m, *_scalars(p, lr, mu, scale, decay))
+
+
+@_compile
+def _adam(p, g, m, v, lr, beta1, beta2, rest1, rest2, eps, fix1, fix2, scale, coupled, decoupled):
+    for i in range(p.size):
+        gradient = scale * g[i] + coupled * p[i]
+        m[i] = beta1 * m[i] + rest1 * gradient
+        v[i] = beta2 * v[i] + rest2 * gradient * gradient
+        p[i] -= lr * ((m[i] / fix1) / (np.sqrt(v[i] / fix2) + eps) + decoupled * p[i])
+
+
+def adam_into(p, g, m, v, lr, beta1, beta2, eps, fix1, fix2, scale, decay, decoupled):
+    """Adam, or AdamW where `decoupled`; fix1 and fix2 are 1 - beta**t."""
+    coupled, apart = (0.0, decay) if decoupled else (decay, 0.0)
+    _adam(p, g, m, v, *_scalars(p, lr, beta1, beta2, 1 - beta1, 1 - beta2, eps, fix1, fix2, scale, coupled, apart))
+
+
+@_compile
+def _lamb_direction(u, p, g, m, v, beta1, beta2, rest1, rest2, eps, fix1, fix2, scale, decay):
+    for i in range(p.size):
+        gradient = scale * g[i]
+        m[i] = beta1 * m[i] + rest1 * gradient
+        v[i] = beta2 * v[i] + rest2 * gradient * gradient
+        u[i] = (m[i] / fix1) / (np.sqrt(v[i] / fix2) + eps) + decay * p[i]
+
+
+def lamb_direction_into(u, p, g, m, v, beta1, beta2, eps, fix1, fix2, scale, decay):
+    """LAMB's update direction u for one layer; returns the sums of squares of p and of u."""
+    _lamb_direction(u, p, g, m, v, *_scalars(p, beta1, beta2, 1 - beta1, 1 - beta2, eps, fix1, fix2, scale, decay))
+    return sum_of_squares(p), sum_of_squares(u)
+
+
+@_compile
+def _lamb_step(p, u, step):
+    for i in range(p.size):
+        p[i] -= step * u[i]
+
+
+def lamb_step_into(p, u, step):
+    """p -= step u."""
+    _lamb_step(p, u, *_scalars(p, step))
+
+
+def _scalars(array, *values):
+    return (array.dtype.type(value) for value in values)

@@ -1,0 +1,72 @@
+"""The C++ kernels behind their verbs, with arguments checked; numpy's reference where they were not built."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcai.ops import reference
+from hpcai.xp import CODES, Array, accumulation_dtype
+
+try:
+    from hpcai import _native
+except ImportError:
+    _native = None
+
+OPERATIONS = {"sum": 0, "max": 1, "min": 2}
+
+
+def is_native() -> bool:
+    """True when the C++ kernels are there."""
+    return _native is not None
+
+
+def fold_into(acc: Array, x: Array, op: str) -> Array:
+    """acc = acc OP x, elementwise, in place.
+
+    Args:   acc, x: (n,) contiguous, not overlapping unless equal; x of f16, bf16, f32, f64, i32, i64; acc of the same dtype, or
+            f32 where x has 16 bits. op: "sum", "max", "min"; a NaN on either side gives NaN.
+    Returns: acc.
+    Raises: TypeError (other dtypes), ValueError (shapes differ, not contiguous).
+    Cost:   reads both, writes acc once: 12 bytes an element for f32.
+    """
+    _check(acc, x)
+    if acc.dtype != accumulation_dtype(x.dtype):
+        raise TypeError(f"fold_into wants an accumulator of {accumulation_dtype(x.dtype)} for {x.dtype}, got {acc.dtype}")
+    if _native is None:
+        return reference.fold_into(acc, x, op)
+    _native.fold(CODES[x.dtype], OPERATIONS[op], _address(acc), _address(x), x.size)
+    return acc
+
+
+def cast_into(out: Array, x: Array) -> Array:
+    """out = x, between f32 and f16 or bf16, rounded to nearest even. Shapes as `fold_into`; out and x do not overlap."""
+    _check(out, x)
+    pair = {out.dtype.itemsize, x.dtype.itemsize}
+    if pair != {2, 4} or np.dtype(np.float32) not in (out.dtype, x.dtype):
+        raise TypeError(f"cast_into goes between f32 and a 16-bit float, got {x.dtype} to {out.dtype}")
+    if _native is None:
+        return reference.cast_into(out, x)
+    _native.cast(CODES[out.dtype], CODES[x.dtype], _address(out), _address(x), x.size)
+    return out
+
+
+def divide_into(x: Array, divisor: int) -> Array:
+    """x = x / divisor in place, for the mean; integers truncate towards zero. x: (n,) contiguous f32, f64, i32 or i64."""
+    _check(x, x)
+    if x.dtype.itemsize == 2:
+        raise TypeError(f"divide_into wants f32, f64, i32 or i64, got {x.dtype}: divide before rounding to 16 bits")
+    if _native is None:
+        return reference.divide_into(x, divisor)
+    _native.divide(CODES[x.dtype], _address(x), divisor, x.size)
+    return x
+
+
+def _check(out: Array, x: Array) -> None:
+    if out.dtype not in CODES or x.dtype not in CODES:
+        raise TypeError(f"no kernel for {out.dtype} and {x.dtype}; there is one for f16, bf16, f32, f64, i32, i64")
+    if out.shape != x.shape or not (out.flags.c_contiguous and x.flags.c_contiguous):
+        raise ValueError(f"kernels want contiguous arrays of one shape, got {out.shape} and {x.shape}")
+
+
+def _address(x: Array) -> int:
+    return x.__array_interface__["data"][0]

@@ -1,0 +1,1 @@
+"""Optimizers, schedules and clipping on flat arrays. No ranks here."""

@@ -1,0 +1,189 @@
+"""The options of `python -m hpcai.train`: one dataclass, filled from flags, --config FILE and HPCAI_* variables."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hpcai.errors import UsageError
+
+_DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
+
+  mpirun -n 4 python -m hpcai.train --data fashion-mnist --model cnn --epochs 5
+
+Every option can also stand in the YAML file given to --config or in a variable HPCAI_OPTION (HPCAI_LR=0.1, HPCAI_DATA_DIR);
+flags win over variables, variables over the file. $HPCAI_DATA is a folder to look for data in, like HPCAI_DATA_DIR."""
+
+
+class Widths(tuple):
+    """Whole numbers above 0, written 1024,1024 or as a list."""
+
+    def __new__(cls, value: Any = ()) -> Widths:
+        parts = re.split(r"\s*,\s*", value.strip(" []")) if isinstance(value, str) else value
+        try:
+            numbers = [int(part) for part in ([parts] if isinstance(parts, int) else parts) if part != ""]
+        except (TypeError, ValueError):
+            raise ValueError(f"wanted whole numbers such as 1024,1024, got {value!r}") from None
+        if any(number < 1 for number in numbers):
+            raise ValueError(f"widths start at 1, got {value!r}")
+        return super().__new__(cls, numbers)
+
+
+class Names(tuple):
+    """Names separated by commas, or a list of them."""
+
+    def __new__(cls, value: Any = ()) -> Names:
+        return super().__new__(cls, [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value)
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its help text."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that a training run depends on."""
+
+    data: str = option("digits", "data set: digits, fashion-mnist, mnist, csv:PATH or npz:PATH")
+    data_dir: str | None = option(None, "folder with data files (else $HPCAI_DATA, then /usr/share/datasets)")
+    label: str | None = option(None, "csv: the column to predict")
+    ignore: Names = option(Names(), "csv: columns to leave out, A,B,...")
+    model: Literal["softmax", "mlp", "cnn"] = option("mlp", "model")
+    hidden: Widths = option(Widths((256, 128)), "mlp: widths of the hidden layers, N,N,...")
+    channels: Widths = option(Widths((16, 32)), "cnn: channels of the convolutions, N,N,...")
+    activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
+    epochs: int | None = option(None, "passes over the training data (10 unless --steps is given)")
+    steps: int | None = option(None, "stop after this many steps")
+    batch: int = option(64, "samples in a step, over all ranks")
+    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"] = option("adam", "optimizer")
+    lr: float | None = option(None, "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw 0.001; lamb 0.005)")
+    momentum: float | None = option(None, "for sgd (0), momentum and nesterov (0.9)")
+    weight_decay: float | None = option(None, "weight decay (adamw, lamb 0.01; others 0)")
+    schedule: Literal["constant", "cosine", "step"] = option("constant", "course of the learning rate")
+    warmup: int = option(0, "steps of linear warm-up")
+    decay_steps: int = option(1000, "schedule step: multiply the learning rate by 0.1 every so many steps")
+    clip: float = option(0.0, "limit of the gradient's global norm (0: none)")
+    reduction: Literal["mean", "sum"] = option("mean", "gradient of the mean or of the sum of the losses in a global batch")
+    seed: int = option(0, "seed of initial parameters and of the order of samples")
+    dtype: Literal["f32", "f64"] = option("f32", "arithmetic")
+    algorithm: Literal["ring", "mpi"] = option("ring", "all-reduce: hpcai's ring or the library's MPI_Allreduce")
+    bucket_bytes: int = option(25 << 20, "gradients are reduced in buckets of about this many bytes")
+    run: str | None = option(None, "folder for everything that is written (runs/DATA-MODEL)")
+    metrics: str | None = option(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
+    plot: bool = option(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
+    resume: str = option("never", "never, auto (the newest checkpoint of the run's folder, if any), or a checkpoint's path")
+    checkpoint_steps: int = option(500, "write a checkpoint every so many steps, and at each epoch's end (0: only at the end)")
+    keep: int = option(2, "checkpoints to keep")
+
+
+_LR = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from flags, --config and the environment, checked one by one and filled with what depends on others.
+
+    Raises: UsageError, one line. `--help` and `--print_config` print and raise SystemExit(0).
+    """
+    with _data_variable_is_a_folder():
+        parser = _parser()
+        messages = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(messages):
+                values = parser.parse_args(list(arguments))
+        except SystemExit as end:
+            if not end.code:
+                raise
+            raise UsageError(_one_line(messages.getvalue())) from None
+        except Exception as error:
+            raise UsageError(_one_line(str(error))) from None
+    names = [field.name for field in dataclasses.fields(Options)]
+    return _filled(Options(**{name: getattr(values, name) for name in names}))
+
+
+def asks_only(arguments: Sequence[str]) -> bool:
+    """True when the arguments ask for text (help), not for training."""
+    return any(a in ("-h", "--help") or a.startswith("--print_config") for a in arguments)
+
+
+def _parser() -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="hpcai.train", description=_DESCRIPTION, env_prefix="HPCAI", default_env=True, exit_on_error=False
+    )
+    parser.formatter_class = _formatter(parser.formatter_class)
+    hints = typing.get_type_hints(Options)
+    for field in dataclasses.fields(Options):
+        kind: dict[str, Any] = {"action": "store_true"} if field.type == "bool" else {"type": hints[field.name]}
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=field.metadata["help"], **kind)
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    return parser
+
+
+def _formatter(parent: type) -> type:
+    import argparse
+
+    class Formatter(argparse.RawDescriptionHelpFormatter, parent):  # type: ignore[misc, valid-type]
+        """Keeps the description's lines."""
+
+    return Formatter
+
+
+@contextlib.contextmanager
+def _data_variable_is_a_folder() -> Iterator[None]:
+    """Keep $HPCAI_DATA, a folder, from being taken for the option --data."""
+    folder = os.environ.pop("HPCAI_DATA", None)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ["HPCAI_DATA"] = folder
+
+
+def _one_line(text: str) -> str:
+    """The parser's complaint without its usage text."""
+    said = re.sub(r"\s+", " ", text.split("error:")[-1]).strip()
+    return f"{said} (python -m hpcai.train --help lists the options)"
+
+
+def _filled(given: Options) -> Options:
+    """Fill in defaults that depend on other options, and refuse what makes no sense."""
+    o = dataclasses.replace(
+        given,
+        epochs=given.epochs if given.epochs is not None or given.steps is not None else 10,
+        lr=given.lr if given.lr is not None else _LR[given.optimizer],
+        run=given.run or str(Path("runs") / f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(given.data).stem)}-{given.model}"),
+    )
+    refuse = [
+        (o.epochs is not None and o.epochs < 1, f"--epochs starts at 1, got {o.epochs}"),
+        (o.steps is not None and o.steps < 1, f"--steps starts at 1, got {o.steps}"),
+        (o.batch < 1, f"--batch starts at 1, got {o.batch}"),
+        (not 0 < (o.lr or 0) < float("inf"), f"--lr must be a positive number, got {o.lr}"),
+        (o.momentum is not None and not 0 <= o.momentum < 1, f"--momentum is from 0 to below 1, got {o.momentum}"),
+        (
+            o.momentum is not None and o.optimizer not in ("sgd", "momentum", "nesterov"),
+            f"--momentum is for sgd, momentum and nesterov; {o.optimizer} has its own",
+        ),
+        (o.weight_decay is not None and not 0 <= o.weight_decay < float("inf"), f"--weight-decay must not be negative, got {o.weight_decay}"),
+        (o.warmup < 0, f"--warmup must not be negative, got {o.warmup}"),
+        (o.decay_steps < 1, f"--decay-steps starts at 1, got {o.decay_steps}"),
+        (not o.clip >= 0, f"--clip must not be negative, got {o.clip}"),
+        (o.seed < 0, f"--seed must not be negative, got {o.seed}"),
+        (o.bucket_bytes < 1, f"--bucket-bytes starts at 1, got {o.bucket_bytes}"),
+        (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
+        (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
+        (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
+    ]
+    for wrong, message in refuse:
+        if wrong:
+            raise UsageError(message)
+    return o

@@ -1,0 +1,125 @@
+"""The loop around the step: data, epochs, evaluation, checkpoints, reports."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.data import sharding, sources
+from hpcai.data.dataset import Dataset, batch_into
+from hpcai.errors import NonFiniteError, UsageError
+from hpcai.nn import models
+from hpcai.train import report, resume
+from hpcai.train.config import Options
+from hpcai.train.replica import Replica, build_schedule, replica
+from hpcai.train.step import train_step
+from hpcai.xp import Array
+
+EVALUATION_BATCH = 1024
+
+
+def fit(options: Options, comm: Communicator) -> dict[str, Any]:
+    """Train as the options say, on all ranks of `comm`; returns the summary, on all ranks.
+
+    Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png.
+    Raises: UsageError, DataError, CheckpointError, NonFiniteError, OSError.
+    """
+    folder = Path(options.run or "runs")
+    dataset = share(comm, lambda: _prepare(options, comm.size, folder))
+    mine = replica(options, dataset, comm)
+    progress = resume.start(options, mine, comm, folder)
+
+    n = len(dataset.x_train)
+    per_epoch = sharding.steps_per_epoch(n, options.batch)
+    total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
+    schedule = build_schedule(options, total)
+    reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)
+    comm.on_root(reporter.open)
+    rows = np.empty((-(-options.batch // comm.size), dataset.x_train.shape[1]), mine.params.dtype)
+
+    for step in range(progress.step, total):
+        batch = sharding.global_batch(n, options.batch, options.seed, step)
+        index = sharding.shard(batch, comm.rank, comm.size)
+        x = batch_into(rows, dataset.x_train, index, dataset)
+        with _naming_last_checkpoint(folder):
+            outcome = train_step(mine, comm, x, dataset.y_train[index], len(batch), step, schedule(step))
+        progress.add(outcome.loss_sum, outcome.samples)
+        reporter.step(progress.step, schedule(step), outcome)
+
+        epoch_ends, run_ends = progress.step % per_epoch == 0, progress.step == total
+        if epoch_ends:
+            reporter.epoch(progress.close_epoch(*evaluate(mine, dataset, comm)))
+        if run_ends or (options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)):
+            resume.save(options, mine, progress, comm, folder)
+
+    if progress.samples:  # the run ended within an epoch: its record is not in the checkpoint, where the epoch is still open
+        reporter.epoch(progress.close_epoch(*evaluate(mine, dataset, comm)))
+    return comm.on_root(reporter.finish)
+
+
+def evaluate(mine: Replica, dataset: Dataset, comm: Communicator) -> tuple[float, float | None]:
+    """Mean loss and accuracy (None for regression) on the test rows, which the ranks share out among themselves."""
+    n = len(dataset.x_test)
+    index = sharding.shard(np.arange(n), comm.rank, comm.size)
+    sums = np.zeros(2)
+    rows = np.empty((min(EVALUATION_BATCH, len(index)), dataset.x_test.shape[1]), mine.params.dtype)
+    for start in range(0, len(index), EVALUATION_BATCH):
+        part = index[start : start + EVALUATION_BATCH]
+        x = batch_into(rows, dataset.x_test, part, dataset)
+        y = models.forward(mine.model, mine.param_views, mine.evaluation_caches, x)
+        sums += mine.model.loss.evaluate(np.empty_like(y), y, dataset.y_test[part], 0.0)
+    comm.allreduce(sums)
+    return sums[0] / n, sums[1] / n if dataset.classes else None
+
+
+def share(comm: Communicator, load: Callable[[], Dataset]) -> Dataset:
+    """Load on rank 0 and broadcast, so that one process reads the files and one error reaches all."""
+    loaded: list[Dataset] = []
+
+    def describe() -> Dataset:
+        loaded.append(load())
+        return loaded[0]._replace(**{name: (array.shape, array.dtype) for name, array in _arrays(loaded[0]).items()})
+
+    described = comm.on_root(describe)
+    arrays: dict[str, Array] = {}
+    for name, (shape, dtype) in _arrays(described).items():
+        array = np.require(_arrays(loaded[0])[name], requirements="CW") if loaded else np.empty(shape, dtype)
+        arrays[name] = comm.broadcast(array)
+    return described._replace(**arrays)
+
+
+def _arrays(dataset: Dataset) -> dict[str, Any]:
+    return {name: getattr(dataset, name) for name in ("x_train", "y_train", "x_test", "y_test")}
+
+
+def _prepare(options: Options, ranks: int, folder: Path) -> Dataset:
+    """On rank 0, before anything is written: refuse what cannot work, load the data, see that the folder can be written."""
+    if options.batch < ranks:
+        raise UsageError(f"--batch {options.batch} is smaller than the number of ranks, {ranks}; give each rank a sample at least")
+    if options.plot:
+        report.require_matplotlib()
+    dataset = sources.load(options.data, Path(options.data_dir) if options.data_dir else None, options.label, options.ignore)
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".writable"
+    probe.touch()
+    probe.unlink()
+    for warning in dataset.warnings:
+        print(f"hpcai: warning: {warning}", file=sys.stderr)
+    return dataset
+
+
+@contextlib.contextmanager
+def _naming_last_checkpoint(folder: Path) -> Iterator[None]:
+    """Add to a NonFiniteError where the run can go on from."""
+    try:
+        yield
+    except NonFiniteError as error:
+        last = resume.newest(folder)
+        good = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+        raise NonFiniteError(f"{error}; {good}. Try a smaller --lr or --clip 1") from None

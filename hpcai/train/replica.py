@@ -1,0 +1,97 @@
+"""One rank's copy of everything that a step changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcai import arena
+from hpcai.comm.communicator import Communicator
+from hpcai.data.dataset import Dataset
+from hpcai.nn import models
+from hpcai.nn.layers import Cache, Params
+from hpcai.nn.models import Model
+from hpcai.optim import optimizers, schedules
+from hpcai.optim.optimizers import Optimizer, State
+from hpcai.optim.schedules import Schedule
+from hpcai.train.config import Options
+from hpcai.xp import DTYPES, Array
+
+
+@dataclass
+class Replica:
+    """Model, flat parameters and gradients with their views, optimizer state, and how gradients are reduced."""
+
+    model: Model
+    optimizer: Optimizer
+    params: Array
+    grads: Array
+    state: State
+    param_views: list[Params]
+    grad_views: list[Params]
+    caches: list[Cache]
+    evaluation_caches: list[Cache]
+    buckets: list[slice]
+    reduction: str
+    algorithm: str
+    clip: float
+
+
+def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
+    """A fresh replica, the same on every rank."""
+    model = build_model(options, dataset)
+    optimizer = build_optimizer(options, model)
+    dtype = DTYPES[options.dtype]
+    params, grads = comm.empty(model.layout.size, dtype), comm.empty(model.layout.size, dtype)
+    params[:] = models.initialise(model, options.seed, dtype)
+    grads[:] = 0
+    return Replica(
+        model=model,
+        optimizer=optimizer,
+        params=params,
+        grads=grads,
+        state=optimizer.init(params),
+        param_views=models.per_layer(model, params),
+        grad_views=models.per_layer(model, grads),
+        caches=[{} for _ in model.layers],
+        evaluation_caches=[{} for _ in model.layers],
+        buckets=arena.buckets(model.layout, np.dtype(dtype).itemsize, options.bucket_bytes),
+        reduction=options.reduction,
+        algorithm=options.algorithm,
+        clip=options.clip,
+    )
+
+
+def build_model(options: Options, dataset: Dataset) -> Model:
+    """The model that the options name, for this data's shape and classes."""
+    loss = models.default_loss(dataset.classes)
+    if options.model == "softmax":
+        return models.softmax(dataset.shape, dataset.outputs, loss)
+    if options.model == "mlp":
+        return models.mlp(dataset.shape, dataset.outputs, loss, options.hidden, options.activation)
+    return models.cnn(dataset.shape, dataset.outputs, loss, options.channels)
+
+
+def build_optimizer(options: Options, model: Model) -> Optimizer:
+    """The optimizer that the options name; sgd with momentum is momentum."""
+    name = "momentum" if options.optimizer == "sgd" and options.momentum else options.optimizer
+    decay = options.weight_decay if options.weight_decay is not None else 0.01 if name in ("adamw", "lamb") else 0.0
+    mu = 0.9 if options.momentum is None else options.momentum
+    if name == "sgd":
+        return optimizers.sgd(decay)
+    if name in ("momentum", "nesterov"):
+        return (optimizers.momentum if name == "momentum" else optimizers.nesterov)(mu, decay)
+    if name == "lamb":
+        return optimizers.lamb(model.layout, weight_decay=decay)
+    return optimizers.adam(weight_decay=decay, decoupled=name == "adamw")
+
+
+def build_schedule(options: Options, steps: int) -> Schedule:
+    """The learning rate's course over `steps` steps."""
+    assert options.lr is not None
+    if options.schedule == "cosine":
+        return schedules.cosine(options.lr, steps, options.warmup)
+    if options.schedule == "step":
+        return schedules.step(options.lr, options.decay_steps, warmup=options.warmup)
+    return schedules.constant(options.lr, options.warmup)

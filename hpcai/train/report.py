@@ -1,0 +1,279 @@
+"""What a person and a program see of a run: the progress line, the final table, metrics, summary and plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+from math import sqrt
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TextIO
+
+import numpy as np
+
+import hpcai
+from hpcai.comm.communicator import Communicator
+from hpcai.comm.launcher import launch
+from hpcai.data.dataset import Dataset, constant_score
+from hpcai.errors import UsageError
+from hpcai.train.config import Options
+from hpcai.train.replica import Replica
+from hpcai.train.resume import Progress
+from hpcai.train.step import Report
+
+REDRAW_S = 0.1
+LINE_S = 10.0
+
+
+class Reporter:
+    """All reports of one run. Every rank calls it alike; rank 0 alone speaks and writes."""
+
+    def __init__(
+        self, options: Options, comm: Communicator, dataset: Dataset, mine: Replica, progress: Progress, total: int, per_epoch: int
+    ):
+        self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
+        self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
+        self.folder = Path(options.run or "runs")
+        self.metrics_path = Path(options.metrics) if options.metrics else self.folder / "metrics.jsonl"
+        self.started = self.epoch_started = perf_counter()
+        self.reports: list[Report] = []
+
+    def open(self) -> None:
+        """Open the metrics file and say where the run begins. May raise OSError."""
+        self.metrics = Metrics(self.metrics_path, after_step=self.progress.step)
+        self.line = ProgressLine(self.total, self.per_epoch, self.progress.step)
+        if self.progress.step:
+            self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}")
+
+    def step(self, number: int, lr: float, done: Report) -> None:
+        """After step `number`, counted from 1."""
+        if self.silent:
+            return
+        self.reports.append(done)
+        record = {
+            "step": number,
+            "epoch": (number - 1) // self.per_epoch + 1,
+            "loss": done.loss_sum / done.samples,
+            "lr": lr,
+            "grad_norm": done.grad_norm,
+            "samples_per_s": done.samples / done.step_s,
+            "step_ms": 1e3 * done.step_s,
+            "comm_ms": 1e3 * done.comm_s,
+        }
+        self.metrics.write(record)
+        self.line.show(number, record["loss"], self._samples_per_s(last=50))
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After an epoch, with its record (see resume.Progress)."""
+        if self.silent:
+            return
+        accuracy, number = record["test_accuracy"], len(self.progress.history)
+        score = f"test loss {record['test_loss']:.4f}" + ("" if accuracy is None else f"   test accuracy {accuracy:.4f}")
+        seconds = perf_counter() - self.epoch_started
+        self.line.lasting(f"epoch {number:>3}/{self.line.epochs}   loss {record['loss']:.4f}   {score}   {seconds:.1f} s")
+        self.epoch_started = perf_counter()
+
+    def finish(self) -> dict[str, Any]:
+        """Write the summary and the plot, print the table. On rank 0; returns the summary."""
+        self.metrics.close()
+        path = self.folder / "summary.json"
+        if not self.reports and path.exists():
+            self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
+            return json.loads(path.read_text(encoding="utf-8"))
+        summary = self._summary()
+        write_summary(path, summary)
+        written = [path, self.metrics_path, self.folder / "checkpoints"]
+        if self.options.plot:
+            title = f"{self.dataset.name}, {self.mine.model.name}, {self.comm.size} ranks"
+            plot(self.metrics_path, summary["epoch_losses"], self.per_epoch, self.folder / "loss.png", title)
+            written.append(self.folder / "loss.png")
+        print(table(summary, written), flush=True)
+        return summary
+
+    def _summary(self) -> dict[str, Any]:
+        last = self.progress.history[-1]
+        regression = not self.dataset.classes
+        constant = constant_score(self.dataset)
+        summary = {
+            "ranks": self.comm.size,
+            "seed": self.options.seed,
+            "versions": {"hpcai": hpcai.__version__, "python": platform.python_version(), "numpy": np.__version__},
+            "mpi": self.comm.wire.describe(),
+            "steps": self.progress.step,
+            "parameters": sum(slot.stop - slot.start for slot in self.mine.model.layout.slots),
+            "epoch_losses": [record["loss"] for record in self.progress.history],
+            "epoch_test_accuracies": [record["test_accuracy"] for record in self.progress.history],
+            "test_loss": last["test_loss"],
+            "test_accuracy": last["test_accuracy"],
+            "constant_score": constant,
+            "samples_per_s": self._samples_per_s(),
+            "step_ms": 1e3 * self._median("step_s"),
+            "comm_ms": 1e3 * self._median("comm_s"),
+            "wall_s": perf_counter() - self.started,
+            "options": dataclasses.asdict(self.options),
+        }
+        if regression:
+            summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit
+            summary["test_r2"] = 1 - last["test_loss"] / constant if constant else 0.0
+        return summary
+
+    def _samples_per_s(self, last: int | None = None) -> float:
+        """Over the last steps, the very first left out, in which kernels are compiled or loaded."""
+        counted = (self.reports[1:] or self.reports)[-(last or 0) :]
+        return sum(r.samples for r in counted) / sum(r.step_s for r in counted) if counted else 0.0
+
+    def _median(self, name: str) -> float:
+        return statistics.median([getattr(r, name) for r in self.reports]) if self.reports else 0.0
+
+
+class ProgressLine:
+    """One line on stderr that is redrawn on a terminal; elsewhere a plain line every ten seconds and at each epoch's end."""
+
+    def __init__(self, steps: int, steps_per_epoch: int, done: int):
+        self.steps, self.epochs, self.steps_per_epoch = steps, -(-steps // steps_per_epoch), steps_per_epoch
+        self.first, self.started = done, perf_counter()
+        self.live = on_terminal()
+        self.drawn = self.started
+
+    def show(self, step: int, loss: float, samples_per_s: float) -> None:
+        """After step number `step` (from 1)."""
+        now = perf_counter()
+        if now - self.drawn >= (REDRAW_S if self.live else LINE_S):
+            self._write(self._line(step, loss, samples_per_s))
+            self.drawn = now
+
+    def lasting(self, text: str) -> None:
+        """A line that stays."""
+        self._write(text, lasting=True)
+
+    def _line(self, step: int, loss: float, samples_per_s: float) -> str:
+        left = (perf_counter() - self.started) / max(1, step - self.first) * (self.steps - step)
+        filled = 20 * step // self.steps
+        epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
+        return (
+            f"[{'#' * filled}{'.' * (20 - filled)}] epoch {epoch}/{self.epochs}  step {step:,}/{self.steps:,}  "
+            f"loss {loss:.4f}  {samples_per_s:,.0f} samples/s  {_duration(left)} left"
+        )
+
+    def _write(self, text: str, lasting: bool = False) -> None:
+        if self.live:
+            sys.stderr.write(f"\r\x1b[K{text}" + ("\n" if lasting else ""))
+        else:
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def on_terminal() -> bool:
+    """Whether a person watches stderr. A launcher may give ranks a terminal of their own while its output goes to a file, so
+    the launcher's stderr is asked too, where it can be seen; a batch job is never watched.
+    """
+    if not sys.stderr.isatty() and not launch().name:
+        return False
+    if "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ:
+        return False
+    if not launch().name:
+        return True
+    try:
+        return os.readlink(f"/proc/{os.getppid()}/fd/2").startswith(("/dev/pts/", "/dev/tty"))
+    except OSError:
+        return False
+
+
+class Metrics:
+    """A file of JSON lines, one a step. Going on after a checkpoint, lines of later steps are dropped first."""
+
+    def __init__(self, path: Path, after_step: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= after_step] if after_step else []
+        self.file: TextIO = path.open("w", encoding="utf-8")
+        self.file.writelines(kept)
+        self.flushed = perf_counter()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add one line; they reach the disk within a second."""
+        self.file.write(json.dumps(record) + "\n")
+        if perf_counter() - self.flushed > 1.0:
+            self.file.flush()
+            self.flushed = perf_counter()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """The whole lines of a metrics file; a last one cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:
+        return [line for line in file if line.endswith("}\n")]
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """summary.json, written beside and renamed."""
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def table(summary: dict[str, Any], written: list[Path]) -> str:
+    """The final table, for stdout."""
+    regression = summary["test_accuracy"] is None
+    rows = [
+        ("ranks", f"{summary['ranks']} ({summary['mpi']})"),
+        ("parameters", f"{summary['parameters']:,}"),
+        ("steps", f"{summary['steps']:,}"),
+        ("training loss", f"{summary['epoch_losses'][-1]:.4f}" if summary["epoch_losses"] else "-"),
+        ("test loss", f"{summary['test_loss']:.4f}"),
+    ]
+    if regression:
+        rows.append(("test R2", f"{summary['test_r2']:.4f}   (a constant predictor: 0)"))
+        rows.append(("test error", f"{summary['test_rmse']:.4g} (root mean square, in the label's unit)"))
+    else:
+        rows.append(("test accuracy", f"{summary['test_accuracy']:.4f}   (a constant predictor: {summary['constant_score']:.4f})"))
+    rows += [
+        ("throughput", f"{summary['samples_per_s']:,.0f} samples/s"),
+        ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),
+        ("wall time", f"{summary['wall_s']:.1f} s"),
+    ]
+    rows += [("written" if i == 0 else "", str(path)) for i, path in enumerate(written)]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def require_matplotlib() -> None:
+    """Raise UsageError before training, not after it, if --plot cannot be served."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install 'hpcai[plot]'")
+
+
+def plot(metrics: Path, epoch_losses: list[float], steps_per_epoch: int, path: Path, title: str) -> None:
+    """The loss of every step and the mean of every epoch, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = [json.loads(line) for line in _lines(metrics)]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot([r["step"] for r in records], [r["loss"] for r in records], color="0.75", linewidth=0.8, label="step")
+    at = [steps_per_epoch * (i + 0.5) for i in range(len(epoch_losses))]
+    axes.plot(at, epoch_losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
+    axes.set(xlabel="step", ylabel="training loss", title=title, yscale="log" if min(epoch_losses, default=0) > 0 else "linear")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -1,0 +1,68 @@
+"""One step of synchronous data-parallel SGD, whole, on one screen."""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcai.arena import named_slot
+from hpcai.comm.communicator import Communicator
+from hpcai.errors import NonFiniteError
+from hpcai.nn import models
+from hpcai.optim import clip
+from hpcai.train.replica import Replica
+from hpcai.xp import Array
+
+
+class Report(NamedTuple):
+    """What one step did, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds."""
+
+    loss_sum: float
+    samples: int
+    grad_norm: float
+    step_s: float
+    comm_s: float
+
+
+def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, batch: int, step: int, lr: float) -> Report:
+    """Forward and backward on this rank's samples, sum gradients over all ranks, update the parameters.
+
+    Args:   x, target: this rank's share of a global batch of `batch` samples, possibly empty; step: from 0; lr: learning rate.
+    Raises: NonFiniteError, on all ranks alike, if the loss or a gradient is NaN or infinite.
+    """
+    started = perf_counter()
+    model, params, grads = replica.model, replica.params, replica.grads
+    scale = 1.0 if replica.reduction == "sum" else 1.0 / batch
+
+    # Every sample weighs the same whatever its rank: gradients are sums over samples, divided by the global count.
+    y = models.forward(model, replica.param_views, replica.caches, x)
+    dy = np.empty_like(y)
+    loss_sum, _ = model.loss.evaluate(dy, y, target, scale)
+    models.backward(model, replica.param_views, replica.grad_views, replica.caches, dy)
+
+    # Backward fills the gradient from its end, so buckets go from the end.
+    before = perf_counter()
+    loss_sum = float(comm.allreduce(np.array([loss_sum]))[0])
+    if not math.isfinite(loss_sum):
+        raise _non_finite_loss(replica, comm, x, step, loss_sum)
+    for bucket in replica.buckets:
+        comm.allreduce(grads[bucket], algorithm=replica.algorithm)
+    comm_s = perf_counter() - before
+
+    norm = clip.norm(grads)
+    if not math.isfinite(norm):
+        where = named_slot(model.layout, int(np.flatnonzero(~np.isfinite(grads))[-1]))
+        raise NonFiniteError(f"the gradient of {where} became {grads[~np.isfinite(grads)][-1]} in step {step + 1}")
+    replica.optimizer.update(params, grads, replica.state, step + 1, lr, clip.factor(norm, replica.clip))
+    return Report(loss_sum, batch, norm, perf_counter() - started, comm_s)
+
+
+def _non_finite_loss(replica: Replica, comm: Communicator, x: Array, step: int, loss: float) -> NonFiniteError:
+    """Look for the first layer, on any rank, whose output is not finite."""
+    with np.errstate(all="ignore"):
+        found = comm.exchange(models.first_non_finite(replica.model, replica.param_views, replica.caches, x))
+    rank, where = next(((r, w) for r, w in enumerate(found) if w), (0, f"the loss ({replica.model.loss.name})"))
+    return NonFiniteError(f"the loss became {loss} in step {step + 1}; it was first produced by {where} on rank {rank}")

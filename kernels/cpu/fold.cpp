@@ -1,0 +1,69 @@
+#include "fold.hpp"
+#include "hpcai/fold.hpp"
+
+// One binary for every x86-64: the loader picks the variant that the processor can run. Elsewhere one plain variant.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 14)
+#define PER_CPU __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define PER_CPU
+#endif
+
+namespace hpcai::cpu {
+namespace {
+
+#define FOLD(NAME, OP, ACC, X) \
+    PER_CPU void NAME(void* acc, const void* x, std::size_t n) { hpcai::fold<OP>(static_cast<ACC*>(acc), static_cast<const X*>(x), n); }
+#define FOLDS(NAME, ACC, X) FOLD(NAME##_sum, Sum, ACC, X) FOLD(NAME##_max, Max, ACC, X) FOLD(NAME##_min, Min, ACC, X)
+FOLDS(f16, float, fp16)
+FOLDS(bf16_, float, bf16)
+FOLDS(f32, float, float)
+FOLDS(f64, double, double)
+FOLDS(i32, std::int32_t, std::int32_t)
+FOLDS(i64, std::int64_t, std::int64_t)
+
+#define CAST(NAME, OUT, X) \
+    PER_CPU void NAME(void* out, const void* x, std::size_t n) { hpcai::cast(static_cast<OUT*>(out), static_cast<const X*>(x), n); }
+CAST(f32_from_f16, float, fp16)
+CAST(f32_from_bf16, float, bf16)
+CAST(f16_from_f32, fp16, float)
+CAST(bf16_from_f32, bf16, float)
+
+#define DIVIDE(NAME, T) \
+    PER_CPU void NAME(void* x, long divisor, std::size_t n) { hpcai::divide(static_cast<T*>(x), static_cast<T>(divisor), n); }
+DIVIDE(f32_divide, float)
+DIVIDE(f64_divide, double)
+DIVIDE(i32_divide, std::int32_t)
+DIVIDE(i64_divide, std::int64_t)
+
+using Fold = void (*)(void*, const void*, std::size_t);
+
+}  // namespace
+
+bool fold(Type type, Op op, void* acc, const void* x, std::size_t n) {
+    static const Fold table[6][3] = {
+        {f16_sum, f16_max, f16_min}, {bf16__sum, bf16__max, bf16__min}, {f32_sum, f32_max, f32_min},
+        {f64_sum, f64_max, f64_min}, {i32_sum, i32_max, i32_min},       {i64_sum, i64_max, i64_min}};
+    if (type < F16 || type > I64 || op < SUM || op > MIN) return false;
+    table[type][op](acc, x, n);
+    return true;
+}
+
+bool cast(Type to, Type from, void* out, const void* x, std::size_t n) {
+    if (to == F32 && from == F16) f32_from_f16(out, x, n);
+    else if (to == F32 && from == BF16) f32_from_bf16(out, x, n);
+    else if (to == F16 && from == F32) f16_from_f32(out, x, n);
+    else if (to == BF16 && from == F32) bf16_from_f32(out, x, n);
+    else return false;
+    return true;
+}
+
+bool divide(Type type, void* x, long divisor, std::size_t n) {
+    if (type == F32) f32_divide(x, divisor, n);
+    else if (type == F64) f64_divide(x, divisor, n);
+    else if (type == I32) i32_divide(x, divisor, n);
+    else if (type == I64) i64_divide(x, divisor, n);
+    else return false;
+    return true;
+}
+
+}  // namespace hpcai::cpu

@@ -1,0 +1,17 @@
+// Entry points of the CPU kernels: element types and operations as small integers, memory as pointers.
+#pragma once
+#include <cstddef>
+
+namespace hpcai::cpu {
+
+enum Type : int { F16 = 0, BF16 = 1, F32 = 2, F64 = 3, I32 = 4, I64 = 5 };
+enum Op : int { SUM = 0, MAX = 1, MIN = 2 };
+
+// acc OP= x. acc has the type of x, or f32 where x has 16 bits. False: no such combination.
+bool fold(Type type, Op op, void* acc, const void* x, std::size_t n);
+// out = x, rounded to nearest even: between f32 and a 16-bit type.
+bool cast(Type to, Type from, void* out, const void* x, std::size_t n);
+// x /= divisor, for the mean.
+bool divide(Type type, void* x, long divisor, std::size_t n);
+
+}  // namespace hpcai::cpu
