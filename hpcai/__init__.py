@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcai.comm.communicator import Communicator as Communicator
     from hpcai.comm.mpi import init as init
-    from hpcai.comm.threads import run as run_threads
+    from hpcai.comm.threads import run as run_threads  # noqa: F401
     from hpcai.errors import DataError as DataError
     from hpcai.errors import HpcaiError as HpcaiError
     from hpcai.errors import NonFiniteError as NonFiniteError

@@ -83,7 +83,12 @@ class Communicator:
         Raises: TypeError (dtype, named), ValueError (not contiguous, unknown op), RankMismatch (ranks disagree).
         Cost:   2(P-1)/P n elements sent per rank, in messages of at most 1 MiB.
         """
-        flat = self._door("allreduce", x, op, choice=_index(ALGORITHMS, algorithm))
+        problem = (
+            None
+            if algorithm in ALGORITHMS
+            else ValueError(f"allreduce: unknown algorithm {algorithm!r}; there are {', '.join(ALGORITHMS)}")
+        )
+        flat = self._door("allreduce", x, op, int(algorithm == "mpi"), problem)
         if self.size > 1 and flat.size:
             if algorithm == "ring":
                 ring.allreduce(flat, self.wire, op)
@@ -112,7 +117,8 @@ class Communicator:
 
     def broadcast(self, x: Array, root: int = 0) -> Array:
         """Copy `x` from rank `root` to all ranks, in place. Any dtype, contiguous, equal shape and dtype on all. Returns x."""
-        flat = self._door("broadcast", x, choice=root)
+        problem = None if 0 <= root < self.size else ValueError(f"broadcast: root {root} is not one of {self.size} ranks")
+        flat = self._door("broadcast", x, choice=root, problem=problem)
         if self.size > 1:
             ring.broadcast(flat.view(np.uint8), self.wire, root)
         return x
@@ -139,9 +145,9 @@ class Communicator:
                 outcome = (work(), None)
             except (HpcaiError, OSError) as error:
                 outcome = (None, error)
-        result, error = self.exchange(outcome)[0]
-        if error is not None:
-            raise error
+        result, failure = self.exchange(outcome)[0]
+        if failure is not None:
+            raise failure
         return result
 
     def leave(self) -> None:
@@ -150,21 +156,9 @@ class Communicator:
 
     # The door.
 
-    def _door(self, kind: str, x: Array, op: str = "", choice: int = 0) -> Array:
+    def _door(self, kind: str, x: Array, op: str = "", choice: int = 0, problem: Exception | None = None) -> Array:
         """Check one array argument here and against the other ranks; returns it flat."""
-        problem: Exception | None = None
-        if op not in OPERATIONS:
-            problem = ValueError(f"{kind}: unknown op {op!r}; there are sum, mean, max, min")
-        elif type(x) is not np.ndarray and namespace(x) is np:
-            problem = TypeError(f"{kind} wants a numpy or cupy array, got {type(x).__name__}")
-        elif op and x.dtype not in CODES:
-            problem = TypeError(f"{kind} knows f16, bf16, f32, f64, i32, i64; got {x.dtype}: convert with x.astype first")
-        elif x.dtype.hasobject:
-            problem = TypeError(f"{kind} moves bytes and cannot move Python objects (dtype {x.dtype}); use exchange")
-        elif not (x.flags.c_contiguous and x.flags.writeable):
-            problem = ValueError(f"{kind} works in place and wants a contiguous, writeable array; pass x.copy() or a view without gaps")
-        elif not 0 <= choice < max(self.size, len(ALGORITHMS)):
-            problem = ValueError(f"{kind}: no root or algorithm number {choice} among {self.size} ranks")
+        problem = problem or _array_problem(kind, x, op)
         self._agree(kind, x, op, choice, problem)
         return x.reshape(-1)
 
@@ -178,12 +172,13 @@ class Communicator:
             else:
                 key = (0, self._calls, KINDS.index(kind), self.rank, 0, 0, 0)
             if not self.wire.agree(key):
-                self._disagree(_describe(kind, x, op, choice, self._calls), problem)
+                mine = f"{kind}, which failed there: {problem}" if problem else _describe(kind, x, op, choice, self._calls)
+                self._disagree(mine, problem)
         if problem is not None:
             raise problem
 
     def _disagree(self, mine: str, problem: Exception | None) -> None:
-        calls = self.wire.exchange(mine if problem is None else f"a call that failed ({type(problem).__name__}: {problem})")
+        calls = self.wire.exchange(mine)
         if problem is None:
             sides = {text: [r for r, other in enumerate(calls) if other == text] for text in dict.fromkeys(calls)}
             shown = "; ".join(f"{_ranks(ranks)}: {text}" for text, ranks in sides.items())
@@ -214,5 +209,15 @@ def _ranks(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
 
 
-def _index(names: Sequence[str], name: str) -> int:
-    return names.index(name) if name in names else -1
+def _array_problem(kind: str, x: Array, op: str) -> Exception | None:
+    if not isinstance(x, np.ndarray) and namespace(x) is np:
+        return TypeError(f"{kind} wants a numpy or cupy array, got {type(x).__name__}")
+    if op not in OPERATIONS:
+        return ValueError(f"{kind}: unknown op {op!r}; there are sum, mean, max, min")
+    if op and x.dtype not in CODES:
+        return TypeError(f"{kind} knows f16, bf16, f32, f64, i32, i64; got {x.dtype}: convert with x.astype first")
+    if x.dtype.hasobject:
+        return TypeError(f"{kind} moves bytes and cannot move Python objects (dtype {x.dtype}); use exchange")
+    if not (x.flags.c_contiguous and x.flags.writeable):
+        return ValueError(f"{kind} works in place and wants a contiguous, writeable array; pass x.copy() or a view without gaps")
+    return None

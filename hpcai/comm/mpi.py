@@ -43,13 +43,17 @@ def init() -> Communicator:
         _install_hooks(MPI, _world)
         _share_cores()
         if _world.rank == 0 and not ops.is_native():
-            print("hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)", file=sys.stderr)
+            print(
+                "hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)",
+                file=sys.stderr,
+            )
     return _world
 
 
 def library() -> str:
     """The MPI library's own name and version, such as "Open MPI v5.0.11"."""
-    return _load().Get_library_version().split(",")[0].split("\n")[0].replace("Version:", "").strip(" \0\t")
+    text = _load().Get_library_version().strip("\0").replace("Version:", " ")
+    return " ".join(text.splitlines()[0].split(",")[0].split())
 
 
 class MpiWire:
@@ -156,7 +160,7 @@ def _install_hooks(MPI: Any, world: Communicator) -> None:
 
     def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
-        time.sleep(min(0.15 * world.rank, 2.0))
+        time.sleep(min(0.4 * world.rank, 4.0))
         if kind is KeyboardInterrupt:
             lines, code = ["interrupted\n"], 130
         elif issubclass(kind, HpcaiError):
@@ -167,6 +171,7 @@ def _install_hooks(MPI: Any, world: Communicator) -> None:
         sys.stdout.flush()
         sys.stderr.write(marked)
         sys.stderr.flush()
+        time.sleep(0.2)  # MPICH's launcher drops what it has not read yet
         MPI.COMM_WORLD.Abort(code)
 
     if world.size == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -81,21 +82,17 @@ class ThreadWire:
         return _Receive(self.group.mail[source][self.rank], x, self.group.world.failed)
 
     def exchange(self, value: Any) -> list[Any]:
-        """Every rank's value, through the shared table."""
-        self.group.table[self.rank] = value
-        self._meet()
-        values = list(self.group.table)
-        self._meet()
-        return values
+        """Every rank's value, pickled as MPI would, so that ranks share no objects."""
+        return [pickle.loads(other) for other in self._gather(pickle.dumps(value))]
 
     def agree(self, key: Sequence[int]) -> bool:
         """True on all ranks if all have this key."""
-        keys = self.exchange(tuple(key))
+        keys = self._gather(tuple(key))
         return all(other == keys[0] for other in keys)
 
     def split(self, color: int | None, key: int) -> ThreadWire | None:
         """The ranks with this color get a group of their own."""
-        places = self.exchange((color, key, self.rank))
+        places = self._gather((color, key, self.rank))
         if self.rank == 0:
             colors = {place[0] for place in places if place[0] is not None}
             self.group.children = {c: _Group(sum(p[0] == c for p in places), self.group.world) for c in colors}
@@ -112,6 +109,13 @@ class ThreadWire:
     def describe(self) -> str:
         """Threads have no version."""
         return "threads"
+
+    def _gather(self, value: Any) -> list[Any]:
+        self.group.table[self.rank] = value
+        self._meet()
+        values = list(self.group.table)
+        self._meet()
+        return values
 
     def _meet(self) -> None:
         try:
@@ -149,4 +153,3 @@ def run(size: int, program: Callable[..., T], *args: Any) -> list[T]:
     if raised:
         raise next((error for error in raised if not isinstance(error, RankFailed)), raised[0])
     return results
-

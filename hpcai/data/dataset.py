@@ -36,7 +36,7 @@ class Dataset(NamedTuple):
 
 
 def batch_into(out: Array, rows: Array, index: Array, dataset: Dataset) -> Array:
-    """Fill the first len(index) rows of `out` (b, features) with the samples `index` of `rows`; returns them shaped as samples."""
+    """Fill the first len(index) rows of `out` (b, features) with samples of `rows`; returns them in the samples' shape."""
     ops.gather_into(out[: len(index)], rows, index, dataset.scale, dataset.shift)
     return out[: len(index)].reshape(len(index), *dataset.shape)
 

@@ -33,9 +33,9 @@ SHA256 = {
     ),
 }
 _HOW = {
-    "fashion-mnist": "On Debian and Ubuntu `apt-get install dataset-fashion-mnist` puts it there; elsewhere copy the four files of "
-    "github.com/zalandoresearch/fashion-mnist into a folder and name it with --data-dir",
-    "mnist": "Copy MNIST's four files (train-images-idx3-ubyte.gz and so on) into a folder and name it with --data-dir or $HPCAI_DATA",
+    "fashion-mnist": "On Debian and Ubuntu `apt-get install dataset-fashion-mnist` puts it there; elsewhere copy the four files "
+    "of github.com/zalandoresearch/fashion-mnist into a folder and name it with --data-dir",
+    "mnist": "Copy its four files (train-images-idx3-ubyte.gz and so on) into a folder and name it with --data-dir or $HPCAI_DATA",
 }
 
 
@@ -48,7 +48,12 @@ def load(name: str, folder: Path | None) -> Dataset:
         _read(_find(name, file, folder), digest) for file, digest in zip(_FILES, SHA256[name], strict=True)
     )
     shape = x_train.shape[1:]
-    rows = (x_train.reshape(len(x_train), -1), y_train.astype(np.int64), x_test.reshape(len(x_test), -1), y_test.astype(np.int64))
+    rows = (
+        x_train.reshape(len(x_train), -1),
+        y_train.astype(np.int64),
+        x_test.reshape(len(x_test), -1),
+        y_test.astype(np.int64),
+    )
     return Dataset(name, *rows, shape=shape, classes=10, scale=2 / 255, shift=-1.0)
 
 
@@ -71,10 +76,16 @@ def _read(path: Path, digest: str) -> Array:
     dims = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
     shape = tuple(np.frombuffer(raw[4 : 4 + 4 * dims], ">i4").tolist()) if len(raw) >= 4 + 4 * dims else ()
     if not dims or len(shape) != dims:
-        raise DataError(f"{path} is not an IDX file of bytes: it starts with {raw[:4].hex(' ') or 'nothing'}, wanted 00 00 08 and the rank")
+        raise DataError(
+            f"{path} is not an IDX file of bytes: it starts with {raw[:4].hex(' ') or 'nothing'}, wanted 00 00 08 and the rank"
+        )
     wanted = 4 + 4 * dims + int(np.prod(shape, dtype=np.int64))
     if len(raw) != wanted:
-        raise DataError(f"{path} is truncated or too long: its header promises {wanted:,} bytes, it has {len(raw):,}; get the file again")
+        raise DataError(
+            f"{path} is truncated or too long: its header promises {wanted:,} bytes, it has {len(raw):,}; get the file again"
+        )
     if hashlib.sha256(raw).hexdigest() != digest:
-        raise DataError(f"{path} has another content than the published file (SHA-256 differs); get the file again, or use npz: for data of your own")
+        raise DataError(
+            f"{path} has another content than the published file (SHA-256 differs); get the file again, or use npz: for your own data"
+        )
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)

@@ -36,6 +36,7 @@ def load_csv(path: Path, label: str | None, ignore: Sequence[str] = ()) -> Datas
             names, cells = _parse(path, file, label, ignore)
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table ({error})") from None
+    assert label is not None  # _parse refuses a table without one
     where = names.index(label)
     x, y = np.delete(cells, where, axis=1), cells[:, where]
     features = [name for name in names if name != label]
@@ -43,7 +44,7 @@ def load_csv(path: Path, label: str | None, ignore: Sequence[str] = ()) -> Datas
 
 
 def load_npz(path: Path) -> Dataset:
-    """Arrays x (n, ...) and y (n,), or x_train, y_train, x_test, y_test. Bytes are scaled to [-1, 1], floats taken as they are."""
+    """Arrays x (n, ...) and y (n,), or x_train, y_train, x_test, y_test. Bytes are scaled to [-1, 1]."""
     try:
         with np.load(path) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -56,7 +57,9 @@ def load_npz(path: Path) -> Dataset:
     elif {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
         parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
     else:
-        raise DataError(f"{path} has arrays {', '.join(sorted(arrays)) or '(none)'}; wanted x and y, or x_train, y_train, x_test and y_test")
+        raise DataError(
+            f"{path} has arrays {', '.join(sorted(arrays)) or '(none)'}; wanted x and y, or x_train, y_train, x_test and y_test"
+        )
     return _from_arrays(path, *parts)
 
 
@@ -104,10 +107,14 @@ def _parse(path: Path, file: TextIO, label: str | None, ignore: Sequence[str]) -
             ) from None
     table = np.frombuffer(values, np.float64).reshape(-1, len(kept))
     if len(table) < 2 or len(kept) < 2:
-        raise DataError(f"{path} has {len(table)} rows and {len(kept)} columns; wanted two rows and a feature beside the label at least")
+        raise DataError(
+            f"{path} has {len(table)} rows and {len(kept)} columns; wanted two rows and a feature beside the label at least"
+        )
     if not np.isfinite(table).all():
         row, column = np.argwhere(~np.isfinite(table))[0]
-        raise DataError(f"{path} data row {row + 1}, column {header[kept[column]]!r}: {table[row, column]} is not a finite number")
+        raise DataError(
+            f"{path} data row {row + 1}, column {header[kept[column]]!r}: {table[row, column]} is not a finite number"
+        )
     return [header[i] for i in kept], table
 
 
@@ -116,7 +123,17 @@ def _standardised(name: str, x: Array, y: Array, features: list[str]) -> Dataset
     mean, deviation = x[train].mean(0), x[train].std(0)
     z = ((x - mean) / np.where(deviation > 0, deviation, 1.0)).astype(np.float32)
     y_train, y_test, classes, unit = _targets(y[train], y[test])
-    return Dataset(name, z[train], y_train, z[test], y_test, (x.shape[1],), classes, target_unit=unit, warnings=_leaks(z, y, features))
+    return Dataset(
+        name,
+        z[train],
+        y_train,
+        z[test],
+        y_test,
+        (x.shape[1],),
+        classes,
+        target_unit=unit,
+        warnings=_leaks(z, y, features),
+    )
 
 
 def _targets(train: Array, test: Array) -> tuple[Array, Array, int, float]:

@@ -8,7 +8,7 @@ at the next. Images are (batch, height, width, channels).
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
+from math import prod, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,17 +86,22 @@ def gelu(name: str = "gelu") -> Layer:
     return Layer(name, {}, forward, backward)
 
 
-def flatten(name: str = "flatten") -> Layer:
-    """(b, ...) becomes (b, k); a view."""
+def reshape(name: str, shape: tuple[int, ...]) -> Layer:
+    """(b, ...) becomes (b, *shape); a view."""
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["shape"] = x.shape
-        return x.reshape(len(x), int(np.prod(x.shape[1:])))
+        return x.reshape(len(x), *shape)
 
     def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
         return dy.reshape(cache["shape"])
 
     return Layer(name, {}, forward, backward)
+
+
+def flatten(shape: tuple[int, ...]) -> Layer:
+    """(b, *shape) becomes (b, k), k the product of `shape`; a view."""
+    return reshape("flatten", (prod(shape),))
 
 
 def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | None = None) -> Layer:

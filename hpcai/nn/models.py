@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -33,14 +34,14 @@ def sequential(name: str, *parts: Layer, loss: Loss) -> Model:
 
 def softmax(inputs: tuple[int, ...], outputs: int, loss: Loss) -> Model:
     """Multinomial logistic regression: one linear layer."""
-    return sequential("softmax", layers.flatten(), layers.linear("linear1", prod(inputs), outputs), loss=loss)
+    return sequential("softmax", layers.flatten(inputs), layers.linear("linear1", prod(inputs), outputs), loss=loss)
 
 
 def mlp(inputs: tuple[int, ...], outputs: int, loss: Loss, hidden: Sequence[int], activation: str = "relu") -> Model:
     """Linear layers of the `hidden` widths with an activation ("relu" or "gelu") after each, and a linear layer on top."""
     widths = [prod(inputs), *hidden]
-    parts = [layers.flatten()]
-    for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+    parts = [layers.flatten(inputs)]
+    for i, (a, b) in enumerate(itertools.pairwise(widths), start=1):
         parts += [layers.linear(f"linear{i}", a, b), _activation(activation, i)]
     parts.append(layers.linear(f"linear{len(widths)}", widths[-1], outputs))
     return sequential("mlp", *parts, loss=loss)
@@ -53,12 +54,20 @@ def cnn(inputs: tuple[int, ...], outputs: int, loss: Loss, channels: Sequence[in
     """
     h, w, c = (*inputs, 1) if len(inputs) == 2 else inputs if len(inputs) == 3 else (0, 0, 0)
     if min(h, w) < 2 ** len(channels):
-        raise UsageError(f"model cnn wants images of at least {2 ** len(channels)} pixels a side, this data has rows of shape {inputs}; use --model mlp")
-    parts = []
+        raise UsageError(
+            f"model cnn wants images of at least {2 ** len(channels)} pixels a side, this data has rows of shape {inputs}; "
+            "use --model mlp"
+        )
+    parts = [layers.reshape("image", (h, w, c))]
     for i, k in enumerate(channels, start=1):
         parts += [layers.conv2d(f"conv{i}", c, k), layers.relu(f"relu{i}"), layers.max_pool(f"pool{i}")]
         h, w, c = h // 2, w // 2, k
-    parts += [layers.flatten(), layers.linear("linear1", h * w * c, width), layers.relu("relu"), layers.linear("linear2", width, outputs)]
+    parts += [
+        layers.flatten((h, w, c)),
+        layers.linear("linear1", h * w * c, width),
+        layers.relu("relu"),
+        layers.linear("linear2", width, outputs),
+    ]
     return sequential("cnn", *parts, loss=loss)
 
 
@@ -101,16 +110,17 @@ def backward(model: Model, params: list[Params], grads: list[Params], caches: li
 
 def first_non_finite(model: Model, params: list[Params], caches: list[Cache], x: Array) -> str | None:
     """Which layer of a forward pass over `x` first gives NaN or infinity, and whether its parameters or its input did it."""
-    if not np.isfinite(x).all():
-        return "the input data"
-    for layer, p, cache in zip(model.layers, params, caches, strict=True):
-        broken = [key for key, value in p.items() if not np.isfinite(value).all()]
-        if broken:
-            return f"layer {layer.name} (its {' and '.join(broken)})"
-        x = layer.forward(p, cache, x)
+    with np.errstate(all="ignore"):
         if not np.isfinite(x).all():
-            return f"layer {layer.name} (its output)"
-    return None
+            return "the input data"
+        for layer, p, cache in zip(model.layers, params, caches, strict=True):
+            broken = [key for key, value in p.items() if not np.isfinite(value).all()]
+            if broken:
+                return f"layer {layer.name} (its {' and '.join(broken)})"
+            x = layer.forward(p, cache, x)
+            if not np.isfinite(x).all():
+                return f"layer {layer.name} (its output)"
+        return None
 
 
 def default_loss(classes: int) -> Loss:

@@ -113,12 +113,12 @@ def _softmax_cross_entropy(dlogits, logits, labels, scale):
         z = 0.0
         for j in range(logits.shape[1]):
             z += math.exp(logits[i, j] - top)
-        log_z = math.log(z) + top
+        log_z = math.log(z)
         label = labels[i]
-        total += log_z - logits[i, label]
+        total += log_z - (logits[i, label] - top)
         correct += best == label
         for j in range(logits.shape[1]):
-            dlogits[i, j] = (math.exp(logits[i, j] - log_z) - (1.0 if j == label else 0.0)) * scale
+            dlogits[i, j] = (math.exp(logits[i, j] - top - log_z) - (1.0 if j == label else 0.0)) * scale
     return total, correct
 
 
@@ -216,7 +216,10 @@ def _max_pool(out, winner, x, size):
 
 
 def max_pool_into(out, winner, x, size):
-    """out = maximum over size x size tiles; winner = its place in the tile (u8). x: (n, h, w, c); out, winner: (n, h//size, w//size, c)."""
+    """out = maximum over size x size tiles; winner = its place in the tile (u8).
+
+    x: (n, h, w, c); out, winner: (n, h // size, w // size, c).
+    """
     _max_pool(out, winner, x, size)
     return out
 

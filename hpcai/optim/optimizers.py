@@ -66,7 +66,19 @@ def adam(
     def update(params: Array, grads: Array, state: State, step: int, lr: float, scale: float) -> None:
         fix1, fix2 = 1 - beta1**step, 1 - beta2**step
         ops.adam_into(
-            params, grads, state["mean"], state["square"], lr, beta1, beta2, eps, fix1, fix2, scale, weight_decay, decoupled
+            params,
+            grads,
+            state["mean"],
+            state["square"],
+            lr,
+            beta1,
+            beta2,
+            eps,
+            fix1,
+            fix2,
+            scale,
+            weight_decay,
+            decoupled,
         )
 
     return Optimizer("adamw" if decoupled else "adam", _moments, update)
@@ -77,9 +89,7 @@ def adamw(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_de
     return adam(beta1, beta2, eps, weight_decay, decoupled=True)
 
 
-def lamb(
-    layout: Layout, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.01
-) -> Optimizer:
+def lamb(layout: Layout, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.01) -> Optimizer:
     """LAMB (You et al., arXiv:1904.00962): Adam's direction, its length in each array set to that of the array's parameters.
 
     `layout` tells where the arrays lie. The trust ratio is |p| / |u|, and 1 where either is zero, not clamped (the paper's

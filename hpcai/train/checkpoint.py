@@ -62,7 +62,9 @@ def read(path: Path) -> tuple[int, Checkpoint]:
     except (ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(f"checkpoint {path} is corrupt: manifest.json is not JSON ({error}); {advice}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"checkpoint {path} is corrupt or of another version: its manifest does not say format {FORMAT}; {advice}")
+        raise CheckpointError(
+            f"checkpoint {path} is corrupt or of another version: its manifest does not say format {FORMAT}; {advice}"
+        )
     if hashlib.sha256(raw).hexdigest() != manifest.get("sha256"):
         raise CheckpointError(f"checkpoint {path} is corrupt: arrays.safetensors differs from its checksum; {advice}")
     try:

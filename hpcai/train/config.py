@@ -8,7 +8,7 @@ import io
 import os
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,30 +23,27 @@ Every option can also stand in the YAML file given to --config or in a variable 
 flags win over variables, variables over the file. $HPCAI_DATA is a folder to look for data in, like HPCAI_DATA_DIR."""
 
 
-class Widths(tuple):
+def widths(value: Any) -> tuple[int, ...]:
     """Whole numbers above 0, written 1024,1024 or as a list."""
-
-    def __new__(cls, value: Any = ()) -> Widths:
-        parts = re.split(r"\s*,\s*", value.strip(" []")) if isinstance(value, str) else value
-        try:
-            numbers = [int(part) for part in ([parts] if isinstance(parts, int) else parts) if part != ""]
-        except (TypeError, ValueError):
-            raise ValueError(f"wanted whole numbers such as 1024,1024, got {value!r}") from None
-        if any(number < 1 for number in numbers):
-            raise ValueError(f"widths start at 1, got {value!r}")
-        return super().__new__(cls, numbers)
+    parts = value.strip(" []").split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    try:
+        numbers = tuple(int(part) for part in parts if part != "")
+    except (TypeError, ValueError):
+        raise ValueError(f"wanted whole numbers such as 1024,1024, got {value!r}") from None
+    if any(number < 1 for number in numbers):
+        raise ValueError(f"wanted whole numbers above 0, got {value!r}")
+    return numbers
 
 
-class Names(tuple):
+def names(value: Any) -> tuple[str, ...]:
     """Names separated by commas, or a list of them."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(part.strip() for part in parts if part.strip())
 
-    def __new__(cls, value: Any = ()) -> Names:
-        return super().__new__(cls, [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value)
 
-
-def option(default: Any, text: str) -> Any:
-    """A field with its help text."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def option(default: Any, text: str, kind: Callable[[Any], Any] | None = None) -> Any:
+    """A field with its help text, and how to read it where its type alone does not say."""
+    return dataclasses.field(default=default, metadata={"help": text, "type": kind})
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,10 @@ class Options:
     data: str = option("digits", "data set: digits, fashion-mnist, mnist, csv:PATH or npz:PATH")
     data_dir: str | None = option(None, "folder with data files (else $HPCAI_DATA, then /usr/share/datasets)")
     label: str | None = option(None, "csv: the column to predict")
-    ignore: Names = option(Names(), "csv: columns to leave out, A,B,...")
+    ignore: tuple[str, ...] = option((), "csv: columns to leave out, A,B,...", names)
     model: Literal["softmax", "mlp", "cnn"] = option("mlp", "model")
-    hidden: Widths = option(Widths((256, 128)), "mlp: widths of the hidden layers, N,N,...")
-    channels: Widths = option(Widths((16, 32)), "cnn: channels of the convolutions, N,N,...")
+    hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
+    channels: tuple[int, ...] = option((16, 32), "cnn: channels of the convolutions, N,N,...", widths)
     activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
     epochs: int | None = option(None, "passes over the training data (10 unless --steps is given)")
     steps: int | None = option(None, "stop after this many steps")
@@ -105,8 +102,7 @@ def parse(arguments: Sequence[str]) -> Options:
             raise UsageError(_one_line(messages.getvalue())) from None
         except Exception as error:
             raise UsageError(_one_line(str(error))) from None
-    names = [field.name for field in dataclasses.fields(Options)]
-    return _filled(Options(**{name: getattr(values, name) for name in names}))
+    return _filled(Options(**{field.name: getattr(values, field.name) for field in dataclasses.fields(Options)}))
 
 
 def asks_only(arguments: Sequence[str]) -> bool:
@@ -123,7 +119,8 @@ def _parser() -> Any:
     parser.formatter_class = _formatter(parser.formatter_class)
     hints = typing.get_type_hints(Options)
     for field in dataclasses.fields(Options):
-        kind: dict[str, Any] = {"action": "store_true"} if field.type == "bool" else {"type": hints[field.name]}
+        how = field.metadata["type"] or hints[field.name]
+        kind: dict[str, Any] = {"action": "store_true"} if how is bool else {"type": how}
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=field.metadata["help"], **kind)
     parser.add_argument("--config", action="config", help="YAML file of options")
     return parser
@@ -132,8 +129,11 @@ def _parser() -> Any:
 def _formatter(parent: type) -> type:
     import argparse
 
-    class Formatter(argparse.RawDescriptionHelpFormatter, parent):  # type: ignore[misc, valid-type]
-        """Keeps the description's lines."""
+    class Formatter(argparse.RawDescriptionHelpFormatter, parent):
+        """Keeps the description's lines, and names readers without their address."""
+
+        def _expand_help(self, action: argparse.Action) -> str:
+            return re.sub(r"<function (\w+) at \w+>", r"\1", super()._expand_help(action))
 
     return Formatter
 
@@ -150,9 +150,26 @@ def _data_variable_is_a_folder() -> Iterator[None]:
 
 
 def _one_line(text: str) -> str:
-    """The parser's complaint without its usage text."""
+    """The parser's complaint without its usage text, in the words of the command line."""
     said = re.sub(r"\s+", " ", text.split("error:")[-1]).strip()
+    found = re.match(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', said) or re.match(
+        r"argument --([\w-]+): invalid \w+ value: (.*)", said
+    )
+    if found and found[1].replace("-", "_") in Options.__dataclass_fields__:
+        name = found[1].replace("-", "_")
+        said = f"--{name.replace('_', '-')} wants {_wanted(name)}, got {found[2].strip(chr(39))!r}"
     return f"{said} (python -m hpcai.train --help lists the options)"
+
+
+def _wanted(name: str) -> str:
+    """In words, what an option's type accepts."""
+    reader, hint = Options.__dataclass_fields__[name].metadata["type"], typing.get_type_hints(Options)[name]
+    if reader is not None:
+        return reader.__doc__.rstrip(".").lower()
+    kinds = typing.get_args(hint) or (hint,)
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(kinds)}"
+    return "a whole number" if int in kinds else "a number" if float in kinds else "a text"
 
 
 def _filled(given: Options) -> Options:
@@ -161,7 +178,7 @@ def _filled(given: Options) -> Options:
         given,
         epochs=given.epochs if given.epochs is not None or given.steps is not None else 10,
         lr=given.lr if given.lr is not None else _LR[given.optimizer],
-        run=given.run or str(Path("runs") / f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(given.data).stem)}-{given.model}"),
+        run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{given.model}",
     )
     refuse = [
         (o.epochs is not None and o.epochs < 1, f"--epochs starts at 1, got {o.epochs}"),
@@ -173,7 +190,10 @@ def _filled(given: Options) -> Options:
             o.momentum is not None and o.optimizer not in ("sgd", "momentum", "nesterov"),
             f"--momentum is for sgd, momentum and nesterov; {o.optimizer} has its own",
         ),
-        (o.weight_decay is not None and not 0 <= o.weight_decay < float("inf"), f"--weight-decay must not be negative, got {o.weight_decay}"),
+        (
+            o.weight_decay is not None and not 0 <= o.weight_decay < float("inf"),
+            f"--weight-decay must not be negative, got {o.weight_decay}",
+        ),
         (o.warmup < 0, f"--warmup must not be negative, got {o.warmup}"),
         (o.decay_steps < 1, f"--decay-steps starts at 1, got {o.decay_steps}"),
         (not o.clip >= 0, f"--clip must not be negative, got {o.clip}"),

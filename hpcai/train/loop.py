@@ -35,20 +35,33 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     mine = replica(options, dataset, comm)
     progress = resume.start(options, mine, comm, folder)
 
-    n = len(dataset.x_train)
-    per_epoch = sharding.steps_per_epoch(n, options.batch)
+    per_epoch = sharding.steps_per_epoch(len(dataset.x_train), options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
+    with contextlib.closing(report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)) as reporter:
+        comm.on_root(reporter.open)
+        with _naming_last_checkpoint(folder):
+            _run(options, comm, dataset, mine, progress, reporter)
+        return comm.on_root(reporter.finish)
+
+
+def _run(
+    options: Options,
+    comm: Communicator,
+    dataset: Dataset,
+    mine: Replica,
+    progress: resume.Progress,
+    reporter: report.Reporter,
+) -> None:
+    """All steps from where `progress` stands to the reporter's total."""
+    n, total, per_epoch = len(dataset.x_train), reporter.total, reporter.per_epoch
     schedule = build_schedule(options, total)
-    reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)
-    comm.on_root(reporter.open)
     rows = np.empty((-(-options.batch // comm.size), dataset.x_train.shape[1]), mine.params.dtype)
 
     for step in range(progress.step, total):
         batch = sharding.global_batch(n, options.batch, options.seed, step)
         index = sharding.shard(batch, comm.rank, comm.size)
         x = batch_into(rows, dataset.x_train, index, dataset)
-        with _naming_last_checkpoint(folder):
-            outcome = train_step(mine, comm, x, dataset.y_train[index], len(batch), step, schedule(step))
+        outcome = train_step(mine, comm, x, dataset.y_train[index], len(batch), step, schedule(step))
         progress.add(outcome.loss_sum, outcome.samples)
         reporter.step(progress.step, schedule(step), outcome)
 
@@ -56,11 +69,10 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
         if epoch_ends:
             reporter.epoch(progress.close_epoch(*evaluate(mine, dataset, comm)))
         if run_ends or (options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)):
-            resume.save(options, mine, progress, comm, folder)
+            resume.save(options, mine, progress, comm, Path(options.run or "runs"))
 
     if progress.samples:  # the run ended within an epoch: its record is not in the checkpoint, where the epoch is still open
         reporter.epoch(progress.close_epoch(*evaluate(mine, dataset, comm)))
-    return comm.on_root(reporter.finish)
 
 
 def evaluate(mine: Replica, dataset: Dataset, comm: Communicator) -> tuple[float, float | None]:
@@ -84,12 +96,13 @@ def share(comm: Communicator, load: Callable[[], Dataset]) -> Dataset:
 
     def describe() -> Dataset:
         loaded.append(load())
-        return loaded[0]._replace(**{name: (array.shape, array.dtype) for name, array in _arrays(loaded[0]).items()})
+        empty: dict[str, Any] = {name: (array.shape, array.dtype) for name, array in _arrays(loaded[0]).items()}
+        return loaded[0]._replace(**empty)
 
     described = comm.on_root(describe)
     arrays: dict[str, Array] = {}
     for name, (shape, dtype) in _arrays(described).items():
-        array = np.require(_arrays(loaded[0])[name], requirements="CW") if loaded else np.empty(shape, dtype)
+        array = np.require(_arrays(loaded[0])[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
         arrays[name] = comm.broadcast(array)
     return described._replace(**arrays)
 
@@ -101,7 +114,9 @@ def _arrays(dataset: Dataset) -> dict[str, Any]:
 def _prepare(options: Options, ranks: int, folder: Path) -> Dataset:
     """On rank 0, before anything is written: refuse what cannot work, load the data, see that the folder can be written."""
     if options.batch < ranks:
-        raise UsageError(f"--batch {options.batch} is smaller than the number of ranks, {ranks}; give each rank a sample at least")
+        raise UsageError(
+            f"--batch {options.batch} is smaller than the number of ranks, {ranks}; give each rank a sample at least"
+        )
     if options.plot:
         report.require_matplotlib()
     dataset = sources.load(options.data, Path(options.data_dir) if options.data_dir else None, options.label, options.ignore)

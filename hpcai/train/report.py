@@ -33,7 +33,14 @@ class Reporter:
     """All reports of one run. Every rank calls it alike; rank 0 alone speaks and writes."""
 
     def __init__(
-        self, options: Options, comm: Communicator, dataset: Dataset, mine: Replica, progress: Progress, total: int, per_epoch: int
+        self,
+        options: Options,
+        comm: Communicator,
+        dataset: Dataset,
+        mine: Replica,
+        progress: Progress,
+        total: int,
+        per_epoch: int,
     ):
         self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
         self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
@@ -41,6 +48,7 @@ class Reporter:
         self.metrics_path = Path(options.metrics) if options.metrics else self.folder / "metrics.jsonl"
         self.started = self.epoch_started = perf_counter()
         self.reports: list[Report] = []
+        self.metrics: Metrics | None = None
 
     def open(self) -> None:
         """Open the metrics file and say where the run begins. May raise OSError."""
@@ -64,6 +72,7 @@ class Reporter:
             "step_ms": 1e3 * done.step_s,
             "comm_ms": 1e3 * done.comm_s,
         }
+        assert self.metrics is not None
         self.metrics.write(record)
         self.line.show(number, record["loss"], self._samples_per_s(last=50))
 
@@ -79,12 +88,12 @@ class Reporter:
 
     def finish(self) -> dict[str, Any]:
         """Write the summary and the plot, print the table. On rank 0; returns the summary."""
-        self.metrics.close()
+        self.close()
         path = self.folder / "summary.json"
         if not self.reports and path.exists():
             self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
             return json.loads(path.read_text(encoding="utf-8"))
-        summary = self._summary()
+        summary = json.loads(json.dumps(self._summary()))
         write_summary(path, summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
@@ -93,6 +102,11 @@ class Reporter:
             written.append(self.folder / "loss.png")
         print(table(summary, written), flush=True)
         return summary
+
+    def close(self) -> None:
+        """Flush and close the metrics file, also when the run fails."""
+        if self.metrics is not None:
+            self.metrics.close()
 
     def _summary(self) -> dict[str, Any]:
         last = self.progress.history[-1]
@@ -234,7 +248,12 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
         rows.append(("test R2", f"{summary['test_r2']:.4f}   (a constant predictor: 0)"))
         rows.append(("test error", f"{summary['test_rmse']:.4g} (root mean square, in the label's unit)"))
     else:
-        rows.append(("test accuracy", f"{summary['test_accuracy']:.4f}   (a constant predictor: {summary['constant_score']:.4f})"))
+        rows.append(
+            (
+                "test accuracy",
+                f"{summary['test_accuracy']:.4f}   (a constant predictor: {summary['constant_score']:.4f})",
+            )
+        )
     rows += [
         ("throughput", f"{summary['samples_per_s']:,.0f} samples/s"),
         ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),
@@ -265,7 +284,12 @@ def plot(metrics: Path, epoch_losses: list[float], steps_per_epoch: int, path: P
     axes.plot([r["step"] for r in records], [r["loss"] for r in records], color="0.75", linewidth=0.8, label="step")
     at = [steps_per_epoch * (i + 0.5) for i in range(len(epoch_losses))]
     axes.plot(at, epoch_losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
-    axes.set(xlabel="step", ylabel="training loss", title=title, yscale="log" if min(epoch_losses, default=0) > 0 else "linear")
+    axes.set(
+        xlabel="step",
+        ylabel="training loss",
+        title=title,
+        yscale="log" if min(epoch_losses, default=0) > 0 else "linear",
+    )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -18,7 +18,20 @@ from hpcai.xp import Array
 WRITTEN = ("checkpoints", "metrics.jsonl", "summary.json", "loss.png")
 """What a run puts into its folder."""
 
-IDENTITY = ("data", "label", "ignore", "model", "hidden", "channels", "activation", "batch", "optimizer", "reduction", "seed", "dtype")
+IDENTITY = (
+    "data",
+    "label",
+    "ignore",
+    "model",
+    "hidden",
+    "channels",
+    "activation",
+    "batch",
+    "optimizer",
+    "reduction",
+    "seed",
+    "dtype",
+)
 """The options that a run must share with a checkpoint to go on from it."""
 
 
@@ -39,7 +52,12 @@ class Progress:
 
     def close_epoch(self, test_loss: float, test_accuracy: float | None) -> dict[str, Any]:
         """Turn the running sums into an epoch's record."""
-        record = {"step": self.step, "loss": self.loss_sum / self.samples, "test_loss": test_loss, "test_accuracy": test_accuracy}
+        record = {
+            "step": self.step,
+            "loss": self.loss_sum / self.samples,
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+        }
         self.history.append(record)
         self.loss_sum, self.samples = 0.0, 0
         return record
@@ -107,7 +125,10 @@ def _arrays(mine: Replica) -> dict[str, Array]:
 def _identity(options: Options, mine: Replica) -> dict[str, Any]:
     values = {name: getattr(options, name) for name in IDENTITY}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    return values | {"optimizer": mine.optimizer.name, "parameters": [[s.name, list(s.shape)] for s in mine.model.layout.slots]}
+    return values | {
+        "optimizer": mine.optimizer.name,
+        "parameters": [[s.name, list(s.shape)] for s in mine.model.layout.slots],
+    }
 
 
 def _check(path: Path, found: Checkpoint, options: Options, mine: Replica) -> None:

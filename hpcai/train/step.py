@@ -38,10 +38,11 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     scale = 1.0 if replica.reduction == "sum" else 1.0 / batch
 
     # Every sample weighs the same whatever its rank: gradients are sums over samples, divided by the global count.
-    y = models.forward(model, replica.param_views, replica.caches, x)
-    dy = np.empty_like(y)
-    loss_sum, _ = model.loss.evaluate(dy, y, target, scale)
-    models.backward(model, replica.param_views, replica.grad_views, replica.caches, dy)
+    with np.errstate(all="ignore"):  # overflow is an error of its own below
+        y = models.forward(model, replica.param_views, replica.caches, x)
+        dy = np.empty_like(y)
+        loss_sum, _ = model.loss.evaluate(dy, y, target, scale)
+        models.backward(model, replica.param_views, replica.grad_views, replica.caches, dy)
 
     # Backward fills the gradient from its end, so buckets go from the end.
     before = perf_counter()
@@ -62,7 +63,6 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
 
 def _non_finite_loss(replica: Replica, comm: Communicator, x: Array, step: int, loss: float) -> NonFiniteError:
     """Look for the first layer, on any rank, whose output is not finite."""
-    with np.errstate(all="ignore"):
-        found = comm.exchange(models.first_non_finite(replica.model, replica.param_views, replica.caches, x))
+    found = comm.exchange(models.first_non_finite(replica.model, replica.param_views, replica.caches, x))
     rank, where = next(((r, w) for r, w in enumerate(found) if w), (0, f"the loss ({replica.model.loss.name})"))
     return NonFiniteError(f"the loss became {loss} in step {step + 1}; it was first produced by {where} on rank {rank}")

@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+
+from hpcai.comm import threads
+from hpcai.errors import DataError, RankFailed, RankMismatch
+
+
+def everywhere(size, program):
+    """Run a program that must raise on every rank; returns the errors."""
+
+    def guarded(comm):
+        with pytest.raises(Exception) as caught:
+            program(comm)
+        return caught.value
+
+    return threads.run(size, guarded)
+
+
+@pytest.mark.parametrize(
+    "call, parts",
+    [
+        (lambda c: c.allreduce(np.ones(3 + c.rank)), ["float64[3]", "float64[4]"]),
+        (lambda c: c.allreduce(np.ones(3, [np.float32, np.int32][c.rank])), ["float32", "int32"]),
+        (lambda c: c.allreduce(np.ones(3), ["sum", "max"][c.rank]), ["op sum", "op max"]),
+        (lambda c: c.broadcast(np.ones(3), c.rank), ["broadcast"]),
+        (lambda c: c.allgather(np.ones(3, ["u1", "S1"][c.rank])), ["uint8", "|S1"]),
+        (lambda c: c.barrier() if c.rank else c.allreduce(np.ones(3)), ["barrier", "allreduce"]),
+        (lambda c: c.leave() if c.rank else c.allreduce(np.ones(3)), ["left", "allreduce"]),
+        (lambda c: c.split(0) if c.rank else c.exchange(1), ["split", "exchange"]),
+    ],
+)
+def test_disagreement_is_an_error_on_all_ranks_that_shows_both_sides(call, parts):
+    errors = everywhere(2, call)
+    for error in errors:
+        assert isinstance(error, RankMismatch)
+        assert "rank 0" in str(error)
+        assert "rank 1" in str(error)
+        for part in parts:
+            assert part in str(error)
+
+
+def test_a_different_number_of_calls_is_noticed():
+    def program(comm):
+        for _ in range(2 + comm.rank):
+            comm.allreduce(np.ones(2))
+        comm.leave()
+
+    assert all(isinstance(error, RankMismatch) for error in everywhere(2, program))
+
+
+@pytest.mark.parametrize(
+    "x, op, kind, words",
+    [
+        (np.ones(3, np.complex64), "sum", TypeError, "complex64"),
+        ([1.0, 2.0], "sum", TypeError, "list"),
+        (np.ones((4, 4))[:, :2], "sum", ValueError, "contiguous"),
+        (np.ones(3), "product", ValueError, "product"),
+        (np.frombuffer(b"12345678"), "sum", ValueError, "writeable"),
+    ],
+)
+def test_a_bad_argument_on_one_rank_is_its_error_there_and_a_mismatch_elsewhere(x, op, kind, words):
+    errors = everywhere(2, lambda comm: comm.allreduce(x if comm.rank else np.ones(3), op if comm.rank else "sum"))
+    assert isinstance(errors[1], kind)
+    assert words in str(errors[1])
+    assert isinstance(errors[0], RankMismatch)
+    assert words in str(errors[0])
+
+
+def test_bad_arguments_are_refused_alone_too():
+    with pytest.raises(ValueError, match="algorithm"):
+        threads.run(1, lambda comm: comm.allreduce(np.ones(3), algorithm="tree"))
+    with pytest.raises(ValueError, match="needs MPI"):
+        threads.run(2, lambda comm: comm.allreduce(np.ones(3), algorithm="mpi"))
+    with pytest.raises(ValueError, match="root"):
+        threads.run(3, lambda comm: comm.broadcast(np.ones(3), 3))
+    with pytest.raises(TypeError, match="objects"):
+        threads.run(1, lambda comm: comm.broadcast(np.array([None])))
+
+
+def test_any_shape_is_reduced_in_place():
+    def program(comm):
+        x = np.full((2, 3, 4), 1.5)
+        assert comm.allreduce(x) is x
+        return x
+
+    assert (threads.run(3, program)[1] == 4.5).all()
+
+
+def test_split_groups_and_orders():
+    def program(comm):
+        half = comm.split(comm.rank % 2, key=-comm.rank)
+        none = comm.split(None if comm.rank else 0)
+        total = half.allreduce(np.array([float(comm.rank)]))[0]
+        return half.rank, half.size, total, none is None
+
+    assert threads.run(5, program) == [
+        (2, 3, 6.0, False),
+        (1, 2, 4.0, True),
+        (1, 3, 6.0, True),
+        (0, 2, 4.0, True),
+        (0, 3, 6.0, True),
+    ]
+
+
+def test_node_is_everyone_where_memory_is_shared():
+    assert threads.run(3, lambda comm: (comm.node.rank, comm.node.size)) == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_on_root_runs_once_and_raises_everywhere():
+    ran = []
+
+    def work():
+        ran.append(1)
+        return "value"
+
+    assert threads.run(3, lambda comm: comm.on_root(work)) == ["value"] * 3
+    assert len(ran) == 1
+
+    def fail():
+        raise DataError("broken")
+
+    assert [str(error) for error in everywhere(3, lambda comm: comm.on_root(fail))] == ["broken"] * 3
+
+
+def test_a_failing_thread_releases_the_others_and_its_error_is_the_one_raised():
+    def program(comm):
+        inner = comm.split(0)
+        if comm.rank == 1:
+            raise ZeroDivisionError("here")
+        try:
+            inner.allreduce(np.ones(10))
+        except RankFailed:
+            comm.barrier()
+
+    with pytest.raises(ZeroDivisionError, match="here"):
+        threads.run(3, program)
+
+
+def test_empty_has_the_shape_and_dtype_asked_for():
+    x = threads.run(1, lambda comm: comm.empty((3, 5), np.float16))[0]
+    assert x.shape == (3, 5)
+    assert x.dtype == np.float16

@@ -1,0 +1,103 @@
+"""The laws of collectives, with ranks as threads: every dtype, operation, awkward size and number of ranks."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hpcai.comm import ring, threads
+from hpcai.xp import DTYPES
+from tests.laws import OPS, RANKS, SIZES, assert_reduced, shares
+
+
+@pytest.fixture(params=["one segment", "many segments"])
+def segments(request, monkeypatch):
+    if request.param == "many segments":
+        monkeypatch.setattr(ring, "SEGMENT_BYTES", 48)
+        monkeypatch.setattr(ring, "WIDE_ELEMENTS", 70)
+
+
+@pytest.mark.parametrize("size", RANKS)
+@pytest.mark.parametrize("name", DTYPES)
+def test_allreduce_equals_the_plain_reduction_with_the_same_bytes_on_all_ranks(name, size, segments):
+    def program(comm):
+        out = {}
+        for n, op in itertools.product(SIZES, OPS):
+            out[n, op] = comm.allreduce(shares(size, n, name)[comm.rank], op)
+        return out
+
+    results = threads.run(size, program)
+    again = threads.run(size, program)
+    for n, op in itertools.product(SIZES, OPS):
+        first = results[0][n, op]
+        assert first.dtype == DTYPES[name]
+        assert_reduced(first, shares(size, n, name), op, name)
+        for other in (*results[1:], *again):
+            assert first.tobytes() == other[n, op].tobytes()
+
+
+@pytest.mark.parametrize("size", RANKS)
+@pytest.mark.parametrize("name", ["bf16", "f32", "i64"])
+def test_reduce_scatter_then_allgather_is_allreduce(name, size, segments):
+    def program(comm):
+        for n, op in itertools.product(SIZES, OPS):
+            x, y = shares(size, n, name)[comm.rank], shares(size, n, name)[comm.rank]
+            own = comm.reduce_scatter(x, op)
+            assert own.base is not None or own is x or comm.size == 1
+            assert own.size == comm.chunk(n).stop - comm.chunk(n).start
+            if name != "bf16" or n <= ring.WIDE_ELEMENTS:
+                comm.allgather(x)
+                assert x.tobytes() == comm.allreduce(y, op).tobytes()
+
+    threads.run(size, program)
+
+
+@pytest.mark.parametrize("size", RANKS)
+def test_allgather_takes_any_dtype(size, segments):
+    def program(comm):
+        for dtype in (np.uint8, np.bool_, np.complex128, "S7"):
+            whole = np.arange(size * 5).astype(dtype).reshape(size, 5)
+            x = np.zeros_like(whole)
+            x[comm.rank] = whole[comm.rank]
+            assert comm.allgather(x) is x
+            assert (x == whole).all()
+
+    threads.run(size, program)
+
+
+@pytest.mark.parametrize("size", RANKS)
+def test_broadcast_from_every_root(size, segments):
+    def program(comm):
+        for root, n in itertools.product(range(size), SIZES):
+            x = np.arange(n, dtype=np.float64) + 1000 * comm.rank
+            comm.broadcast(x, root)
+            assert (x == np.arange(n) + 1000 * root).all()
+
+    threads.run(size, program)
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_16_bit_sums_are_rounded_once(name):
+    """A sum of many small values onto a large one: rounded at every step it would never move."""
+
+    def program(comm):
+        x = np.full(5, 256.0 if comm.rank == 0 else 0.5 if name == "bf16" else 0.0625).astype(DTYPES[name])
+        return comm.allreduce(x)
+
+    result = threads.run(7, program)[0].astype(np.float64)
+    exact = 256.0 + 6 * (0.5 if name == "bf16" else 0.0625)
+    assert (result == np.float64(np.array(exact).astype(DTYPES[name]))).all()
+
+
+def test_the_mean_of_f16_does_not_overflow():
+    assert threads.run(3, lambda comm: comm.allreduce(np.full(4, 60000, np.float16), "mean"))[0].tolist() == [60000.0] * 4
+
+
+def test_nan_and_infinity_reach_every_rank():
+    def program(comm):
+        x = np.array([np.nan if comm.rank == 1 else 1.0, np.inf if comm.rank == 2 else 1.0, 1.0], np.float32)
+        return comm.allreduce(x.copy(), "max"), comm.allreduce(x.copy(), "sum")
+
+    for highest, total in threads.run(3, program):
+        np.testing.assert_array_equal(highest, [np.nan, np.inf, 1])
+        np.testing.assert_array_equal(total, [np.nan, np.inf, 3])

@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+from hpcai.data import sharding
+from tests.laws import RANKS
+
+
+@pytest.mark.parametrize("size", RANKS)
+@pytest.mark.parametrize("n, batch", [(10, 3), (101, 10), (7, 7), (5, 8), (100, 25)])
+def test_every_sample_comes_once_an_epoch_whatever_the_number_of_ranks(n, batch, size):
+    per_epoch = sharding.steps_per_epoch(n, batch)
+    for epoch in range(2):
+        whole = []
+        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            index = sharding.global_batch(n, batch, 3, step)
+            parts = [sharding.shard(index, rank, size) for rank in range(size)]
+            assert np.concatenate(parts).tolist() == index.tolist()
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+            whole += index.tolist()
+        assert sorted(whole) == list(range(n))
+
+
+def test_the_order_depends_on_seed_and_epoch_and_nothing_else():
+    def epoch(seed, number):
+        return sharding.global_batch(50, 50, seed, number).tolist()
+
+    first = epoch(0, 0)
+    assert epoch(1, 0) != first != epoch(0, 1)
+    sharding._order.cache_clear()
+    assert epoch(0, 0) == first

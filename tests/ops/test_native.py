@@ -1,0 +1,118 @@
+"""Each kernel equals its reference, bit for bit, on hard values, odd lengths and unaligned starts."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from hpcai.ops import native, reference
+from hpcai.xp import DTYPES, accumulation_dtype
+
+SIZES = (0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 64, 101, 1000)
+
+pytestmark = pytest.mark.skipif(not native.is_native(), reason="native kernels are not built")
+
+
+def hard(name, n, seed, offset=0):
+    """n values, among them zeros of both signs, subnormals, the extremes, infinities and NaN; not aligned with offset > 0."""
+    rng = np.random.default_rng([seed, n])
+    dtype = DTYPES[name]
+    out = np.empty(n + offset, dtype)[offset:]
+    if dtype.kind == "i":
+        info = np.iinfo(dtype)
+        out[:] = rng.integers(info.min, info.max, n, dtype, endpoint=True)
+        return out
+    bits = rng.integers(0, 1 << (8 * dtype.itemsize - 1), n, np.uint64) | (
+        rng.integers(0, 2, n, np.uint64) << np.uint64(8 * dtype.itemsize - 1)
+    )
+    out.view(f"u{dtype.itemsize}")[:] = bits
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 65504, 1e-8], np.float64)
+    with np.errstate(all="ignore"):
+        out[::3] = special[rng.integers(0, len(special), len(out[::3]))].astype(dtype)
+    return out
+
+
+def assert_same(a, b):
+    """Equal bits, except that any NaN is as good as any other."""
+    if a.dtype.kind == "i":
+        np.testing.assert_array_equal(a, b)
+        return
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    np.testing.assert_array_equal(wide_a, wide_b)
+    same_sign = np.signbit(wide_a) == np.signbit(wide_b)
+    assert (same_sign | np.isnan(wide_a) | (wide_a == 0)).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("op", ["sum", "max", "min"])
+@pytest.mark.parametrize("name", DTYPES)
+def test_fold(name, op):
+    for n, offset in itertools.product(SIZES, (0, 1)):
+        x = hard(name, n, 1, offset)
+        acc = hard(name, n, 2, offset).astype(accumulation_dtype(x.dtype))
+        want = reference.fold_into(acc.copy(), x, op)
+        assert native.fold_into(acc, x, op) is acc
+        assert_same(acc, want)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_every_16_bit_value_widens_and_comes_back(name):
+    every = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[name])
+    wide = native.cast_into(np.empty(1 << 16, np.float32), every)
+    assert_same(wide, every.astype(np.float32))
+    assert_same(native.cast_into(np.empty_like(every), wide), every)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_narrowing_rounds_to_nearest_even_everywhere(name):
+    """Every 16-bit value, the ties between neighbours, and a float to each side of both."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(DTYPES[name]).astype(np.float64)
+    every = np.sort(every[np.isfinite(every)])
+    ties = (every[1:] + every[:-1]) / 2
+    middle = np.concatenate([every, ties]).astype(np.float32)
+    values = np.concatenate(
+        [
+            middle,
+            np.nextafter(middle, np.float32(np.inf)),
+            np.nextafter(middle, np.float32(-np.inf)),
+            hard("f32", 100_000, 3),
+        ]
+    )
+    assert_same(
+        native.cast_into(np.empty(len(values), DTYPES[name]), values),
+        reference.cast_into(np.empty(len(values), DTYPES[name]), values),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", ["f32", "f64", "i32", "i64"])
+def test_divide(name):
+    for n, divisor in itertools.product(SIZES, (1, 2, 3, 7, 1024)):
+        x = hard(name, n, 4)
+        want = reference.divide_into(x.copy(), divisor)
+        assert_same(native.divide_into(x, divisor), want)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(TypeError, match="accumulator of float32"):
+        native.fold_into(np.zeros(3, np.float16), np.zeros(3, np.float16), "sum")
+    with pytest.raises(TypeError, match="no kernel"):
+        native.fold_into(np.zeros(3, np.uint8), np.zeros(3, np.uint8), "sum")
+    with pytest.raises(ValueError, match="one shape"):
+        native.fold_into(np.zeros(3), np.zeros(4), "sum")
+    with pytest.raises(ValueError, match="contiguous"):
+        native.fold_into(np.zeros(6)[::2], np.zeros(3), "sum")
+    with pytest.raises(TypeError, match="16-bit"):
+        native.cast_into(np.zeros(3), np.zeros(3, np.float32))
+    with pytest.raises(TypeError, match="before rounding"):
+        native.divide_into(np.zeros(3, np.float16), 2)
+
+
+def test_without_the_kernels_the_reference_serves(monkeypatch):
+    monkeypatch.setattr(native, "_native", None)
+    assert not native.is_native()
+    assert native.fold_into(np.ones(2), np.ones(2), "sum").tolist() == [2, 2]
+    assert native.cast_into(np.ones(2, np.float16), np.full(2, 3, np.float32)).tolist() == [3, 3]
+    assert native.divide_into(np.array([-7, 7]), 2).tolist() == [-3, 3]

@@ -1,0 +1,38 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from hpcai import arena
+
+SHAPES = {"a": (3, 5), "b": (), "c": (0, 4), "d": (64,), "e": (7, 2, 3)}
+
+
+def test_views_share_memory_do_not_overlap_and_are_aligned():
+    where = arena.layout(SHAPES)
+    flat = np.zeros(where.size, np.float32)
+    views = arena.views(flat, where)
+    for i, (name, view) in enumerate(views.items(), start=1):
+        assert view.shape == SHAPES[name]
+        view[...] += i
+    assert sorted(np.unique(flat).tolist()) == [0, 1, 2, 4, 5]
+    assert all(slot.start % arena.ALIGN == 0 for slot in where.slots)
+    assert (flat == 4).sum() == 64
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 64, 100, 200, 10**9])
+def test_buckets_go_from_the_end_and_cover_everything_once(bucket_bytes):
+    where = arena.layout(SHAPES)
+    cuts = arena.buckets(where, 4, bucket_bytes)
+    assert cuts[0].stop == where.size
+    assert cuts[-1].start == 0
+    assert all(a.start == b.stop for a, b in itertools.pairwise(cuts))
+    starts = {slot.start for slot in where.slots}
+    assert all(cut.start in starts for cut in cuts)
+    many = [cut for cut in cuts if sum(cut.start <= s.start < cut.stop for s in where.slots if s.stop > s.start) > 1]
+    assert all((cut.stop - cut.start) * 4 <= bucket_bytes for cut in many)
+
+
+def test_elements_have_names():
+    where = arena.layout({"a": (3,), "b": (2,)})
+    assert [arena.named_slot(where, i) for i in (0, 2, 16, 17)] == ["a", "a", "b", "b"]

@@ -1,0 +1,103 @@
+"""The plan of the house: who imports whom, where the outside libraries come in, and what importing hpcai costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hpcai
+
+HOUSE = Path(hpcai.__file__).parent
+
+MAY_IMPORT = {
+    "errors": set(),
+    "xp": set(),
+    "arena": {"xp"},
+    "ops": {"xp", "errors"},
+    "comm": {"ops", "xp", "errors"},
+    "nn": {"ops", "xp", "arena", "errors"},
+    "optim": {"ops", "xp", "arena", "errors"},
+    "data": {"ops", "xp", "errors"},
+    "train": {"errors", "xp", "arena", "ops", "comm", "nn", "optim", "data"},
+}
+DOORS = {
+    "mpi4py": {"comm/mpi.py"},
+    "numba": {"ops/fused.py"},
+    "cupy": {"ops/cuda.py"},
+    "ml_dtypes": {"xp.py"},
+    "threadpoolctl": {"comm/mpi.py"},
+    "jsonargparse": {"train/config.py"},
+    "safetensors": {"train/checkpoint.py"},
+    "matplotlib": {"train/report.py"},
+}
+
+
+def imports(path):
+    """Modules that a file imports, relative `from package import module` spelled out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+FILES = [path for path in HOUSE.rglob("*.py") if path.parent != HOUSE or path.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_rooms_import_only_what_the_plan_allows(path):
+    here = path.relative_to(HOUSE)
+    room = here.parts[0].removesuffix(".py")
+    for module in imports(path):
+        parts = module.split(".")
+        if parts[0] == "hpcai" and len(parts) > 1 and ((HOUSE / parts[1]).is_dir() or (HOUSE / f"{parts[1]}.py").exists()):
+            assert parts[1] == room or parts[1] in MAY_IMPORT[room], f"{here} imports {module}"
+        elif parts[0] in DOORS:
+            assert str(here) in DOORS[parts[0]], f"{here} imports {parts[0]}"
+
+
+def test_importing_hpcai_starts_nothing():
+    check = """
+import sys, time
+import numpy
+begin = time.perf_counter()
+import hpcai
+assert time.perf_counter() - begin < 0.3
+dir(hpcai)
+for name in ("mpi4py", "numba", "cupy", "jsonargparse", "safetensors"):
+    assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_public_names_are_there():
+    for name in hpcai.__all__:
+        assert getattr(hpcai, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hpcai.nothing
+
+
+def test_every_module_has_its_mirror_or_is_tested_through_one():
+    """tests/ mirrors hpcai/: no test folder without its room."""
+    for folder in (Path(__file__).parent).iterdir():
+        if folder.is_dir() and not folder.name.startswith("_") and folder.name != "bench":
+            assert (HOUSE / folder.name).is_dir(), folder
+
+
+def test_doctests():
+    import doctest
+    import importlib
+
+    count = 0
+    for path in FILES:
+        name = "hpcai." + ".".join(path.relative_to(HOUSE).with_suffix("").parts)
+        if name.endswith(("__main__", "cuda")):
+            continue
+        result = doctest.testmod(importlib.import_module(name.removesuffix(".__init__")), optionflags=doctest.ELLIPSIS)
+        assert result.failed == 0, name
+        count += result.attempted
+    assert count > 10

@@ -1,0 +1,227 @@
+"""`mpirun -n N python -m hpcai.train` as a person meets it: real processes, real launcher."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hpcai.train import checkpoint, resume
+
+MPIRUN = Path(sys.executable).parent / "mpirun"
+LINE = "hpcai.train: error: "
+
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="there is no mpirun beside this Python")
+
+
+def environment(**more):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HPCAI_", "PMI", "OMPI_COMM"))}
+    allow = {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    }
+    return kept | allow | more
+
+
+def start(ranks, *arguments, program=("-m", "hpcai.train"), **more):
+    command = [MPIRUN, "-n", str(ranks), sys.executable, *program, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(ranks, *arguments, limit=60, **more):
+    process = start(ranks, *arguments, **more)
+    try:
+        out, err = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, out, err
+
+
+def test_a_run_shows_its_result_and_writes_its_files(tmp_path):
+    code, out, err = run(2, "--epochs", "3", "--run", tmp_path)
+    assert code == 0, err
+    assert out.count("test accuracy") == 1
+    assert str(tmp_path / "summary.json") in out
+    assert err.count("epoch   3/3") == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["ranks"] == 2
+    assert summary["test_accuracy"] > 0.9
+
+
+def test_help_is_printed_once_and_starts_no_mpi():
+    code, out, _ = run(3, "--help", limit=20)
+    assert code == 0
+    assert out.count("usage: hpcai.train") == 1
+    check = "import sys; from hpcai.train.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'mpi4py.MPI' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True, env=environment(), stdout=subprocess.DEVNULL)
+
+
+def csv(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    return ["--data", f"csv:{tmp_path / 't.csv'}", "--label", "y"]
+
+
+def truncated_idx(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"\0\0\0\x09" * 3 + b"123")
+    return ["--data", "mnist", "--data-dir", tmp_path]
+
+
+def corrupt_checkpoint(tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "step-000000005"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{")
+    return ["--resume", "auto"]
+
+
+def in_the_way(tmp_path):
+    (tmp_path / "file").touch()
+    return ["--run", tmp_path / "file" / "below"]
+
+
+BAD = {
+    "unknown option": (lambda p: ["--bacth", "3"], 2, "--bacth"),
+    "wrong type": (lambda p: ["--batch", "many"], 2, "many"),
+    "unknown data set": (lambda p: ["--data", "cifar"], 2, "cifar"),
+    "truncated IDX": (truncated_idx, 1, "truncated"),
+    "text in a CSV": (lambda p: csv(p, "x,y\n1,2\none,2\n3,4\n"), 1, "'one' is not a number"),
+    "ragged CSV": (lambda p: csv(p, "x,y\n1,2\n1\n3,4\n"), 1, "1 cells where the header has 2"),
+    "batch below ranks": (lambda p: ["--batch", "2"], 2, "smaller than the number of ranks, 3"),
+    "unwritable folder": (in_the_way, 1, "file"),
+    "unwritable metrics": (lambda p: ["--metrics", "/proc/metrics.jsonl"], 1, "/proc"),
+    "corrupt checkpoint": (corrupt_checkpoint, 1, "corrupt"),
+    "loss that explodes": (lambda p: ["--optimizer", "sgd", "--lr", "1e30"], 1, "in step"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_a_code_on_all_ranks(tmp_path, case):
+    make, wanted, words = BAD[case]
+    begin = time.perf_counter()
+    code, out, err = run(3, "--run", tmp_path / "run", *make(tmp_path), limit=20)
+    assert time.perf_counter() - begin < 20
+    assert code == wanted
+    lines = [line for line in err.splitlines() if LINE in line]
+    assert len(lines) == 1, err
+    assert words in lines[0]
+    assert "Traceback" not in err
+    assert "test accuracy" not in out
+
+
+def children(process):
+    """The ranks that a launcher started, by their command line."""
+    found, tasks = [], [process.pid]
+    while tasks:
+        pid = tasks.pop()
+        kids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        tasks += [int(kid) for kid in kids]
+        found += [
+            int(kid)
+            for kid in kids
+            if b"hpcai.train" in Path(f"/proc/{kid}/cmdline").read_bytes()
+            and b"mpirun" not in Path(f"/proc/{kid}/cmdline").read_bytes()
+        ]
+    return [pid for pid in found if b"proxy" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def wait_for(what, limit=30):
+    end = time.monotonic() + limit
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def disturbed(tmp_path, strike):
+    """A long run that `strike(process)` hits after its first checkpoint; returns (exit code, seconds to the end, stderr)."""
+    process = start(3, "--epochs", "400", "--checkpoint-steps", "20", "--hidden", "64", "--run", tmp_path / "run")
+    wait_for(lambda: resume.newest(tmp_path / "run"))
+    begin = time.perf_counter()
+    strike(process)
+    try:
+        _, err = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, time.perf_counter() - begin, err
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the ranks in /proc")
+@pytest.mark.parametrize("victim", [0, -1])
+def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim):
+    def strike(process):
+        ranks = children(process)
+        assert len(ranks) == 3
+        os.kill(sorted(ranks)[victim], signal.SIGKILL)
+
+    code, seconds, _ = disturbed(tmp_path, strike)
+    assert code != 0
+    assert seconds < 10
+    step = int(resume.newest(tmp_path / "run").name.split("-")[1])
+    flags = ["--steps", step + 60, "--checkpoint-steps", "20", "--hidden", "64"]
+    assert run(3, *flags, "--resume", "auto", "--run", tmp_path / "run")[0] == 0
+    assert run(3, *flags, "--run", tmp_path / "whole")[0] == 0
+    (mine, whole) = (checkpoint.read(resume.newest(tmp_path / name))[1].arrays for name in ("run", "whole"))
+    assert mine.keys() == whole.keys()
+    assert all(mine[name].tobytes() == whole[name].tobytes() for name in whole)
+
+
+def test_ctrl_c_ends_the_job_without_tracebacks(tmp_path):
+    code, seconds, err = disturbed(tmp_path, lambda process: process.send_signal(signal.SIGINT))
+    assert code != 0
+    assert seconds < 10
+    assert "Traceback" not in err
+
+
+FAILING = """
+import numpy as np, hpcai, sys
+comm = hpcai.init()
+comm.allreduce(np.ones(3))
+if comm.rank == 1:
+    {action}
+comm.allreduce(np.ones(3))
+comm.allreduce(np.ones(3))
+"""
+
+
+@pytest.mark.parametrize(
+    "action, words",
+    [
+        ("raise ZeroDivisionError('here')", ["[rank 1] Traceback", "[rank 1] ZeroDivisionError: here"]),
+        ("sys.exit(3)", ["rank 1: left", "allreduce"]),
+        ("comm.barrier()", ["rank 1: barrier", "ranks 0, 2: allreduce"]),
+        ("comm.allreduce(np.ones(4))", ["float64[4]", "float64[3]"]),
+        (
+            "import threading; t = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
+            ["[rank 1] ZeroDivisionError"],
+        ),
+        ("raise KeyboardInterrupt", ["[rank 1] interrupted"]),
+    ],
+)
+def test_what_happens_on_one_rank_ends_all(action, words, tmp_path):
+    (tmp_path / "program.py").write_text(FAILING.format(action=action))
+    process = start(3, program=(str(tmp_path / "program.py"),))
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    for word in words:
+        assert word in err
+    assert err.count("Traceback") <= 1
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"}],
+)
+def test_lonely_ranks_of_a_foreign_launcher_are_refused(variables):
+    """Each variable set as the other launcher would set it: this process is started by nobody."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hpcai.train"], env=environment(**variables), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "each process is rank 0 of 1" in done.stderr
+    assert "Start with" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,81 @@
+import pytest
+
+from hpcai.errors import UsageError
+from hpcai.train import config
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+def test_defaults_depend_on_other_options():
+    assert config.parse([]).epochs == 10
+    assert config.parse(["--steps", "5"]).epochs is None
+    assert config.parse(["--optimizer", "sgd"]).lr == 0.1
+    assert config.parse(["--data", "csv:some/table.csv.gz", "--model", "softmax"]).run == "runs/table-softmax"
+    assert config.parse(["--data", "mnist"]).run == "runs/mnist-mlp"
+
+
+def test_flags_win_over_variables_and_those_over_the_file(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text("lr: 0.5\nbatch: 7\nhidden: [3, 4]\nseed: 9\n")
+    monkeypatch.setenv("HPCAI_BATCH", "8")
+    monkeypatch.setenv("HPCAI_SEED", "10")
+    monkeypatch.setenv("HPCAI_DATA_DIR", "/data")
+    options = config.parse(["--config", str(tmp_path / "c.yaml"), "--seed", "11"])
+    assert (options.lr, options.hidden, options.seed, options.data_dir) == (0.5, (3, 4), 11, "/data")
+
+
+def test_the_data_variable_is_a_folder_and_not_a_data_set(monkeypatch):
+    monkeypatch.setenv("HPCAI_DATA", "/some/folder")
+    assert config.parse([]).data == "digits"
+    import os
+
+    assert os.environ["HPCAI_DATA"] == "/some/folder"
+
+
+@pytest.mark.parametrize("text, numbers", [("1024,1024", (1024, 1024)), ("7", (7,)), ("", ())])
+def test_hidden(text, numbers):
+    assert config.parse(["--hidden", text]).hidden == numbers
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--leraning-rate", "1"], "leraning-rate"),
+        (["--batch", "many"], "--batch wants a whole number, got 'many'"),
+        (["--batch", "0"], "--batch starts at 1, got 0"),
+        (["--epochs", "-1"], "--epochs starts at 1"),
+        (["--steps", "0"], "--steps starts at 1"),
+        (["--lr", "-0.1"], "--lr must be a positive number"),
+        (["--lr", "nan"], "--lr wants a number, got 'nan'"),
+        (["--lr", ".inf"], "--lr must be a positive number"),
+        (["--model", "transformer"], "--model wants one of softmax, mlp, cnn, got 'transformer'"),
+        (["--hidden", "10,x"], "--hidden wants whole numbers above 0"),
+        (["--hidden", "10,-1"], "hidden"),
+        (["--momentum", "1.5"], "--momentum is from 0 to below 1"),
+        (["--momentum", "0.9", "--optimizer", "adam"], "adam has its own"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+        (["--keep", "0"], "--keep"),
+        (["--seed", "-1"], "--seed"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_options_are_one_line_that_names_them(arguments, words):
+    with pytest.raises(UsageError) as caught:
+        config.parse(arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_file_with_unknown_keys_is_refused(tmp_path):
+    (tmp_path / "c.yaml").write_text("learning_rate: 1\n")
+    with pytest.raises(UsageError, match="learning_rate"):
+        config.parse(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_help_lists_every_option(capsys):
+    with pytest.raises(SystemExit):
+        config.parse(["--help"])
+    text = capsys.readouterr().out
+    for name in config.Options.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+    assert "mpirun -n 4" in text
+    assert "<function" not in text

@@ -1,0 +1,252 @@
+"""Training on ranks as threads: the number of ranks does not matter, checkpoints continue bitwise, errors are everyone's."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from hpcai.comm import threads
+from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
+from hpcai.train import checkpoint, config, resume
+from hpcai.train.loop import fit
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+def options(tmp_path, *flags, run="run"):
+    return config.parse(["--run", str(tmp_path / run), *flags])
+
+
+def train(ranks, chosen):
+    return threads.run(ranks, lambda comm: fit(chosen, comm))[-1]
+
+
+def final(tmp_path, run="run"):
+    return checkpoint.read(resume.newest(tmp_path / run))[1].arrays
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--model softmax --optimizer sgd --batch 100",
+        "--model mlp --hidden 16 --optimizer momentum --batch 37",
+        "--model mlp --hidden 16,8 --activation gelu --optimizer adamw --batch 64 --schedule cosine --warmup 5 --clip 0.5",
+        "--model cnn --channels 4 --optimizer nesterov --batch 10 --reduction sum --lr 0.001",
+        "--model mlp --hidden 16 --optimizer lamb --batch 360",
+        "--model mlp --hidden 16 --bucket-bytes 64 --optimizer adam",
+    ],
+)
+def test_any_number_of_ranks_gives_the_parameters_of_one(tmp_path, flags):
+    """Batch 360 leaves an epoch's tail of 358, batch 37 one of 32, on 5 ranks: uneven shares. f64, 25 steps."""
+    flags = [*flags.split(), "--dtype", "f64", "--steps", "25"]
+    train(1, options(tmp_path, *flags, run="one"))
+    one = final(tmp_path, "one")
+    for ranks in (2, 3, 5):
+        train(ranks, options(tmp_path, *flags, run=f"run{ranks}"))
+        for name, array in final(tmp_path, f"run{ranks}").items():
+            np.testing.assert_allclose(array, one[name], rtol=1e-10, atol=1e-12)
+
+
+def test_a_tail_smaller_than_the_ranks_is_counted_once(tmp_path):
+    x, y = np.random.default_rng(0).normal(size=(29, 6)), np.arange(29) % 3
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    flags = ["--data", f"npz:{tmp_path / 'd.npz'}", "--batch", "7", "--epochs", "2", "--dtype", "f64", "--hidden", "4"]
+    losses = [train(ranks, options(tmp_path, *flags, run=str(ranks)))["epoch_losses"] for ranks in (1, 5)]
+    np.testing.assert_allclose(*losses, rtol=1e-12)
+
+
+def test_reduction_sum_is_the_mean_times_the_batch(tmp_path):
+    for reduction, lr in (("mean", 0.1), ("sum", 0.1 / 50)):
+        chosen = options(
+            tmp_path,
+            "--optimizer",
+            "sgd",
+            "--lr",
+            str(lr),
+            "--batch",
+            "50",
+            "--steps",
+            "10",
+            "--dtype",
+            "f64",
+            "--reduction",
+            reduction,
+            run=reduction,
+        )
+        train(2, chosen)
+    np.testing.assert_allclose(final(tmp_path, "sum")["params"], final(tmp_path, "mean")["params"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "lamb"])
+@pytest.mark.parametrize("cut", [7, 23, 30])
+def test_going_on_is_bitwise_the_undisturbed_run(tmp_path, cut, optimizer):
+    """23 steps are an epoch: a cut within the first, at its end, and within the second."""
+    flags = ["--optimizer", optimizer, "--hidden", "16", "--checkpoint-steps", "10"]
+    whole = train(2, options(tmp_path, *flags, "--steps", "50", run="whole"))
+    train(2, options(tmp_path, *flags, "--steps", str(cut), run="cut"))
+    went_on = train(2, options(tmp_path, *flags, "--steps", "50", "--resume", "auto", run="cut"))
+    for name, array in final(tmp_path, "whole").items():
+        assert array.tobytes() == final(tmp_path, "cut")[name].tobytes()
+    assert went_on["epoch_losses"] == whole["epoch_losses"]
+    assert went_on["test_accuracy"] == whole["test_accuracy"]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 51))
+
+
+def test_metrics_and_summary_have_their_keys(tmp_path):
+    pytest.importorskip("matplotlib")
+    summary = train(2, options(tmp_path, "--epochs", "1", "--metrics", str(tmp_path / "m.jsonl"), "--plot"))
+    keys = {
+        "ranks",
+        "seed",
+        "versions",
+        "mpi",
+        "epoch_losses",
+        "test_loss",
+        "test_accuracy",
+        "samples_per_s",
+        "step_ms",
+        "wall_s",
+    }
+    assert keys <= summary.keys()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert len(lines) == 23
+    assert {"step", "epoch", "loss", "lr", "samples_per_s", "step_ms", "comm_ms"} <= lines[0].keys()
+    mean = sum(line["loss"] * (64 if i < 22 else 1438 - 22 * 64) for i, line in enumerate(lines)) / 1438
+    assert mean == pytest.approx(summary["epoch_losses"][0])
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    first = train(1, options(tmp_path, "--steps", "5"))
+    assert train(1, options(tmp_path, "--steps", "5", "--resume", "auto")) == first
+
+
+def test_starting_afresh_moves_the_earlier_run_aside(tmp_path):
+    for _ in range(3):
+        train(1, options(tmp_path, "--steps", "3"))
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        "checkpoints",
+        "metrics.jsonl",
+        "previous-1",
+        "previous-2",
+        "summary.json",
+    ]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    train(1, options(tmp_path, "--steps", "50", "--checkpoint-steps", "10", "--keep", "3"))
+    assert [p.name for p in checkpoint.all_in(tmp_path / "run" / "checkpoints")] == [
+        "step-000000040",
+        "step-000000046",
+        "step-000000050",
+    ]
+
+
+@pytest.mark.parametrize("flags", ["--lr 1e30 --optimizer sgd", "--lr 1e38 --optimizer sgd --model cnn"])
+def test_a_loss_that_is_not_finite_stops_all_with_step_layer_and_checkpoint(tmp_path, flags):
+    train(2, options(tmp_path, *flags.split()[2:], "--steps", "2"))
+    with pytest.raises(NonFiniteError, match=r"step \d+.*(layer \w+|gradient of \w+).*last good checkpoint is .*step-000000002"):
+        train(2, options(tmp_path, *flags.split(), "--steps", "20", "--resume", "auto"))
+
+
+def test_bad_input_data_is_blamed_on_the_data(tmp_path, monkeypatch):
+    from hpcai.data import sources
+
+    data = sources.digits()
+    monkeypatch.setattr(sources, "digits", lambda: data._replace(scale=np.inf))
+    with pytest.raises(NonFiniteError, match=r"step 1;.*the input data on rank 0; no checkpoint"):
+        train(2, options(tmp_path))
+
+
+SPOILS = {
+    "arrays changed": (
+        lambda p: (p / "arrays.safetensors").write_bytes((p / "arrays.safetensors").read_bytes()[:-1] + b"?"),
+        "differs from its checksum",
+    ),
+    "arrays cut": (lambda p: (p / "arrays.safetensors").write_bytes(b""), "differs from its checksum"),
+    "arrays absent": (lambda p: (p / "arrays.safetensors").unlink(), "arrays.safetensors is missing"),
+    "manifest cut": (lambda p: (p / "manifest.json").write_text('{"format"'), "not JSON"),
+    "manifest foreign": (lambda p: (p / "manifest.json").write_text("[]"), "format"),
+    "manifest absent": (lambda p: (p / "manifest.json").unlink(), "manifest.json is missing"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_a_corrupt_checkpoint_is_named(tmp_path, spoil):
+    train(1, options(tmp_path, "--steps", "3"))
+    path = resume.newest(tmp_path / "run")
+    SPOILS[spoil][0](path)
+    for how in ("auto", str(path), str(tmp_path / "run")):
+        with pytest.raises(CheckpointError, match=SPOILS[spoil][1]) as caught:
+            train(2, options(tmp_path, "--steps", "6", "--resume", how))
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ("--batch 32", "batch 64, this run has 32"),
+        ("--hidden 8", "hidden"),
+        ("--optimizer lamb", "optimizer"),
+        ("--seed 3", "seed 0"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, flags, words):
+    train(1, options(tmp_path, "--steps", "3"))
+    with pytest.raises(CheckpointError, match=words):
+        train(1, options(tmp_path, "--steps", "6", "--resume", "auto", *flags.split()))
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path):
+    train(1, options(tmp_path, "--steps", "3"))
+    (tmp_path / "run" / "checkpoints" / ".writing-000000009").mkdir()
+    assert resume.newest(tmp_path / "run").name == "step-000000003"
+    train(1, options(tmp_path, "--steps", "9", "--resume", "auto"))
+    assert resume.newest(tmp_path / "run").name == "step-000000009"
+
+
+def test_refusals(tmp_path):
+    (tmp_path / "file").touch()
+    for ranks, flags, error in [
+        (4, ["--batch", "3"], UsageError),
+        (2, ["--data", "nothing"], UsageError),
+        (2, ["--data", "csv:nothing"], DataError),
+        (2, ["--resume", str(tmp_path / "nothing")], CheckpointError),
+    ]:
+        with pytest.raises(error):
+            train(ranks, options(tmp_path, *flags))
+    with pytest.raises(OSError, match="file"):
+        train(2, config.parse(["--run", str(tmp_path / "file" / "run")]))
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_regression_reports_its_error_in_the_labels_unit(tmp_path):
+    x = np.random.default_rng(0).normal(size=(400, 3))
+    np.savez(tmp_path / "d.npz", x=x, y=1000 * x[:, 0] - 300 * x[:, 1] + 5)
+    summary = train(
+        2,
+        options(
+            tmp_path,
+            "--data",
+            f"npz:{tmp_path / 'd.npz'}",
+            "--model",
+            "softmax",
+            "--optimizer",
+            "sgd",
+            "--lr",
+            "0.05",
+            "--epochs",
+            "20",
+        ),
+    )
+    assert summary["test_accuracy"] is None
+    assert summary["test_r2"] > 0.999
+    assert 0 < summary["test_rmse"] < 20
+
+
+def test_every_rank_gets_the_same_summary_and_model(tmp_path):
+    results = threads.run(3, lambda comm: fit(options(tmp_path, "--steps", "4"), comm))
+    assert all(a == b for a, b in itertools.pairwise(results))
