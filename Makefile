@@ -1,7 +1,7 @@
 # Short targets; README, .ci/run and people use the same ones. Variables: MPI (openmpi or mpich), VENV, PYTHON, RANKS.
 PYTHON ?= python3
 MPI ?= mpich
-VENV ?= .venv
+VENV ?= .venv$(if $(filter mpich,$(MPI)),,-$(MPI))
 RANKS ?= 2
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # More ranks than cores, and root in a container, are fine for a try-out: Open MPI wants to be told.

@@ -35,7 +35,7 @@ SHA256 = {
 _HOW = {
     "fashion-mnist": "On Debian and Ubuntu `apt-get install dataset-fashion-mnist` puts it there; elsewhere copy the four files "
     "of github.com/zalandoresearch/fashion-mnist into a folder and name it with --data-dir",
-    "mnist": "Copy its four files (train-images-idx3-ubyte.gz and so on) into a folder and name it with --data-dir or $HPCAI_DATA",
+    "mnist": "Copy its four files (train-images-idx3-ubyte.gz and so on) into a folder and name that with --data-dir",
 }
 
 
@@ -86,6 +86,6 @@ def _read(path: Path, digest: str) -> Array:
         )
     if hashlib.sha256(raw).hexdigest() != digest:
         raise DataError(
-            f"{path} has another content than the published file (SHA-256 differs); get the file again, or use npz: for your own data"
+            f"{path} has another content than the published file (SHA-256 differs); get the file again, or use npz: for your own"
         )
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
