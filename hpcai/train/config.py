@@ -58,9 +58,9 @@ class Options:
     hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
     channels: tuple[int, ...] = option((16, 32), "cnn: channels of the convolutions, N,N,...", widths)
     activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
-    epochs: int | None = option(None, "passes over the training data (10 unless --steps is given)")
+    epochs: int | None = option(None, "passes over the training data (20 unless --steps is given)")
     steps: int | None = option(None, "stop after this many steps")
-    batch: int = option(64, "samples in a step, over all ranks")
+    batch: int = option(128, "samples in a step, over all ranks")
     optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"] = option("adam", "optimizer")
     lr: float | None = option(None, "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw 0.001; lamb 0.005)")
     momentum: float | None = option(None, "for sgd (0), momentum and nesterov (0.9)")
@@ -176,7 +176,7 @@ def _filled(given: Options) -> Options:
     """Fill in defaults that depend on other options, and refuse what makes no sense."""
     o = dataclasses.replace(
         given,
-        epochs=given.epochs if given.epochs is not None or given.steps is not None else 10,
+        epochs=given.epochs if given.epochs is not None or given.steps is not None else 20,
         lr=given.lr if given.lr is not None else _LR[given.optimizer],
         run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{given.model}",
     )

@@ -44,7 +44,7 @@ def run(ranks, *arguments, limit=60, **more):
 
 
 def test_a_run_shows_its_result_and_writes_its_files(tmp_path):
-    code, out, err = run(2, "--epochs", "3", "--run", tmp_path)
+    code, out, err = run(2, "--epochs", "3", "--batch", "64", "--run", tmp_path)
     assert code == 0, err
     assert out.count("test accuracy") == 1
     assert str(tmp_path / "summary.json") in out

@@ -7,7 +7,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def test_defaults_depend_on_other_options():
-    assert config.parse([]).epochs == 10
+    assert config.parse([]).epochs == 20
     assert config.parse(["--steps", "5"]).epochs is None
     assert config.parse(["--optimizer", "sgd"]).lr == 0.1
     assert config.parse(["--data", "csv:some/table.csv.gz", "--model", "softmax"]).run == "runs/table-softmax"

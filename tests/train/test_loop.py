@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def options(tmp_path, *flags, run="run"):
-    return config.parse(["--run", str(tmp_path / run), *flags])
+    return config.parse(["--run", str(tmp_path / run), "--batch", "64", *flags])
 
 
 def train(ranks, chosen):
