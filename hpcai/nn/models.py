@@ -47,7 +47,7 @@ def mlp(inputs: tuple[int, ...], outputs: int, loss: Loss, hidden: Sequence[int]
     return sequential("mlp", *parts, loss=loss)
 
 
-def cnn(inputs: tuple[int, ...], outputs: int, loss: Loss, channels: Sequence[int] = (16, 32), width: int = 128) -> Model:
+def cnn(inputs: tuple[int, ...], outputs: int, loss: Loss, channels: Sequence[int] = (32, 64), width: int = 128) -> Model:
     """For each of `channels` a 3x3 convolution, ReLU and 2x2 maximum; then a hidden layer of `width` and a linear layer.
 
     inputs: (height, width) or (height, width, channels), at least 2**len(channels) pixels high and wide, else UsageError.

@@ -56,7 +56,7 @@ class Options:
     ignore: tuple[str, ...] = option((), "csv: columns to leave out, A,B,...", names)
     model: Literal["softmax", "mlp", "cnn"] = option("mlp", "model")
     hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
-    channels: tuple[int, ...] = option((16, 32), "cnn: channels of the convolutions, N,N,...", widths)
+    channels: tuple[int, ...] = option((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
     activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
     epochs: int | None = option(None, "passes over the training data (20 unless --steps is given)")
     steps: int | None = option(None, "stop after this many steps")
