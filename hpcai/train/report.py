@@ -182,19 +182,29 @@ class ProgressLine:
 
 
 def on_terminal() -> bool:
-    """Whether a person watches stderr. A launcher may give ranks a terminal of their own while its output goes to a file, so
-    the launcher's stderr is asked too, where it can be seen; a batch job is never watched.
+    """Whether a person watches the progress line.
+
+    Under a launcher a rank's own stderr says nothing: it may be a pipe though a person watches, or a terminal of the launcher's
+    making though the output goes to a file. So the launcher's stderr is asked. A batch job is never watched.
     """
-    if not sys.stderr.isatty() and not launch().name:
-        return False
     if "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ:
         return False
     if not launch().name:
-        return True
+        return sys.stderr.isatty()
     try:
-        return os.readlink(f"/proc/{os.getppid()}/fd/2").startswith(("/dev/pts/", "/dev/tty"))
+        return os.readlink(f"/proc/{_launcher_pid()}/fd/2").startswith(("/dev/pts/", "/dev/tty"))
     except OSError:
         return False
+
+
+def _launcher_pid() -> int:
+    """The ancestor that is the launcher (its helpers on this node stand between it and the ranks); 0 if it is elsewhere."""
+    found, pid = 0, os.getppid()
+    while pid > 1:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+        found = pid if name.startswith(("mpirun", "mpiexec", "prterun", "orterun", "srun")) else found
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return found
 
 
 class Metrics:
