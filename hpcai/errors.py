@@ -33,5 +33,9 @@ class RankFailed(HpcaiError):
     """Another rank ended while this one waited for it (ranks as threads; under MPI the job is aborted)."""
 
 
+class StallError(HpcaiError):
+    """Another rank did not come to a collective within the time limit."""
+
+
 class NonFiniteError(HpcaiError):
     """A loss, gradient or parameter became NaN or infinite."""

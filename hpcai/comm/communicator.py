@@ -11,16 +11,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import ring, schedule
+from hpcai.comm import node, ring, schedule
 from hpcai.comm.wire import Wire
 from hpcai.errors import HpcaiError, RankMismatch
 from hpcai.xp import CODES, Array, namespace
 
 T = TypeVar("T")
 
-KINDS = ("leave", "allreduce", "reduce_scatter", "allgather", "broadcast", "barrier", "exchange", "split")
+# The first five are the numbers of kernels/cpu/node.hpp.
+KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast", "barrier", "exchange", "split", "empty", "leave")
 OPERATIONS = ("", "sum", "mean", "max", "min")
-ALGORITHMS = ("ring", "mpi")
+ALGORITHMS = ("auto", "node", "ring", "mpi")
+FOLDS = {"": 0, "sum": 0, "mean": 0, "max": 1, "min": 2}
+BYTES = len(CODES)
 
 
 class Communicator:
@@ -38,6 +41,8 @@ class Communicator:
         self.wire = wire
         self.rank, self.size = wire.rank, wire.size
         self._calls = 0
+        self._memory = node.attach(wire)
+        self._divisors = {"sum": 1, "mean": wire.size, "max": 1, "min": 1}
         self._node: Communicator | None = None
 
     def __repr__(self) -> str:
@@ -64,8 +69,15 @@ class Communicator:
         return None if wire is None else Communicator(wire)
 
     def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
-        """An uninitialised array for use in collectives, of this shape and dtype, owned by the caller."""
-        return np.empty(shape, dtype)
+        """An uninitialised *symmetric* array: collectives on it and on its slices need no copy where ranks share memory.
+
+        Collective: every rank makes one of the same shape and dtype. It is freed when it and all views of it are gone on all
+        ranks. Where the ranks do not share memory it is an ordinary array.
+        """
+        count = int(np.prod(shape, dtype=np.int64))
+        self._agree("empty", choice=count * np.dtype(dtype).itemsize)
+        made = None if self._memory is None else self._memory.empty(shape, dtype)
+        return np.empty(shape, dtype) if made is None else made
 
     def chunk(self, n: int, rank: int | None = None) -> slice:
         """The share of `rank` (default: this one) in an array of n elements: what `reduce_scatter` leaves with it."""
@@ -73,54 +85,50 @@ class Communicator:
 
     # Collectives on arrays.
 
-    def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "ring") -> Array:
+    def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
         """Reduce `x` over all ranks, in place; every rank gets the same bytes, and gets them again from the same input.
 
         Args:   x: contiguous array of any shape; f16, bf16, f32, f64, i32 or i64; equal shape and dtype on all ranks.
                 op: "sum", "mean", "max", "min". 16-bit values are summed in f32 and rounded once; integer means truncate.
-                algorithm: "ring" (ours), or "mpi" for the library's own MPI_Allreduce.
+                algorithm: "auto"; "node" (shared memory, see node.py), "ring" (messages, see ring.py), or "mpi" for the
+                library's own MPI_Allreduce.
         Returns: x.
-        Raises: TypeError (dtype, named), ValueError (not contiguous, unknown op), RankMismatch (ranks disagree).
-        Cost:   2(P-1)/P n elements sent per rank, in messages of at most 1 MiB.
+        Raises: TypeError (dtype, named), ValueError (not contiguous, unknown op), RankMismatch (ranks disagree), StallError
+                (a rank did not come in time).
+        Cost:   node: P reads and P writes of every element in all for symmetric arrays, 3 + P passes through the cache for
+                others, 1 barrier up to 4 KiB, else 2, or one for each 256 KiB. Ring: 2(P-1)/P n elements sent per rank.
         """
-        problem = (
-            None
-            if algorithm in ALGORITHMS
-            else ValueError(f"allreduce: unknown algorithm {algorithm!r}; there are {', '.join(ALGORITHMS)}")
-        )
-        flat = self._door("allreduce", x, op, int(algorithm == "mpi"), problem)
-        if self.size > 1 and flat.size:
-            if algorithm == "ring":
-                ring.allreduce(flat, self.wire, op)
-            else:
-                self._library_allreduce(flat, op)
+        if self._memory is not None and algorithm == "auto" and op in self._divisors:
+            self._calls += 1
+            status = self._memory.native.allreduce(x, 1, FOLDS[op], self._divisors[op], OPERATIONS.index(op))
+            if status == node.DONE:
+                return x
+            self._calls -= 1
+            if status != node.NOT_HERE:
+                self._refuse(status, "allreduce", x, op, 0, None)
+        self._collective("allreduce", x, op, 0, algorithm)
         return x
 
-    def reduce_scatter(self, x: Array, op: str = "sum") -> Array:
+    def reduce_scatter(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
         """Reduce `x` over all ranks and keep only this rank's chunk: returns the view `x.reshape(-1)[comm.chunk(x.size)]`.
 
-        The rest of `x` is overwritten with partial results. Arguments and errors as `allreduce`; half its cost.
+        The rest of `x` is undefined afterwards. Arguments and errors as `allreduce`; half its cost.
         """
-        flat = self._door("reduce_scatter", x, op)
-        return ring.reduce_scatter(flat, self.wire, op) if self.size > 1 else flat
+        flat = self._collective("reduce_scatter", x, op, 0, algorithm)
+        return flat[self.chunk(flat.size)]
 
-    def allgather(self, x: Array) -> Array:
+    def allgather(self, x: Array, *, algorithm: str = "auto") -> Array:
         """Fill `x`, of which each rank has written its own chunk (`comm.chunk(x.size)`), with everyone's chunks, in place.
 
         The inverse of `reduce_scatter`: both in turn are an allreduce. Row r of a (size, k) array is rank r's chunk.
         Any dtype, contiguous. Returns x.
         """
-        flat = self._door("allgather", x)
-        if self.size > 1:
-            ring.allgather(flat, self.wire)
+        self._collective("allgather", x, "", 0, algorithm)
         return x
 
-    def broadcast(self, x: Array, root: int = 0) -> Array:
+    def broadcast(self, x: Array, root: int = 0, *, algorithm: str = "auto") -> Array:
         """Copy `x` from rank `root` to all ranks, in place. Any dtype, contiguous, equal shape and dtype on all. Returns x."""
-        problem = None if 0 <= root < self.size else ValueError(f"broadcast: root {root} is not one of {self.size} ranks")
-        flat = self._door("broadcast", x, choice=root, problem=problem)
-        if self.size > 1:
-            ring.broadcast(flat.view(np.uint8), self.wire, root)
+        self._collective("broadcast", x, "", root, algorithm)
         return x
 
     def barrier(self) -> None:
@@ -156,26 +164,88 @@ class Communicator:
 
     # The door.
 
-    def _door(self, kind: str, x: Array, op: str = "", choice: int = 0, problem: Exception | None = None) -> Array:
-        """Check one array argument here and against the other ranks; returns it flat."""
-        problem = problem or _array_problem(kind, x, op)
-        self._agree(kind, x, op, choice, problem)
-        return x.reshape(-1)
+    def _collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> Array:
+        """Check the call here and against the other ranks', then run it; returns `x` flat."""
+        problem = _array_problem(kind, x, op) or self._choice_problem(kind, root, algorithm)
+        here = self._memory if algorithm in ("auto", "node") else None
+        if problem is None and here is not None:
+            flat = x.reshape(-1)
+            self._calls += 1
+            key = self._key(kind, x, op, root, None)
+            status = here.native.collective(
+                KINDS.index(kind),
+                CODES.get(x.dtype, BYTES),
+                FOLDS[op],
+                self._divisors.get(op, 1),
+                root,
+                flat.__array_interface__["data"][0],
+                flat.size,
+                flat.itemsize,
+                key,
+            )
+            if status != node.DONE:
+                self._refuse(status, kind, x, op, root, None)
+            return flat
+        self._agree(kind, x, op, root, problem)
+        flat = x.reshape(-1)
+        if self.size > 1 and flat.size:
+            self._over_wire(kind, flat, op, root, algorithm)
+        return flat
+
+    def _over_wire(self, kind: str, flat: Array, op: str, root: int, algorithm: str) -> None:
+        if algorithm == "mpi":
+            self.wire.library_allreduce(flat, op)  # type: ignore[attr-defined]
+        elif kind == "allreduce":
+            ring.allreduce(flat, self.wire, op)
+        elif kind == "reduce_scatter":
+            ring.reduce_scatter(flat, self.wire, op)
+        elif kind == "allgather":
+            ring.allgather(flat, self.wire)
+        else:
+            ring.broadcast(flat.view(np.uint8), self.wire, root)
+
+    def _choice_problem(self, kind: str, root: int, algorithm: str) -> Exception | None:
+        if not 0 <= root < self.size:
+            return ValueError(f"{kind}: root {root} is not one of {self.size} ranks")
+        known = [name for name in ALGORITHMS if name != "mpi" or kind == "allreduce"]
+        if algorithm not in known:
+            return ValueError(f"{kind}: unknown algorithm {algorithm!r}; there are {', '.join(known)}")
+        if algorithm == "node" and self._memory is None and self.size > 1:
+            return ValueError('algorithm="node" needs ranks that share memory, and the native kernels; use "auto" or "ring"')
+        if algorithm == "mpi" and not hasattr(self.wire, "library_allreduce"):
+            return ValueError(f'algorithm="mpi" needs MPI; this communicator runs on {type(self.wire).__name__}')
+        return None
 
     def _agree(self, kind: str, x: Array = None, op: str = "", choice: int = 0, problem: Exception | None = None) -> None:
         """Compare this call with the other ranks'; all raise if they differ or if one of them has a `problem`."""
         self._calls += 1
         if self.size > 1:
-            if problem is None:
-                n, dtype = (0, 0) if x is None else (x.size, CODES.get(x.dtype, 16 + x.dtype.num))
-                key = (1, self._calls, KINDS.index(kind), n, dtype, OPERATIONS.index(op), choice)
+            key = self._key(kind, x, op, choice, problem)
+            if self._memory is not None:
+                status = self._memory.native.agree(key)
             else:
-                key = (0, self._calls, KINDS.index(kind), self.rank, 0, 0, 0)
-            if not self.wire.agree(key):
-                mine = f"{kind}, which failed there: {problem}" if problem else _describe(kind, x, op, choice, self._calls)
-                self._disagree(mine, problem)
+                status = node.DONE if self.wire.agree(key) else node.MISMATCH
+            if status != node.DONE:
+                self._refuse(status, kind, x, op, choice, problem)
         if problem is not None:
             raise problem
+
+    def _key(self, kind: str, x: Array, op: str, choice: int, problem: Exception | None) -> tuple[int, ...]:
+        """A call in numbers; those of two ranks differ if their calls do. See allreduce_fast in kernels/cpu/module.cpp."""
+        if problem is not None:
+            return (0, self.rank, 0, 0, 0, 0, 0, 0)
+        n, dtype, itemsize = (0, 0, 0) if x is None else (x.size, CODES.get(x.dtype, 16 + x.dtype.num), x.itemsize)
+        return (1, KINDS.index(kind), n, dtype, OPERATIONS.index(op), choice, itemsize, 0)
+
+    def _refuse(self, status: int, kind: str, x: Array, op: str, choice: int, problem: Exception | None) -> None:
+        """Raise what a call that did not come about deserves."""
+        if status == node.STALLED:
+            assert self._memory is not None
+            self._memory.raise_stall(kind)
+        if status == node.UNREACHED:
+            raise HpcaiError(f"{kind}: the kernel refused access to another rank's memory half-way; set HPCAI_REACH=0 and start again")
+        mine = f"{kind}, which failed there: {problem}" if problem else _describe(kind, x, op, choice, self._calls)
+        self._disagree(mine, problem)
 
     def _disagree(self, mine: str, problem: Exception | None) -> None:
         calls = self.wire.exchange(mine)
@@ -183,12 +253,6 @@ class Communicator:
             sides = {text: [r for r, other in enumerate(calls) if other == text] for text in dict.fromkeys(calls)}
             shown = "; ".join(f"{_ranks(ranks)}: {text}" for text, ranks in sides.items())
             raise RankMismatch(f"ranks disagree in a collective. {shown}. All ranks must make the same calls in the same order.")
-
-    def _library_allreduce(self, flat: Array, op: str) -> None:
-        library = getattr(self.wire, "library_allreduce", None)
-        if library is None:
-            raise ValueError(f'algorithm="mpi" needs MPI; this communicator runs on {type(self.wire).__name__}')
-        library(flat, op)
 
 
 def _describe(kind: str, x: Array, op: str, choice: int, calls: int) -> str:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import RankFailed
 from hpcai.xp import Array
@@ -16,23 +18,21 @@ T = TypeVar("T")
 
 
 class _World:
-    """What all threads of one run share: whether one of them failed, and every barrier that another may be waiting at."""
+    """What all threads of one run share: whether one of them failed, and how to release those that wait for it."""
 
     def __init__(self) -> None:
         self.failed = threading.Event()
-        self.barriers: list[threading.Barrier] = []
+        self.releases: list[Callable[[], None]] = []
 
-    def barrier(self, size: int) -> threading.Barrier:
-        made = threading.Barrier(size)
-        self.barriers.append(made)
+    def on_failure(self, release: Callable[[], None]) -> None:
+        self.releases.append(release)
         if self.failed.is_set():
-            made.abort()
-        return made
+            release()
 
     def fail(self) -> None:
         self.failed.set()
-        for barrier in self.barriers:
-            barrier.abort()
+        for release in self.releases:
+            release()
 
 
 class _Group:
@@ -41,7 +41,8 @@ class _Group:
     def __init__(self, size: int, world: _World):
         self.size, self.world = size, world
         self.mail: list[list[queue.SimpleQueue]] = [[queue.SimpleQueue() for _ in range(size)] for _ in range(size)]
-        self.barrier = world.barrier(size)
+        self.barrier = threading.Barrier(size)
+        world.on_failure(self.barrier.abort)
         self.table: list[Any] = [None] * size
         self.children: dict[int, _Group] = {}
 
@@ -105,6 +106,17 @@ class ThreadWire:
     def node_color(self) -> int:
         """All threads share one memory."""
         return 0
+
+    def shared(self, bytes_per_rank: int) -> Array:
+        """Threads share all memory: rank 0 makes it."""
+        made = np.zeros(self.size * bytes_per_rank + 4096, np.uint8) if self.rank == 0 else None
+        memory = self._gather(made)[0]
+        start = -memory.ctypes.data % 4096
+        return memory[start : start + self.size * bytes_per_rank]
+
+    def on_failure(self, release: Callable[[], None]) -> None:
+        """Remember whom to release when a thread fails."""
+        self.group.world.on_failure(release)
 
     def describe(self) -> str:
         """Threads have no version."""

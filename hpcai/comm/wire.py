@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from hpcai.xp import Array
@@ -38,6 +38,12 @@ class Wire(Protocol):
 
     def node_color(self) -> int:
         """An integer that is equal on ranks which share memory."""
+
+    def shared(self, bytes_per_rank: int) -> Array | None:
+        """Zeroed memory of size * bytes_per_rank bytes that all ranks address, or None on all where there is none."""
+
+    def on_failure(self, release: Callable[[], None]) -> None:
+        """Have `release` called when another rank is known to have failed, if this wire ever knows."""
 
     def describe(self) -> str:
         """The name and version of what carries the bytes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from hpcai.ops import reference
@@ -59,6 +61,16 @@ def divide_into(x: Array, divisor: int) -> Array:
         return reference.divide_into(x, divisor)
     _native.divide(CODES[x.dtype], _address(x), divisor, x.size)
     return x
+
+
+def node(rank: int, size: int, desks: Array, timeout_s: float, crowded: bool) -> Any:
+    """The node collectives of one rank on shared memory of size * desk_bytes() zeroed bytes; see hpcai.comm.node."""
+    return _native.Node(rank, size, _address(desks), timeout_s, crowded)
+
+
+def desk_bytes() -> int:
+    """How much shared memory each rank of a node needs for itself."""
+    return _native.DESK_BYTES
 
 
 def _check(out: Array, x: Array) -> None:

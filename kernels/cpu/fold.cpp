@@ -1,5 +1,6 @@
 #include "fold.hpp"
 #include "hpcai/fold.hpp"
+#include "hpcai/fold_ranks.hpp"
 
 // One binary for every x86-64: the loader picks the variant that the processor can run. Elsewhere one plain variant.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 14)
@@ -35,6 +36,20 @@ DIVIDE(f64_divide, double)
 DIVIDE(i32_divide, std::int32_t)
 DIVIDE(i64_divide, std::int64_t)
 
+#define RANKS(NAME, OP, ACC, X)                                                                                             \
+    PER_CPU void NAME(void* const* outs, int n_outs, const void* const* xs, int ranks, long divisor, std::size_t a, std::size_t b) { \
+        hpcai::fold_ranks<OP, ACC, X>(reinterpret_cast<X* const*>(outs), n_outs, reinterpret_cast<const X* const*>(xs), ranks, \
+                                      static_cast<ACC>(divisor), a, b);                                                      \
+    }
+#define ALL_RANKS(NAME, ACC, X) RANKS(NAME##_sum_ranks, Sum, ACC, X) RANKS(NAME##_max_ranks, Max, ACC, X) RANKS(NAME##_min_ranks, Min, ACC, X)
+ALL_RANKS(f16, float, fp16)
+ALL_RANKS(bf16_, float, bf16)
+ALL_RANKS(f32, float, float)
+ALL_RANKS(f64, double, double)
+ALL_RANKS(i32, std::int32_t, std::int32_t)
+ALL_RANKS(i64, std::int64_t, std::int64_t)
+
+using FoldRanks = void (*)(void* const*, int, const void* const*, int, long, std::size_t, std::size_t);
 using Fold = void (*)(void*, const void*, std::size_t);
 
 }  // namespace
@@ -45,6 +60,17 @@ bool fold(Type type, Op op, void* acc, const void* x, std::size_t n) {
         {f64_sum, f64_max, f64_min}, {i32_sum, i32_max, i32_min},       {i64_sum, i64_max, i64_min}};
     if (type < F16 || type > I64 || op < SUM || op > MIN) return false;
     table[type][op](acc, x, n);
+    return true;
+}
+
+bool fold_ranks(Type type, Op op, void* const* outs, int n_outs, const void* const* xs, int ranks, long divisor, std::size_t from,
+                std::size_t to) {
+    static const FoldRanks table[6][3] = {
+        {f16_sum_ranks, f16_max_ranks, f16_min_ranks}, {bf16__sum_ranks, bf16__max_ranks, bf16__min_ranks},
+        {f32_sum_ranks, f32_max_ranks, f32_min_ranks}, {f64_sum_ranks, f64_max_ranks, f64_min_ranks},
+        {i32_sum_ranks, i32_max_ranks, i32_min_ranks}, {i64_sum_ranks, i64_max_ranks, i64_min_ranks}};
+    if (type < F16 || type > I64 || op < SUM || op > MIN) return false;
+    table[type][op](outs, n_outs, xs, ranks, divisor, from, to);
     return true;
 }
 

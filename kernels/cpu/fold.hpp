@@ -4,7 +4,7 @@
 
 namespace hpcai::cpu {
 
-enum Type : int { F16 = 0, BF16 = 1, F32 = 2, F64 = 3, I32 = 4, I64 = 5 };
+enum Type : int { F16 = 0, BF16 = 1, F32 = 2, F64 = 3, I32 = 4, I64 = 5, BYTES = 6 };
 enum Op : int { SUM = 0, MAX = 1, MIN = 2 };
 
 // acc OP= x. acc has the type of x, or f32 where x has 16 bits. False: no such combination.
@@ -13,5 +13,9 @@ bool fold(Type type, Op op, void* acc, const void* x, std::size_t n);
 bool cast(Type to, Type from, void* out, const void* x, std::size_t n);
 // x /= divisor, for the mean.
 bool divide(Type type, void* x, long divisor, std::size_t n);
+
+// outs[o][i] = xs[0][i] OP xs[1][i] OP ..., / divisor, for from <= i < to. 16-bit values go through f32.
+bool fold_ranks(Type type, Op op, void* const* outs, int n_outs, const void* const* xs, int ranks, long divisor, std::size_t from,
+                std::size_t to);
 
 }  // namespace hpcai::cpu

@@ -6,24 +6,39 @@ import numpy as np
 import pytest
 
 from hpcai.comm import ring, threads
+from hpcai.ops import native
 from hpcai.xp import DTYPES
 from tests.laws import OPS, RANKS, SIZES, assert_reduced, shares
 
 
-@pytest.fixture(params=["one segment", "many segments"])
-def segments(request, monkeypatch):
-    if request.param == "many segments":
+@pytest.fixture(params=["ring", "ring in many segments", "node", "node on symmetric arrays"])
+def way(request, monkeypatch):
+    """How collectives are carried out: (algorithm, what makes an array of given values)."""
+    if "segments" in request.param:
         monkeypatch.setattr(ring, "SEGMENT_BYTES", 48)
         monkeypatch.setattr(ring, "WIDE_ELEMENTS", 70)
+    if "node" in request.param and not native.is_native():
+        pytest.skip("native kernels are not built")
+
+    def array(comm, values):
+        if "symmetric" not in request.param:
+            return values
+        made = comm.empty(values.shape, values.dtype)
+        made[...] = values
+        return made
+
+    return ("node" if "node" in request.param else "ring"), array
 
 
 @pytest.mark.parametrize("size", RANKS)
 @pytest.mark.parametrize("name", DTYPES)
-def test_allreduce_equals_the_plain_reduction_with_the_same_bytes_on_all_ranks(name, size, segments):
+def test_allreduce_equals_the_plain_reduction_with_the_same_bytes_on_all_ranks(name, size, way):
+    algorithm, array = way
+
     def program(comm):
         out = {}
         for n, op in itertools.product(SIZES, OPS):
-            out[n, op] = comm.allreduce(shares(size, n, name)[comm.rank], op)
+            out[n, op] = comm.allreduce(array(comm, shares(size, n, name)[comm.rank]), op, algorithm=algorithm)
         return out
 
     results = threads.run(size, program)
@@ -38,39 +53,45 @@ def test_allreduce_equals_the_plain_reduction_with_the_same_bytes_on_all_ranks(n
 
 @pytest.mark.parametrize("size", RANKS)
 @pytest.mark.parametrize("name", ["bf16", "f32", "i64"])
-def test_reduce_scatter_then_allgather_is_allreduce(name, size, segments):
+def test_reduce_scatter_then_allgather_is_allreduce(name, size, way):
+    algorithm, array = way
+
     def program(comm):
         for n, op in itertools.product(SIZES, OPS):
-            x, y = shares(size, n, name)[comm.rank], shares(size, n, name)[comm.rank]
-            own = comm.reduce_scatter(x, op)
-            assert own.base is not None or own is x or comm.size == 1
+            x, y = (array(comm, shares(size, n, name)[comm.rank]) for _ in range(2))
+            own = comm.reduce_scatter(x, op, algorithm=algorithm)
             assert own.size == comm.chunk(n).stop - comm.chunk(n).start
+            assert not own.size or np.shares_memory(own, x)
             if name != "bf16" or n <= ring.WIDE_ELEMENTS:
-                comm.allgather(x)
-                assert x.tobytes() == comm.allreduce(y, op).tobytes()
+                comm.allgather(x, algorithm=algorithm)
+                assert x.tobytes() == comm.allreduce(y, op, algorithm=algorithm).tobytes()
 
     threads.run(size, program)
 
 
 @pytest.mark.parametrize("size", RANKS)
-def test_allgather_takes_any_dtype(size, segments):
+def test_allgather_takes_any_dtype(size, way):
+    algorithm, array = way
+
     def program(comm):
         for dtype in (np.uint8, np.bool_, np.complex128, "S7"):
             whole = np.arange(size * 5).astype(dtype).reshape(size, 5)
-            x = np.zeros_like(whole)
+            x = array(comm, np.zeros_like(whole))
             x[comm.rank] = whole[comm.rank]
-            assert comm.allgather(x) is x
+            assert comm.allgather(x, algorithm=algorithm) is x
             assert (x == whole).all()
 
     threads.run(size, program)
 
 
 @pytest.mark.parametrize("size", RANKS)
-def test_broadcast_from_every_root(size, segments):
+def test_broadcast_from_every_root(size, way):
+    algorithm, array = way
+
     def program(comm):
         for root, n in itertools.product(range(size), SIZES):
-            x = np.arange(n, dtype=np.float64) + 1000 * comm.rank
-            comm.broadcast(x, root)
+            x = array(comm, np.arange(n, dtype=np.float64) + 1000 * comm.rank)
+            comm.broadcast(x, root, algorithm=algorithm)
             assert (x == np.arange(n) + 1000 * root).all()
 
     threads.run(size, program)

@@ -1,0 +1,98 @@
+// Collectives among ranks that address each other's memory: memory is the wire.
+//
+// Every rank owns a *desk* in shared memory: a counter of the barriers it has come to, the call that it is making, a small
+// slot for short messages, and bounce segments for arrays that the others cannot address. Symmetric arrays, which every rank
+// of the node can address, need no copy at all.
+#pragma once
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "fold.hpp"
+
+namespace hpcai::cpu {
+
+enum Kind : int { AGREE = 0, ALLREDUCE = 1, REDUCE_SCATTER = 2, ALLGATHER = 3, BROADCAST = 4 };
+enum Status : int { DONE = 0, MISMATCH = 1, STALLED = 2, UNREACHED = 4 };
+
+constexpr std::size_t kSmall = 4096;          // bytes of a message that travels with the call itself
+constexpr std::size_t kSegment = 256 << 10;   // bytes of a bounce segment
+constexpr int kSlots = 2, kSegments = 2, kKey = 8;
+
+// What a rank is about to do. Equal on all ranks, or the call is refused; `place` alone may differ (then nothing is symmetric).
+struct Call {
+    std::int64_t key[kKey];
+    std::int64_t place;    // offset in the symmetric heap, or -1
+    std::uint64_t address; // of the array in its rank's own memory
+};
+
+struct alignas(64) Desk {
+    alignas(64) std::atomic<std::uint32_t> arrivals;
+    alignas(64) std::atomic<std::uint32_t> sleepers;
+    alignas(64) std::int64_t pid;  // whose memory `address` means, and a word there to prove it
+    std::uint64_t proof_address, proof;
+    alignas(64) Call call[kSlots];
+    alignas(64) unsigned char small[kSlots][kSmall];
+    alignas(4096) unsigned char segment[kSegments][kSegment];
+};
+
+class Node {
+public:
+    // desks: `size` zeroed Desks in memory shared by all ranks. crowded: more ranks than cores, so yield early.
+    Node(int rank, int size, void* desks, double timeout_s, bool crowded);
+
+    // A block of the symmetric heap: rank r's part begins at base + r * stride. Ids are equal on all ranks.
+    void add_block(std::int64_t id, void* base, std::size_t stride);
+    void remove_block(std::int64_t id);
+
+    // Whether this rank may read and write the other ranks' memory by system call (Linux's cross-memory attach). All ranks
+    // call prove() after a barrier that follows construction; reach(true) then, if all succeeded.
+    bool prove() const;
+    void reach(bool can) { reaches_ = can; }
+
+    Status agree(const std::int64_t* key);
+    // x: n elements of `itemsize` bytes; reductions want a `type` that fold_ranks knows.
+    Status collective(Kind kind, Type type, Op op, long divisor, int root, void* x, std::size_t n, std::size_t itemsize,
+                      const std::int64_t* key);
+    // After STALLED: bit r is set for each rank (below 64) that has not come.
+    std::vector<int> missing() const;
+    // End this rank's wait, now and later, with STALLED. From any thread.
+    void abort() { aborted_.store(true, std::memory_order_relaxed); }
+    bool aborted() const { return aborted_.load(std::memory_order_relaxed); }
+    double timeout_s;
+
+private:
+    struct Block { std::int64_t id; unsigned char* base; std::size_t stride; };
+    Desk& desk(int rank) const { return desks_[rank]; }
+    std::int64_t place_of(const void* x, std::size_t bytes) const;
+    void* symmetric(std::int64_t place, int rank) const;
+    void publish(const std::int64_t* key, std::int64_t place, const void* x);
+    bool same() const;
+    bool all_symmetric() const;
+    bool barrier();
+    bool wait_for(int rank, std::uint32_t target);
+
+    Status small(Type type, Op op, long divisor, void* x, std::size_t n);
+    Status direct(Kind kind, Type type, Op op, long divisor, int root, std::int64_t place, std::size_t n, std::size_t itemsize);
+    Status reached(Kind kind, Type type, Op op, long divisor, int root, unsigned char* x, std::size_t n, std::size_t itemsize);
+    bool copy_from(int rank, std::size_t offset, void* out, std::size_t bytes) const;
+    bool copy_all(int rank, std::size_t offset, unsigned char* out, std::size_t bytes) const;
+    bool copy_to(int rank, std::size_t offset, const void* x, std::size_t bytes) const;
+    Status bounced_reduce(Kind kind, Type type, Op op, long divisor, void* x, std::size_t n, std::size_t itemsize);
+    Status bounced_copy(Kind kind, int root, unsigned char* x, std::size_t bytes, std::size_t itemsize);
+
+    int rank_, size_;
+    Desk* desks_;
+    int spins_;
+    std::uint32_t epoch_ = 0;
+    unsigned calls_ = 0;
+    bool reaches_ = false;
+    std::uint64_t proof_;
+    std::vector<unsigned char> scratch_;
+    std::atomic<bool> aborted_{false};
+    std::vector<Block> blocks_;
+};
+
+}  // namespace hpcai::cpu
