@@ -11,7 +11,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp kernels/include/*/*.hpp)
 
-.PHONY: train test lint types unit mpi-test command-test big bench clean help
+.PHONY: train test lint types unit mpi-test command-test big fuzz bench clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
@@ -39,9 +39,13 @@ command-test: $(VENV)/dev-$(MPI)
 big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 	mpirun -n 2 pytest -m big --timeout 600
 
-bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP (installs torch)
+fuzz: $(VENV)/dev-$(MPI)  ## 100,000 random collectives on each of 2, 3, 4 and 8 ranks
+	for n in 2 3 4 8; do HPCAI_FUZZ=100000 mpirun -n $$n pytest tests/comm/test_fuzz.py || exit 1; done
+
+bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, all-reduce against MPI and Gloo (installs torch)
 	pip install -q torch==2.13.0
 	mpirun -n 2 python -m bench.step
+	mpirun -n 2 python -m bench.allreduce --against mpi,gloo
 
 clean:
 	rm -rf $(VENV) build *.egg-info hpcai/_native*.so

@@ -11,13 +11,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import re
-import socket
 import statistics
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -28,6 +23,7 @@ import itertools
 import numpy as np
 
 import hpcai
+from bench.harness import interleaved, machine, start_gloo
 from hpcai.arena import views
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
@@ -65,14 +61,7 @@ def main() -> None:
             raise SystemExit(f"{name} computes something else: losses {values}, hpcai {losses['hpcai']}")
     parts.clear()
 
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(arguments.blocks):
-        for name, step in sides.items():
-            comm.barrier()
-            begin = perf_counter()
-            for _ in range(arguments.steps):
-                step()
-            times[name].append(comm.allreduce(np.array([(perf_counter() - begin) / arguments.steps]), "max")[0])
+    times = interleaved(comm, sides, arguments.blocks, arguments.steps)
     if comm.rank == 0:
         report(arguments, comm, times, parts)
 
@@ -107,19 +96,9 @@ def hpcai_side(
 
 def torch_side(options: config.Options, comm: Communicator, x: Any, y: Any) -> Callable[[], float] | None:
     """One step of PyTorch: the same layers from the same parameters, or None where torch is not installed."""
-    try:
-        import torch
-    except ImportError:
+    torch = start_gloo(comm)
+    if torch is None:
         return None
-    torch.set_num_threads(1)
-
-    def free_port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(comm.on_root(free_port)), "GLOO_SOCKET_IFNAME": "lo"}
-    torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.size)
     widths = [784, *options.hidden, 10]
     layers: list[Any] = []
     for a, b in itertools.pairwise(widths):
@@ -149,13 +128,8 @@ def report(
     arguments: argparse.Namespace, comm: Communicator, times: dict[str, list[float]], parts: list[tuple[float, ...]]
 ) -> None:
     """A table in Markdown."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    versions = f"Python {platform.python_version()}, numpy {np.__version__}, {comm.wire.describe()}"
-    if "torch" in sys.modules:
-        versions += f", torch {sys.modules['torch'].__version__}"
     print(f"MLP 784-{arguments.hidden.replace(',', '-')}-10, batch {arguments.batch} a rank, {comm.size} ranks, f32, one thread")
-    print(f"a rank, {arguments.blocks} interleaved blocks of {arguments.steps} steps. {cpu[1] if cpu else platform.machine()},")
-    print(f"{os.cpu_count()} cores; {versions}.\n")
+    print(f"a rank, {arguments.blocks} interleaved blocks of {arguments.steps} steps. {machine(comm)}.\n")
     print("| | median | fastest block | slowest block | ratio to hpcai |\n|---|---|---|---|---|")
     for name, values in times.items():
         ratio = statistics.median(b / a for a, b in zip(times["hpcai"], values, strict=True))

@@ -79,6 +79,10 @@ class Communicator:
         made = None if self._memory is None else self._memory.empty(shape, dtype)
         return np.empty(shape, dtype) if made is None else made
 
+    def addresses(self, x: Array) -> list[int] | None:
+        """Where each rank's part of the symmetric array `x` lies in this process's memory; None if `x` is not symmetric."""
+        return None if self._memory is None else self._memory.addresses(x)
+
     def chunk(self, n: int, rank: int | None = None) -> slice:
         """The share of `rank` (default: this one) in an array of n elements: what `reduce_scatter` leaves with it."""
         return schedule.split(n, self.size, self.rank if rank is None else rank)
@@ -96,7 +100,7 @@ class Communicator:
         Raises: TypeError (dtype, named), ValueError (not contiguous, unknown op), RankMismatch (ranks disagree), StallError
                 (a rank did not come in time).
         Cost:   node: P reads and P writes of every element in all for symmetric arrays, 3 + P passes through the cache for
-                others, 1 barrier up to 4 KiB, else 2, or one for each 256 KiB. Ring: 2(P-1)/P n elements sent per rank.
+                others, 1 barrier for short messages, else 2. Ring: 2(P-1)/P n elements sent per rank.
         """
         if self._memory is not None and algorithm == "auto" and op in self._divisors:
             self._calls += 1
@@ -243,7 +247,9 @@ class Communicator:
             assert self._memory is not None
             self._memory.raise_stall(kind)
         if status == node.UNREACHED:
-            raise HpcaiError(f"{kind}: the kernel refused access to another rank's memory half-way; set HPCAI_REACH=0 and start again")
+            raise HpcaiError(
+                f"{kind}: the kernel refused access to another rank's memory half-way; set HPCAI_REACH=0 and start again"
+            )
         mine = f"{kind}, which failed there: {problem}" if problem else _describe(kind, x, op, choice, self._calls)
         self._disagree(mine, problem)
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hpcai import ops
+from hpcai.comm import stall
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
 from hpcai.errors import HpcaiError, LaunchError
@@ -25,6 +26,12 @@ from hpcai.xp import Array, accumulation_dtype
 
 MESSAGE_BYTES = 1 << 30
 """Open MPI refuses counts of 2**31 and more; library calls on long arrays are cut to this."""
+
+POLLS, YIELD_S, NAP_S = 200, 0.02, 0.0002
+"""A wait polls so often, then yields the core between polls for so long, then sleeps between them."""
+
+ALARM_TAG, ALARM_S = 32000, 3.0
+"""Messages by which waiting ranks find out who does not wait, and how long they listen."""
 
 _world: Communicator | None = None
 
@@ -67,24 +74,40 @@ class MpiWire:
         self.comm = comm
         self.rank, self.size = comm.rank, comm.size
         self.MPI = _load()
+        self.timeout_s = stall.timeout_s()
         self._key = np.empty(16, np.int64)
         self._seen = np.empty(16, np.int64)
 
     def send(self, x: Array, to: int) -> Any:
         """MPI_Isend of the array's bytes."""
-        return _Request(self.comm.Isend([x.view(np.uint8), self.MPI.BYTE], to))
+        return _Request(self.comm.Isend([x.view(np.uint8), self.MPI.BYTE], to), self, "a send")
 
     def receive(self, x: Array, source: int) -> Any:
         """MPI_Irecv into the array's bytes."""
-        return _Request(self.comm.Irecv([x.view(np.uint8), self.MPI.BYTE], source))
+        return _Request(self.comm.Irecv([x.view(np.uint8), self.MPI.BYTE], source), self, "a receive")
 
     def agree(self, key: Sequence[int]) -> bool:
-        """One small MPI_Allreduce: the maximum of the key equals its minimum."""
+        """One small MPI_Iallreduce: the maximum of the key equals its minimum."""
         n = len(key)
         self._key[:n] = key
         np.negative(self._key[:n], out=self._key[n : 2 * n])
-        self.comm.Allreduce(self._key[: 2 * n], self._seen[: 2 * n], self.MPI.MAX)
+        _Request(self.comm.Iallreduce(self._key[: 2 * n], self._seen[: 2 * n], self.MPI.MAX), self, "a collective").wait()
         return bool((self._seen[:n] == -self._seen[n : 2 * n]).all())
+
+    def missing(self) -> list[int]:
+        """After a wait in vain: tell all ranks that this one waits, listen for some seconds, and list who does not."""
+        word, status = bytearray(1), self.MPI.Status()
+        for rank in range(self.size):
+            self.comm.Isend([word, self.MPI.BYTE], rank, ALARM_TAG)
+        heard: set[int] = set()
+        end = time.monotonic() + ALARM_S
+        while len(heard) < self.size and time.monotonic() < end:
+            if self.comm.Iprobe(self.MPI.ANY_SOURCE, ALARM_TAG, status):
+                self.comm.Recv([word, self.MPI.BYTE], status.Get_source(), ALARM_TAG)
+                heard.add(status.Get_source())
+            else:
+                time.sleep(0.01)
+        return sorted(set(range(self.size)) - heard)
 
     def exchange(self, value: Any) -> list[Any]:
         """MPI_Allgather of pickled values."""
@@ -158,11 +181,25 @@ class MpiWire:
 
 
 class _Request:
-    def __init__(self, request: Any):
-        self.request = request
+    """An MPI request that is waited for with a time limit, and without keeping a core from ranks that share it."""
+
+    def __init__(self, request: Any, wire: MpiWire, what: str):
+        self.request, self.wire, self.what = request, wire, what
 
     def wait(self) -> None:
-        self.request.Wait()
+        """Poll, then poll and yield, then poll and nap; raise StallError after the time limit."""
+        for _ in range(POLLS):
+            if self.request.Test():
+                return
+        begin = time.monotonic()
+        while not self.request.Test():
+            waited = time.monotonic() - begin
+            if waited < YIELD_S:
+                os.sched_yield()
+                continue
+            time.sleep(NAP_S)
+            if waited > self.wire.timeout_s:
+                raise stall.error(self.wire.rank, self.wire.timeout_s, self.what, self.wire.missing())
 
 
 def _boot_id() -> str:

@@ -3,8 +3,8 @@
 Ranks that address each other's memory need no messages: each folds its own chunk straight from all ranks' arrays and writes
 the result to all of them, between two barriers (kernels/cpu/node.cpp). *Symmetric* arrays, which `Communicator.empty` makes,
 are in shared memory and are reduced in place. Others are read and written where they lie by the kernel's cross-memory attach;
-where a site forbids that (or HPCAI_REACH=0) they pass through small segments in shared memory. Values are folded in the order of the
-ranks whatever the path, so an array of either kind, long or short, gives the same bytes.
+where a site forbids that (or HPCAI_REACH=0) they pass through small segments in shared memory. Values are folded in the order
+of the ranks whatever the path, so an array of either kind, long or short, gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from hpcai.comm import stall
 from hpcai.comm.launcher import launch
 from hpcai.comm.wire import Wire
-from hpcai.errors import RankFailed, StallError
+from hpcai.errors import RankFailed
 from hpcai.ops import native
 from hpcai.xp import Array
 
@@ -29,15 +30,7 @@ PAGE = 1 << 21
 POOL_BYTES = 256 << 20
 """Freed memory that is kept for the next arrays; beyond it, it is given back."""
 
-TIMEOUT_S = 300.0
-"""How long a rank waits for the others before it says who has not come; $HPCAI_TIMEOUT_S overrides it."""
-
 DONE, MISMATCH, STALLED, NOT_HERE, UNREACHED = range(5)
-
-
-def timeout_s() -> float:
-    """The time limit of a wait in seconds."""
-    return float(os.environ.get("HPCAI_TIMEOUT_S") or TIMEOUT_S)
 
 
 class Node:
@@ -46,7 +39,7 @@ class Node:
     def __init__(self, wire: Wire, desks: Array):
         self.wire, self.desks = wire, desks
         crowded = launch().local_size > (os.cpu_count() or 1) or wire.size > (os.cpu_count() or 1)
-        self.native = native.node(wire.rank, wire.size, desks, timeout_s(), crowded)
+        self.native = native.node(wire.rank, wire.size, desks, stall.timeout_s(), crowded)
         self.blocks: dict[int, _Block] = {}
         self.dropped: set[int] = set()
         self.made = 0
@@ -69,15 +62,20 @@ class Node:
         flat = np.asarray(_Owner(self, block)).view(np.uint8)
         return flat[: count * dtype.itemsize].view(dtype).reshape(shape)
 
+    def addresses(self, x: Array) -> list[int] | None:
+        """Where each rank's part of the symmetric array (or slice) `x` lies in this process; None if `x` is not symmetric."""
+        at = x.__array_interface__["data"][0]
+        for block in self.blocks.values():
+            offset = at - block.memory.ctypes.data - self.wire.rank * block.stride
+            if 0 <= offset < block.stride:
+                return [block.memory.ctypes.data + rank * block.stride + offset for rank in range(self.wire.size)]
+        return None
+
     def raise_stall(self, what: str) -> None:
         """Say who has not come."""
         if self.native.aborted:
             raise RankFailed("another rank failed while this one waited for it")
-        ranks = ", ".join(map(str, self.native.missing()))
-        raise StallError(
-            f"rank {self.wire.rank} waited {self.native.timeout_s:g} s in {what} for rank(s) {ranks}, which did not come; "
-            "look there for the reason, or raise $HPCAI_TIMEOUT_S if they are only slow"
-        )
+        raise stall.error(self.wire.rank, self.native.timeout_s, what, self.native.missing())
 
     def _reuse(self, stride: int) -> _Block | None:
         """A block that all ranks have dropped and that is large enough; what the pool cannot keep is given back."""
@@ -125,8 +123,11 @@ class _Owner:
 
 
 def attach(wire: Wire) -> Node | None:
-    """The node of this wire's ranks, or None where they do not share memory or the kernels are not built. Collective."""
-    if wire.size == 1 or not all(wire.exchange(native.is_native())):
+    """The node of this wire's ranks, or None where they do not share memory, the kernels are not built, or HPCAI_NODE=0.
+
+    Collective.
+    """
+    if wire.size == 1 or not all(wire.exchange(native.is_native() and os.environ.get("HPCAI_NODE") != "0")):
         return None
     desks = wire.shared(native.desk_bytes())
     return None if desks is None else Node(wire, desks)

@@ -85,6 +85,10 @@ NB_MODULE(_native, m) {
             return int(node.collective(Kind(kind), Type(type), Op(op), divisor, root, reinterpret_cast<void*>(x), n, itemsize, key.data()));
         });
     m.attr("DESK_BYTES") = sizeof(Desk);
+    m.def("fold_ranks", [](int type, int op, std::vector<Address> outs, std::vector<Address> xs, long divisor, std::size_t from, std::size_t to) {
+        must(fold_ranks(Type(type), Op(op), reinterpret_cast<void* const*>(outs.data()), int(outs.size()),
+                        reinterpret_cast<const void* const*>(xs.data()), int(xs.size()), divisor, from, to));
+    }, nb::call_guard<nb::gil_scoped_release>());
     m.def("divide", [](int type, Address x, long divisor, std::size_t n) {
         must(divide(Type(type), reinterpret_cast<void*>(x), divisor, n));
     }, nb::call_guard<nb::gil_scoped_release>());

@@ -198,13 +198,13 @@ Status Node::collective(Kind kind, Type type, Op op, long divisor, int root, voi
                         const std::int64_t* key) {
     const std::size_t bytes = n * itemsize;
     const bool travels = kind == ALLREDUCE && bytes <= kSmall;
-    const std::int64_t place = travels ? -1 : place_of(x, bytes);
+    const std::int64_t place = place_of(x, bytes);
     publish(key, place, x);
     if (travels) std::memcpy(desk(rank_).small[calls_ % kSlots], x, bytes);
     if (!barrier()) return STALLED;
     if (!same()) return MISMATCH;
     if (n == 0) return DONE;
-    if (travels) return small(type, op, divisor, x, n);
+    if (travels && (bytes <= kTiny || !all_symmetric())) return small(type, op, divisor, x, n);
     if (all_symmetric()) return direct(kind, type, op, divisor, root, place, n, itemsize);
     if (reaches_) return reached(kind, type, op, divisor, root, static_cast<unsigned char*>(x), n, itemsize);
     if (kind == ALLREDUCE || kind == REDUCE_SCATTER) return bounced_reduce(kind, type, op, divisor, x, n, itemsize);

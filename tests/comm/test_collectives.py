@@ -11,12 +11,14 @@ from hpcai.xp import DTYPES
 from tests.laws import OPS, RANKS, SIZES, assert_reduced, shares
 
 
-@pytest.fixture(params=["ring", "ring in many segments", "node", "node on symmetric arrays"])
+@pytest.fixture(params=["ring", "ring in many segments", "node", "node without reach", "node on symmetric arrays"])
 def way(request, monkeypatch):
     """How collectives are carried out: (algorithm, what makes an array of given values)."""
     if "segments" in request.param:
         monkeypatch.setattr(ring, "SEGMENT_BYTES", 48)
         monkeypatch.setattr(ring, "WIDE_ELEMENTS", 70)
+    if "without reach" in request.param:
+        monkeypatch.setenv("HPCAI_REACH", "0")
     if "node" in request.param and not native.is_native():
         pytest.skip("native kernels are not built")
 
@@ -122,3 +124,30 @@ def test_nan_and_infinity_reach_every_rank():
     for highest, total in threads.run(3, program):
         np.testing.assert_array_equal(highest, [np.nan, np.inf, 1])
         np.testing.assert_array_equal(total, [np.nan, np.inf, 3])
+
+
+@pytest.mark.skipif(not native.is_native(), reason="native kernels are not built")
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_every_path_on_a_node_gives_the_same_bytes(name, size, monkeypatch):
+    """Short messages, symmetric arrays, reached ones and bounced ones, cut anywhere: values are folded in the order of ranks."""
+    n = 300_001
+    rng = np.random.default_rng(0)
+    parts = (rng.normal(size=(size, n)) * 1000).astype(DTYPES[name])
+
+    def program(comm):
+        x, y, z = comm.empty(n, DTYPES[name]), parts[comm.rank].copy(), parts[comm.rank].copy()
+        x[:] = y
+        comm.allreduce(x, "mean")
+        comm.allreduce(y, "mean")
+        for start in range(0, n, 100_000):
+            comm.allreduce(z[start : start + 33], "mean")
+        return x.tobytes(), y.tobytes(), b"".join(z[s : s + 33].tobytes() for s in range(0, n, 100_000))
+
+    results = threads.run(size, program)
+    monkeypatch.setenv("HPCAI_REACH", "0")
+    results += threads.run(size, program)
+    assert len({r[:2] for r in results}) == 1
+    assert results[0][0] == results[0][1]
+    pieces = np.frombuffer(results[0][0], np.uint8).reshape(n, -1)
+    assert results[0][2] == b"".join(pieces[s : s + 33].tobytes() for s in range(0, n, 100_000))

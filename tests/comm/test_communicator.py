@@ -22,7 +22,7 @@ def everywhere(size, program):
         (lambda c: c.allreduce(np.ones(3 + c.rank)), ["float64[3]", "float64[4]"]),
         (lambda c: c.allreduce(np.ones(3, [np.float32, np.int32][c.rank])), ["float32", "int32"]),
         (lambda c: c.allreduce(np.ones(3), ["sum", "max"][c.rank]), ["op sum", "op max"]),
-        (lambda c: c.broadcast(np.ones(3), c.rank), ["broadcast"]),
+        (lambda c: c.broadcast(np.ones(3), c.rank), ["broadcast", "choice 1"]),
         (lambda c: c.allgather(np.ones(3, ["u1", "S1"][c.rank])), ["uint8", "|S1"]),
         (lambda c: c.barrier() if c.rank else c.allreduce(np.ones(3)), ["barrier", "allreduce"]),
         (lambda c: c.leave() if c.rank else c.allreduce(np.ones(3)), ["left", "allreduce"]),

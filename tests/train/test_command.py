@@ -161,6 +161,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim
     code, seconds, _ = disturbed(tmp_path, strike)
     assert code != 0
     assert seconds < 10
+    assert not list(Path("/dev/shm").glob("hpcai-*"))
     step = int(resume.newest(tmp_path / "run").name.split("-")[1])
     flags = ["--steps", step + 60, "--checkpoint-steps", "20", "--hidden", "64"]
     assert run(3, *flags, "--resume", "auto", "--run", tmp_path / "run")[0] == 0
@@ -210,6 +211,28 @@ def test_what_happens_on_one_rank_ends_all(action, words, tmp_path):
     for word in words:
         assert word in err
     assert err.count("Traceback") <= 1
+
+
+STALLING = """
+import time, numpy as np, hpcai
+comm = hpcai.init()
+comm.allreduce(np.ones(3))
+if comm.rank == 1:
+    time.sleep(60)
+comm.allreduce(np.ones(100_000))
+"""
+
+
+@pytest.mark.parametrize("shared", ["0", "1"])
+def test_a_rank_that_never_comes_is_named_and_the_job_ends(shared, tmp_path):
+    (tmp_path / "program.py").write_text(STALLING)
+    begin = time.perf_counter()
+    process = start(3, program=(str(tmp_path / "program.py"),), HPCAI_TIMEOUT_S="0.5", HPCAI_NODE=shared)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "waited 0.5 s" in err
+    assert "for rank(s) 1, which did not come" in err
+    assert time.perf_counter() - begin < 15
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""What the benches share: interleaved timing over ranks, the machine in words, byte sizes."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+
+REST_S = 0.002
+
+
+def interleaved(comm: Communicator, sides: dict[str, Callable[[], Any]], rounds: int, inner: int) -> dict[str, list[float]]:
+    """Seconds a call of each side, `rounds` times in turn, A B A B; each is the mean of `inner` calls, of the slowest rank.
+
+    Before its turn each side rests, so that the threads of the one before are asleep, and makes one call that does not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, call in sides.items():
+            sleep(REST_S)
+            comm.barrier()
+            call()
+            comm.barrier()
+            begin = perf_counter()
+            for _ in range(inner):
+                call()
+            times[name].append(perf_counter() - begin)
+    for values in times.values():
+        values[:] = (comm.allreduce(np.array(values), "max") / inner).tolist()
+    return times
+
+
+def start_gloo(comm: Communicator) -> Any:
+    """torch with its Gloo process group over loopback among the same ranks, or None where torch is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(1)
+
+    def free_port() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(comm.on_root(free_port)), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.size)
+    return torch
+
+
+def machine(comm: Communicator) -> str:
+    """Processor, cores and versions, in one line."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}, {comm.wire.describe()}"
+    if "torch" in sys.modules:
+        versions += f", torch {sys.modules['torch'].__version__}"
+    return f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores; {versions}"
+
+
+def size_of(text: str) -> int:
+    """Bytes from 4, 64K, 256M or 1G."""
+    units = {"K": 10, "M": 20, "G": 30}
+    return int(text[:-1]) << units[text[-1].upper()] if text[-1].upper() in units else int(text)

@@ -1,0 +1,60 @@
+"""Random collectives under real MPI: kind, size, dtype, operation, algorithm, symmetric or not, on sub-communicators too.
+
+`make fuzz` runs 100,000 of them; the test suite some hundreds. All ranks draw the same calls from one seed.
+"""
+
+import os
+
+import numpy as np
+import pytest
+
+from hpcai.xp import DTYPES
+from tests.laws import OPS, assert_reduced, shares
+
+COUNT = int(os.environ.get("HPCAI_FUZZ", "400"))
+
+
+@pytest.mark.mpi
+@pytest.mark.timeout(3000)
+def test_random_collectives_equal_numpy(comm):
+    rng = np.random.default_rng(int(os.environ.get("HPCAI_FUZZ_SEED", "0")))
+    groups = [comm, comm.split(comm.rank % 2), comm.split(0 if comm.rank else None), comm.split(0, key=-comm.rank)]
+    heap = [[g.empty(1 << 16, np.uint8) if g else None for _ in range(2)] for g in groups]
+    for _ in range(COUNT):
+        which = int(rng.integers(len(groups)))
+        kind, name, op = (
+            rng.choice(["allreduce", "reduce_scatter", "allgather", "broadcast"]),
+            rng.choice(list(DTYPES)),
+            str(rng.choice(OPS)),
+        )
+        n = int(min(rng.choice([0, 1, 7, 100, 2000, 16000]) + rng.integers(0, 5), (1 << 16) // DTYPES[name].itemsize - 8))
+        symmetric, algorithm, offset = (
+            bool(rng.integers(2)),
+            str(rng.choice(["auto", "auto", "ring", "mpi"])),
+            int(rng.integers(8)),
+        )
+        root_draw, seed = int(rng.integers(1 << 30)), int(rng.integers(1 << 30))
+        group = groups[which]
+        if group is None:
+            continue
+        parts = shares(group.size, n, name, seed)
+        x = parts[group.rank].copy()
+        if symmetric:
+            x = heap[which][seed % 2].view(DTYPES[name])[offset : offset + n]
+            x[:] = parts[group.rank]
+        if kind == "allreduce":
+            group.allreduce(x, op, algorithm=algorithm)
+            assert_reduced(x, parts, op, name)
+        elif kind == "reduce_scatter":
+            own = group.reduce_scatter(x, op, algorithm="ring" if algorithm == "ring" else "auto")
+            mine = group.chunk(n)
+            assert_reduced(own, [part[mine] for part in parts], op, name)
+        elif kind == "allgather":
+            group.allgather(x, algorithm="ring" if algorithm == "ring" else "auto")
+            for rank, part in enumerate(parts):
+                np.testing.assert_array_equal(x[group.chunk(n, rank)], part[group.chunk(n, rank)])
+        else:
+            root = root_draw % group.size
+            group.broadcast(x, root, algorithm="ring" if algorithm == "ring" else "auto")
+            np.testing.assert_array_equal(x, parts[root])
+    comm.barrier()
