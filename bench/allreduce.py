@@ -50,6 +50,9 @@ COLUMNS = {
 }
 """Keys of a record, with title and format."""
 
+BLOCK = 1 << 18
+"""Elements that are checked at a time."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.allreduce", description=__doc__.splitlines()[0])
@@ -143,15 +146,21 @@ def candidate(comm: Communicator, name: str, x: Array, op: str, torch: Any) -> C
 
 def check(comm: Communicator, x: Array, call: Callable[[], Any], op: str) -> int:
     """How many elements of a reduction of all different values differ from the exact one by more than rounding."""
-    index = np.arange(x.size, dtype=np.float64)
-    parts = [((index * (rank + 3) + 17 * rank) % 1021 - 510).astype(x.dtype) for rank in range(comm.size)]
-    x[:] = parts[comm.rank]
+
+    def part(rank: int, start: int, stop: int) -> Array:
+        index = np.arange(start, stop, dtype=np.int64)
+        return ((index * (rank + 3) + 17 * rank) % 1021 - 510).astype(x.dtype)
+
+    blocks = [(start, min(start + BLOCK, x.size)) for start in range(0, x.size, BLOCK)]
+    for start, stop in blocks:
+        x[start:stop] = part(comm.rank, start, stop)
     call()
-    wide = np.stack([part.astype(np.float64) for part in parts])
-    exact = getattr(wide, op)(0)
-    bound = {2: 2**-7, 4: 2**-22, 8: 2**-50}[x.itemsize] * np.abs(wide).sum(0)
-    wrong = np.array([(np.abs(x.astype(np.float64) - exact) > bound).sum()], np.int64)
-    return int(comm.allreduce(wrong)[0])
+    wrong = 0
+    for start, stop in blocks:
+        wide = np.stack([part(rank, start, stop).astype(np.float64) for rank in range(comm.size)])
+        bound = {2: 2**-7, 4: 2**-22, 8: 2**-50}[x.itemsize] * np.abs(wide).sum(0)
+        wrong += int((np.abs(x[start:stop].astype(np.float64) - getattr(wide, op)(0)) > bound).sum())
+    return int(comm.allreduce(np.array([wrong]))[0])
 
 
 def roofline(comm: Communicator, x: Array, op: str) -> Callable[[], Any] | None:

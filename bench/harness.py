@@ -16,17 +16,21 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 
-REST_S = 0.002
+REST_S = 0.01
 
 
 def interleaved(comm: Communicator, sides: dict[str, Callable[[], Any]], rounds: int, inner: int) -> dict[str, list[float]]:
-    """Seconds a call of each side, `rounds` times in turn, A B A B; each is the mean of `inner` calls, of the slowest rank.
+    """Seconds a call of each side, `rounds` times in turn, A B C, B C A, C A B.
+
+    Each is the mean of `inner` calls, of the slowest rank.
 
     Before its turn each side rests, so that the threads of the one before are asleep, and makes one call that does not count.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, call in sides.items():
+    order = list(sides.items())
+    for round_ in range(rounds):
+        first = round_ % len(order)
+        for name, call in order[first:] + order[:first]:
             sleep(REST_S)
             comm.barrier()
             call()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import node, ring, schedule
+from hpcai.comm import hierarchical, node, ring, schedule
 from hpcai.comm.wire import Wire
 from hpcai.errors import HpcaiError, RankMismatch
 from hpcai.xp import CODES, Array, namespace
@@ -21,7 +21,7 @@ T = TypeVar("T")
 # The first five are the numbers of kernels/cpu/node.hpp.
 KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast", "barrier", "exchange", "split", "empty", "leave")
 OPERATIONS = ("", "sum", "mean", "max", "min")
-ALGORITHMS = ("auto", "node", "ring", "mpi")
+ALGORITHMS = ("auto", "node", "hierarchical", "ring", "mpi")
 FOLDS = {"": 0, "sum": 0, "mean": 0, "max": 1, "min": 2}
 BYTES = len(CODES)
 
@@ -44,6 +44,8 @@ class Communicator:
         self._memory = node.attach(wire)
         self._divisors = {"sum": 1, "mean": wire.size, "max": 1, "min": 1}
         self._node: Communicator | None = None
+        self._levels: hierarchical.Levels | None = None
+        self._asked_levels = False
 
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, wire={type(self.wire).__name__})"
@@ -94,8 +96,8 @@ class Communicator:
 
         Args:   x: contiguous array of any shape; f16, bf16, f32, f64, i32 or i64; equal shape and dtype on all ranks.
                 op: "sum", "mean", "max", "min". 16-bit values are summed in f32 and rounded once; integer means truncate.
-                algorithm: "auto"; "node" (shared memory, see node.py), "ring" (messages, see ring.py), or "mpi" for the
-                library's own MPI_Allreduce.
+                algorithm: "auto"; "node" (shared memory, see node.py), "hierarchical" (shared memory on each node, a ring
+                between them), "ring" (messages, see ring.py), or "mpi" for the library's own MPI_Allreduce.
         Returns: x.
         Raises: TypeError (dtype, named), ValueError (not contiguous, unknown op), RankMismatch (ranks disagree), StallError
                 (a rank did not come in time).
@@ -199,6 +201,8 @@ class Communicator:
     def _over_wire(self, kind: str, flat: Array, op: str, root: int, algorithm: str) -> None:
         if algorithm == "mpi":
             self.wire.library_allreduce(flat, op)  # type: ignore[attr-defined]
+        elif kind == "allreduce" and algorithm != "ring" and (two := self._two_levels()) is not None:
+            hierarchical.allreduce(flat, two, op)
         elif kind == "allreduce":
             ring.allreduce(flat, self.wire, op)
         elif kind == "reduce_scatter":
@@ -208,10 +212,16 @@ class Communicator:
         else:
             ring.broadcast(flat.view(np.uint8), self.wire, root)
 
+    def _two_levels(self) -> hierarchical.Levels | None:
+        """The levels of nodes and rails, found at the first call that needs them; None where there are not two."""
+        if not self._asked_levels:
+            self._levels, self._asked_levels = hierarchical.levels(self), True
+        return self._levels
+
     def _choice_problem(self, kind: str, root: int, algorithm: str) -> Exception | None:
         if not 0 <= root < self.size:
             return ValueError(f"{kind}: root {root} is not one of {self.size} ranks")
-        known = [name for name in ALGORITHMS if name != "mpi" or kind == "allreduce"]
+        known = [name for name in ALGORITHMS if kind == "allreduce" or name not in ("mpi", "hierarchical")]
         if algorithm not in known:
             return ValueError(f"{kind}: unknown algorithm {algorithm!r}; there are {', '.join(known)}")
         if algorithm == "node" and self._memory is None and self.size > 1:

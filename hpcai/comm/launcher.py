@@ -38,3 +38,9 @@ def launch(environment: dict[str, str] | os._Environ = os.environ) -> Launch:
             count = int(environment[size])
             return Launch(name, int(environment[rank]), count, int(local) if local.isdigit() else count)
     return Launch("", 0, 1, 1)
+
+
+def pretended_node(rank: int) -> int | None:
+    """Which node `rank` is on if $HPCAI_RANKS_PER_NODE pretends that nodes end after so many ranks, to test what spans nodes."""
+    per_node = os.environ.get("HPCAI_RANKS_PER_NODE", "")
+    return rank // int(per_node) if per_node.isdigit() and int(per_node) > 0 else None

@@ -20,7 +20,7 @@ import numpy as np
 from hpcai import ops
 from hpcai.comm import stall
 from hpcai.comm.communicator import Communicator
-from hpcai.comm.launcher import launch
+from hpcai.comm.launcher import launch, pretended_node
 from hpcai.errors import HpcaiError, LaunchError
 from hpcai.xp import Array, accumulation_dtype
 
@@ -120,6 +120,9 @@ class MpiWire:
 
     def node_color(self) -> int:
         """The lowest rank that shares memory with this one."""
+        pretended = pretended_node(self.rank)
+        if pretended is not None:
+            return pretended
         shared = self.comm.Split_type(self.MPI.COMM_TYPE_SHARED)
         lowest = shared.allreduce(self.rank, self.MPI.MIN)
         shared.Free()

@@ -129,5 +129,7 @@ def attach(wire: Wire) -> Node | None:
     """
     if wire.size == 1 or not all(wire.exchange(native.is_native() and os.environ.get("HPCAI_NODE") != "0")):
         return None
+    if len(set(wire.exchange(wire.node_color()))) > 1:
+        return None
     desks = wire.shared(native.desk_bytes())
     return None if desks is None else Node(wire, desks)

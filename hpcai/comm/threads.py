@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.launcher import pretended_node
 from hpcai.errors import RankFailed
 from hpcai.xp import Array
 
@@ -104,8 +105,8 @@ class ThreadWire:
         return ThreadWire(members.index((key, self.rank)), self.group.children[color])
 
     def node_color(self) -> int:
-        """All threads share one memory."""
-        return 0
+        """All threads share one memory, unless nodes are pretended."""
+        return pretended_node(self.rank) or 0
 
     def shared(self, bytes_per_rank: int) -> Array:
         """Threads share all memory: rank 0 makes it."""

@@ -188,6 +188,12 @@ bool Node::all_symmetric() const {
     return place >= 0;
 }
 
+bool Node::none_symmetric() const {
+    for (int r = 0; r < size_; ++r)
+        if (desk(r).call[calls_ % kSlots].place >= 0) return false;
+    return true;
+}
+
 Status Node::agree(const std::int64_t* key) {
     publish(key, -1, nullptr);
     if (!barrier()) return STALLED;
@@ -197,14 +203,15 @@ Status Node::agree(const std::int64_t* key) {
 Status Node::collective(Kind kind, Type type, Op op, long divisor, int root, void* x, std::size_t n, std::size_t itemsize,
                         const std::int64_t* key) {
     const std::size_t bytes = n * itemsize;
-    const bool travels = kind == ALLREDUCE && bytes <= kSmall;
-    const std::int64_t place = place_of(x, bytes);
+    // A symmetric array is not copied unless it is tiny: half of it was last written by other cores, and to read it is slow.
+    const std::int64_t place = bytes <= kTiny ? -1 : place_of(x, bytes);
+    const bool travels = kind == ALLREDUCE && bytes <= kSmall && place < 0;
     publish(key, place, x);
     if (travels) std::memcpy(desk(rank_).small[calls_ % kSlots], x, bytes);
     if (!barrier()) return STALLED;
     if (!same()) return MISMATCH;
     if (n == 0) return DONE;
-    if (travels && (bytes <= kTiny || !all_symmetric())) return small(type, op, divisor, x, n);
+    if (travels && none_symmetric()) return small(type, op, divisor, x, n);
     if (all_symmetric()) return direct(kind, type, op, divisor, root, place, n, itemsize);
     if (reaches_) return reached(kind, type, op, divisor, root, static_cast<unsigned char*>(x), n, itemsize);
     if (kind == ALLREDUCE || kind == REDUCE_SCATTER) return bounced_reduce(kind, type, op, divisor, x, n, itemsize);

@@ -18,7 +18,7 @@ enum Kind : int { AGREE = 0, ALLREDUCE = 1, REDUCE_SCATTER = 2, ALLGATHER = 3, B
 enum Status : int { DONE = 0, MISMATCH = 1, STALLED = 2, UNREACHED = 4 };
 
 constexpr std::size_t kSmall = 8192;          // bytes of a message that travels with the call itself
-constexpr std::size_t kTiny = 1024;           // up to here it does so although it is symmetric: one barrier instead of two
+constexpr std::size_t kTiny = 512;            // up to here it does so although it is symmetric: one barrier instead of two
 constexpr std::size_t kSegment = 256 << 10;   // bytes of a bounce segment
 constexpr int kSlots = 2, kSegments = 2, kKey = 8;
 
@@ -72,6 +72,7 @@ private:
     void publish(const std::int64_t* key, std::int64_t place, const void* x);
     bool same() const;
     bool all_symmetric() const;
+    bool none_symmetric() const;
     bool barrier();
     bool wait_for(int rank, std::uint32_t target);
 

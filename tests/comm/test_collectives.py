@@ -151,3 +151,26 @@ def test_every_path_on_a_node_gives_the_same_bytes(name, size, monkeypatch):
     assert results[0][0] == results[0][1]
     pieces = np.frombuffer(results[0][0], np.uint8).reshape(n, -1)
     assert results[0][2] == b"".join(pieces[s : s + 33].tobytes() for s in range(0, n, 100_000))
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("size, per_node", [(4, 2), (6, 2), (6, 3), (3, 1), (5, 2)])
+def test_across_nodes(name, size, per_node, monkeypatch):
+    """Nodes of equal size have two levels; one rank a node, or nodes of different size, fall back to the ring."""
+    monkeypatch.setenv("HPCAI_RANKS_PER_NODE", str(per_node))
+    monkeypatch.setattr(ring, "WIDE_ELEMENTS", 70)
+    two = size % per_node == 0 and per_node > 1
+
+    def program(comm):
+        assert comm._memory is None
+        out = {}
+        for n, op in itertools.product(SIZES, OPS):
+            out[n, op] = comm.allreduce(shares(size, n, name)[comm.rank], op, algorithm="hierarchical")
+        assert comm.node.size in (per_node, size % per_node)
+        assert (comm._levels is not None) == two
+        return out
+
+    results = threads.run(size, program)
+    for n, op in itertools.product(SIZES, OPS):
+        assert_reduced(results[0][n, op], shares(size, n, name), op, name)
+        assert len({r[n, op].tobytes() for r in results}) == 1

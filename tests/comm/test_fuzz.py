@@ -1,6 +1,6 @@
 """Random collectives under real MPI: kind, size, dtype, operation, algorithm, symmetric or not, on sub-communicators too.
 
-`make fuzz` runs 100,000 of them; the test suite some hundreds. All ranks draw the same calls from one seed.
+`make fuzz` runs 160,000 of them; the test suite some hundreds. All ranks draw the same calls from one seed.
 """
 
 import os

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Two hosts on one machine: network namespaces joined by a rate-limited link, a command across them under Open MPI, and all
+# of it removed again. Needs root and iproute2.
+#
+#   bench/two_hosts.sh RATE RANKS_PER_HOST COMMAND...      e.g. bench/two_hosts.sh 1gbit 2 python -m bench.allreduce --of auto
+set -euo pipefail
+rate=$1 per_host=$2
+shift 2
+name=hpcai$$ link=hp$$
+work=$(mktemp -d)
+
+clean() {
+    ip netns del "$name-1" 2>/dev/null || true
+    ip netns del "$name-2" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap clean EXIT
+
+for i in 1 2; do ip netns add "$name-$i"; done
+ip link add "${link}a" netns "$name-1" type veth peer name "${link}b" netns "$name-2"
+for i in 1 2; do
+    end=$link$([ "$i" = 1 ] && echo a || echo b)
+    ip -n "$name-$i" link set "$end" name eth0
+    ip -n "$name-$i" addr add "10.77.7.$i/24" dev eth0
+    ip -n "$name-$i" link set eth0 up
+    ip -n "$name-$i" link set lo up
+    ip netns exec "$name-$i" tc qdisc replace dev eth0 root tbf rate "$rate" burst 256kb latency 50ms
+done
+
+# mpirun reaches the other "host" by this agent instead of ssh.
+cat > "$work/agent" <<AGENT
+#!/bin/bash
+host=\$1; shift
+exec ip netns exec "$name-\${host#host}" unshare --uts sh -c "hostname \$host; \$*"
+AGENT
+chmod +x "$work/agent"
+
+# Ranks on different "hosts" share this machine's memory all the same: HPCAI_RANKS_PER_NODE keeps hpcai from using it.
+ip netns exec "$name-1" unshare --uts sh -c 'hostname host1; exec "$@"' host1 timeout -k 5 "${LIMIT_S:-500}" \
+    env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 HPCAI_RANKS_PER_NODE="$per_host" \
+    mpirun --prtemca plm_ssh_agent "$work/agent" --host "host1:$per_host,host2:$per_host" --map-by "ppr:$per_host:node" \
+    --bind-to none -n $((2 * per_host)) -x HPCAI_RANKS_PER_NODE -x PATH --mca pml ob1 --mca btl tcp,self,sm \
+    --mca btl_tcp_if_include eth0 "$@"
