@@ -152,6 +152,9 @@ def _data_variable_is_a_folder() -> Iterator[None]:
 def _one_line(text: str) -> str:
     """The parser's complaint without its usage text, in the words of the command line."""
     said = re.sub(r"\s+", " ", text.split("error:")[-1]).strip()
+    said = re.sub(
+        r"^Unexpected config: (.{0,40}).*", r"--config wants a YAML file of options, got one that starts with '\1'", said
+    )
     found = re.match(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', said) or re.match(
         r"argument --([\w-]+): invalid \w+ value: (.*)", said
     )

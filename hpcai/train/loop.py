@@ -55,7 +55,7 @@ def _run(
     """All steps from where `progress` stands to the reporter's total."""
     n, total, per_epoch = len(dataset.x_train), reporter.total, reporter.per_epoch
     schedule = build_schedule(options, total)
-    rows = np.empty((-(-options.batch // comm.size), dataset.x_train.shape[1]), mine.params.dtype)
+    rows = np.empty((-(-min(options.batch, n) // comm.size), dataset.x_train.shape[1]), mine.params.dtype)
 
     for step in range(progress.step, total):
         batch = sharding.global_batch(n, options.batch, options.seed, step)

@@ -71,6 +71,13 @@ def test_a_config_file_with_unknown_keys_is_refused(tmp_path):
         config.parse(["--config", str(tmp_path / "c.yaml")])
 
 
+def test_a_config_file_that_is_none_is_refused_in_few_words(tmp_path):
+    (tmp_path / "c.yaml").write_text("just text\n" * 1000)
+    with pytest.raises(UsageError, match="--config wants a YAML file of options, got one that starts with 'just text") as caught:
+        config.parse(["--config", str(tmp_path / "c.yaml")])
+    assert len(str(caught.value)) < 250
+
+
 def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit):
         config.parse(["--help"])
