@@ -20,6 +20,8 @@ def everywhere(size, program):
     "call, parts",
     [
         (lambda c: c.allreduce(np.ones(3 + c.rank)), ["float64[3]", "float64[4]"]),
+        (lambda c: c.allreduce(np.ones(3 + c.rank), algorithm="ring"), ["float64[3]", "float64[4]"]),
+        (lambda c: c.reduce_scatter(np.ones(3 + c.rank)), ["float64[3]", "float64[4]"]),
         (lambda c: c.allreduce(np.ones(3, [np.float32, np.int32][c.rank])), ["float32", "int32"]),
         (lambda c: c.allreduce(np.ones(3), ["sum", "max"][c.rank]), ["op sum", "op max"]),
         (lambda c: c.broadcast(np.ones(3), c.rank), ["broadcast", "choice 1"]),
