@@ -8,16 +8,22 @@ Source: the two-level scheme of Jia et al., arXiv:1807.11205, with reduce-scatte
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from hpcai import ops
 from hpcai.comm import ring
+from hpcai.comm.wire import Pending
 from hpcai.xp import Array, accumulation_dtype
 
 if TYPE_CHECKING:
     from hpcai.comm.communicator import Communicator
+
+
+SHARE_BYTES = 8 * ring.SEGMENT_BYTES
+"""What each rank sends to each other node of one block."""
 
 
 class Levels(NamedTuple):
@@ -40,18 +46,29 @@ def levels(comm: Communicator) -> Levels | None:
 def allreduce(x: Array, two: Levels, op: str) -> Array:
     """Reduce `x` (n,) over all ranks in place; arguments as `ring.allreduce`; the same bytes on every rank.
 
+    In blocks, so that the node works on one while the network carries another: the ring of a block is under way when the
+    next is reduced on the node, and its all-gather comes when the ring of the next has begun.
+
     Cost: 2n(N-1)/(N L) elements sent by each of the L ranks of N nodes; 16-bit values go as f32 and are rounded once.
     """
-    fold = "sum" if op == "mean" else op
-    for block in ring.blocks(x):
-        narrow = accumulation_dtype(block.dtype) != block.dtype
-        acc = ops.cast_into(np.empty(block.shape, np.float32), block) if narrow else block
-        own = two.node.reduce_scatter(acc, fold)
-        if own.size and two.rail.size > 1:
-            ring.allreduce(own, two.rail.wire, fold)
-        if op == "mean":
-            ops.divide_into(own, two.node.size * two.rail.size)
-        two.node.allgather(acc)
-        if narrow:
-            ops.cast_into(block, acc)
+    count = -(-x.size * accumulation_dtype(x.dtype).itemsize // (SHARE_BYTES * two.node.size * two.rail.size))
+    before: tuple[Iterator[Pending], Array, Array] | None = None
+    for i, block in enumerate(ring.segments(x, max(1, count))):
+        acc = ops.cast_into(np.empty(block.shape, np.float32), block) if block.dtype.itemsize == 2 else block
+        own = two.node.reduce_scatter(acc, "sum" if op == "mean" else op)
+        running = ring.stream(own, two.rail.wire, op, two.node.size * two.rail.size, lane=i % 2)
+        next(running, None)  # begun: its first messages are on their way
+        if before is not None:
+            _complete(*before, two)
+        before = (running, acc, block)
+    assert before is not None
+    _complete(*before, two)
     return x
+
+
+def _complete(running: Iterator[Pending], acc: Array, block: Array, two: Levels) -> None:
+    for pending in running:
+        pending.wait()
+    two.node.allgather(acc)
+    if acc is not block:
+        ops.cast_into(block, acc)

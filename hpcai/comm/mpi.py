@@ -27,8 +27,11 @@ from hpcai.xp import Array, accumulation_dtype
 MESSAGE_BYTES = 1 << 30
 """Open MPI refuses counts of 2**31 and more; library calls on long arrays are cut to this."""
 
-POLLS, YIELD_S, NAP_S = 200, 0.02, 0.0002
+POLLS, YIELD_S, NAP_S = 200, 0.001, 0.0001
 """A wait polls so often, then yields the core between polls for so long, then sleeps between them."""
+
+IDLE_REQUESTS = 1024
+"""Persistent requests that are kept for the next message between the same buffer and peer."""
 
 ALARM_TAG, ALARM_S = 32000, 3.0
 """Messages by which waiting ranks find out who does not wait, and how long they listen."""
@@ -75,16 +78,33 @@ class MpiWire:
         self.rank, self.size = comm.rank, comm.size
         self.MPI = _load()
         self.timeout_s = stall.timeout_s()
+        self._idle: dict[tuple[Any, ...], Any] = {}
         self._key = np.empty(16, np.int64)
         self._seen = np.empty(16, np.int64)
 
-    def send(self, x: Array, to: int) -> Any:
-        """MPI_Isend of the array's bytes."""
-        return _Request(self.comm.Isend([x.view(np.uint8), self.MPI.BYTE], to), self, "a send")
+    def send(self, x: Array, to: int, lane: int = 0) -> Any:
+        """Start a persistent send (MPI_Send_init) of the array's bytes, with the lane as tag."""
+        return self._start(self.comm.Send_init, x, to, lane, "a send")
 
-    def receive(self, x: Array, source: int) -> Any:
-        """MPI_Irecv into the array's bytes."""
-        return _Request(self.comm.Irecv([x.view(np.uint8), self.MPI.BYTE], source), self, "a receive")
+    def receive(self, x: Array, source: int, lane: int = 0) -> Any:
+        """Start a persistent receive (MPI_Recv_init) into the array's bytes."""
+        return self._start(self.comm.Recv_init, x, source, lane, "a receive")
+
+    def _start(self, init: Callable[..., Any], x: Array, peer: int, lane: int, what: str) -> _Request:
+        """Gradients lie where they lay in the step before, so most requests can be started again as they are."""
+        address = x.__array_interface__["data"][0]
+        key = (what, address, x.nbytes, peer, lane)
+        request = self._idle.pop(key, None)
+        if request is None:  # by address: an idle request keeps no array alive
+            request = init([self.MPI.buffer.fromaddress(address, x.nbytes), self.MPI.BYTE], peer, lane)
+        request.Start()
+        return _Request(request, self, what, key)
+
+    def keep(self, request: Any, key: tuple[Any, ...]) -> None:
+        """Put a completed persistent request by; the one that was idle longest goes."""
+        self._idle[key] = request
+        if len(self._idle) > IDLE_REQUESTS:
+            self._idle.pop(next(iter(self._idle))).Free()
 
     def agree(self, key: Sequence[int]) -> bool:
         """One small MPI_Iallreduce: the maximum of the key equals its minimum."""
@@ -186,16 +206,24 @@ class MpiWire:
 class _Request:
     """An MPI request that is waited for with a time limit, and without keeping a core from ranks that share it."""
 
-    def __init__(self, request: Any, wire: MpiWire, what: str):
-        self.request, self.wire, self.what = request, wire, what
+    def __init__(self, request: Any, wire: MpiWire, what: str, key: tuple[Any, ...] | None = None):
+        self.request, self.wire, self.what, self.key, self.complete = request, wire, what, key, False
+
+    def done(self) -> bool:
+        """MPI_Test, until it says so once."""
+        if not self.complete and self.request.Test():
+            self.complete = True
+            if self.key:
+                self.wire.keep(self.request, self.key)
+        return self.complete
 
     def wait(self) -> None:
         """Poll, then poll and yield, then poll and nap; raise StallError after the time limit."""
         for _ in range(POLLS):
-            if self.request.Test():
+            if self.done():
                 return
         begin = time.monotonic()
-        while not self.request.Test():
+        while not self.done():
             waited = time.monotonic() - begin
             if waited < YIELD_S:
                 os.sched_yield()

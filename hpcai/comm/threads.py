@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import queue
 import threading
@@ -37,11 +38,12 @@ class _World:
 
 
 class _Group:
-    """What the ranks of one communicator share: a mailbox for each ordered pair, a barrier, a table of values."""
+    """What the ranks of one communicator share: a mailbox for each ordered pair and lane, a barrier, a table of values."""
 
     def __init__(self, size: int, world: _World):
         self.size, self.world = size, world
-        self.mail: list[list[queue.SimpleQueue]] = [[queue.SimpleQueue() for _ in range(size)] for _ in range(size)]
+        pairs = itertools.product(range(size), range(size), range(2))
+        self.mail: dict[tuple[int, ...], queue.SimpleQueue] = {pair: queue.SimpleQueue() for pair in pairs}
         self.barrier = threading.Barrier(size)
         world.on_failure(self.barrier.abort)
         self.table: list[Any] = [None] * size
@@ -52,20 +54,32 @@ class _Sent:
     def wait(self) -> None:
         """Sends are copied at once."""
 
+    def done(self) -> bool:
+        """Always."""
+        return True
+
 
 class _Receive:
     def __init__(self, mail: queue.SimpleQueue, x: Array, failed: threading.Event):
-        self.mail, self.x, self.failed = mail, x, failed
+        self.mail, self.x, self.failed, self.complete = mail, x, failed, False
+
+    def done(self) -> bool:
+        """Take the message if it is there."""
+        return self.complete or self._take(0)
 
     def wait(self) -> None:
         """Wait for the message, or for the news that another rank failed."""
-        while True:
-            try:
-                self.x[...] = self.mail.get(timeout=0.05)
-                return
-            except queue.Empty:
-                if self.failed.is_set():
-                    raise RankFailed("another rank failed while this one waited for its message") from None
+        while not self.complete and not self._take(0.05):
+            if self.failed.is_set():
+                raise RankFailed("another rank failed while this one waited for its message")
+
+    def _take(self, timeout_s: float) -> bool:
+        try:
+            self.x[...] = self.mail.get(timeout=timeout_s) if timeout_s else self.mail.get_nowait()
+        except queue.Empty:
+            return False
+        self.complete = True
+        return True
 
 
 class ThreadWire:
@@ -74,14 +88,14 @@ class ThreadWire:
     def __init__(self, rank: int, group: _Group):
         self.rank, self.size, self.group = rank, group.size, group
 
-    def send(self, x: Array, to: int) -> _Sent:
+    def send(self, x: Array, to: int, lane: int = 0) -> _Sent:
         """Copy `x` into the mailbox of rank `to`."""
-        self.group.mail[self.rank][to].put(x.copy())
+        self.group.mail[self.rank, to, lane].put(x.copy())
         return _Sent()
 
-    def receive(self, x: Array, source: int) -> _Receive:
+    def receive(self, x: Array, source: int, lane: int = 0) -> _Receive:
         """Take the next message of `source` into `x`, when waited for."""
-        return _Receive(self.group.mail[source][self.rank], x, self.group.world.failed)
+        return _Receive(self.group.mail[source, self.rank, lane], x, self.group.world.failed)
 
     def exchange(self, value: Any) -> list[Any]:
         """Every rank's value, pickled as MPI would, so that ranks share no objects."""

@@ -14,6 +14,9 @@ class Pending(Protocol):
     def wait(self) -> None:
         """Return when the buffer may be used again."""
 
+    def done(self) -> bool:
+        """True if `wait` would return at once."""
+
 
 class Wire(Protocol):
     """Point-to-point messages in order for each pair of ranks, and small agreements."""
@@ -21,10 +24,10 @@ class Wire(Protocol):
     rank: int
     size: int
 
-    def send(self, x: Array, to: int) -> Pending:
-        """Start to send a contiguous array of at most 2**30 bytes."""
+    def send(self, x: Array, to: int, lane: int = 0) -> Pending:
+        """Start to send a contiguous array of at most 2**30 bytes. Messages are in order within a lane (0, 1)."""
 
-    def receive(self, x: Array, source: int) -> Pending:
+    def receive(self, x: Array, source: int, lane: int = 0) -> Pending:
         """Start to receive into a contiguous array; the sender's has as many bytes."""
 
     def agree(self, key: Sequence[int]) -> bool:
