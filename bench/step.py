@@ -44,12 +44,10 @@ def main() -> None:
     arguments = parser.parse_args()
     comm = hpcai.init()
     options = config.parse(["--hidden", arguments.hidden, "--optimizer", "momentum", "--lr", str(LR), "--momentum", str(MU)])
-    rng = np.random.default_rng(comm.rank)
-    x = rng.normal(size=(arguments.batch, 784)).astype(np.float32)
-    y = rng.integers(0, 10, arguments.batch)
+    x, y, dataset = random_batch(comm, arguments.batch)
 
     sides: dict[str, Callable[[], float]] = {}
-    ours, parts = hpcai_side(options, comm, x, y)
+    ours, parts = hpcai_side(options, comm, x, y, dataset)
     sides["hpcai"] = ours
     theirs = torch_side(options, comm, x, y)
     if theirs:
@@ -66,12 +64,18 @@ def main() -> None:
         report(arguments, comm, times, parts)
 
 
-def hpcai_side(
-    options: config.Options, comm: Communicator, x: Any, y: Any
-) -> tuple[Callable[[], float], list[tuple[float, ...]]]:
-    """One step of hpcai, and a list that collects where its time goes."""
+def random_batch(comm: Communicator, batch: int) -> tuple[Any, Any, Dataset]:
+    """This rank's samples and labels, and the data set that they could be from."""
+    rng = np.random.default_rng(comm.rank)
     empty = np.zeros((0, 784), np.float32)
     dataset = Dataset("random", empty, np.zeros(0, np.int64), empty, np.zeros(0, np.int64), shape=(784,), classes=10)
+    return rng.normal(size=(batch, 784)).astype(np.float32), rng.integers(0, 10, batch), dataset
+
+
+def hpcai_side(
+    options: config.Options, comm: Communicator, x: Any, y: Any, dataset: Dataset
+) -> tuple[Callable[[], float], list[tuple[float, ...]]]:
+    """One step of hpcai, and a list that collects where its time goes."""
     mine = replica(options, dataset, comm)
     parts: list[tuple[float, ...]] = []
     update = mine.optimizer.update

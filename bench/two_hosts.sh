@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two hosts on one machine: network namespaces joined by a rate-limited link, a command across them under Open MPI, and all
-# of it removed again. Needs root and iproute2.
+# Two hosts on one machine: network namespaces joined by a rate-limited link, half of the cores each, a command across them
+# under Open MPI, and all of it removed again. Needs root and iproute2.
 #
 #   bench/two_hosts.sh RATE RANKS_PER_HOST COMMAND...      e.g. bench/two_hosts.sh 1gbit 2 python -m bench.allreduce --of auto
 set -euo pipefail
@@ -24,19 +24,24 @@ for i in 1 2; do
     ip -n "$name-$i" addr add "10.77.7.$i/24" dev eth0
     ip -n "$name-$i" link set eth0 up
     ip -n "$name-$i" link set lo up
+    # Linux's default congestion control, whatever this machine has: BBR mistakes the token bucket's bursts for bandwidth.
+    ip -n "$name-$i" route replace 10.77.7.0/24 dev eth0 src "10.77.7.$i" congctl "${CONGESTION:-cubic}"
     ip netns exec "$name-$i" tc qdisc replace dev eth0 root tbf rate "$rate" burst 256kb latency 50ms
 done
+
+half=$(($(nproc) / 2))
+cores() { if [ "$half" -eq 0 ]; then echo 0; elif [ "$1" = 1 ]; then echo "0-$((half - 1))"; else echo "$half-$((2 * half - 1))"; fi; }
 
 # mpirun reaches the other "host" by this agent instead of ssh.
 cat > "$work/agent" <<AGENT
 #!/bin/bash
 host=\$1; shift
-exec ip netns exec "$name-\${host#host}" unshare --uts sh -c "hostname \$host; \$*"
+exec taskset -c "$(cores 2)" ip netns exec "$name-\${host#host}" unshare --uts sh -c "hostname \$host; \$*"
 AGENT
 chmod +x "$work/agent"
 
 # Ranks on different "hosts" share this machine's memory all the same: HPCAI_RANKS_PER_NODE keeps hpcai from using it.
-ip netns exec "$name-1" unshare --uts sh -c 'hostname host1; exec "$@"' host1 timeout -k 5 "${LIMIT_S:-500}" \
+taskset -c "$(cores 1)" ip netns exec "$name-1" unshare --uts sh -c 'hostname host1; exec "$@"' host1 timeout -k 5 "${LIMIT_S:-500}" \
     env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 HPCAI_RANKS_PER_NODE="$per_host" \
     mpirun --prtemca plm_ssh_agent "$work/agent" --host "host1:$per_host,host2:$per_host" --map-by "ppr:$per_host:node" \
     --bind-to none -n $((2 * per_host)) -x HPCAI_RANKS_PER_NODE -x PATH --mca pml ob1 --mca btl tcp,self,sm \

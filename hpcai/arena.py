@@ -53,20 +53,19 @@ def views(flat: Array, where: Layout) -> dict[str, Array]:
 
 
 def buckets(where: Layout, itemsize: int, bucket_bytes: int) -> list[slice]:
-    """Cut the flat buffer into slices of about `bucket_bytes`, from the end, since backward fills it from the end.
+    """Cut the flat buffer into slices from the end, since backward fills it from the end: each ends with the array by which it
+    reaches `bucket_bytes`.
 
-    Cuts fall between arrays; an array larger than a bucket is a bucket of its own. Together they cover `[0, size)` once.
+    Cuts fall between arrays. Together they cover `[0, size)` once.
 
     >>> buckets(layout({"a": (32,), "b": (16,), "c": (16,)}), itemsize=4, bucket_bytes=128)
     [slice(32, 64, None), slice(0, 32, None)]
     """
     cuts, stop = [], where.size
-    starts = [slot.start for slot in where.slots]
-    for i in range(len(starts) - 1, -1, -1):
-        full = i == 0 or (stop - starts[i - 1]) * itemsize > bucket_bytes
-        if full:
-            cuts.append(slice(starts[i], stop))
-            stop = starts[i]
+    for slot in reversed(where.slots):
+        if (stop - slot.start) * itemsize >= bucket_bytes or (slot is where.slots[0] and stop > 0):
+            cuts.append(slice(slot.start, stop))
+            stop = slot.start
     return cuts
 
 

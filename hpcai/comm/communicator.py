@@ -6,12 +6,13 @@ difference is an error on all of them that shows both sides, where plain MPI wou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import hierarchical, node, ring, schedule
+from hpcai.comm import halving, hierarchical, node, ring, schedule, select
 from hpcai.comm.wire import Wire
 from hpcai.errors import HpcaiError, RankMismatch
 from hpcai.xp import CODES, Array, namespace
@@ -21,7 +22,7 @@ T = TypeVar("T")
 # The first five are the numbers of kernels/cpu/node.hpp.
 KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast", "barrier", "exchange", "split", "empty", "leave")
 OPERATIONS = ("", "sum", "mean", "max", "min")
-ALGORITHMS = ("auto", "node", "hierarchical", "ring", "mpi")
+ALGORITHMS = ("auto", "node", "hierarchical", "ring", "halving_doubling", "mpi")
 FOLDS = {"": 0, "sum": 0, "mean": 0, "max": 1, "min": 2}
 BYTES = len(CODES)
 
@@ -46,6 +47,8 @@ class Communicator:
         self._node: Communicator | None = None
         self._levels: hierarchical.Levels | None = None
         self._asked_levels = False
+        self._choice: select.Choice | None = None
+        self._preferred = os.environ.get("HPCAI_ALGORITHM") or "auto"
 
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, wire={type(self.wire).__name__})"
@@ -96,14 +99,17 @@ class Communicator:
 
         Args:   x: contiguous array of any shape; f16, bf16, f32, f64, i32 or i64; equal shape and dtype on all ranks.
                 op: "sum", "mean", "max", "min". 16-bit values are summed in f32 and rounded once; integer means truncate.
-                algorithm: "auto"; "node" (shared memory, see node.py), "hierarchical" (shared memory on each node, a ring
-                between them), "ring" (messages, see ring.py), or "mpi" for the library's own MPI_Allreduce.
+                algorithm: "node" (shared memory, see node.py), "hierarchical" (shared memory on each node, a ring between
+                them), "ring" or "halving_doubling" (messages, see ring.py, halving.py), "mpi" for the library's own
+                MPI_Allreduce; "auto" is $HPCAI_ALGORITHM if set, else the node's where it can be, else the one that the cost
+                model predicts to be fastest (see select.py).
         Returns: x.
         Raises: TypeError (dtype, named), ValueError (not contiguous, unknown op), RankMismatch (ranks disagree), StallError
                 (a rank did not come in time).
         Cost:   node: P reads and P writes of every element in all for symmetric arrays, 3 + P passes through the cache for
                 others, 1 barrier for short messages, else 2. Ring: 2(P-1)/P n elements sent per rank.
         """
+        algorithm = self._preferred if algorithm == "auto" else algorithm
         if self._memory is not None and algorithm == "auto" and op in self._divisors:
             self._calls += 1
             status = self._memory.native.allreduce(x, 1, FOLDS[op], self._divisors[op], OPERATIONS.index(op))
@@ -199,18 +205,33 @@ class Communicator:
         return flat
 
     def _over_wire(self, kind: str, flat: Array, op: str, root: int, algorithm: str) -> None:
-        if algorithm == "mpi":
-            self.wire.library_allreduce(flat, op)  # type: ignore[attr-defined]
-        elif kind == "allreduce" and algorithm != "ring" and (two := self._two_levels()) is not None:
-            hierarchical.allreduce(flat, two, op)
-        elif kind == "allreduce":
-            ring.allreduce(flat, self.wire, op)
+        if kind == "allreduce":
+            self._allreduce_over_wire(flat, op, algorithm)
         elif kind == "reduce_scatter":
             ring.reduce_scatter(flat, self.wire, op)
         elif kind == "allgather":
             ring.allgather(flat, self.wire)
         else:
             ring.broadcast(flat.view(np.uint8), self.wire, root)
+
+    def _allreduce_over_wire(self, flat: Array, op: str, algorithm: str) -> None:
+        if algorithm == "auto":
+            algorithm = select.choose(flat.nbytes, self.choice.shape, self.choice.constants)
+        if algorithm == "mpi":
+            self.wire.library_allreduce(flat, op)  # type: ignore[attr-defined]
+        elif algorithm == "halving_doubling":
+            halving.allreduce(flat, self.wire, op)
+        elif algorithm == "hierarchical" and (two := self._two_levels()) is not None:
+            hierarchical.allreduce(flat, two, op)
+        else:
+            ring.allreduce(flat, self.wire, op)
+
+    @property
+    def choice(self) -> select.Choice:
+        """By what "auto" chooses between algorithms over the wire. Collective at its first use."""
+        if self._choice is None:
+            self._choice = select.agree(self.wire)
+        return self._choice
 
     def _two_levels(self) -> hierarchical.Levels | None:
         """The levels of nodes and rails, found at the first call that needs them; None where there are not two."""
@@ -221,7 +242,7 @@ class Communicator:
     def _choice_problem(self, kind: str, root: int, algorithm: str) -> Exception | None:
         if not 0 <= root < self.size:
             return ValueError(f"{kind}: root {root} is not one of {self.size} ranks")
-        known = [name for name in ALGORITHMS if kind == "allreduce" or name not in ("mpi", "hierarchical")]
+        known = [name for name in ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
         if algorithm not in known:
             return ValueError(f"{kind}: unknown algorithm {algorithm!r}; there are {', '.join(known)}")
         if algorithm == "node" and self._memory is None and self.size > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import mmap
 import os
 import socket
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from hpcai import ops
-from hpcai.comm import stall
+from hpcai.comm import background, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch, pretended_node
 from hpcai.errors import HpcaiError, LaunchError
@@ -27,8 +28,8 @@ from hpcai.xp import Array, accumulation_dtype
 MESSAGE_BYTES = 1 << 30
 """Open MPI refuses counts of 2**31 and more; library calls on long arrays are cut to this."""
 
-POLLS, YIELD_S, NAP_S = 200, 0.001, 0.0001
-"""A wait polls so often, then yields the core between polls for so long, then sleeps between them."""
+POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0002
+"""A wait polls so often, then yields the core between polls for so long, then sleeps between them; so long beside computation."""
 
 IDLE_REQUESTS = 1024
 """Persistent requests that are kept for the next message between the same buffer and peer."""
@@ -184,6 +185,10 @@ class MpiWire:
     def on_failure(self, release: Callable[[], None]) -> None:
         """Under MPI a failed rank ends the job: there is nobody to release."""
 
+    def serves_threads(self) -> bool:
+        """What MPI_Query_thread says."""
+        return self.MPI.Query_thread() >= self.MPI.THREAD_SERIALIZED
+
     def describe(self) -> str:
         """The MPI library's name and version."""
         return library()
@@ -218,17 +223,26 @@ class _Request:
         return self.complete
 
     def wait(self) -> None:
-        """Poll, then poll and yield, then poll and nap; raise StallError after the time limit."""
+        """Poll, then poll and yield, then poll and nap; raise StallError after the time limit.
+
+        While another thread computes it naps from the start, unless there is a core for both.
+        """
         for _ in range(POLLS):
             if self.done():
                 return
-        begin = time.monotonic()
+            if background.computing and not _spare_core():
+                break
+        begin, nap = time.monotonic(), BESIDE_NAP_S / 16
         while not self.done():
             waited = time.monotonic() - begin
-            if waited < YIELD_S:
+            if background.computing and not _spare_core():
+                time.sleep(nap)
+                nap = min(2 * nap, BESIDE_NAP_S)
+            elif waited < YIELD_S:
                 os.sched_yield()
                 continue
-            time.sleep(NAP_S)
+            else:
+                time.sleep(NAP_S)
             if waited > self.wire.timeout_s:
                 raise stall.error(self.wire.rank, self.wire.timeout_s, self.what, self.wire.missing())
 
@@ -305,13 +319,22 @@ def _install_hooks(MPI: Any, world: Communicator) -> None:
     atexit.register(leave)
 
 
+def _core_share() -> int:
+    """How many cores this rank has: bound ranks see only their own, unbound ones see them all and share."""
+    allowed, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    return allowed if allowed < cores else max(1, cores // launch().local_size)
+
+
+@functools.cache
+def _spare_core() -> bool:
+    """True if one thread can compute while another waits."""
+    return _core_share() > 1
+
+
 def _share_cores() -> None:
     """Give numpy's BLAS this rank's share of the cores, so that ranks on a node do not crowd each other out."""
     if any(name in os.environ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")):
         return
     import threadpoolctl
 
-    allowed, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    # Bound ranks see only their own cores; unbound ones see them all and share.
-    share = allowed if allowed < cores else max(1, cores // launch().local_size)
-    threadpoolctl.threadpool_limits(share)
+    threadpoolctl.threadpool_limits(_core_share())

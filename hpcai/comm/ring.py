@@ -162,7 +162,7 @@ def _stream(wire: Wire, first: list[Array], arrivals: list[Arrival], lane: int =
     """
     right, left = (wire.rank + 1) % wire.size, (wire.rank - 1) % wire.size
     folds = sum(arrival.fold is not None for arrival in arrivals)
-    scratch = _scratch(lane, min(IN_FLIGHT, folds), max((arrival.target.nbytes for arrival in arrivals), default=0))
+    buffers = scratch(lane, min(IN_FLIGHT, folds), max((arrival.target.nbytes for arrival in arrivals), default=0))
     outgoing = list(first)
     sends: list[Pending] = []
     receives: list[Pending] = []
@@ -173,7 +173,7 @@ def _stream(wire: Wire, first: list[Array], arrivals: list[Arrival], lane: int =
 
     def landing(i: int) -> Array:
         target, fold, _ = arrivals[i]
-        return target if fold is None else scratch[i % IN_FLIGHT][: target.nbytes].view(target.dtype)
+        return target if fold is None else buffers[i % IN_FLIGHT][: target.nbytes].view(target.dtype)
 
     for at, (target, fold, forward) in enumerate(arrivals):
         send(at + IN_FLIGHT)
@@ -199,7 +199,8 @@ def _until_done(pending: Pending) -> Iterator[Pending]:
         yield pending
 
 
-def _scratch(lane: int, count: int, nbytes: int) -> list[Array]:
+def scratch(lane: int, count: int, nbytes: int) -> list[Array]:
+    """`count` buffers of at least `nbytes` bytes, this thread's for this lane."""
     room = -(-nbytes // 64) * 64
     kept: dict[int, Array] = _kept.__dict__.setdefault("lanes", {})
     if lane not in kept or kept[lane].size < count * room:

@@ -45,3 +45,29 @@ def allgather(rank: int, size: int) -> list[Step]:
     [Step(send=0, receive=2), Step(send=2, receive=1)]
     """
     return [Step((rank - s) % size, (rank - 1 - s) % size) for s in range(size - 1)]
+
+
+class Exchange(NamedTuple):
+    """One step of recursive halving: this rank gives some chunks to its partner, and keeps those that the partner gives up."""
+
+    partner: int
+    keep: range
+    give: range
+
+
+def halving(rank: int, size: int) -> list[Exchange]:
+    """Recursive halving among `size` ranks, a power of two; near partners first, since they exchange most.
+
+    At the end each rank has one chunk, reduced; the steps backwards, with keep and give exchanged, are the all-gather.
+
+    >>> halving(rank=2, size=4)
+    [Exchange(partner=3, keep=range(0, 2), give=range(2, 4)), Exchange(partner=0, keep=range(1, 2), give=range(0, 1))]
+    """
+    steps, chunks, distance = [], range(size), 1
+    while distance < size:
+        halves = chunks[: len(chunks) // 2], chunks[len(chunks) // 2 :]
+        upper = bool(rank & distance)
+        chunks = halves[upper]
+        steps.append(Exchange(rank ^ distance, chunks, halves[not upper]))
+        distance *= 2
+    return steps

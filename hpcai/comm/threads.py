@@ -133,6 +133,10 @@ class ThreadWire:
         """Remember whom to release when a thread fails."""
         self.group.world.on_failure(release)
 
+    def serves_threads(self) -> bool:
+        """Queues do."""
+        return True
+
     def describe(self) -> str:
         """Threads have no version."""
         return "threads"

@@ -48,5 +48,8 @@ class Wire(Protocol):
     def on_failure(self, release: Callable[[], None]) -> None:
         """Have `release` called when another rank is known to have failed, if this wire ever knows."""
 
+    def serves_threads(self) -> bool:
+        """True if any thread may use it, one at a time."""
+
     def describe(self) -> str:
         """The name and version of what carries the bytes."""

@@ -30,14 +30,15 @@ class Parameter(NamedTuple):
 class Layer(NamedTuple):
     """One layer.
 
-    forward(params, cache, x) -> y. backward(params, grads, cache, dy, need_dx) -> dx or None: writes the gradients of its
-    parameters into `grads` (overwriting them) and returns the gradient of its input, unless nobody needs it.
+    forward(params, cache, x) -> y. gradients(params, grads, cache, dy), where it has parameters, writes theirs into `grads`,
+    which can be on their way to other ranks while backward(params, cache, dy) -> dx, called next, computes its input's.
     """
 
     name: str
     parameters: dict[str, Parameter]
     forward: Callable[[Params, Cache, Array], Array]
-    backward: Callable[[Params, Params, Cache, Array, bool], Array | None]
+    backward: Callable[[Params, Cache, Array], Array]
+    gradients: Callable[[Params, Params, Cache, Array], None] | None = None
 
 
 def linear(name: str, inputs: int, outputs: int) -> Layer:
@@ -50,14 +51,15 @@ def linear(name: str, inputs: int, outputs: int) -> Layer:
         cache["x"] = x
         return ops.add_bias_into(y, params["bias"])
 
-    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
-        xp, x = namespace(dy), cache["x"]
-        xp.matmul(x.T, dy, out=grads["weight"])
-        xp.sum(dy, axis=0, out=grads["bias"])
-        return xp.matmul(dy, params["weight"].T, out=buffer(cache, "dx", x.shape, x)) if need_dx else None
+    def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
+        namespace(dy).matmul(cache["x"].T, dy, out=grads["weight"])
+        namespace(dy).sum(dy, axis=0, out=grads["bias"])
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        return namespace(dy).matmul(dy, params["weight"].T, out=buffer(cache, "dx", cache["x"].shape, dy))
 
     shapes = {"weight": Parameter((inputs, outputs), bound), "bias": Parameter((outputs,), bound)}
-    return Layer(name, shapes, forward, backward)
+    return Layer(name, shapes, forward, backward, gradients)
 
 
 def relu(name: str = "relu") -> Layer:
@@ -67,8 +69,8 @@ def relu(name: str = "relu") -> Layer:
         cache["y"] = ops.relu_into(buffer(cache, "y", x.shape, x), x)
         return cache["y"]
 
-    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
-        return ops.relu_backward_into(buffer(cache, "dx", dy.shape, dy), dy, cache["y"]) if need_dx else None
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        return ops.relu_backward_into(buffer(cache, "dx", dy.shape, dy), dy, cache["y"])
 
     return Layer(name, {}, forward, backward)
 
@@ -80,8 +82,8 @@ def gelu(name: str = "gelu") -> Layer:
         cache["x"] = x
         return ops.gelu_into(buffer(cache, "y", x.shape, x), x)
 
-    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
-        return ops.gelu_backward_into(buffer(cache, "dx", dy.shape, dy), dy, cache["x"]) if need_dx else None
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        return ops.gelu_backward_into(buffer(cache, "dx", dy.shape, dy), dy, cache["x"])
 
     return Layer(name, {}, forward, backward)
 
@@ -93,7 +95,7 @@ def reshape(name: str, shape: tuple[int, ...]) -> Layer:
         cache["shape"] = x.shape
         return x.reshape(len(x), *shape)
 
-    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
         return dy.reshape(cache["shape"])
 
     return Layer(name, {}, forward, backward)
@@ -122,18 +124,18 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
         cache["input"] = x.shape
         return ops.add_bias_into(y, params["bias"]).reshape(b, h, w, outputs)
 
-    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
-        xp, cols = namespace(dy), cache["cols"]
-        dy = dy.reshape(-1, outputs)
-        xp.matmul(cols.T, dy, out=grads["weight"])
-        xp.sum(dy, axis=0, out=grads["bias"])
-        if not need_dx:
-            return None
-        dcols = xp.matmul(dy, params["weight"].T, out=cols)  # the fields are not needed any more: reuse their memory
+    def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
+        rows = dy.reshape(-1, outputs)
+        namespace(dy).matmul(cache["cols"].T, rows, out=grads["weight"])
+        namespace(dy).sum(rows, axis=0, out=grads["bias"])
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        rows = dy.reshape(-1, outputs)  # the fields are not needed any more: reuse their memory
+        dcols = namespace(dy).matmul(rows, params["weight"].T, out=cache["cols"])
         return ops.col2im_into(buffer(cache, "dx", cache["input"], dy), dcols, kernel, pad)
 
     shapes = {"weight": Parameter((fan_in, outputs), bound), "bias": Parameter((outputs,), bound)}
-    return Layer(name, shapes, forward, backward)
+    return Layer(name, shapes, forward, backward, gradients)
 
 
 def max_pool(name: str = "max_pool", size: int = 2) -> Layer:
@@ -146,9 +148,9 @@ def max_pool(name: str = "max_pool", size: int = 2) -> Layer:
         winner = cache["winner"] = buffer(cache, "winner", y.shape, x, np.uint8)
         return ops.max_pool_into(y, winner, x, size)
 
-    def backward(params: Params, grads: Params, cache: Cache, dy: Array, need_dx: bool) -> Array | None:
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
         winner = cache["winner"]
-        return ops.max_pool_backward_into(buffer(cache, "dx", cache["input"], dy), dy, winner, size) if need_dx else None
+        return ops.max_pool_backward_into(buffer(cache, "dx", cache["input"], dy), dy, winner, size)
 
     return Layer(name, {}, forward, backward)
 

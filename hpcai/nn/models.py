@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -99,13 +99,27 @@ def forward(model: Model, params: list[Params], caches: list[Cache], x: Array) -
     return x
 
 
-def backward(model: Model, params: list[Params], grads: list[Params], caches: list[Cache], dy: Array) -> None:
-    """Gradients of all parameters into `grads`, from the last layer to the first."""
+def backward(
+    model: Model,
+    params: list[Params],
+    grads: list[Params],
+    caches: list[Cache],
+    dy: Array,
+    filled: Callable[[int], None] = lambda start: None,
+) -> None:
+    """Gradients of all parameters into `grads`, from the last layer to the first.
+
+    `filled(start)` is called when all elements of the flat gradient from `start` on are there.
+    """
     first = next((i for i, layer in enumerate(model.layers) if layer.parameters), 0)
+    starts = {slot.name.split(".")[0]: slot.start for slot in reversed(model.layout.slots)}
     for i in range(len(model.layers) - 1, first - 1, -1):
-        dx = model.layers[i].backward(params[i], grads[i], caches[i], dy, i > first)
-        if dx is not None:
-            dy = dx
+        layer = model.layers[i]
+        if layer.gradients is not None:
+            layer.gradients(params[i], grads[i], caches[i], dy)
+            filled(starts[layer.name])
+        if i > first:
+            dy = layer.backward(params[i], caches[i], dy)
 
 
 def first_non_finite(model: Model, params: list[Params], caches: list[Cache], x: Array) -> str | None:

@@ -72,8 +72,15 @@ class Options:
     reduction: Literal["mean", "sum"] = option("mean", "gradient of the mean or of the sum of the losses in a global batch")
     seed: int = option(0, "seed of initial parameters and of the order of samples")
     dtype: Literal["f32", "f64"] = option("f32", "arithmetic")
-    algorithm: Literal["ring", "mpi"] = option("ring", "all-reduce: hpcai's ring or the library's MPI_Allreduce")
-    bucket_bytes: int = option(25 << 20, "gradients are reduced in buckets of about this many bytes")
+    algorithm: Literal["auto", "node", "hierarchical", "ring", "halving_doubling", "mpi"] = option(
+        "auto", "all-reduce (auto: shared memory on a node, else by the cost model; mpi: the library's own)"
+    )
+    overlap: Literal["auto", "always", "never"] = option(
+        "auto", "reduce gradients on a thread while backward computes the next (auto: where ranks span nodes)"
+    )
+    bucket_bytes: int | None = option(
+        None, "gradients are reduced in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)"
+    )
     run: str | None = option(None, "folder for everything that is written (runs/DATA-MODEL)")
     metrics: str | None = option(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
     plot: bool = option(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
@@ -201,7 +208,7 @@ def _filled(given: Options) -> Options:
         (o.decay_steps < 1, f"--decay-steps starts at 1, got {o.decay_steps}"),
         (not o.clip >= 0, f"--clip must not be negative, got {o.clip}"),
         (o.seed < 0, f"--seed must not be negative, got {o.seed}"),
-        (o.bucket_bytes < 1, f"--bucket-bytes starts at 1, got {o.bucket_bytes}"),
+        (o.bucket_bytes is not None and o.bucket_bytes < 1, f"--bucket-bytes starts at 1, got {o.bucket_bytes}"),
         (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
         (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcai import arena
+from hpcai.comm.background import Background, Foreground
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
+from hpcai.errors import UsageError
 from hpcai.nn import models
 from hpcai.nn.layers import Cache, Params
 from hpcai.nn.models import Model
@@ -18,10 +20,14 @@ from hpcai.optim.schedules import Schedule
 from hpcai.train.config import Options
 from hpcai.xp import DTYPES, Array
 
+BUCKET_BYTES = 25 << 20
+OVERLAPPED_BUCKET_BYTES = 1 << 20
+"""Few buckets where all are reduced at the end; many where the first should be on its way early."""
+
 
 @dataclass
 class Replica:
-    """Model, flat parameters and gradients with their views, optimizer state, and how gradients are reduced."""
+    """Model, flat parameters and gradients with their views, optimizer state, and how and by whom gradients are reduced."""
 
     model: Model
     optimizer: Optimizer
@@ -33,6 +39,7 @@ class Replica:
     caches: list[Cache]
     evaluation_caches: list[Cache]
     buckets: list[slice]
+    carrier: Background | Foreground
     reduction: str
     algorithm: str
     clip: float
@@ -46,6 +53,8 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
     params, grads = comm.empty(model.layout.size, dtype), comm.empty(model.layout.size, dtype)
     params[:] = models.initialise(model, options.seed, dtype)
     grads[:] = 0
+    overlap = overlaps(options, comm)
+    bucket_bytes = options.bucket_bytes or (OVERLAPPED_BUCKET_BYTES if overlap else BUCKET_BYTES)
     return Replica(
         model=model,
         optimizer=optimizer,
@@ -56,11 +65,26 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         grad_views=models.per_layer(model, grads),
         caches=[{} for _ in model.layers],
         evaluation_caches=[{} for _ in model.layers],
-        buckets=arena.buckets(model.layout, np.dtype(dtype).itemsize, options.bucket_bytes),
+        buckets=arena.buckets(model.layout, np.dtype(dtype).itemsize, bucket_bytes),
+        carrier=Background() if overlap else Foreground(),
         reduction=options.reduction,
         algorithm=options.algorithm,
         clip=options.clip,
     )
+
+
+def overlaps(options: Options, comm: Communicator) -> bool:
+    """Whether gradients are reduced while backward computes the next: as the options say, else where ranks span nodes.
+
+    On one node memory is the wire, and a thread would only take the core from backward.
+    """
+    if options.overlap == "never" or comm.size == 1:
+        return False
+    if not all(comm.exchange(comm.wire.serves_threads())):
+        if options.overlap == "always":
+            raise UsageError(f"--overlap always needs MPI_THREAD_SERIALIZED, which {comm.wire.describe()} does not offer here")
+        return False
+    return options.overlap == "always" or len(set(comm.exchange(comm.wire.node_color()))) > 1
 
 
 def build_model(options: Options, dataset: Dataset) -> Model:

@@ -37,21 +37,30 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     model, params, grads = replica.model, replica.params, replica.grads
     scale = 1.0 if replica.reduction == "sum" else 1.0 / batch
 
+    # Buckets are cut from the end of the gradient, as backward fills it, and are reduced as soon as they are full.
+    total, buckets = np.zeros(1), list(replica.buckets)
+
+    def reduce_filled(start: int) -> None:
+        while buckets and buckets[0].start >= start:
+            replica.carrier.start(reduce, grads[buckets.pop(0)])
+
+    def reduce(bucket: Array) -> None:
+        comm.allreduce(bucket, algorithm=replica.algorithm)
+
     # Every sample weighs the same whatever its rank: gradients are sums over samples, divided by the global count.
     with np.errstate(all="ignore"):  # overflow is an error of its own below
         y = models.forward(model, replica.param_views, replica.caches, x)
         dy = np.empty_like(y)
-        loss_sum, _ = model.loss.evaluate(dy, y, target, scale)
-        models.backward(model, replica.param_views, replica.grad_views, replica.caches, dy)
+        total[0], _ = model.loss.evaluate(dy, y, target, scale)
+        models.backward(model, replica.param_views, replica.grad_views, replica.caches, dy, reduce_filled)
 
-    # Backward fills the gradient from its end, so buckets go from the end.
     before = perf_counter()
-    loss_sum = float(comm.allreduce(np.array([loss_sum]))[0])
+    replica.carrier.start(comm.allreduce, total)
+    replica.carrier.wait()
+    comm_s = perf_counter() - before
+    loss_sum = float(total[0])
     if not math.isfinite(loss_sum):
         raise _non_finite_loss(replica, comm, x, step, loss_sum)
-    for bucket in replica.buckets:
-        comm.allreduce(grads[bucket], algorithm=replica.algorithm)
-    comm_s = perf_counter() - before
 
     norm = clip.norm(grads)
     if not math.isfinite(norm):

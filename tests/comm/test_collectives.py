@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from hpcai.comm import ring, threads
+from hpcai.comm import halving, ring, threads
 from hpcai.ops import native
 from hpcai.xp import DTYPES
 from tests.laws import OPS, RANKS, SIZES, assert_reduced, shares
@@ -69,6 +69,23 @@ def test_reduce_scatter_then_allgather_is_allreduce(name, size, way):
                 assert x.tobytes() == comm.allreduce(y, op, algorithm=algorithm).tobytes()
 
     threads.run(size, program)
+
+
+@pytest.mark.parametrize("size", RANKS)
+@pytest.mark.parametrize("name", DTYPES)
+def test_halving_and_doubling(name, size, monkeypatch):
+    monkeypatch.setattr(halving, "MESSAGE_BYTES", 48)
+
+    def program(comm):
+        return {
+            (n, op): comm.allreduce(shares(size, n, name)[comm.rank], op, algorithm="halving_doubling")
+            for n, op in itertools.product(SIZES, OPS)
+        }
+
+    results = threads.run(size, program)
+    for n, op in itertools.product(SIZES, OPS):
+        assert_reduced(results[0][n, op], shares(size, n, name), op, name)
+        assert len({r[n, op].tobytes() for r in results}) == 1
 
 
 @pytest.mark.parametrize("size", RANKS)

@@ -30,7 +30,7 @@ def test_random_collectives_equal_numpy(comm):
         n = int(min(rng.choice([0, 1, 7, 100, 2000, 16000]) + rng.integers(0, 5), (1 << 16) // DTYPES[name].itemsize - 8))
         symmetric, algorithm, offset = (
             bool(rng.integers(2)),
-            str(rng.choice(["auto", "auto", "ring", "mpi"])),
+            str(rng.choice(["auto", "auto", "ring", "halving_doubling", "mpi"])),
             int(rng.integers(8)),
         )
         root_draw, seed = int(rng.integers(1 << 30)), int(rng.integers(1 << 30))
@@ -46,15 +46,15 @@ def test_random_collectives_equal_numpy(comm):
             group.allreduce(x, op, algorithm=algorithm)
             assert_reduced(x, parts, op, name)
         elif kind == "reduce_scatter":
-            own = group.reduce_scatter(x, op, algorithm="ring" if algorithm == "ring" else "auto")
+            own = group.reduce_scatter(x, op, algorithm="auto" if algorithm == "auto" else "ring")
             mine = group.chunk(n)
             assert_reduced(own, [part[mine] for part in parts], op, name)
         elif kind == "allgather":
-            group.allgather(x, algorithm="ring" if algorithm == "ring" else "auto")
+            group.allgather(x, algorithm="auto" if algorithm == "auto" else "ring")
             for rank, part in enumerate(parts):
                 np.testing.assert_array_equal(x[group.chunk(n, rank)], part[group.chunk(n, rank)])
         else:
             root = root_draw % group.size
-            group.broadcast(x, root, algorithm="ring" if algorithm == "ring" else "auto")
+            group.broadcast(x, root, algorithm="auto" if algorithm == "auto" else "ring")
             np.testing.assert_array_equal(x, parts[root])
     comm.barrier()

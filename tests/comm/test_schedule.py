@@ -43,6 +43,20 @@ def test_every_share_is_folded_into_every_chunk_exactly_once(size):
         assert sorted(held[rank][rank]) == list(range(size))
 
 
+@pytest.mark.parametrize("size", [2, 4, 8, 32])
+def test_halving_partners_split_what_they_both_have_until_each_owns_one_chunk(size):
+    every = [schedule.halving(rank, size) for rank in range(size)]
+    for rank, steps in enumerate(every):
+        have = range(size)
+        for k, step in enumerate(steps):
+            other = every[step.partner][k]
+            assert (other.partner, other.keep, other.give) == (rank, step.give, step.keep)
+            assert sorted([*step.keep, *step.give]) == list(have)
+            have = step.keep
+    assert sorted(steps[-1].keep[0] for steps in every) == list(range(size))
+    assert all(len(steps[-1].keep) == 1 for steps in every)
+
+
 @pytest.mark.parametrize("parts", RANKS)
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 10, 101, 2**40 + 1])
 def test_split_covers_everything_once_and_evenly(n, parts):

@@ -23,6 +23,13 @@ def random_params(layer, seed):
     return {key: rng.normal(size=p.shape) for key, p in layer.parameters.items()}
 
 
+def backward(layer, params, grads, cache, dy):
+    dy = dy.copy()
+    if layer.parameters:
+        layer.gradients(params, grads, cache, dy)
+    return layer.backward(params, cache, dy)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_backward_equals_finite_differences(name):
     layer, shape = LAYERS[name]
@@ -36,7 +43,7 @@ def test_backward_equals_finite_differences(name):
 
     layer.forward(params, cache, x)
     grads = {key: np.full_like(p, np.nan) for key, p in params.items()}
-    dx = layer.backward(params, grads, cache, weights.copy(), True)
+    dx = backward(layer, params, grads, cache, weights)
     for array, gradient in [(x, dx), *((params[key], grads[key]) for key in params)]:
         numeric = np.empty_like(array)
         for at in np.ndindex(*array.shape):
@@ -60,10 +67,10 @@ def test_smaller_batches_reuse_the_cache_without_trace(name):
         np.testing.assert_array_equal(y, fresh)
         grads = [{key: np.full_like(p, np.nan) for key, p in params.items()} for _ in range(2)]
         dy = rng.normal(size=y.shape)
-        dx = layer.backward(params, grads[0], cache, dy.copy(), True)
+        dx = backward(layer, params, grads[0], cache, dy)
         other = {}
         layer.forward(params, other, x)
-        np.testing.assert_array_equal(dx, layer.backward(params, grads[1], other, dy.copy(), True))
+        np.testing.assert_array_equal(dx, backward(layer, params, grads[1], other, dy))
         for key in params:
             np.testing.assert_array_equal(grads[0][key], grads[1][key])
             assert np.isfinite(grads[0][key]).all()

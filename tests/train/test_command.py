@@ -136,9 +136,9 @@ def wait_for(what, limit=30):
         time.sleep(0.02)
 
 
-def disturbed(tmp_path, strike):
+def disturbed(tmp_path, strike, *flags):
     """A long run that `strike(process)` hits after its first checkpoint; returns (exit code, seconds to the end, stderr)."""
-    process = start(3, "--epochs", "400", "--checkpoint-steps", "20", "--hidden", "64", "--run", tmp_path / "run")
+    process = start(3, "--epochs", "400", "--checkpoint-steps", "20", "--hidden", "64", "--run", tmp_path / "run", *flags)
     wait_for(lambda: resume.newest(tmp_path / "run"))
     begin = time.perf_counter()
     strike(process)
@@ -171,8 +171,9 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim
     assert all(mine[name].tobytes() == whole[name].tobytes() for name in whole)
 
 
-def test_ctrl_c_ends_the_job_without_tracebacks(tmp_path):
-    code, seconds, err = disturbed(tmp_path, lambda process: process.send_signal(signal.SIGINT))
+@pytest.mark.parametrize("flags", [[], ["--overlap", "always", "--bucket-bytes", "2000"]])
+def test_ctrl_c_ends_the_job_without_tracebacks(tmp_path, flags):
+    code, seconds, err = disturbed(tmp_path, lambda process: process.send_signal(signal.SIGINT), *flags)
     assert code != 0
     assert seconds < 10
     assert "Traceback" not in err

@@ -10,6 +10,7 @@ from hpcai.comm import threads
 from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from hpcai.train import checkpoint, config, resume
 from hpcai.train.loop import fit
+from hpcai.train.replica import overlaps
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -35,6 +36,8 @@ def final(tmp_path, run="run"):
         "--model cnn --channels 4 --optimizer nesterov --batch 10 --reduction sum --lr 0.001",
         "--model mlp --hidden 16 --optimizer lamb --batch 360",
         "--model mlp --hidden 16 --bucket-bytes 64 --optimizer adam",
+        "--model mlp --hidden 16 --bucket-bytes 64 --optimizer adam --overlap always",
+        "--model mlp --hidden 16 --algorithm halving_doubling",
     ],
 )
 def test_any_number_of_ranks_gives_the_parameters_of_one(tmp_path, flags):
@@ -46,6 +49,30 @@ def test_any_number_of_ranks_gives_the_parameters_of_one(tmp_path, flags):
         train(ranks, options(tmp_path, *flags, run=f"run{ranks}"))
         for name, array in final(tmp_path, f"run{ranks}").items():
             np.testing.assert_allclose(array, one[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("model", ["--model mlp --hidden 16,16", "--model cnn --channels 4,4"])
+def test_overlap_changes_no_bit(tmp_path, model, monkeypatch):
+    monkeypatch.setenv("HPCAI_RANKS_PER_NODE", "2")  # several nodes: auto means to overlap
+    for overlap in ("never", "always", "auto"):
+        flags = [*model.split(), "--bucket-bytes", "2000", "--steps", "10", "--overlap", overlap]
+        train(4, options(tmp_path, *flags, run=overlap))
+    for overlap in ("always", "auto"):
+        for name, array in final(tmp_path, overlap).items():
+            assert array.tobytes() == final(tmp_path, "never")[name].tobytes()
+
+
+def test_overlap_is_chosen_where_ranks_span_nodes_and_threads_are_served(tmp_path, monkeypatch):
+    def chosen(overlap, size=4):
+        return threads.run(size, lambda comm: overlaps(options(tmp_path, "--overlap", overlap), comm))[0]
+
+    assert (chosen("auto"), chosen("always"), chosen("always", 1)) == (False, True, False)
+    monkeypatch.setenv("HPCAI_RANKS_PER_NODE", "2")
+    assert (chosen("auto"), chosen("never")) == (True, False)
+    monkeypatch.setattr(threads.ThreadWire, "serves_threads", lambda wire: wire.rank != 3)
+    assert chosen("auto") is False
+    with pytest.raises(UsageError, match="MPI_THREAD_SERIALIZED"):
+        chosen("always")
 
 
 def test_a_tail_smaller_than_the_ranks_is_counted_once(tmp_path):

@@ -1,0 +1,190 @@
+"""Which all-reduce, when ranks do not all share memory: a cost model in five constants of the machine.
+
+Each algorithm's time is a sum of messages x latency, bytes over the network x seconds per byte, bytes folded x seconds per byte,
+and the node's own collectives, as in Thakur, Rabenseifner & Gropp, IJHPCA 19(1), 2005, doi:10.1177/1094342005051521. The
+constants are a cautious guess until `python -m hpcai.doctor --tune` fits them and writes them to a cache. The library's
+own MPI_Allreduce is a candidate only where it was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Sequence
+from math import log2
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcai.comm.wire import Wire
+from hpcai.xp import Array
+
+ALGORITHMS = ("ring", "halving_doubling", "hierarchical", "mpi")
+
+
+class Constants(NamedTuple):
+    """Seconds of one message, of a byte over the network, of a byte folded; of a node's collective and of a byte in it; of the
+    library's MPI_Allreduce and of a byte in it (0: not measured)."""
+
+    message_s: float = 30e-6
+    network_byte_s: float = 0.5e-9
+    fold_byte_s: float = 0.15e-9
+    node_call_s: float = 5e-6
+    node_byte_s: float = 0.2e-9
+    library_call_s: float = 0.0
+    library_byte_s: float = 0.0
+
+
+class Shape(NamedTuple):
+    """How many nodes, how many ranks on each (0: nodes of different sizes), how many in all."""
+
+    nodes: int
+    per_node: int
+    ranks: int
+
+
+def terms(algorithm: str, nbytes: int, shape: Shape) -> list[float]:
+    """What each of the constants is multiplied by, for an all-reduce of `nbytes` bytes.
+
+    >>> terms("ring", 1000, Shape(nodes=2, per_node=1, ranks=2))
+    [2, 1000.0, 0, 0, 0, 0, 0]
+    """
+    ranks = shape.ranks
+    moved = 2 * nbytes * (ranks - 1) / ranks
+    if algorithm == "ring":
+        return [2 * (ranks - 1), moved, 0, 0, 0, 0, 0]  # folds hide behind the wire
+    if algorithm == "halving_doubling":
+        power = 1 << (ranks.bit_length() - 1)
+        beyond = ranks > power
+        # Near ranks exchange most; only what is left when the partner is on another node goes over the network.
+        local = min(power, shape.per_node & -shape.per_node or 1)
+        network = 2 * nbytes * (power / local - 1) / (power / local) + 2 * nbytes * beyond
+        folded = nbytes * (power - 1) / power + nbytes * beyond
+        on_node = 2 * nbytes * (local - 1) / local  # by messages, which copy twice
+        return [2 * log2(power) + 2 * beyond, network, folded, 0, on_node, 0, 0]
+    if algorithm == "hierarchical":
+        rail = 2 * (shape.nodes - 1)
+        return [rail, nbytes * rail / shape.nodes, 0, 2, nbytes, 0, 0]
+    return [0, 0, 0, 0, 0, 1, nbytes]
+
+
+def predict(algorithm: str, nbytes: int, shape: Shape, constants: Constants) -> float:
+    """Seconds of an all-reduce."""
+    return float(np.dot(terms(algorithm, nbytes, shape), constants))
+
+
+def candidates(shape: Shape, constants: Constants) -> list[str]:
+    """The algorithms that can run on this shape and of which something is known."""
+    names = ["ring", "halving_doubling"]
+    if shape.nodes > 1 and shape.per_node > 1:
+        names.append("hierarchical")
+    if constants.library_byte_s:
+        names.append("mpi")
+    return names
+
+
+def choose(nbytes: int, shape: Shape, constants: Constants) -> str:
+    """The algorithm that is predicted to be the fastest.
+
+    >>> [choose(nbytes, Shape(16, 1, 16), Constants()) for nbytes in (8, 1 << 30)]
+    ['halving_doubling', 'ring']
+    """
+    return min(candidates(shape, constants), key=lambda name: predict(name, nbytes, shape, constants))
+
+
+def fit(measured: Sequence[tuple[str, int, float]], shape: Shape) -> Constants:
+    """The constants that explain measurements (algorithm, bytes, seconds): least squares of relative errors, none negative."""
+    seconds = np.array([row[2] for row in measured])
+    rows = np.array([terms(name, nbytes, shape) for name, nbytes, _ in measured]) / seconds[:, None]
+    known = rows.any(0)
+    values = np.where(known, 0.0, Constants())
+    values[known] = _nonnegative(rows[:, known])
+    return Constants(*values.tolist())
+
+
+def _nonnegative(rows: Array) -> Array:
+    """Least squares rows @ values = 1 with values >= 0: the columns that come out negative are left out, worst first."""
+    scale = np.abs(rows).max(0)
+    active = np.arange(rows.shape[1])
+    while len(active):
+        solved = np.linalg.lstsq(rows[:, active] / scale[active], np.ones(len(rows)))[0]
+        if (solved >= 0).all():
+            break
+        active = np.delete(active, solved.argmin())
+    values = np.zeros(rows.shape[1])
+    if len(active):
+        values[active] = solved / scale[active]
+    return values
+
+
+class Choice(NamedTuple):
+    """What a communicator chooses by: its shape, the constants, and where those are from (see `load`)."""
+
+    shape: Shape
+    constants: Constants
+    source: str
+
+
+def agree(wire: Wire) -> Choice:
+    """The choice of all ranks of `wire`: rank 0 reads the cache. Collective."""
+    on_node = Counter(wire.exchange(wire.node_color()))
+    sizes = set(on_node.values())
+    shape = Shape(len(on_node), sizes.pop() if len(sizes) == 1 else 0, wire.size)
+    return Choice(shape, *wire.exchange(load(wire.describe(), shape) if wire.rank == 0 else None)[0])
+
+
+def cache_file() -> Path:
+    """Where constants are kept: $HPCAI_CACHE, else $XDG_CACHE_HOME/hpcai, else ~/.cache/hpcai."""
+    base = os.environ.get("HPCAI_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hpcai"
+    )
+    return Path(base) / "allreduce.json"
+
+
+def key(library: str, shape: Shape) -> str:
+    """Machine, MPI library and world shape in words: constants hold for these."""
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    machine = found[1] if found else platform.machine()
+    return f"{shape.ranks} ranks, {shape.nodes} nodes on {machine}, {os.cpu_count()} cores; {library}"
+
+
+def load(library: str, shape: Shape) -> tuple[Constants, str]:
+    """Constants for this machine, and where they are from: "tuned" for this shape, "tuned for another shape", or "untuned".
+
+    A shape that was not tuned takes the constants of one that was, but for those of the library, which do not carry over.
+    """
+    wanted = key(library, shape)
+    known = _read()
+    if wanted in known:
+        return Constants(**known[wanted]), "tuned"
+    machine = wanted.split(" on ", 1)[1]
+    for name in sorted(known):
+        if name.split(" on ", 1)[-1] == machine:
+            return Constants(**known[name])._replace(library_call_s=0.0, library_byte_s=0.0), "tuned for another shape"
+    return Constants(), "untuned"
+
+
+def save(constants: Constants, library: str, shape: Shape) -> Path:
+    """Add or replace the constants of this machine and shape in the cache; returns its path."""
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    beside.write_text(json.dumps(_read() | {key(library, shape): constants._asdict()}, indent=1, sort_keys=True))
+    beside.replace(path)
+    return path
+
+
+def _read() -> dict[str, dict[str, float]]:
+    """The cache's entries; a cache that cannot be read or understood is as good as none."""
+    try:
+        entries = json.loads(cache_file().read_text())
+        return {name: Constants(**{k: float(v) for k, v in entry.items()})._asdict() for name, entry in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

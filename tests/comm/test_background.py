@@ -1,0 +1,60 @@
+"""Calls on the background thread: in order, with their errors, and the same results as without it."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from hpcai.comm import background, threads
+from hpcai.comm.background import Background, Foreground
+
+
+@pytest.mark.parametrize("carrier", [Background, Foreground])
+def test_calls_are_made_in_order_before_wait_returns(carrier):
+    made, mine = [], carrier()
+    for turn in range(3):
+        for i in range(50):
+            mine.start(made.append, (turn, i))
+        mine.wait()
+        assert made == [(t, i) for t in range(turn + 1) for i in range(50)]
+    mine.wait()
+
+
+@pytest.mark.parametrize("carrier", [Background, Foreground])
+def test_the_first_error_is_raised_by_wait_and_the_rest_is_left_out(carrier):
+    def fail():
+        raise ValueError("no")
+
+    made, mine = [], carrier()
+    for call in (lambda: made.append(1), fail, lambda: made.append(2)):
+        mine.start(call)
+    with pytest.raises(ValueError, match="no"):
+        mine.wait()
+    assert made == [1]
+    mine.start(made.append, 3)
+    mine.wait()
+    assert made == [1, 3]
+
+
+def test_the_caller_goes_on_and_is_known_to_compute():
+    mine, gate, seen = Background(), threading.Event(), []
+    mine.start(lambda: seen.append(background.computing))
+    mine.start(gate.wait, 10)
+    while not seen:
+        time.sleep(0.001)
+    assert seen == [True]
+    gate.set()
+    mine.wait()
+    assert not background.computing
+
+
+def test_collectives_of_many_ranks_meet():
+    def program(comm):
+        mine, xs = Background(), [np.full(1000, comm.rank + float(i)) for i in range(20)]
+        for x in xs:
+            mine.start(comm.allreduce, x)
+        mine.wait()
+        return [x[0] for x in xs]
+
+    assert threads.run(3, program) == [[3.0 * i + 3 for i in range(20)]] * 3
