@@ -1,6 +1,10 @@
 #include "fold.hpp"
 #include "hpcai/fold.hpp"
 #include "hpcai/fold_ranks.hpp"
+#include "lanes_table.hpp"
+
+#include <cstdlib>
+#include <cstring>
 
 // One binary for every x86-64: the loader picks the variant that the processor can run. Elsewhere one plain variant.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 14)
@@ -49,17 +53,39 @@ ALL_RANKS(f64, double, double)
 ALL_RANKS(i32, std::int32_t, std::int32_t)
 ALL_RANKS(i64, std::int64_t, std::int64_t)
 
-using FoldRanks = void (*)(void* const*, int, const void* const*, int, long, std::size_t, std::size_t);
-using Fold = void (*)(void*, const void*, std::size_t);
+// The vector kernels that this processor can run, or null. HPCAI_LANES=none or v3 asks for older ones, to test them.
+const Lanes* lanes() {
+#if defined(HPCAI_LANES)
+    static const Lanes* chosen = []() -> const Lanes* {
+        const char* asked = std::getenv("HPCAI_LANES");
+        if (asked && std::strcmp(asked, "none") == 0) return nullptr;
+        const bool old = asked && std::strcmp(asked, "v3") == 0;
+        if (!old && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+            return &v4::kTable;
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? &v3::kTable : nullptr;
+    }();
+    return chosen;
+#else
+    return nullptr;
+#endif
+}
 
 }  // namespace
+
+const char* lanes_name() {
+#if defined(HPCAI_LANES)
+    if (lanes() == &v4::kTable) return "AVX-512";
+    if (lanes() == &v3::kTable) return "AVX2, F16C";
+#endif
+    return "scalar, as the compiler vectorises it";
+}
 
 bool fold(Type type, Op op, void* acc, const void* x, std::size_t n) {
     static const Fold table[6][3] = {
         {f16_sum, f16_max, f16_min}, {bf16__sum, bf16__max, bf16__min}, {f32_sum, f32_max, f32_min},
         {f64_sum, f64_max, f64_min}, {i32_sum, i32_max, i32_min},       {i64_sum, i64_max, i64_min}};
     if (type < F16 || type > I64 || op < SUM || op > MIN) return false;
-    table[type][op](acc, x, n);
+    (type <= F32 && lanes() ? lanes()->fold : table)[type][op](acc, x, n);
     return true;
 }
 
@@ -70,15 +96,14 @@ bool fold_ranks(Type type, Op op, void* const* outs, int n_outs, const void* con
         {f32_sum_ranks, f32_max_ranks, f32_min_ranks}, {f64_sum_ranks, f64_max_ranks, f64_min_ranks},
         {i32_sum_ranks, i32_max_ranks, i32_min_ranks}, {i64_sum_ranks, i64_max_ranks, i64_min_ranks}};
     if (type < F16 || type > I64 || op < SUM || op > MIN) return false;
-    table[type][op](outs, n_outs, xs, ranks, divisor, from, to);
+    (type <= F32 && lanes() ? lanes()->fold_ranks : table)[type][op](outs, n_outs, xs, ranks, divisor, from, to);
     return true;
 }
 
 bool cast(Type to, Type from, void* out, const void* x, std::size_t n) {
-    if (to == F32 && from == F16) f32_from_f16(out, x, n);
-    else if (to == F32 && from == BF16) f32_from_bf16(out, x, n);
-    else if (to == F16 && from == F32) f16_from_f32(out, x, n);
-    else if (to == BF16 && from == F32) bf16_from_f32(out, x, n);
+    static const Fold widen[2] = {f32_from_f16, f32_from_bf16}, narrow[2] = {f16_from_f32, bf16_from_f32};
+    if (to == F32 && from <= BF16) (lanes() ? lanes()->widen : widen)[from](out, x, n);
+    else if (from == F32 && to <= BF16) (lanes() ? lanes()->narrow : narrow)[to](out, x, n);
     else return false;
     return true;
 }

@@ -18,4 +18,7 @@ bool divide(Type type, void* x, long divisor, std::size_t n);
 bool fold_ranks(Type type, Op op, void* const* outs, int n_outs, const void* const* xs, int ranks, long divisor, std::size_t from,
                 std::size_t to);
 
+// Which vector kernels are in use, in words.
+const char* lanes_name();
+
 }  // namespace hpcai::cpu

@@ -84,6 +84,7 @@ NB_MODULE(_native, m) {
             nb::gil_scoped_release released;
             return int(node.collective(Kind(kind), Type(type), Op(op), divisor, root, reinterpret_cast<void*>(x), n, itemsize, key.data()));
         });
+    m.def("lanes", &lanes_name);
     m.attr("DESK_BYTES") = sizeof(Desk);
     m.def("fold_ranks", [](int type, int op, std::vector<Address> outs, std::vector<Address> xs, long divisor, std::size_t from, std::size_t to) {
         must(fold_ranks(Type(type), Op(op), reinterpret_cast<void* const*>(outs.data()), int(outs.size()),

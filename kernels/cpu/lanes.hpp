@@ -1,0 +1,228 @@
+// Folds and casts in vector registers, for one instruction set: lanes_v3.cpp and lanes_v4.cpp choose it by a pragma, name the
+// namespace LANES, and include this file. It includes nothing of the project that has code, so that no function compiled
+// for a newer processor is linked into the code for older ones.
+//
+// fold_ranks keeps a block of the result in registers while it goes through the ranks, so each element is read and written
+// once. The processor converts fp16 (F16C); bf16 is a shift one way and integer rounding the other, as in half.hpp. Where
+// the order within a block does not matter, the bf16 at even places are one vector and those at odd places the next: a shift
+// and a mask take them apart and put them together, and nothing has to cross from lane to lane.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "lanes_table.hpp"
+
+namespace hpcai::cpu::LANES {
+
+#if defined(__AVX512BW__)
+using V = __m512;
+constexpr std::size_t kWidth = 16;
+inline V add(V a, V b) { return _mm512_add_ps(a, b); }
+inline V divide(V a, float b) { return _mm512_div_ps(a, _mm512_set1_ps(b)); }
+inline V greater(V a, V b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), b, a); }
+inline V less(V a, V b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), b, a); }
+
+using I = __m512i;
+inline I bits_of(V v) { return _mm512_castps_si512(v); }
+inline V of_bits(I v) { return _mm512_castsi512_ps(v); }
+inline I get(const void* x) { return _mm512_loadu_si512(x); }
+inline void put(void* x, I v) { _mm512_storeu_si512(x, v); }
+inline I all(int x) { return _mm512_set1_epi32(x); }
+inline I plus(I a, I b) { return _mm512_add_epi32(a, b); }
+inline I both(I a, I b) { return _mm512_and_si512(a, b); }
+inline I either(I a, I b) { return _mm512_or_si512(a, b); }
+inline I up(I a) { return _mm512_slli_epi32(a, 16); }
+inline I down(I a) { return _mm512_srli_epi32(a, 16); }
+inline I where_nan(V v, I then, I otherwise) { return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), otherwise, then); }
+inline bool any_nan(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0; }
+
+inline V load(const F32Bits* x) { return _mm512_loadu_ps(x); }
+inline void store(F32Bits* x, V v) { _mm512_storeu_ps(x, v); }
+inline V load(const F16Bits* x) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))); }
+using H = __m256i;  // as many 16-bit elements as V has lanes
+inline void put_half(void* x, H h) { _mm256_storeu_si256(static_cast<H*>(x), h); }
+inline H to_f16(V v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline H low_halves(I v) { return _mm512_cvtepi32_epi16(v); }
+inline V load(const BF16Bits* x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))), 16));
+}
+#else
+using V = __m256;
+constexpr std::size_t kWidth = 8;
+inline V add(V a, V b) { return _mm256_add_ps(a, b); }
+inline V divide(V a, float b) { return _mm256_div_ps(a, _mm256_set1_ps(b)); }
+inline V greater(V a, V b) { return _mm256_blendv_ps(b, a, _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q))); }
+inline V less(V a, V b) { return _mm256_blendv_ps(b, a, _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q))); }
+
+using I = __m256i;
+inline I bits_of(V v) { return _mm256_castps_si256(v); }
+inline V of_bits(I v) { return _mm256_castsi256_ps(v); }
+inline I get(const void* x) { return _mm256_loadu_si256(static_cast<const I*>(x)); }
+inline void put(void* x, I v) { _mm256_storeu_si256(static_cast<I*>(x), v); }
+inline I all(int x) { return _mm256_set1_epi32(x); }
+inline I plus(I a, I b) { return _mm256_add_epi32(a, b); }
+inline I both(I a, I b) { return _mm256_and_si256(a, b); }
+inline I either(I a, I b) { return _mm256_or_si256(a, b); }
+inline I up(I a) { return _mm256_slli_epi32(a, 16); }
+inline I down(I a) { return _mm256_srli_epi32(a, 16); }
+inline I where_nan(V v, I then, I otherwise) {
+    return _mm256_blendv_epi8(otherwise, then, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+}
+inline bool any_nan(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)) != 0; }
+
+inline V load(const F32Bits* x) { return _mm256_loadu_ps(x); }
+inline void store(F32Bits* x, V v) { _mm256_storeu_ps(x, v); }
+inline V load(const F16Bits* x) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))); }
+using H = __m128i;  // as many 16-bit elements as V has lanes
+inline void put_half(void* x, H h) { _mm_storeu_si128(static_cast<H*>(x), h); }
+inline H to_f16(V v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline H low_halves(I v) { return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)); }
+inline V load(const BF16Bits* x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))), 16));
+}
+#endif
+
+// bf16 in the upper half of each lane: to nearest even, and a NaN stays one.
+inline I round_to_upper(V v) { return plus(bits_of(v), plus(both(down(bits_of(v)), all(1)), all(0x7fff))); }
+inline I quiet_upper(V v) { return either(bits_of(v), all(0x400000)); }
+
+inline void store(F16Bits* x, V v) { put_half(x, to_f16(v)); }
+inline void store(BF16Bits* x, V v) { put_half(x, low_halves(down(where_nan(v, quiet_upper(v), round_to_upper(v))))); }
+
+struct Sum { static V apply(V a, V b) { return add(a, b); } };
+struct Max { static V apply(V a, V b) { return greater(a, b); } };  // a NaN on either side wins
+struct Min { static V apply(V a, V b) { return less(a, b); } };
+
+struct Block { V a, b, c, d; };
+constexpr std::size_t kBlock = 4 * kWidth;
+
+template <class Op>
+inline Block apply(const Block& x, const Block& y) {
+    return {Op::apply(x.a, y.a), Op::apply(x.b, y.b), Op::apply(x.c, y.c), Op::apply(x.d, y.d)};
+}
+inline Block divide(const Block& x, float by) { return {divide(x.a, by), divide(x.b, by), divide(x.c, by), divide(x.d, by)}; }
+
+template <class T>
+inline Block load_block(const T* x) {
+    return {load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth)};
+}
+inline V even(I pair) { return of_bits(up(pair)); }
+inline V odd(I pair) { return of_bits(both(pair, all(int(0xffff0000u)))); }
+inline Block load_block(const BF16Bits* x) {
+    const I front = get(x), back = get(x + 2 * kWidth);
+    return {even(front), odd(front), even(back), odd(back)};
+}
+
+inline void store_block(float* const* outs, int n_outs, std::size_t at, const Block& x) {
+    for (int o = 0; o < n_outs; ++o) {
+        float* out = outs[o] + at;
+        store(out, x.a), store(out + kWidth, x.b), store(out + 2 * kWidth, x.c), store(out + 3 * kWidth, x.d);
+    }
+}
+inline void store_block(F16Bits* const* outs, int n_outs, std::size_t at, const Block& x) {
+    const H a = to_f16(x.a), b = to_f16(x.b), c = to_f16(x.c), d = to_f16(x.d);
+    for (int o = 0; o < n_outs; ++o) {
+        F16Bits* out = outs[o] + at;
+        put_half(out, a), put_half(out + kWidth, b), put_half(out + 2 * kWidth, c), put_half(out + 3 * kWidth, d);
+    }
+}
+inline I join(V even, V odd) {
+    I low = round_to_upper(even), high = round_to_upper(odd);
+    if (__builtin_expect(any_nan(even, odd), 0)) {
+        low = where_nan(even, quiet_upper(even), low);
+        high = where_nan(odd, quiet_upper(odd), high);
+    }
+    return either(down(low), both(high, all(int(0xffff0000u))));
+}
+inline void store_block(BF16Bits* const* outs, int n_outs, std::size_t at, const Block& x) {
+    const I front = join(x.a, x.b), back = join(x.c, x.d);
+    for (int o = 0; o < n_outs; ++o) {
+        put(outs[o] + at, front);
+        put(outs[o] + at + 2 * kWidth, back);
+    }
+}
+
+template <class Op, class T>
+inline void fold_block(T* const* outs, int n_outs, const T* const* xs, int ranks, float divisor, std::size_t at) {
+    Block acc = load_block(xs[0] + at);
+    for (int r = 1; r < ranks; ++r) acc = apply<Op>(acc, load_block(xs[r] + at));
+    if (divisor != 1.0f) acc = divide(acc, divisor);
+    store_block(outs, n_outs, at, acc);
+}
+
+// The last elements, fewer than a block, in copies that have room for one.
+template <class Op, class T>
+inline void fold_rest(T* const* outs, int n_outs, const T* const* xs, int ranks, float divisor, std::size_t at, std::size_t n) {
+    for (std::size_t i = 0; i < n; i += kWidth) {
+        const std::size_t count = n - i < kWidth ? n - i : kWidth;
+        T copy[kWidth] = {};
+        std::memcpy(copy, xs[0] + at + i, count * sizeof(T));
+        V acc = load(copy);
+        for (int r = 1; r < ranks; ++r) {
+            std::memcpy(copy, xs[r] + at + i, count * sizeof(T));
+            acc = Op::apply(acc, load(copy));
+        }
+        if (divisor != 1.0f) acc = divide(acc, divisor);
+        store(copy, acc);
+        for (int o = 0; o < n_outs; ++o) std::memcpy(outs[o] + at + i, copy, count * sizeof(T));
+    }
+}
+
+template <class Op, class T>
+void fold_ranks(void* const* outs, int n_outs, const void* const* xs, int ranks, long divisor, std::size_t from, std::size_t to) {
+    auto* const* out = reinterpret_cast<T* const*>(outs);
+    auto* const* x = reinterpret_cast<const T* const*>(xs);
+    std::size_t at = from;
+    if (ranks == 2 && n_outs <= 2) {  // the commonest: the compiler sees the count
+        T* const both[2] = {out[0], out[n_outs - 1]};
+        for (; at + kBlock <= to; at += kBlock) fold_block<Op>(both, 2, x, 2, float(divisor), at);
+    } else {
+        for (; at + kBlock <= to; at += kBlock) fold_block<Op>(out, n_outs, x, ranks, float(divisor), at);
+    }
+    fold_rest<Op>(out, n_outs, x, ranks, float(divisor), at, to - at);
+}
+
+// acc = acc OP x, acc in f32.
+template <class Op, class T>
+void fold(void* acc_, const void* x_, std::size_t n) {
+    auto* acc = static_cast<F32Bits*>(acc_);
+    auto* x = static_cast<const T*>(x_);
+    std::size_t at = 0;
+    for (; at + kWidth <= n; at += kWidth) store(acc + at, Op::apply(load(acc + at), load(x + at)));
+    if (at == n) return;
+    F32Bits wide[kWidth] = {};
+    T narrow[kWidth] = {};
+    std::memcpy(wide, acc + at, (n - at) * sizeof(F32Bits));
+    std::memcpy(narrow, x + at, (n - at) * sizeof(T));
+    store(wide, Op::apply(load(wide), load(narrow)));
+    std::memcpy(acc + at, wide, (n - at) * sizeof(F32Bits));
+}
+
+template <class Out, class X>
+void cast(void* out_, const void* x_, std::size_t n) {
+    auto* out = static_cast<Out*>(out_);
+    auto* x = static_cast<const X*>(x_);
+    std::size_t at = 0;
+    for (; at + kWidth <= n; at += kWidth) store(out + at, load(x + at));
+    if (at == n) return;
+    Out to[kWidth] = {};
+    X from[kWidth] = {};
+    std::memcpy(from, x + at, (n - at) * sizeof(X));
+    store(to, load(from));
+    std::memcpy(out + at, to, (n - at) * sizeof(Out));
+}
+
+extern const Lanes kTable;
+const Lanes kTable = {
+    {{fold_ranks<Sum, F16Bits>, fold_ranks<Max, F16Bits>, fold_ranks<Min, F16Bits>},
+     {fold_ranks<Sum, BF16Bits>, fold_ranks<Max, BF16Bits>, fold_ranks<Min, BF16Bits>},
+     {fold_ranks<Sum, F32Bits>, fold_ranks<Max, F32Bits>, fold_ranks<Min, F32Bits>}},
+    {{fold<Sum, F16Bits>, fold<Max, F16Bits>, fold<Min, F16Bits>},
+     {fold<Sum, BF16Bits>, fold<Max, BF16Bits>, fold<Min, BF16Bits>},
+     {fold<Sum, F32Bits>, fold<Max, F32Bits>, fold<Min, F32Bits>}},
+    {cast<F32Bits, F16Bits>, cast<F32Bits, BF16Bits>},
+    {cast<F16Bits, F32Bits>, cast<BF16Bits, F32Bits>},
+};
+
+}  // namespace hpcai::cpu::LANES

@@ -1,0 +1,28 @@
+// What a set of vector kernels offers (lanes.hpp), and which of them this processor can run.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace hpcai::cpu {
+
+using FoldRanks = void (*)(void* const*, int, const void* const*, int, long, std::size_t, std::size_t);
+using Fold = void (*)(void*, const void*, std::size_t);
+
+// Elements as they lie in memory; distinct types, so that loads and stores are chosen by them.
+using F32Bits = float;
+struct F16Bits { std::uint16_t bits; };
+struct BF16Bits { std::uint16_t bits; };
+
+struct Lanes {
+    FoldRanks fold_ranks[3][3];  // [F16, BF16, F32][SUM, MAX, MIN]
+    Fold fold[3][3];
+    Fold widen[2], narrow[2];    // [F16, BF16]: f32 from it, it from f32
+};
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define HPCAI_LANES 1
+namespace v3 { extern const Lanes kTable; }  // AVX2 and F16C
+namespace v4 { extern const Lanes kTable; }  // AVX-512
+#endif
+
+}  // namespace hpcai::cpu
