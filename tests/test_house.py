@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "optim": {"ops", "xp", "arena", "errors"},
     "data": {"ops", "xp", "errors"},
     "train": {"errors", "xp", "arena", "ops", "comm", "nn", "optim", "data"},
+    "doctor": {"errors", "ops", "comm"},
 }
 DOORS = {
     "mpi4py": {"comm/mpi.py"},

@@ -84,6 +84,16 @@ class Communicator:
         made = None if self._memory is None else self._memory.empty(shape, dtype)
         return np.empty(shape, dtype) if made is None else made
 
+    @property
+    def shares_memory(self) -> bool:
+        """True if all ranks address each other's memory, so that collectives need no messages."""
+        return self._memory is not None
+
+    @property
+    def reaches(self) -> bool:
+        """True if the kernel lets the ranks read and write each other's private memory too."""
+        return self._memory is not None and self._memory.reaches
+
     def addresses(self, x: Array) -> list[int] | None:
         """Where each rank's part of the symmetric array `x` lies in this process's memory; None if `x` is not symmetric."""
         return None if self._memory is None else self._memory.addresses(x)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_NATIVE = ("fold_into", "cast_into", "divide_into", "fold_ranks_into", "is_native")
+_NATIVE = ("fold_into", "cast_into", "divide_into", "fold_ranks_into", "is_native", "lanes")
 _FUSED = (
     "gather_into",
     "add_bias_into",

@@ -24,6 +24,11 @@ def is_native() -> bool:
     return _native is not None
 
 
+def lanes() -> str:
+    """Which instructions the kernels use."""
+    return _native.lanes()
+
+
 def fold_into(acc: Array, x: Array, op: str) -> Array:
     """acc = acc OP x, elementwise, in place.
 

@@ -257,13 +257,13 @@ Status Node::reached(Kind kind, Type type, Op op, long divisor, int root, unsign
     auto [first, last] = chunk(n, size_, rank_);
     bool fine = true;
     if (kind == ALLREDUCE || kind == REDUCE_SCATTER) {
-        const std::size_t step = kSegment / itemsize;
-        scratch_.resize(std::size_t(size_) * kSegment);
+        const std::size_t step = kReach / itemsize;
+        scratch_.resize(std::size_t(size_) * kReach);
         std::vector<const void*> xs(size_);
         for (std::size_t at = first; at < last && fine; at += step) {
             const std::size_t count = std::min(step, last - at), bytes = count * itemsize;
             for (int r = 0; r < size_; ++r) {
-                xs[r] = r == rank_ ? x + at * itemsize : scratch_.data() + std::size_t(r) * kSegment;
+                xs[r] = r == rank_ ? x + at * itemsize : scratch_.data() + std::size_t(r) * kReach;
                 if (r != rank_) fine = fine && copy_from(r, at * itemsize, const_cast<void*>(xs[r]), bytes);
             }
             void* out = x + at * itemsize;

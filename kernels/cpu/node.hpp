@@ -20,6 +20,7 @@ enum Status : int { DONE = 0, MISMATCH = 1, STALLED = 2, UNREACHED = 4 };
 constexpr std::size_t kSmall = 8192;          // bytes of a message that travels with the call itself
 constexpr std::size_t kTiny = 512;            // up to here it does so although it is symmetric: one barrier instead of two
 constexpr std::size_t kSegment = 256 << 10;   // bytes of a bounce segment
+constexpr std::size_t kReach = 64 << 10;      // bytes that are fetched from another rank's memory at a time
 constexpr int kSlots = 2, kSegments = 2, kKey = 8;
 
 // What a rank is about to do. Equal on all ranks, or the call is refused; `place` alone may differ (then nothing is symmetric).

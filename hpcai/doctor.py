@@ -1,0 +1,233 @@
+"""`python -m hpcai.doctor`: what this machine's MPI, launcher and memory can do, found out by trying.
+
+    mpirun -n 4 python -m hpcai.doctor           # a table of what works, with what to do about what does not
+    mpirun -n 4 python -m hpcai.doctor --tune    # also measure the all-reduce algorithms across nodes and keep what was found
+
+Started the way a training run is started, it says what that run would get.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from time import perf_counter
+
+import numpy as np
+
+import hpcai
+from hpcai import ops
+from hpcai.comm import select
+from hpcai.comm.communicator import Communicator
+from hpcai.comm.launcher import launch
+from hpcai.errors import HpcaiError
+
+SIZES = tuple(8**k for k in range(1, 10))
+"""Bytes of the arrays that --tune reduces: 8 B to 128 MiB."""
+
+TURN_S, LONGEST_S = 0.4, 1.0
+"""Time for one algorithm at one size, and the time of a call after which no larger sizes are tried."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run with these arguments (default: the command line's); returns the exit code, 1 if something does not work."""
+    parser = argparse.ArgumentParser(
+        prog="hpcai.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tune", action="store_true", help="measure the all-reduce algorithms and keep the fitted constants")
+    parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes of the longest array that --tune reduces")
+    chosen = parser.parse_args(arguments)
+    try:
+        comm = hpcai.init()
+    except HpcaiError as error:
+        if launch().rank == 0:
+            print(f"hpcai.doctor: error: {error}", file=sys.stderr)
+        return 1
+    wrong = report(comm)
+    if chosen.tune:
+        wrong += tune(comm, chosen.largest)
+    return 1 if wrong else 0
+
+
+def report(comm: Communicator) -> int:
+    """Print what there is, on rank 0; returns the number of checks that failed."""
+    failed = 0
+    for name, text, fine in findings(comm):
+        failed += not fine
+        if comm.rank == 0:
+            print(f"{name:<18} {text}{'' if fine else '   <- look here'}", flush=True)
+    return failed
+
+
+def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
+    """(name, what was found, whether it is fine), alike on all ranks. Collective."""
+    shape = comm.choice.shape
+    said = launch()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "mpi4py", "numba"))
+    yield "hpcai", f"{hpcai.__version__}; Python {platform.python_version()}, {packages}", True
+    yield "kernels", *kernels()
+    yield "MPI", comm.wire.describe(), True
+    yield "launcher", f"{said.name or 'none'}, {comm.size} rank{'s' if comm.size > 1 else ''}", True
+    per_node = f"{shape.per_node} on each" if shape.per_node else "of different sizes"
+    yield "nodes", f"{shape.nodes}, {per_node}", True
+    cores = len(os.sched_getaffinity(0))
+    crowded = comm.node.size > (os.cpu_count() or 1)
+    yield "cores", f"{cores} of {os.cpu_count()} for this rank{'; more ranks than cores' if crowded else ''}", True
+    threads = all(comm.exchange(comm.wire.serves_threads()))
+    yield "threads", "a thread can reduce while another computes" if threads else "MPI serves the main thread only", threads
+    yield "shared memory", *shared_memory(comm)
+    yield "all-reduce", plan(comm), True
+    for algorithm in runnable(comm):
+        right = sums_are_right(comm, algorithm)
+        yield f"  {algorithm}", "sums are right" if right else "SUMS ARE WRONG", right
+
+
+def kernels() -> tuple[str, bool]:
+    """Which kernels fold."""
+    if not ops.is_native():
+        return "not built: numpy folds instead, slower (reinstall with a C++17 compiler)", False
+    return f"native, {ops.lanes()}", True
+
+
+def shared_memory(comm: Communicator) -> tuple[str, bool]:
+    """Whether the ranks of this node address each other's memory, and why not. Collective."""
+    node = comm.node
+    states = comm.exchange(_shared_memory_here(node))
+    return next((state for state in states if not state[1]), states[0])
+
+
+def _shared_memory_here(node: Communicator) -> tuple[str, bool]:
+    if node.size == 1:
+        return "one rank on the node: nothing to share", True
+    if node.reaches:
+        return "ranks address each other's symmetric arrays, and reach private ones by cross-memory attach", True
+    if node.shares_memory:
+        why = "HPCAI_REACH=0" if os.environ.get("HPCAI_REACH") == "0" else "forbidden by ptrace_scope or a container"
+        return (
+            f"ranks address each other's symmetric arrays; others are copied through segments (cross-memory attach: {why})",
+            True,
+        )
+    if os.environ.get("HPCAI_NODE") == "0":
+        return "switched off by HPCAI_NODE=0: messages instead", False
+    if not ops.is_native():
+        return "needs the native kernels: messages instead", False
+    free = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+    space = f"{free.f_bavail * free.f_frsize >> 20} MiB free in /dev/shm" if free else "there is no /dev/shm"
+    return f"could not be had ({space}): messages instead; start the container with a larger --shm-size", False
+
+
+def plan(comm: Communicator) -> str:
+    """What "auto" does here. Collective."""
+    preferred = os.environ.get("HPCAI_ALGORITHM")
+    if preferred:
+        return f"{preferred}, as $HPCAI_ALGORITHM says"
+    if comm.size == 1:
+        return "nothing to do"
+    if comm.shares_memory:
+        return "node: through shared memory"
+    shape, constants, source = comm.choice
+    names = [(select.choose(nbytes, shape, constants), nbytes) for nbytes in SIZES]
+    changes = [(name, nbytes) for i, (name, nbytes) in enumerate(names) if i == 0 or name != names[i - 1][0]]
+    parts = [name if nbytes == SIZES[0] else f"{name} from {_size(nbytes)}" for name, nbytes in changes]
+    hint = "" if source == "tuned" else ": --tune measures"
+    return f"{', '.join(parts)} ({source}{hint})"
+
+
+def runnable(comm: Communicator) -> list[str]:
+    """The algorithms that can run among these ranks."""
+    if comm.size == 1:
+        return []
+    names = ["node"] if comm.shares_memory else []
+    two = comm.choice.shape.nodes > 1 and comm.choice.shape.per_node > 1
+    library = hasattr(comm.wire, "library_allreduce")
+    return [*names, "ring", "halving_doubling", *(["hierarchical"] if two else []), *(["mpi"] if library else [])]
+
+
+def sums_are_right(comm: Communicator, algorithm: str) -> bool:
+    """Reduce arrays in which neighbours and ranks differ, and compare with the exact sum, on all ranks. Collective."""
+    right = True
+    for n in (1, 1000, 1 << 20):
+        index = np.arange(n) % 1021
+        x = (index * (comm.rank + 1)).astype(np.float32)
+        comm.allreduce(x, algorithm=algorithm)
+        right &= bool((x == index * (comm.size * (comm.size + 1) // 2)).all())
+    return all(comm.exchange(right))
+
+
+def tune(comm: Communicator, largest: int) -> int:
+    """Measure, fit, show and keep. Returns the number of failures: 1 where there is nothing to tune or nowhere to keep it."""
+    if comm.size == 1 or comm.shares_memory:
+        if comm.rank == 0:
+            print("\nnothing to tune: these ranks reduce through shared memory. Start it across nodes.")
+        return 0
+    shape, names = comm.choice.shape, runnable(comm)
+    measured = [(name, nbytes, seconds) for nbytes, name, seconds in measure(comm, names, largest)]
+    constants = select.fit(measured, shape)
+    if comm.rank == 0:
+        show(measured, names, shape, constants)
+    try:
+        path = comm.on_root(lambda: str(select.save(constants, comm.wire.describe(), shape)))
+    except OSError as error:
+        if comm.rank == 0:
+            print(f"hpcai.doctor: error: the constants could not be kept: {error}; set HPCAI_CACHE to a folder", file=sys.stderr)
+        return 1
+    if comm.rank == 0:
+        print(f"\nkept in {path} for {select.key(comm.wire.describe(), shape)}")
+    return 0
+
+
+def measure(comm: Communicator, names: list[str], largest: int) -> Iterator[tuple[int, str, float]]:
+    """(bytes, algorithm, seconds a call), the algorithms taking turns at each size; medians of the slowest rank. Collective."""
+    for nbytes in [size for size in SIZES if size <= max(largest, SIZES[0])]:
+        x = np.zeros(max(1, nbytes // 4), np.float32)
+        calls = {name: _reduction(comm, x, name) for name in names}
+        first = {name: _seconds(comm, call, 1) for name, call in calls.items()}
+        rounds = int(comm.allreduce(np.array([TURN_S / max(first.values())]), "min").clip(3, 30)[0])
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name, call in calls.items():
+                times[name].append(_seconds(comm, call, max(1, min(20, int(2e-3 / first[name])))))
+        for name in names:
+            yield nbytes, name, statistics.median(times[name])
+        if max(first.values()) > LONGEST_S:
+            return
+
+
+def _reduction(comm: Communicator, x: np.ndarray, name: str) -> Callable[[], object]:
+    return lambda: comm.allreduce(x, algorithm=name)
+
+
+def _seconds(comm: Communicator, call: Callable[[], object], count: int) -> float:
+    comm.barrier()
+    begin = perf_counter()
+    for _ in range(count):
+        call()
+    return float(comm.allreduce(np.array([(perf_counter() - begin) / count]), "max")[0])
+
+
+def show(measured: list[tuple[str, int, float]], names: list[str], shape: select.Shape, constants: select.Constants) -> None:
+    """A table of measured times, with the choice of the fitted model and what it costs against the best."""
+    times = {(name, nbytes): seconds for name, nbytes, seconds in measured}
+    print(f"\n| bytes | {' | '.join(f'{name}, us' for name in names)} | choice | slower than the best by |")
+    print("|---" * (len(names) + 3) + "|")
+    for nbytes in sorted({nbytes for _, nbytes, _ in measured}):
+        row = {name: times[name, nbytes] for name in names}
+        choice = select.choose(nbytes, shape, constants)
+        cells = " | ".join(f"{1e6 * seconds:,.0f}" for seconds in row.values())
+        print(f"| {_size(nbytes)} | {cells} | {choice} | {row[choice] / min(row.values()) - 1:.0%} |")
+    print(f"\n{', '.join(f'{name} {value:.3g}' for name, value in constants._asdict().items())}")
+
+
+def _size(nbytes: int) -> str:
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:g} {unit}"
+    return f"{nbytes} B"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""What the doctor says is true, alone, with ranks, across nodes; what it tunes is kept and used."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hpcai import doctor
+from hpcai.comm import ring, select, threads
+from hpcai.ops import native
+from tests.command import needs_mpirun, run
+
+
+def found(size):
+    return threads.run(size, lambda comm: {name.strip(): (text, fine) for name, text, fine in doctor.findings(comm)})[-1]
+
+
+def doctors(ranks, *flags, **variables):
+    return run(ranks, *flags, program=("-m", "hpcai.doctor"), limit=100, **variables)
+
+
+@pytest.mark.skipif(not native.is_native(), reason="native kernels are not built")
+def test_it_says_how_ranks_share_memory_and_why_not(monkeypatch):
+    assert "cross-memory attach" in found(3)["shared memory"][0]
+    assert found(1)["all-reduce"] == ("nothing to do", True)
+    monkeypatch.setenv("HPCAI_REACH", "0")
+    assert "HPCAI_REACH=0" in found(2)["shared memory"][0]
+    monkeypatch.setenv("HPCAI_NODE", "0")
+    text, fine = found(2)["shared memory"]
+    assert "HPCAI_NODE=0" in text
+    assert not fine
+
+
+def test_it_shows_nodes_and_tries_every_algorithm_that_can_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("HPCAI_CACHE", str(tmp_path))
+    monkeypatch.setenv("HPCAI_RANKS_PER_NODE", "2")
+    across = found(4)
+    assert across["nodes"][0] == "2, 2 on each"
+    assert "untuned" in across["all-reduce"][0]
+    for name in ("ring", "halving_doubling", "hierarchical"):
+        assert across[name] == ("sums are right", True)
+    assert found(3)["nodes"][0] == "2, of different sizes"
+
+
+def test_a_wrong_sum_is_found(monkeypatch):
+    plain = ring.allreduce
+    monkeypatch.setattr(ring, "allreduce", lambda x, wire, op: plain(x, wire, "max"))
+    assert found(3)["ring"] == ("SUMS ARE WRONG", False)
+
+
+@needs_mpirun
+def test_the_command_prints_once_and_what_it_tunes_is_used(tmp_path):
+    code, out, err = doctors(2, HPCAI_CACHE=str(tmp_path))
+    assert (code, out.count("\nMPI ")) == (0, 1), err
+    variables = {"HPCAI_RANKS_PER_NODE": "1", "HPCAI_CACHE": str(tmp_path / "cache")}
+    code, out, err = doctors(2, "--tune", "--largest", "4096", **variables)
+    assert code == 0, out + err
+    assert "| 4 KiB |" in out
+    assert "untuned" in out
+    kept = json.loads((tmp_path / "cache" / "allreduce.json").read_text())
+    assert [set(entry) for entry in kept.values()] == [set(select.Constants._fields)]
+    code, out, err = doctors(2, **variables)
+    assert "(tuned)" in out
+    code, out, err = doctors(2, "--tune", "--largest", "64", **(variables | {"HPCAI_CACHE": "/proc/nowhere"}))
+    assert code != 0
+    assert "set HPCAI_CACHE" in err
+    assert not Path("/proc/nowhere").exists()
+
+
+@needs_mpirun
+def test_on_one_node_there_is_nothing_to_tune(tmp_path):
+    code, out, _ = doctors(2, "--tune", HPCAI_CACHE=str(tmp_path))
+    assert code == 0
+    assert "nothing to tune" in out or not native.is_native()
+    assert not list(tmp_path.iterdir())
