@@ -11,10 +11,13 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp kernels/include/*/*.hpp)
 
-.PHONY: train test lint types unit mpi-test command-test big fuzz bench clean help
+.PHONY: train doctor test lint types unit mpi-test command-test big fuzz bench clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
+
+doctor: $(VENV)/run-$(MPI)  ## what MPI, launcher and memory can do here
+	mpirun -n $(RANKS) python -m hpcai.doctor
 
 test: lint types unit mpi-test  ## everything that must be green
 
@@ -34,7 +37,7 @@ mpi-test: $(VENV)/dev-$(MPI)
 	mpirun -n 4 pytest
 
 command-test: $(VENV)/dev-$(MPI)
-	pytest tests/train/test_command.py
+	pytest tests/train/test_command.py tests/test_doctor.py tests/comm/test_two_hosts.py
 
 big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 	mpirun -n 2 pytest -m big --timeout 600
