@@ -40,7 +40,7 @@ LABELS = {
 COLUMNS = {
     "size": ("size", "11"),
     "count": ("count", "11"),
-    "candidate": ("candidate", "10"),
+    "candidate": ("candidate", "14"),
     "time_us": ("time us", "11.2f"),
     "min_us": ("min us", "11.2f"),
     "p99_us": ("p99 us", "11.2f"),
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("-w", "--warmup", type=int, default=2, help="turns before timing")
     parser.add_argument("-c", "--check", type=int, default=1, help="compare with the exact sum first")
     parser.add_argument("-d", "--dtype", default="f32", choices=list(DTYPES))
+    parser.add_argument("--beside", default="", help="dtypes of which as many elements are reduced in turn with them")
     parser.add_argument("-o", "--op", default="sum", choices=["sum", "mean", "max", "min"])
     parser.add_argument("--of", default="symmetric,ordinary", help="what of hpcai: symmetric, ordinary, ring")
     parser.add_argument("--against", default="mpi", help="mpi, gloo")
@@ -70,7 +71,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="file for a plot of bandwidth over size")
     arguments = parser.parse_args()
     comm = hpcai.init()
-    names = [name for name in f"{arguments.of},{arguments.against}".split(",") if name]
+    beside = [f"{name}:{dtype}" for dtype in arguments.beside.split(",") if dtype for name in arguments.of.split(",")]
+    names = [name for name in [*arguments.of.split(","), *beside, *arguments.against.split(",")] if name]
     torch = start_gloo(comm) if "gloo" in names else None
     if "gloo" in names and torch is None:
         raise SystemExit("--against gloo needs torch: pip install torch")
@@ -92,13 +94,14 @@ def main() -> None:
 
 def measure(comm: Communicator, arguments: Any, names: list[str], size: int, torch: Any) -> list[dict[str, Any]]:
     """All candidates at one size: a record of each."""
-    dtype = DTYPES[arguments.dtype]
-    n = max(1, size // dtype.itemsize)
+    n = max(1, size // DTYPES[arguments.dtype].itemsize)
     sides: dict[str, Callable[[], Any]] = {}
     wrong = {}
     for name in names:
-        x = comm.empty(n, dtype) if name == "symmetric" else np.empty(n, dtype)
-        call = candidate(comm, name, x, arguments.op, torch)
+        what, _, other = name.partition(":")
+        dtype = DTYPES[other or arguments.dtype]
+        x = comm.empty(n, dtype) if what == "symmetric" else np.empty(n, dtype)
+        call = candidate(comm, what, x, arguments.op, torch)
         wrong[name] = check(comm, x, call, arguments.op) if arguments.check else 0
         x[:] = 0  # sums of zeros stay zeros, however often they are repeated
         sides[name] = call
@@ -110,15 +113,16 @@ def measure(comm: Communicator, arguments: Any, names: list[str], size: int, tor
     records = []
     for name, values in times.items():
         median = statistics.median(values)
+        size = n * DTYPES[name.partition(":")[2] or arguments.dtype].itemsize
         record: dict[str, Any] = {
-            "size": n * dtype.itemsize,
+            "size": size,
             "count": n,
             "candidate": name,
             "time_us": 1e6 * median,
             "min_us": 1e6 * min(values),
             "p99_us": 1e6 * float(np.percentile(values, 99)),
-            "algbw_GBs": n * dtype.itemsize / median / 1e9,
-            "busbw_GBs": n * dtype.itemsize / median / 1e9 * 2 * (comm.size - 1) / comm.size,
+            "algbw_GBs": size / median / 1e9,
+            "busbw_GBs": size / median / 1e9 * 2 * (comm.size - 1) / comm.size,
             "wrong": wrong[name],
         }
         records.append(record)
@@ -175,19 +179,22 @@ def roofline(comm: Communicator, x: Array, op: str) -> Callable[[], Any] | None:
 
 def summary(results: list[dict[str, Any]]) -> None:
     """Ratios of the others' times to hpcai's: the smallest anywhere, and geometric means from 16 KiB up."""
-    times = {(r["candidate"], r["size"]): r["time_us"] for r in results}
-    sizes = sorted({r["size"] for r in results})
+    count_of = {r["size"]: r["count"] for r in results if ":" not in r["candidate"]}
+    times = {(r["candidate"], size): r["time_us"] for size, n in count_of.items() for r in results if r["count"] == n}
+    sizes = sorted(count_of)
     heads = ("", "against", "smallest ratio (at)", "geometric mean from 16 KiB", "share of the roofline from 64 MiB")
     print(f"\n| {' | '.join(heads)} |\n|---|---|---|---|---|")
     for ours in [name for name in ("symmetric", "ordinary", "ring") if (name, sizes[0]) in times]:
         large = [times["roofline", s] / times[ours, s] for s in sizes if s >= 64 << 20 and ("roofline", s) in times]
         share = f"{min(large):.2f}" if large and ours == "symmetric" else ""
-        for theirs in [name for name in ("mpi", "gloo") if (name, sizes[0]) in times]:
+        others = [name for name, size in times if size == sizes[0] and name.startswith(f"{ours}:")]
+        for theirs in [*others, *(name for name in ("mpi", "gloo") if (name, sizes[0]) in times)]:
             ratios = {s: times[theirs, s] / times[ours, s] for s in sizes}
             at = min(ratios, key=lambda s: ratios[s])
             upper = [log(ratios[s]) for s in sizes if s >= 16 << 10]
             mean = f"{exp(statistics.mean(upper)):.2f}" if upper else ""
-            print(f"| {LABELS[ours]} | {LABELS[theirs]} | {ratios[at]:.2f} ({at} B) | {mean} | {share} |")
+            label = LABELS.get(theirs) or f"as many {theirs.partition(':')[2]}"
+            print(f"| {LABELS[ours]} | {label} | {ratios[at]:.2f} ({at} B) | {mean} | {share} |")
 
 
 def plot(results: list[dict[str, Any]], arguments: Any, comm: Communicator) -> None:

@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpcai.comm.background import Background as Background
     from hpcai.comm.communicator import Communicator as Communicator
     from hpcai.comm.mpi import init as init
     from hpcai.comm.threads import run as run_threads  # noqa: F401
@@ -29,6 +30,7 @@ _HOME = {
     "init": "hpcai.comm.mpi:init",
     "run_threads": "hpcai.comm.threads:run",
     "Communicator": "hpcai.comm.communicator:Communicator",
+    "Background": "hpcai.comm.background:Background",
     "HpcaiError": "hpcai.errors:HpcaiError",
     "UsageError": "hpcai.errors:UsageError",
     "DataError": "hpcai.errors:DataError",

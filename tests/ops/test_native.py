@@ -1,6 +1,9 @@
 """Each kernel equals its reference, bit for bit, on hard values, odd lengths and unaligned starts."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +56,26 @@ def test_fold(name, op):
         want = reference.fold_into(acc.copy(), x, op)
         assert native.fold_into(acc, x, op) is acc
         assert_same(acc, want)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("op", ["sum", "max", "min"])
+@pytest.mark.parametrize("name", DTYPES)
+def test_fold_ranks(name, op):
+    """In rank order, through a wider accumulator, rounded once; into all arrays, from `start` to `stop` and nowhere else."""
+    for ranks, n, offset in itertools.product((2, 3, 5), (*SIZES, 127, 128, 129, 300), (0, 1)):
+        xs = [hard(name, n, rank, offset) for rank in range(ranks)]
+        start, stop = n // 5, n - n // 7
+        acc = xs[0].astype(accumulation_dtype(xs[0].dtype))
+        for x in xs[1:]:
+            reference.fold_into(acc, x, op)
+        wants = [x.copy() for x in xs]
+        for want in wants:
+            want[start:stop] = acc[start:stop].astype(want.dtype)
+        places = [x.__array_interface__["data"][0] for x in xs]
+        native.fold_ranks_into(places, places, xs[0].dtype, op, start, stop)
+        for x, want in zip(xs, wants, strict=True):
+            assert_same(x, want)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -116,3 +139,11 @@ def test_without_the_kernels_the_reference_serves(monkeypatch):
     assert native.fold_into(np.ones(2), np.ones(2), "sum").tolist() == [2, 2]
     assert native.cast_into(np.ones(2, np.float16), np.full(2, 3, np.float32)).tolist() == [3, 3]
     assert native.divide_into(np.array([-7, 7]), 2).tolist() == [-3, 3]
+
+
+@pytest.mark.skipif(not native.is_native() or "HPCAI_LANES" in os.environ, reason="once, with native kernels")
+@pytest.mark.parametrize("lanes", ["v3", "none"])
+def test_what_older_processors_run_obeys_the_same_laws(lanes):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HPCAI_LANES": lanes})
+    assert done.returncode == 0, done.stdout
