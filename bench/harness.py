@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import re
 import socket
 import sys
@@ -20,17 +21,17 @@ REST_S = 0.01
 
 
 def interleaved(comm: Communicator, sides: dict[str, Callable[[], Any]], rounds: int, inner: int) -> dict[str, list[float]]:
-    """Seconds a call of each side, `rounds` times in turn, A B C, B C A, C A B.
-
-    Each is the mean of `inner` calls, of the slowest rank.
+    """Seconds a call of each side, `rounds` times in turn, each time in another order: the mean of `inner` calls, of the slowest
+    rank.
 
     Before its turn each side rests, so that the threads of the one before are asleep, and makes one call that does not count.
+    No side always follows the same other one, which may leave the cores warm or its threads awake.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
-    order = list(sides.items())
-    for round_ in range(rounds):
-        first = round_ % len(order)
-        for name, call in order[first:] + order[:first]:
+    order, rng = list(sides.items()), random.Random(0)
+    for _ in range(rounds):
+        rng.shuffle(order)
+        for name, call in order:
             sleep(REST_S)
             comm.barrier()
             call()

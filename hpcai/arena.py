@@ -69,6 +69,16 @@ def buckets(where: Layout, itemsize: int, bucket_bytes: int) -> list[slice]:
     return cuts
 
 
+def gaps(where: Layout) -> list[slice]:
+    """What alignment leaves between arrays: elements that belong to none.
+
+    >>> gaps(layout({"weight": (3, 2), "bias": (16,)}))
+    [slice(6, 16, None)]
+    """
+    ends = [*(slot.start for slot in where.slots[1:]), where.size]
+    return [slice(slot.stop, end) for slot, end in zip(where.slots, ends, strict=True) if slot.stop < end]
+
+
 def named_slot(where: Layout, index: int) -> str:
     """The name of the array that holds element `index` of the flat buffer."""
     return next(slot.name for slot in reversed(where.slots) if slot.start <= index)

@@ -12,6 +12,7 @@ Array: TypeAlias = Any
 """A numpy or cupy array."""
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
+float8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 DTYPES: dict[str, np.dtype] = {
     "f16": np.dtype(np.float16),

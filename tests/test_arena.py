@@ -35,6 +35,14 @@ def test_buckets_go_from_the_end_and_cover_everything_once(bucket_bytes):
         assert len(slots) == 1 or (cut.stop - slots[1].start) * 4 < bucket_bytes
 
 
+def test_arrays_and_gaps_cover_everything_once():
+    where = arena.layout(SHAPES)
+    count = np.zeros(where.size, int)
+    for part in [*(slice(slot.start, slot.stop) for slot in where.slots), *arena.gaps(where)]:
+        count[part] += 1
+    assert (count == 1).all()
+
+
 def test_elements_have_names():
     where = arena.layout({"a": (3,), "b": (2,)})
     assert [arena.named_slot(where, i) for i in (0, 2, 16, 17)] == ["a", "a", "b", "b"]

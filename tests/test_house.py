@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "nn": {"ops", "xp", "arena", "errors"},
     "optim": {"ops", "xp", "arena", "errors"},
     "data": {"ops", "xp", "errors"},
-    "train": {"errors", "xp", "arena", "ops", "comm", "nn", "optim", "data"},
+    "compress": {"ops", "xp", "errors"},
+    "reduce": {"comm", "compress", "ops", "xp", "arena", "errors"},
+    "train": {"errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim", "data"},
     "doctor": {"errors", "ops", "comm"},
 }
 DOORS = {

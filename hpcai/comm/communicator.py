@@ -12,15 +12,27 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import halving, hierarchical, node, ring, schedule, select
+from hpcai.comm import halving, hierarchical, node, pairwise, ring, schedule, select
 from hpcai.comm.wire import Wire
 from hpcai.errors import HpcaiError, RankMismatch
-from hpcai.xp import CODES, Array, namespace
+from hpcai.xp import CODES, Array, bfloat16, namespace
 
 T = TypeVar("T")
 
 # The first five are the numbers of kernels/cpu/node.hpp.
-KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast", "barrier", "exchange", "split", "empty", "leave")
+KINDS = (
+    "agree",
+    "allreduce",
+    "reduce_scatter",
+    "allgather",
+    "broadcast",
+    "barrier",
+    "exchange",
+    "split",
+    "empty",
+    "leave",
+    "alltoall",
+)
 OPERATIONS = ("", "sum", "mean", "max", "min")
 ALGORITHMS = ("auto", "node", "hierarchical", "ring", "halving_doubling", "mpi")
 FOLDS = {"": 0, "sum": 0, "mean": 0, "max": 1, "min": 2}
@@ -122,7 +134,8 @@ class Communicator:
         algorithm = self._preferred if algorithm == "auto" else algorithm
         if self._memory is not None and algorithm == "auto" and op in self._divisors:
             self._calls += 1
-            status = self._memory.native.allreduce(x, 1, FOLDS[op], self._divisors[op], OPERATIONS.index(op))
+            bits = x.view(np.uint16) if getattr(x, "dtype", None) is bfloat16 else x  # bf16 has no buffer of its own
+            status = self._memory.native.allreduce(bits, 1, FOLDS[op], self._divisors[op], OPERATIONS.index(op), bits is not x)
             if status == node.DONE:
                 return x
             self._calls -= 1
@@ -151,6 +164,19 @@ class Communicator:
     def broadcast(self, x: Array, root: int = 0, *, algorithm: str = "auto") -> Array:
         """Copy `x` from rank `root` to all ranks, in place. Any dtype, contiguous, equal shape and dtype on all. Returns x."""
         self._collective("broadcast", x, "", root, algorithm)
+        return x
+
+    def alltoall(self, x: Array) -> Array:
+        """Row r of `x` (size, ...) goes to rank r and is replaced by what rank r sent here, in place. Returns x.
+
+        Any dtype, contiguous, equal shape and dtype on all. Cost: x.nbytes (P-1)/P sent per rank, by messages.
+        """
+        problem = _array_problem("alltoall", x, "")
+        if problem is None and (x.ndim == 0 or len(x) != self.size):
+            problem = ValueError(f"alltoall wants a row for each of {self.size} ranks, got shape {x.shape}")
+        self._agree("alltoall", x, problem=problem)
+        if self.size > 1 and x.size:
+            pairwise.alltoall(x, self.wire)
         return x
 
     def barrier(self) -> None:

@@ -31,8 +31,10 @@ _FUSED = (
     "lamb_direction_into",
     "lamb_step_into",
 )
+_BLOCKS = ("encode_blocks_into", "decode_blocks_into", "add_blocks_into", "select_above", "block_count", "packed_bytes")
 _HOME = dict.fromkeys(_NATIVE, "hpcai.ops.native") | dict.fromkeys(_FUSED, "hpcai.ops.fused")
-__all__ = [*_NATIVE, *_FUSED]
+_HOME |= dict.fromkeys(_BLOCKS, "hpcai.ops.blocks")
+__all__ = [*_NATIVE, *_FUSED, *_BLOCKS]
 
 
 def __getattr__(name: str) -> Any:

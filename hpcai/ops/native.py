@@ -24,6 +24,11 @@ def is_native() -> bool:
     return _native is not None
 
 
+def kernels() -> Any:
+    """The compiled module, or None where it was not built."""
+    return _native
+
+
 def lanes() -> str:
     """Which instructions the kernels use."""
     return _native.lanes()
@@ -43,7 +48,7 @@ def fold_into(acc: Array, x: Array, op: str) -> Array:
         raise TypeError(f"fold_into wants an accumulator of {accumulation_dtype(x.dtype)} for {x.dtype}, got {acc.dtype}")
     if _native is None:
         return reference.fold_into(acc, x, op)
-    _native.fold(CODES[x.dtype], OPERATIONS[op], _address(acc), _address(x), x.size)
+    _native.fold(CODES[x.dtype], OPERATIONS[op], address(acc), address(x), x.size)
     return acc
 
 
@@ -55,7 +60,7 @@ def cast_into(out: Array, x: Array) -> Array:
         raise TypeError(f"cast_into goes between f32 and a 16-bit float, got {x.dtype} to {out.dtype}")
     if _native is None:
         return reference.cast_into(out, x)
-    _native.cast(CODES[out.dtype], CODES[x.dtype], _address(out), _address(x), x.size)
+    _native.cast(CODES[out.dtype], CODES[x.dtype], address(out), address(x), x.size)
     return out
 
 
@@ -66,7 +71,7 @@ def divide_into(x: Array, divisor: int) -> Array:
         raise TypeError(f"divide_into wants f32, f64, i32 or i64, got {x.dtype}: divide before rounding to 16 bits")
     if _native is None:
         return reference.divide_into(x, divisor)
-    _native.divide(CODES[x.dtype], _address(x), divisor, x.size)
+    _native.divide(CODES[x.dtype], address(x), divisor, x.size)
     return x
 
 
@@ -80,7 +85,7 @@ def fold_ranks_into(outs: list[int], xs: list[int], dtype: Any, op: str, start: 
 
 def node(rank: int, size: int, desks: Array, timeout_s: float, crowded: bool) -> Any:
     """The node collectives of one rank on shared memory of size * desk_bytes() zeroed bytes; see hpcai.comm.node."""
-    return _native.Node(rank, size, _address(desks), timeout_s, crowded)
+    return _native.Node(rank, size, address(desks), timeout_s, crowded)
 
 
 def desk_bytes() -> int:
@@ -95,5 +100,6 @@ def _check(out: Array, x: Array) -> None:
         raise ValueError(f"kernels want contiguous arrays of one shape, got {out.shape} and {x.shape}")
 
 
-def _address(x: Array) -> int:
+def address(x: Array) -> int:
+    """Where the array's bytes begin."""
     return x.__array_interface__["data"][0]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hpcai.errors import UsageError
+from hpcai.reduce.named import CHOICES, named
 
 _DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
 
@@ -81,6 +82,9 @@ class Options:
     bucket_bytes: int | None = option(
         None, "gradients are reduced in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)"
     )
+    compress: str = option("none", f"how gradients travel: {', '.join(CHOICES)}; with error feedback")
+    compress_warmup: int = option(0, "steps before compression begins")
+    compress_smallest: int = option(4096, "buckets of fewer elements travel uncompressed")
     run: str | None = option(None, "folder for everything that is written (runs/DATA-MODEL)")
     metrics: str | None = option(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
     plot: bool = option(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
@@ -190,6 +194,7 @@ def _filled(given: Options) -> Options:
         lr=given.lr if given.lr is not None else _LR[given.optimizer],
         run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{given.model}",
     )
+    named(o.compress, 1)
     refuse = [
         (o.epochs is not None and o.epochs < 1, f"--epochs starts at 1, got {o.epochs}"),
         (o.steps is not None and o.steps < 1, f"--steps starts at 1, got {o.steps}"),
@@ -209,6 +214,9 @@ def _filled(given: Options) -> Options:
         (not o.clip >= 0, f"--clip must not be negative, got {o.clip}"),
         (o.seed < 0, f"--seed must not be negative, got {o.seed}"),
         (o.bucket_bytes is not None and o.bucket_bytes < 1, f"--bucket-bytes starts at 1, got {o.bucket_bytes}"),
+        (o.compress_warmup < 0, f"--compress-warmup must not be negative, got {o.compress_warmup}"),
+        (o.compress_smallest < 0, f"--compress-smallest must not be negative, got {o.compress_smallest}"),
+        (o.compress != "none" and o.dtype != "f32", f"--compress {o.compress} works on f32; leave --dtype {o.dtype} out"),
         (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
         (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from hpcai.nn.models import Model
 from hpcai.optim import optimizers, schedules
 from hpcai.optim.optimizers import Optimizer, State
 from hpcai.optim.schedules import Schedule
+from hpcai.reduce.named import named
+from hpcai.reduce.policy import policy
+from hpcai.reduce.reducer import Reducer
 from hpcai.train.config import Options
 from hpcai.xp import DTYPES, Array
 
@@ -39,7 +43,10 @@ class Replica:
     caches: list[Cache]
     evaluation_caches: list[Cache]
     buckets: list[slice]
+    gaps: list[slice]
     carrier: Background | Foreground
+    reducer: Reducer | None
+    reducer_states: list[Any]
     reduction: str
     algorithm: str
     clip: float
@@ -55,6 +62,10 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
     grads[:] = 0
     overlap = overlaps(options, comm)
     bucket_bytes = options.bucket_bytes or (OVERLAPPED_BUCKET_BYTES if overlap else BUCKET_BYTES)
+    buckets = arena.buckets(model.layout, np.dtype(dtype).itemsize, bucket_bytes)
+    reducer = named(options.compress, comm.size)
+    if reducer is not None:
+        reducer = policy(reducer, options.compress_smallest, options.compress_warmup)
     return Replica(
         model=model,
         optimizer=optimizer,
@@ -65,8 +76,11 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         grad_views=models.per_layer(model, grads),
         caches=[{} for _ in model.layers],
         evaluation_caches=[{} for _ in model.layers],
-        buckets=arena.buckets(model.layout, np.dtype(dtype).itemsize, bucket_bytes),
+        buckets=buckets,
+        gaps=arena.gaps(model.layout),
         carrier=Background() if overlap else Foreground(),
+        reducer=reducer,
+        reducer_states=[] if reducer is None else [reducer.init(grads[bucket]) for bucket in buckets],
         reduction=options.reduction,
         algorithm=options.algorithm,
         clip=options.clip,

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
-from hpcai.train import checkpoint
+from hpcai.train import checkpoint, memories
 from hpcai.train.checkpoint import Checkpoint
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica
@@ -70,7 +72,9 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
     Raises: CheckpointError on all ranks.
     """
 
-    def find() -> Progress | None:
+    loaded: list[Checkpoint] = []
+
+    def find() -> tuple[Progress, Any, Any] | None:
         path = _chosen(options.resume, folder)
         if path is None:
             _set_aside(folder)
@@ -79,19 +83,27 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
         _check(path, found, options, mine)
         for name, array in _arrays(mine).items():
             array[...] = found.arrays[name]
-        return Progress(**found.meta["progress"])
+        loaded.append(found)
+        kept = found.arrays.get("memories")
+        return Progress(**found.meta["progress"]), found.meta.get("counters"), None if kept is None else kept.shape
 
-    progress = comm.on_root(find)
-    if progress is not None:
-        for array in _arrays(mine).values():
-            comm.broadcast(array)
-    return progress or Progress()
+    begun = comm.on_root(find)
+    if begun is None:
+        return Progress()
+    progress, counters, shape = begun
+    for array in _arrays(mine).values():
+        comm.broadcast(array)
+    if shape is not None and mine.reducer is not None:
+        kept = np.require(loaded[0].arrays["memories"], requirements=["C", "W"]) if loaded else np.empty(shape, np.float32)
+        memories.restore(mine, comm, comm.broadcast(kept), counters)
+    return progress
 
 
 def save(options: Options, mine: Replica, progress: Progress, comm: Communicator, folder: Path) -> None:
     """Write a checkpoint on rank 0; every rank waits until it is on disk."""
     meta = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress), "ranks": comm.size}
-    made = Checkpoint(_arrays(mine), meta)
+    arrays, meta["counters"] = memories.gather(mine, comm)
+    made = Checkpoint(_arrays(mine) | arrays, meta)
     comm.on_root(lambda: str(checkpoint.write(folder / "checkpoints", progress.step, made, options.keep)))
 
 

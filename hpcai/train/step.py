@@ -36,16 +36,15 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     started = perf_counter()
     model, params, grads = replica.model, replica.params, replica.grads
     scale = 1.0 if replica.reduction == "sum" else 1.0 / batch
+    if replica.reducer is not None:  # reducers take means
+        scale *= comm.size
 
     # Buckets are cut from the end of the gradient, as backward fills it, and are reduced as soon as they are full.
-    total, buckets = np.zeros(1), list(replica.buckets)
+    total, waiting = np.zeros(1), list(range(len(replica.buckets)))
 
     def reduce_filled(start: int) -> None:
-        while buckets and buckets[0].start >= start:
-            replica.carrier.start(reduce, grads[buckets.pop(0)])
-
-    def reduce(bucket: Array) -> None:
-        comm.allreduce(bucket, algorithm=replica.algorithm)
+        while waiting and replica.buckets[waiting[0]].start >= start:
+            replica.carrier.start(_reduce, replica, comm, waiting.pop(0))
 
     # Every sample weighs the same whatever its rank: gradients are sums over samples, divided by the global count.
     with np.errstate(all="ignore"):  # overflow is an error of its own below
@@ -57,6 +56,9 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     before = perf_counter()
     replica.carrier.start(comm.allreduce, total)
     replica.carrier.wait()
+    if replica.reducer is not None:  # what a codec made of the elements that belong to no parameter
+        for gap in replica.gaps:
+            grads[gap] = 0
     comm_s = perf_counter() - before
     loss_sum = float(total[0])
     if not math.isfinite(loss_sum):
@@ -68,6 +70,17 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
         raise NonFiniteError(f"the gradient of {where} became {grads[~np.isfinite(grads)][-1]} in step {step + 1}")
     replica.optimizer.update(params, grads, replica.state, step + 1, lr, clip.factor(norm, replica.clip))
     return Report(loss_sum, batch, norm, perf_counter() - started, comm_s)
+
+
+def _reduce(replica: Replica, comm: Communicator, i: int) -> None:
+    """Sum bucket `i` over all ranks, in place: as it is, or as its reducer does it."""
+    bucket = replica.grads[replica.buckets[i]]
+    if replica.reducer is None:
+        comm.allreduce(bucket, algorithm=replica.algorithm)
+    else:
+        mean, _, replica.reducer_states[i] = replica.reducer.reduce(bucket, comm, replica.reducer_states[i])
+        if mean is not bucket:
+            bucket[:] = mean
 
 
 def _non_finite_loss(replica: Replica, comm: Communicator, x: Array, step: int, loss: float) -> NonFiniteError:

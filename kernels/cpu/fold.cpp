@@ -53,7 +53,8 @@ ALL_RANKS(f64, double, double)
 ALL_RANKS(i32, std::int32_t, std::int32_t)
 ALL_RANKS(i64, std::int64_t, std::int64_t)
 
-// The vector kernels that this processor can run, or null. HPCAI_LANES=none or v3 asks for older ones, to test them.
+}  // namespace
+
 const Lanes* lanes() {
 #if defined(HPCAI_LANES)
     static const Lanes* chosen = []() -> const Lanes* {
@@ -69,8 +70,6 @@ const Lanes* lanes() {
     return nullptr;
 #endif
 }
-
-}  // namespace
 
 const char* lanes_name() {
 #if defined(HPCAI_LANES)

@@ -169,6 +169,13 @@ inline void fold_rest(T* const* outs, int n_outs, const T* const* xs, int ranks,
     }
 }
 
+// The processor's own prefetching stops at each page; ask for what is a page on.
+template <class T>
+inline void prefetch_block(const T* const* xs, int ranks, std::size_t at) {
+    for (int r = 0; r < ranks; ++r)
+        for (std::size_t i = 0; i < kBlock; i += 64 / sizeof(T)) __builtin_prefetch(xs[r] + at + 4096 / sizeof(T) + i);
+}
+
 template <class Op, class T>
 void fold_ranks(void* const* outs, int n_outs, const void* const* xs, int ranks, long divisor, std::size_t from, std::size_t to) {
     auto* const* out = reinterpret_cast<T* const*>(outs);
@@ -176,9 +183,15 @@ void fold_ranks(void* const* outs, int n_outs, const void* const* xs, int ranks,
     std::size_t at = from;
     if (ranks == 2 && n_outs <= 2) {  // the commonest: the compiler sees the count
         T* const both[2] = {out[0], out[n_outs - 1]};
-        for (; at + kBlock <= to; at += kBlock) fold_block<Op>(both, 2, x, 2, float(divisor), at);
+        for (; at + kBlock <= to; at += kBlock) {
+            prefetch_block(x, 2, at);
+            fold_block<Op>(both, 2, x, 2, float(divisor), at);
+        }
     } else {
-        for (; at + kBlock <= to; at += kBlock) fold_block<Op>(out, n_outs, x, ranks, float(divisor), at);
+        for (; at + kBlock <= to; at += kBlock) {
+            prefetch_block(x, ranks, at);
+            fold_block<Op>(out, n_outs, x, ranks, float(divisor), at);
+        }
     }
     fold_rest<Op>(out, n_outs, x, ranks, float(divisor), at, to - at);
 }
@@ -213,6 +226,36 @@ void cast(void* out_, const void* x_, std::size_t n) {
     std::memcpy(out + at, to, (n - at) * sizeof(Out));
 }
 
+#if defined(__AVX512BW__)
+// Sixteen places and values at a time move together by mask; what is written behind the last one is overwritten by the next.
+std::size_t select(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
+    const I least = all(int(threshold)), magnitude = all(0x7fffffff), step = all(16);
+    I places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    std::size_t found = 0;
+    for (std::size_t at = 0; at < n; at += kWidth, places = plus(places, step)) {
+        const __mmask16 here = n - at < kWidth ? __mmask16((1u << (n - at)) - 1) : __mmask16(0xffff);
+        const I bits = _mm512_maskz_loadu_epi32(here, x + at);
+        _mm_prefetch(x + at + 1024, _MM_HINT_T0);
+        const __mmask16 reach = _mm512_mask_cmpge_epu32_mask(here, both(bits, magnitude), least);
+        if (found + kWidth <= room) {
+            put(index + found, _mm512_maskz_compress_epi32(reach, places));
+            put(value + found, _mm512_maskz_compress_epi32(reach, bits));
+        } else {
+            std::size_t to = found;
+            for (unsigned rest = reach; rest; rest &= rest - 1, ++to) {
+                const std::size_t i = at + unsigned(__builtin_ctz(rest));
+                if (to < room) index[to] = std::uint32_t(i), value[to] = x[i];
+            }
+        }
+        found += std::size_t(__builtin_popcount(reach));
+    }
+    return found;
+}
+constexpr Select kSelect = select;
+#else
+constexpr Select kSelect = nullptr;
+#endif
+
 extern const Lanes kTable;
 const Lanes kTable = {
     {{fold_ranks<Sum, F16Bits>, fold_ranks<Max, F16Bits>, fold_ranks<Min, F16Bits>},
@@ -223,6 +266,7 @@ const Lanes kTable = {
      {fold<Sum, F32Bits>, fold<Max, F32Bits>, fold<Min, F32Bits>}},
     {cast<F32Bits, F16Bits>, cast<F32Bits, BF16Bits>},
     {cast<F16Bits, F32Bits>, cast<BF16Bits, F32Bits>},
+    kSelect,
 };
 
 }  // namespace hpcai::cpu::LANES

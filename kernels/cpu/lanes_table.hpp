@@ -7,6 +7,7 @@ namespace hpcai::cpu {
 
 using FoldRanks = void (*)(void* const*, int, const void* const*, int, long, std::size_t, std::size_t);
 using Fold = void (*)(void*, const void*, std::size_t);
+using Select = std::size_t (*)(const float*, std::size_t, std::uint32_t, std::size_t, std::uint32_t*, float*);
 
 // Elements as they lie in memory; distinct types, so that loads and stores are chosen by them.
 using F32Bits = float;
@@ -17,6 +18,7 @@ struct Lanes {
     FoldRanks fold_ranks[3][3];  // [F16, BF16, F32][SUM, MAX, MIN]
     Fold fold[3][3];
     Fold widen[2], narrow[2];    // [F16, BF16]: f32 from it, it from f32
+    Select select;               // as select_above of compress.hpp, or null
 };
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -24,5 +26,8 @@ struct Lanes {
 namespace v3 { extern const Lanes kTable; }  // AVX2 and F16C
 namespace v4 { extern const Lanes kTable; }  // AVX-512
 #endif
+
+// Those in use: the newest that this processor can run, or null. HPCAI_LANES=none or v3 asks for older ones, to test them.
+const Lanes* lanes();
 
 }  // namespace hpcai::cpu

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "compress.hpp"
 #include "fold.hpp"
 #include "node.hpp"
 
@@ -15,11 +16,12 @@ static void must(bool known) {
     if (!known) throw std::invalid_argument("hpcai._native: no kernel for these element types");
 }
 
-// The element type of a buffer's format, or -1.
-static int type_of(const Py_buffer& view) {
+// The element type of a buffer's format, or -1. bf16, which Python's buffers do not know, comes as unsigned 16-bit integers.
+static int type_of(const Py_buffer& view, bool is_bf16) {
     const char* format = view.format && std::strchr("<=@", view.format[0]) && view.format[0] ? view.format + 1 : view.format;
     if (!format || !format[0] || format[1]) return -1;
     switch (format[0]) {
+        case 'H': return is_bf16 ? hpcai::cpu::BF16 : -1;
         case 'e': return hpcai::cpu::F16;
         case 'f': return hpcai::cpu::F32;
         case 'd': return hpcai::cpu::F64;
@@ -32,7 +34,7 @@ static int type_of(const Py_buffer& view) {
 // The short way: everything between Python's call and the barrier in one native call. NOT_HERE: the long way must look at it.
 constexpr int NOT_HERE = 3;
 
-static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op, long divisor, int op_index) {
+static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op, long divisor, int op_index, bool is_bf16) {
     using namespace hpcai::cpu;
     Py_buffer view;
     if (PyObject_GetBuffer(x.ptr(), &view, PyBUF_CONTIG | PyBUF_FORMAT) != 0) {
@@ -40,7 +42,7 @@ static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op
         return NOT_HERE;
     }
     int status = NOT_HERE;
-    if (const int type = type_of(view); type >= 0) {
+    if (const int type = type_of(view, is_bf16); type >= 0) {
         const std::size_t n = std::size_t(view.len / view.itemsize);
         const std::int64_t key[kKey] = {1, kind, std::int64_t(n), type, op_index, 0, view.itemsize, 0};
         nb::gil_scoped_release released;
@@ -85,6 +87,17 @@ NB_MODULE(_native, m) {
             return int(node.collective(Kind(kind), Type(type), Op(op), divisor, root, reinterpret_cast<void*>(x), n, itemsize, key.data()));
         });
     m.def("lanes", &lanes_name);
+    m.def("encode_blocks", [](int format, Address x, Address memory, std::size_t n, Address scales, Address packed, bool stochastic, std::uint32_t key) {
+        return encode_blocks(format, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n, reinterpret_cast<float*>(scales),
+                             reinterpret_cast<std::uint8_t*>(packed), stochastic, key);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("decode_blocks", [](int format, bool add, Address out, std::size_t n, Address scales, Address packed, float weight) {
+        must(decode_blocks(format, add, reinterpret_cast<float*>(out), n, reinterpret_cast<const float*>(scales),
+                           reinterpret_cast<const std::uint8_t*>(packed), weight));
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("select_above", [](Address x, std::size_t n, std::uint32_t threshold, std::size_t room, Address index, Address value) {
+        return select_above(reinterpret_cast<const float*>(x), n, threshold, room, reinterpret_cast<std::uint32_t*>(index), reinterpret_cast<float*>(value));
+    }, nb::call_guard<nb::gil_scoped_release>());
     m.attr("DESK_BYTES") = sizeof(Desk);
     m.def("fold_ranks", [](int type, int op, std::vector<Address> outs, std::vector<Address> xs, long divisor, std::size_t from, std::size_t to) {
         must(fold_ranks(Type(type), Op(op), reinterpret_cast<void* const*>(outs.data()), int(outs.size()),

@@ -104,6 +104,22 @@ def test_allgather_takes_any_dtype(size, way):
 
 
 @pytest.mark.parametrize("size", RANKS)
+def test_alltoall_is_a_transposition(size, monkeypatch):
+    monkeypatch.setattr(ring, "SEGMENT_BYTES", 48)
+
+    def program(comm):
+        for k, dtype in itertools.product((0, 1, 7, 100), ("f4", "u1", "S3")):
+            x = (np.arange(size * k) + 1000 * comm.rank).astype(dtype).reshape(size, k)
+            want = [(np.arange(size * k) + 1000 * r).astype(dtype).reshape(size, k)[comm.rank] for r in range(size)]
+            assert comm.alltoall(x) is x
+            assert (x == np.array(want).reshape(size, k)).all()
+        with pytest.raises(ValueError, match="a row for each"):
+            comm.alltoall(np.zeros((size + 1, 2)))
+
+    threads.run(size, program)
+
+
+@pytest.mark.parametrize("size", RANKS)
 def test_broadcast_from_every_root(size, way):
     algorithm, array = way
 

@@ -55,6 +55,17 @@ def test_hidden(text, numbers):
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--keep", "0"], "--keep"),
         (["--seed", "-1"], "--seed"),
+        (
+            ["--compress", "zip"],
+            "--compress wants one of none, bf16, fp16, fp8, int8, int4, sign, topk:RATIO, randomk:RATIO; got 'zip'",
+        ),
+        (["--compress", "topk"], "as in topk:0.01; got 'topk'"),
+        (["--compress", "topk:2"], "a ratio above 0 and up to 1"),
+        (["--compress", "int8:3"], "got 'int8:3'"),
+        (["--compress", "int8", "--dtype", "f64"], "works on f32"),
+        (["--compress-warmup", "-1"], "--compress-warmup"),
+        (["--bucket-bytes", "0"], "--bucket-bytes starts at 1"),
+        (["--overlap", "on"], "--overlap wants one of auto, always, never, got 'on'"),
         (["stray"], "stray"),
     ],
 )

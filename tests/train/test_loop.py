@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from hpcai.comm import threads
+from hpcai.data import sources
 from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
-from hpcai.train import checkpoint, config, resume
-from hpcai.train.loop import fit
-from hpcai.train.replica import overlaps
+from hpcai.nn import models
+from hpcai.train import checkpoint, config, memories, resume
+from hpcai.train.loop import fit, share
+from hpcai.train.replica import overlaps, replica
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -119,6 +121,80 @@ def test_going_on_is_bitwise_the_undisturbed_run(tmp_path, cut, optimizer):
     assert went_on["test_accuracy"] == whole["test_accuracy"]
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 51))
+
+
+COMPRESSIONS = ["bf16", "fp16", "fp8", "int8", "int4", "sign", "topk:0.02", "randomk:0.1"]
+
+
+@pytest.mark.parametrize("compress", COMPRESSIONS)
+def test_going_on_with_compression_is_bitwise_the_undisturbed_run(tmp_path, compress):
+    flags = ["--compress", compress, "--compress-smallest", "100", "--compress-warmup", "3", "--bucket-bytes", "2000"]
+    flags += ["--hidden", "16,16", "--checkpoint-steps", "10", "--overlap", "always"]
+    train(3, options(tmp_path, *flags, "--steps", "30", run="whole"))
+    train(3, options(tmp_path, *flags, "--steps", "17", run="cut"))
+    train(3, options(tmp_path, *flags, "--steps", "30", "--resume", "auto", run="cut"))
+    whole, cut = final(tmp_path, "whole"), final(tmp_path, "cut")
+    assert whole["memories"].shape == (3, whole["params"].size)
+    assert whole["memories"].any()
+    for name, array in whole.items():
+        assert array.tobytes() == cut[name].tobytes()
+
+
+def test_with_another_number_of_ranks_the_mean_of_memories_stays(tmp_path):
+    flags = ["--compress", "int4", "--compress-smallest", "1", "--hidden", "16"]
+    train(2, options(tmp_path, *flags, "--steps", "12"))
+    before = final(tmp_path)["memories"]
+
+    def resumed(comm):
+        chosen = options(tmp_path, *flags, "--steps", "12", "--resume", "auto")
+        mine = replica(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)
+        resume.start(chosen, mine, comm, tmp_path / "run")
+        return memories.gather(mine, comm)[0]["memories"]
+
+    for ranks in (1, 3, 4):
+        after = threads.run(ranks, resumed)[0]
+        assert after.shape == (ranks, before.shape[1])
+        np.testing.assert_allclose(after.mean(0), before.mean(0), atol=1e-8)
+    assert threads.run(2, resumed)[0].tobytes() == before.tobytes()
+
+
+def test_compression_can_begin_or_end_at_a_resume(tmp_path):
+    train(2, options(tmp_path, "--steps", "5"))
+    train(2, options(tmp_path, "--steps", "10", "--resume", "auto", "--compress", "int8"))
+    assert final(tmp_path)["memories"].any()
+    train(2, options(tmp_path, "--steps", "15", "--resume", "auto"))
+    assert "memories" not in final(tmp_path)
+
+
+def test_until_the_warmup_is_over_nothing_is_compressed(tmp_path):
+    for name, flags in (
+        ("plain", []),
+        ("warm", ["--compress", "sign", "--compress-warmup", "12"]),
+        ("cold", ["--compress", "sign"]),
+    ):
+        train(2, options(tmp_path, *flags, "--compress-smallest", "1", "--steps", "12", run=name))
+    plain, warm, cold = (final(tmp_path, name)["params"] for name in ("plain", "warm", "cold"))
+    np.testing.assert_allclose(warm, plain, atol=1e-6)
+    assert not np.allclose(cold, plain, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("compress", COMPRESSIONS)
+def test_a_gradient_that_is_not_finite_is_named_through_any_codec(tmp_path, compress, monkeypatch):
+    plain = models.backward
+
+    def spoilt(model, params, grads, caches, dy, filled):
+        def spoil(start):
+            if start == model.layout.slots[2].start:
+                grads[3]["weight"][0, 0] = np.nan
+            filled(start)
+
+        plain(model, params, grads, caches, dy, spoil)
+
+    monkeypatch.setattr(models, "backward", spoilt)
+    with pytest.raises(NonFiniteError, match="gradient of linear2"):
+        flags = ["--compress", compress, "--compress-smallest", "1", "--hidden", "16", "--steps", "3", "--bucket-bytes", "100"]
+        train(2, options(tmp_path, *flags))
 
 
 def test_metrics_and_summary_have_their_keys(tmp_path):

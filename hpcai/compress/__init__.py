@@ -1,0 +1,1 @@
+"""Fewer bytes for one array on one rank: codecs, which know nothing of ranks."""

@@ -1,0 +1,15 @@
+"""One bit an element: its sign, with the mean magnitude of each block of 256 elements as scale.
+
+Sources: Seide et al., Interspeech 2014, doi:10.21437/Interspeech.2014-274; Karimireddy et al., arXiv:1901.09847, who show that it
+needs error feedback to converge.
+"""
+
+from __future__ import annotations
+
+from hpcai.compress.blockwise import blockwise
+from hpcai.compress.codec import Codec
+
+
+def sign() -> Codec:
+    """Payload: n/8 bytes and 4 a block. A block that holds a value which is not finite decodes to NaN."""
+    return blockwise("sign", stochastic=False, seed=0)

@@ -1,0 +1,84 @@
+"""The elements of largest magnitude, exactly so many, with their places.
+
+Sources: Aji & Heafield, arXiv:1704.05021; Lin et al., arXiv:1712.01887 (the threshold from a sample).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hpcai import ops
+from hpcai.compress.codec import Codec, Payload, State
+from hpcai.xp import Array
+
+SAMPLE = 1 << 14
+"""Elements from which the threshold is guessed."""
+
+
+def top_k(ratio: float) -> Codec:
+    """The max(1, round(ratio * n)) elements of largest magnitude; among equals those of lowest index. NaN counts as largest.
+
+    A threshold guessed from a sample leaves a few candidates, among which the choice is exact: the result does not depend on
+    the guess. Payload: 8 bytes for each (index u32, value f32).
+    """
+    if not 0 < ratio <= 1:
+        raise ValueError(f"top_k wants a ratio above 0 and up to 1, got {ratio}")
+
+    def encode(x: Array, state: State) -> tuple[Payload, State]:
+        return largest(x, wanted(x.size)), state
+
+    def keep(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
+        memory += x
+        payload, state = encode(memory, state)
+        memory[payload[0]] = 0
+        return payload, state
+
+    def decode(payload: Payload, n: int) -> Array:
+        out = np.zeros(n, np.float32)
+        out[payload[0]] = payload[1]
+        return out
+
+    def add(acc: Array, payload: Payload, weight: float) -> Array:
+        acc[payload[0]] += np.float32(weight) * payload[1]
+        return acc
+
+    def wanted(n: int) -> int:
+        return min(n, max(1, round(ratio * n)))
+
+    return Codec(f"topk:{ratio:g}", encode, decode, keep=keep, add=add)
+
+
+def largest(x: Array, k: int) -> tuple[Array, Array]:
+    """Indices (k,) u32, ascending, and values of the k elements of x (n,) f32 with the largest magnitudes."""
+    index, value = _candidates(x, k)
+    if k == len(index):
+        return index, value
+    magnitude = np.abs(value)
+    magnitude[np.isnan(magnitude)] = np.inf
+    least = np.partition(magnitude, len(index) - k)[len(index) - k] if k else np.float32(np.inf)
+    chosen = np.flatnonzero(magnitude >= least)
+    if len(chosen) > k:  # of equal ones the last go
+        equal = np.flatnonzero(magnitude[chosen] == least)
+        chosen = np.delete(chosen, equal[len(equal) - (len(chosen) - k) :])
+    return index[chosen], value[chosen]
+
+
+def _candidates(x: Array, k: int) -> tuple[Array, Array]:
+    """At least k elements, by ascending index, that hold the k largest; few more where the sample is a good guess."""
+    if x.size > max(4 * k, 1000):
+        sample = np.abs(x[:: max(1, x.size // SAMPLE)])
+        share = k / x.size
+        # So much above the expected count that a sample of this size misses it once in many thousands.
+        aim = share + 4 * math.sqrt(share / sample.size)
+        while aim < 0.5:
+            place = sample.size - 1 - int(aim * sample.size)
+            threshold = float(np.partition(sample, place)[place])
+            if not threshold > 0:
+                break
+            index, value, found = ops.select_above(x, threshold, max(64, int(1.5 * aim * x.size)))
+            if k <= found == len(index):
+                return index, value
+            aim *= 2
+    return np.arange(x.size, dtype=np.uint32), x.copy()

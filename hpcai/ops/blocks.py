@@ -1,0 +1,99 @@
+"""The codecs' kernels behind their verbs, with arguments checked; numpy's reference where they were not built.
+
+A *block* is 256 neighbouring elements of a flat f32 array, the last one maybe fewer. It has one f32 scale, and a level of
+some bits for each element: value = scale * level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hpcai.ops import blocks_reference, native
+from hpcai.xp import Array
+
+BLOCK = 256
+FORMATS = {"int8": 8, "int4": 4, "fp8": 8, "sign": 1}
+"""Bits of a level. int8: -127..127; int4: -7..7; fp8: e4m3; sign: +1, -1 with the mean magnitude as scale."""
+
+
+def block_count(n: int) -> int:
+    """Blocks of an array of n elements."""
+    return -(-n // BLOCK)
+
+
+def packed_bytes(n: int, form: str) -> int:
+    """Bytes of the levels of n elements."""
+    return -(-n * FORMATS[form] // 8)
+
+
+def encode_blocks_into(
+    scales: Array, packed: Array, x: Array, form: str, memory: Array | None = None, key: int | None = None
+) -> int:
+    """Scales and levels of x, or of x + memory, in which case the memory becomes what they do not say.
+
+    Args:   scales: (ceil(n/256),) f32; packed: (packed_bytes(n, form),) uint8; x, memory: (n,) f32; all contiguous.
+            key: None rounds to nearest even; a number below 2**32 rounds at random, by a generator of (key, index).
+    Returns: how many blocks hold values that are not finite; these decode to NaN (sign: the whole block does).
+    Cost:   int8 with memory: reads 8 and writes 5 bytes an element and a scale a block.
+    """
+    _check(scales, packed, x, form)
+    if memory is not None and (memory.shape != x.shape or memory.dtype != x.dtype or not memory.flags.c_contiguous):
+        raise ValueError(f"the memory must be like x, {x.dtype}{list(x.shape)}; it is {memory.dtype}{list(memory.shape)}")
+    kernels: Any = native.kernels()
+    if kernels is None:
+        return blocks_reference.encode_blocks_into(scales, packed, x, form, memory, key)
+    kept = 0 if memory is None else native.address(memory)
+    number, stochastic = list(FORMATS).index(form), key is not None
+    return kernels.encode_blocks(
+        number, native.address(x), kept, x.size, native.address(scales), native.address(packed), stochastic, key or 0
+    )
+
+
+def decode_blocks_into(out: Array, scales: Array, packed: Array, form: str, weight: float = 1.0) -> Array:
+    """out = weight * decoded. Shapes as `encode_blocks_into`."""
+    return _decode(out, scales, packed, form, weight, add=False)
+
+
+def add_blocks_into(acc: Array, scales: Array, packed: Array, form: str, weight: float = 1.0) -> Array:
+    """acc += weight * decoded. Shapes as `encode_blocks_into`."""
+    return _decode(acc, scales, packed, form, weight, add=True)
+
+
+def _decode(out: Array, scales: Array, packed: Array, form: str, weight: float, add: bool) -> Array:
+    _check(scales, packed, out, form)
+    kernels: Any = native.kernels()
+    if kernels is None:
+        return blocks_reference.decode_blocks_into(out, scales, packed, form, weight, add)
+    number = list(FORMATS).index(form)
+    kernels.decode_blocks(number, add, native.address(out), out.size, native.address(scales), native.address(packed), weight)
+    return out
+
+
+def select_above(x: Array, threshold: float, room: int) -> tuple[Array, Array, int]:
+    """Indices (u32, ascending) and values of the elements of x (n,) f32 with |x| >= threshold > 0, and how many there are.
+
+    The first `room` of them at most. NaN counts as infinite. n is below 2**32.
+    """
+    kernels: Any = native.kernels()
+    if kernels is None:
+        return blocks_reference.select_above(x, threshold, room)
+    index, value = np.empty(room, np.uint32), np.empty(room, np.float32)
+    bits = int(np.float32(threshold).view(np.uint32))
+    found = kernels.select_above(native.address(x), x.size, bits, room, native.address(index), native.address(value))
+    return index[:found], value[:found], found
+
+
+def _check(scales: Array, packed: Array, x: Array, form: str) -> None:
+    if form not in FORMATS:
+        raise ValueError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
+    if x.dtype != np.float32 or x.ndim != 1:
+        raise TypeError(f"codecs work on flat f32 arrays, got {x.dtype}{list(x.shape)}: convert with x.astype first")
+    if scales.shape != (block_count(x.size),) or packed.shape != (packed_bytes(x.size, form),):
+        raise ValueError(
+            f"{form} of {x.size} elements wants {block_count(x.size)} scales and {packed_bytes(x.size, form)} bytes, "
+            f"got {scales.shape} and {packed.shape}"
+        )
+    if not (x.flags.c_contiguous and scales.flags.c_contiguous and packed.flags.c_contiguous):
+        raise ValueError("kernels want contiguous arrays")

@@ -1,0 +1,113 @@
+#include "compress.hpp"
+
+#include "hpcai/blocks.hpp"
+#include "lanes_table.hpp"
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 14)
+#define PER_CPU __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define PER_CPU
+#endif
+
+namespace hpcai::cpu {
+namespace {
+
+// The processor's own prefetching stops at each page, and a lone stream then waits for memory; ask for what is AHEAD elements on.
+constexpr std::size_t kAhead = 1024;
+
+template <int kWrite = 0>
+inline __attribute__((always_inline)) void prefetch(const float* x, std::size_t count) {
+    for (std::size_t i = 0; i < count; i += 16) __builtin_prefetch(x + i, kWrite, 3);
+}
+
+// Whole blocks are spelled out with a constant length, so that their loops unroll; the last may be shorter.
+#define ENCODE(NAME, FORMAT)                                                                                                    \
+    PER_CPU long NAME(const float* x, float* memory, std::size_t n, float* scales, std::uint8_t* packed, Rounding rounding) {  \
+        long bad = 0;                                                                                                           \
+        for (std::size_t at = 0; at < n; at += kTileElements) {                                                                 \
+            float* kept = memory ? memory + at : nullptr;                                                                       \
+            std::uint8_t* out = packed + at * FORMAT::kBits / 8;                                                                \
+            const auto counter = std::uint32_t(at);                                                                             \
+            const bool whole = n - at >= kTileElements;                                                                         \
+            prefetch(x + at + kAhead, kTileElements);                                                                           \
+            bad += !(whole ? encode_block<FORMAT>(OneLane{}, x + at, kept, kTileElements, scales++, out, rounding, counter)     \
+                           : encode_block<FORMAT>(OneLane{}, x + at, kept, int(n - at), scales++, out, rounding, counter));     \
+        }                                                                                                                       \
+        return bad;                                                                                                             \
+    }
+
+#define DECODE(NAME, FORMAT, ADD)                                                                                               \
+    PER_CPU void NAME(float* out, std::size_t n, const float* scales, const std::uint8_t* packed, float weight) {              \
+        for (std::size_t at = 0; at < n; at += kTileElements) {                                                                 \
+            const std::uint8_t* in = packed + at * FORMAT::kBits / 8;                                                           \
+            prefetch<1>(out + at + kAhead, kTileElements);                                                                      \
+            if (n - at >= kTileElements) decode_block<FORMAT, ADD>(OneLane{}, out + at, kTileElements, *scales++, in, weight);  \
+            else decode_block<FORMAT, ADD>(OneLane{}, out + at, int(n - at), *scales++, in, weight);                            \
+        }                                                                                                                       \
+    }
+
+ENCODE(encode_int8, Int8)
+ENCODE(encode_int4, Int4)
+ENCODE(encode_fp8, Fp8)
+ENCODE(encode_sign, Sign)
+DECODE(decode_int8, Int8, false)
+DECODE(decode_int4, Int4, false)
+DECODE(decode_fp8, Fp8, false)
+DECODE(decode_sign, Sign, false)
+DECODE(add_int8, Int8, true)
+DECODE(add_int4, Int4, true)
+DECODE(add_fp8, Fp8, true)
+DECODE(add_sign, Sign, true)
+
+// 64 comparisons become the bits of a word, whose set bits are the places: no branch for each element.
+PER_CPU std::size_t select(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
+    std::size_t found = 0, at = 0;
+    for (; at + 64 <= n; at += 64) {
+        prefetch(x + at + kAhead, 64);
+        std::uint8_t reaches[64];
+        for (std::size_t i = 0; i < 64; ++i) reaches[i] = std::uint8_t((bits_of(x[at + i]) & 0x7fffffffu) >= threshold);
+        std::uint64_t places = 0;
+        for (std::size_t k = 0; k < 8; ++k) {
+            std::uint64_t eight;
+            std::memcpy(&eight, reaches + 8 * k, 8);
+            places |= (eight * 0x0102040810204080u >> 56) << (8 * k);
+        }
+        for (; places; places &= places - 1, ++found) {
+            const std::size_t i = at + std::size_t(__builtin_ctzll(places));
+            if (found < room) index[found] = std::uint32_t(i), value[found] = x[i];
+        }
+    }
+    for (; at < n; ++at)
+        if ((bits_of(x[at]) & 0x7fffffffu) >= threshold) {
+            if (found < room) index[found] = std::uint32_t(at), value[found] = x[at];
+            ++found;
+        }
+    return found;
+}
+
+}  // namespace
+
+using Encode = long (*)(const float*, float*, std::size_t, float*, std::uint8_t*, Rounding);
+using Decode = void (*)(float*, std::size_t, const float*, const std::uint8_t*, float);
+
+long encode_blocks(int format, const float* x, float* memory, std::size_t n, float* scales, std::uint8_t* packed, bool stochastic,
+                   std::uint32_t key) {
+    static const Encode table[] = {encode_int8, encode_int4, encode_fp8, encode_sign};
+    if (format < INT8 || format > SIGN) return -1;
+    return table[format](x, memory, n, scales, packed, Rounding{stochastic, key});
+}
+
+bool decode_blocks(int format, bool add, float* out, std::size_t n, const float* scales, const std::uint8_t* packed, float weight) {
+    static const Decode plain[] = {decode_int8, decode_int4, decode_fp8, decode_sign};
+    static const Decode adding[] = {add_int8, add_int4, add_fp8, add_sign};
+    if (format < INT8 || format > SIGN) return false;
+    (add ? adding : plain)[format](out, n, scales, packed, weight);
+    return true;
+}
+
+std::size_t select_above(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
+    if (lanes() && lanes()->select) return lanes()->select(x, n, threshold, room, index, value);
+    return select(x, n, threshold, room, index, value);
+}
+
+}  // namespace hpcai::cpu

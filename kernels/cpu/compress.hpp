@@ -1,0 +1,21 @@
+// Entry points of the codecs: formats as small integers, memory as pointers.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace hpcai::cpu {
+
+enum Format : int { INT8 = 0, INT4 = 1, FP8 = 2, SIGN = 3 };
+
+// x (n) into one scale and 256 levels a block; with a memory see blocks.hpp. Returns how many blocks were not finite, -1 if the
+// format is unknown.
+long encode_blocks(int format, const float* x, float* memory, std::size_t n, float* scales, std::uint8_t* packed, bool stochastic,
+                   std::uint32_t key);
+// out = or += weight * decoded. False: unknown format.
+bool decode_blocks(int format, bool add, float* out, std::size_t n, const float* scales, const std::uint8_t* packed, float weight);
+
+// The elements with magnitude of at least `threshold` (its bits), at most `room` of them, in order; returns how many there are.
+std::size_t select_above(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index,
+                         float* value);
+
+}  // namespace hpcai::cpu

@@ -1,0 +1,101 @@
+"""The laws of reducers: nothing is lost, over time nothing is lost, and all ranks have the same bytes."""
+
+import numpy as np
+import pytest
+
+from hpcai.comm import threads
+from hpcai.compress import cast, quantize, random_k, sign, top_k
+from hpcai.compress.codec import Codec
+from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
+
+OWN = Codec("own", lambda x, state: ((np.round(x, 1),), state), lambda payload, n: payload[0])
+REDUCERS = {
+    "exact": exact(),
+    "by_sum bf16": by_sum(cast.bf16()),
+    "by_sum random_k": by_sum(random_k.random_k(0.2)),
+    **{
+        f"{way.__name__} {codec.name}": way(codec)
+        for way in (by_gather, by_scatter)
+        for codec in (cast.bf16(), cast.fp16(), quantize.int8(), quantize.int4(stochastic=True), quantize.fp8(), sign.sign(), OWN)
+    },
+    "by_gather top_k": by_gather(top_k.top_k(0.05)),
+    "by_scatter top_k": by_scatter(top_k.top_k(0.05)),
+}
+SIZES = (0, 1, 2, 3, 10, 101, 257, 4099)
+
+
+def data(rank, n, step=0):
+    return np.random.default_rng([rank, n, step]).standard_t(3, size=n).astype(np.float32)
+
+
+def tolerance(name):
+    """by_sum rounds the sum of payloads once more, and says so."""
+    return 2**-8 if name == "by_sum bf16" else 1e-5
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", REDUCERS)
+def test_nothing_is_lost_and_all_ranks_have_the_same_bytes(name, size):
+    reducer = REDUCERS[name]
+
+    def program(comm):
+        out = []
+        for n in SIZES:
+            x = data(comm.rank, n)
+            done = reducer.reduce(x.copy(), comm, reducer.init(x))
+            out.append((done.mean.copy(), np.zeros(n) if done.residual is None else done.residual.copy()))
+        return out
+
+    results = threads.run(size, program)
+    for i, n in enumerate(SIZES):
+        means = [result[i][0] for result in results]
+        assert len({mean.tobytes() for mean in means}) == 1
+        said = np.mean([data(rank, n) - results[rank][i][1].astype(np.float64) for rank in range(size)], 0)
+        scale = 1 + np.abs(said).max(initial=0)
+        np.testing.assert_allclose(means[0], said, atol=tolerance(name) * scale, rtol=tolerance(name))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", REDUCERS)
+def test_over_time_delivered_means_and_memories_are_the_true_means(name, size):
+    reducer, n, steps = error_feedback(REDUCERS[name]), 1000, 12
+
+    def program(comm):
+        state, delivered = reducer.init(np.zeros(n, np.float32)), np.zeros(n)
+        for step in range(steps):
+            done = reducer.reduce(data(comm.rank, n, step), comm, state)
+            delivered, state = delivered + done.mean, done.state
+        return delivered, state[0].copy()
+
+    results = threads.run(size, program)
+    true = sum(np.mean([data(rank, n, step).astype(np.float64) for rank in range(size)], 0) for step in range(steps))
+    memories = np.mean([memory.astype(np.float64) for _, memory in results], 0)
+    scale = np.abs(true).max() * (steps if name == "by_sum bf16" else 1)
+    np.testing.assert_allclose(results[0][0] + memories, true, atol=10 * tolerance(name) * scale)
+
+
+def test_feedback_says_later_what_was_too_small_to_be_said():
+    """A value that alone would never be among the largest arrives in the end."""
+    reducer = error_feedback(by_gather(top_k.top_k(0.01)))
+
+    def program(comm):
+        state, delivered = reducer.init(np.zeros(100, np.float32)), np.zeros(100)
+        for _ in range(300):
+            x = np.full(100, 0.1, np.float32)
+            x[0] = 1
+            done = reducer.reduce(x, comm, state)
+            delivered, state = delivered + done.mean, done.state
+        return delivered
+
+    delivered = threads.run(2, program)[0]
+    assert delivered[0] == pytest.approx(300, rel=0.1)
+    assert delivered[1:].min() > 15
+
+
+def test_by_sum_refuses_codecs_whose_payloads_cannot_be_summed():
+    with pytest.raises(ValueError, match="cannot be summed; use by_gather"):
+        by_sum(quantize.int8())
+
+
+def test_names_read_as_what_they_do():
+    assert error_feedback(by_gather(top_k.top_k(0.01))).name == "topk:0.01, error feedback"
