@@ -28,7 +28,7 @@ from hpcai.xp import Array, accumulation_dtype
 MESSAGE_BYTES = 1 << 30
 """Open MPI refuses counts of 2**31 and more; library calls on long arrays are cut to this."""
 
-POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0002
+POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0004
 """A wait polls so often, then yields the core between polls for so long, then sleeps between them; so long beside computation."""
 
 IDLE_REQUESTS = 1024
