@@ -63,13 +63,17 @@ def start_gloo(comm: Communicator) -> Any:
     return torch
 
 
+def processor() -> str:
+    """Processor and cores, Python and numpy."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    versions = f"Python {platform.python_version()}, numpy {np.__version__}"
+    return f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores; {versions}"
+
+
 def machine(comm: Communicator) -> str:
     """Processor, cores and versions, in one line."""
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    versions = f"Python {platform.python_version()}, numpy {np.__version__}, {comm.wire.describe()}"
-    if "torch" in sys.modules:
-        versions += f", torch {sys.modules['torch'].__version__}"
-    return f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores; {versions}"
+    torch = f", torch {sys.modules['torch'].__version__}" if "torch" in sys.modules else ""
+    return f"{processor()}, {comm.wire.describe()}{torch}"
 
 
 def size_of(text: str) -> int:

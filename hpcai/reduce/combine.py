@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from hpcai.comm import schedule
@@ -105,24 +107,31 @@ def by_scatter(codec: Codec) -> Reducer:
     return Reducer(codec.name, init, reduce, keep)
 
 
+class Remembered(NamedTuple):
+    """The state of `error_feedback`: what this rank still owes, (n,) f32, and the reducer's own state."""
+
+    memory: Array
+    inner: State
+
+
 def error_feedback(reducer: Reducer) -> Reducer:
-    """What one array loses is added to the next, so that over time nothing is lost. State: (memory, the reducer's own).
+    """What one array loses is added to the next, so that over time nothing is lost. State: Remembered.
 
     Source: Seide et al., Interspeech 2014; Karimireddy et al., arXiv:1901.09847.
     """
 
     def init(x: Array) -> State:
-        return np.zeros_like(x), reducer.init(x)
+        return Remembered(np.zeros_like(x), reducer.init(x))
 
     def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
         memory, inner = state
         if reducer.keep is not None:
             done = reducer.keep(x, memory, comm, inner)
-            return Reduced(done.mean, memory, (memory, done.state))
+            return Reduced(done.mean, memory, Remembered(memory, done.state))
         x += memory
         done = reducer.reduce(x, comm, inner)
         memory[:] = 0 if done.residual is None else done.residual
-        return Reduced(done.mean, memory, (memory, done.state))
+        return Reduced(done.mean, memory, Remembered(memory, done.state))
 
     return Reducer(f"{reducer.name}, error feedback", init, reduce)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
 from hpcai.errors import UsageError
-from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback
+from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
+from hpcai.reduce.power_sgd import Place, power_sgd
 from hpcai.reduce.reducer import Reducer
 
 PLAIN: dict[str, Callable[[], Codec]] = {
@@ -19,21 +20,30 @@ PLAIN: dict[str, Callable[[], Codec]] = {
     "sign": sign.sign,
 }
 WITH_RATIO: dict[str, Callable[[float], Codec]] = {"topk": top_k.top_k, "randomk": random_k.random_k}
-CHOICES = ("none", *PLAIN, *(f"{name}:RATIO" for name in WITH_RATIO))
+CHOICES = ("none", *PLAIN, *(f"{name}:RATIO" for name in WITH_RATIO), "powersgd:RANK")
 
 
-def named(name: str, ranks: int) -> Reducer | None:
-    """The reducer of that name with error feedback, None for "none". Cheapest way for so many ranks: see combine.py.
+def named(name: str, ranks: int, places: Sequence[Place] = (), seed: int = 0) -> Reducer:
+    """The reducer of that name, with error feedback, in the way that is cheapest for so many ranks (see combine.py).
 
-    Raises: UsageError, naming the choices.
+    places: the arrays in the flat one that is to be reduced, for powersgd. Raises: UsageError, naming the choices.
     """
     if name == "none":
-        return None
+        return exact()
+    if name.partition(":")[0] == "powersgd":
+        return error_feedback(power_sgd(_approximation_rank(name), places, seed))
     codec = _codec(name)
     if codec.name.startswith("randomk"):
         return error_feedback(by_sum(codec))
     sparse = codec.name.startswith("topk")
     return error_feedback(by_gather(codec) if sparse or ranks <= 2 else by_scatter(codec))
+
+
+def _approximation_rank(name: str) -> int:
+    text = name.partition(":")[2]
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--compress powersgd wants an approximation rank of 1 at least, as in powersgd:4; got {name!r}")
+    return int(text)
 
 
 def _codec(name: str) -> Codec:

@@ -1,7 +1,8 @@
 """What reducers remember between steps, as a checkpoint's arrays and JSON, for any number of ranks.
 
 Every rank has its own memory. All of them are saved; with as many ranks each gets its own back, bit for bit. With another number
-each gets the mean of all, so that the mean of memories, which is what is still owed to the gradient, stays.
+each gets the mean of all, so that the mean of memories, which is what is still owed to the gradient, stays. The rest of a
+reducer's state, arrays and counters, is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -11,35 +12,53 @@ from typing import Any
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
+from hpcai.reduce.combine import Remembered
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
+PREFIX = "reducer."
+
 
 def gather(mine: Replica, comm: Communicator) -> tuple[dict[str, Array], Any]:
-    """(arrays, JSON) for a checkpoint, on every rank: the memories (P, n) and the counters of each bucket. Collective."""
-    if mine.reducer is None:
+    """(arrays, JSON) for a checkpoint, on every rank: memories (P, n), common arrays, and each bucket's counters. Collective."""
+    if not mine.reducers:
         return {}, None
     memories = np.zeros((comm.size, mine.params.size), np.float32)
-    for bucket, state in zip(mine.buckets, mine.reducer_states, strict=True):
-        for array in _arrays(state):
-            memories[comm.rank, bucket] = array
-    return {"memories": comm.allgather(memories)}, [_counters(state) for state in mine.reducer_states]
+    arrays: dict[str, Array] = {}
+    for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):
+        for memory in _memories(state):
+            memories[comm.rank, bucket] = memory
+        arrays |= {f"{PREFIX}{i}.{k}": array for k, array in enumerate(_common(state))}
+    return arrays | {"memories": comm.allgather(memories)}, [_counters(state) for state in mine.reducer_states]
 
 
-def restore(mine: Replica, comm: Communicator, memories: Array | None, counters: Any) -> None:
-    """Fill the reducers' states; without memories (a run that did not compress) they stay as they are."""
-    if mine.reducer is None or memories is None:
+def restore(mine: Replica, comm: Communicator, arrays: dict[str, Array], counters: Any) -> None:
+    """Fill the reducers' states from arrays that all ranks have. Without memories (a run that did not compress) they stay."""
+    if not mine.reducers or "memories" not in arrays:
         return
+    memories = arrays["memories"]
     own = memories[comm.rank] if len(memories) == comm.size else memories.mean(0, dtype=np.float64).astype(np.float32)
     for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):
-        for array in _arrays(state):
-            array[:] = own[bucket]
+        for memory in _memories(state):
+            memory[:] = own[bucket]
+        for k, array in enumerate(_common(state)):
+            kept = arrays.get(f"{PREFIX}{i}.{k}")
+            if kept is not None and kept.shape == array.shape:
+                array[...] = kept
         mine.reducer_states[i] = _with_counters(state, counters[min(i, len(counters) - 1)])
 
 
-def _arrays(state: Any) -> list[Array]:
+def _memories(state: Any) -> list[Array]:
+    if isinstance(state, Remembered):
+        return [state.memory]
+    return [memory for part in state for memory in _memories(part)] if isinstance(state, tuple) else []
+
+
+def _common(state: Any) -> list[Array]:
+    if isinstance(state, Remembered):
+        return _common(state.inner)
     if isinstance(state, tuple):
-        return [array for part in state for array in _arrays(part)]
+        return [array for part in state for array in _common(part)]
     return [state] if isinstance(state, np.ndarray) else []
 
 
@@ -51,5 +70,6 @@ def _counters(state: Any) -> Any:
 
 def _with_counters(state: Any, saved: Any) -> Any:
     if isinstance(state, tuple) and isinstance(saved, list) and len(saved) == len(state):
-        return tuple(_with_counters(part, kept) for part, kept in zip(state, saved, strict=True))
+        parts = [_with_counters(part, kept) for part, kept in zip(state, saved, strict=True)]
+        return Remembered(*parts) if isinstance(state, Remembered) else tuple(parts)
     return state if isinstance(state, np.ndarray) or saved is None else saved

@@ -45,7 +45,7 @@ class Replica:
     buckets: list[slice]
     gaps: list[slice]
     carrier: Background | Foreground
-    reducer: Reducer | None
+    reducers: list[Reducer]
     reducer_states: list[Any]
     reduction: str
     algorithm: str
@@ -63,9 +63,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
     overlap = overlaps(options, comm)
     bucket_bytes = options.bucket_bytes or (OVERLAPPED_BUCKET_BYTES if overlap else BUCKET_BYTES)
     buckets = arena.buckets(model.layout, np.dtype(dtype).itemsize, bucket_bytes)
-    reducer = named(options.compress, comm.size)
-    if reducer is not None:
-        reducer = policy(reducer, options.compress_smallest, options.compress_warmup)
+    reducers = build_reducers(options, model, buckets, comm)
     return Replica(
         model=model,
         optimizer=optimizer,
@@ -79,8 +77,8 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         buckets=buckets,
         gaps=arena.gaps(model.layout),
         carrier=Background() if overlap else Foreground(),
-        reducer=reducer,
-        reducer_states=[] if reducer is None else [reducer.init(grads[bucket]) for bucket in buckets],
+        reducers=reducers,
+        reducer_states=[reducer.init(grads[bucket]) for reducer, bucket in zip(reducers, buckets, strict=False)],
         reduction=options.reduction,
         algorithm=options.algorithm,
         clip=options.clip,
@@ -123,6 +121,19 @@ def build_optimizer(options: Options, model: Model) -> Optimizer:
     if name == "lamb":
         return optimizers.lamb(model.layout, weight_decay=decay)
     return optimizers.adam(weight_decay=decay, decoupled=name == "adamw")
+
+
+def build_reducers(options: Options, model: Model, buckets: list[slice], comm: Communicator) -> list[Reducer]:
+    """One for each bucket, or none at all where gradients are summed as they are."""
+    if options.compress == "none":
+        return []
+    made = []
+    for bucket in buckets:
+        slots = [slot for slot in model.layout.slots if bucket.start <= slot.start and slot.stop <= bucket.stop]
+        places = [(slot.start - bucket.start, slot.shape) for slot in slots]
+        reducer = named(options.compress, comm.size, places, options.seed)
+        made.append(policy(reducer, options.compress_smallest, options.compress_warmup))
+    return made
 
 
 def build_schedule(options: Options, steps: int) -> Schedule:

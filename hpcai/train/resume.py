@@ -84,18 +84,21 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
         for name, array in _arrays(mine).items():
             array[...] = found.arrays[name]
         loaded.append(found)
-        kept = found.arrays.get("memories")
-        return Progress(**found.meta["progress"]), found.meta.get("counters"), None if kept is None else kept.shape
+        extra = {name: (array.shape, str(array.dtype)) for name, array in found.arrays.items() if name not in _arrays(mine)}
+        return Progress(**found.meta["progress"]), found.meta.get("counters"), extra
 
     begun = comm.on_root(find)
     if begun is None:
         return Progress()
-    progress, counters, shape = begun
+    progress, counters, extra = begun
     for array in _arrays(mine).values():
         comm.broadcast(array)
-    if shape is not None and mine.reducer is not None:
-        kept = np.require(loaded[0].arrays["memories"], requirements=["C", "W"]) if loaded else np.empty(shape, np.float32)
-        memories.restore(mine, comm, comm.broadcast(kept), counters)
+    if mine.reducers:
+        kept: dict[str, Array] = {}
+        for name, (shape, dtype) in extra.items():
+            here = np.require(loaded[0].arrays[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
+            kept[name] = comm.broadcast(here)
+        memories.restore(mine, comm, kept, counters)
     return progress
 
 

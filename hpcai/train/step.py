@@ -36,7 +36,7 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     started = perf_counter()
     model, params, grads = replica.model, replica.params, replica.grads
     scale = 1.0 if replica.reduction == "sum" else 1.0 / batch
-    if replica.reducer is not None:  # reducers take means
+    if replica.reducers:  # which take means
         scale *= comm.size
 
     # Buckets are cut from the end of the gradient, as backward fills it, and are reduced as soon as they are full.
@@ -56,7 +56,7 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     before = perf_counter()
     replica.carrier.start(comm.allreduce, total)
     replica.carrier.wait()
-    if replica.reducer is not None:  # what a codec made of the elements that belong to no parameter
+    if replica.reducers:  # what a codec made of the elements that belong to no parameter
         for gap in replica.gaps:
             grads[gap] = 0
     comm_s = perf_counter() - before
@@ -75,10 +75,10 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
 def _reduce(replica: Replica, comm: Communicator, i: int) -> None:
     """Sum bucket `i` over all ranks, in place: as it is, or as its reducer does it."""
     bucket = replica.grads[replica.buckets[i]]
-    if replica.reducer is None:
+    if not replica.reducers:
         comm.allreduce(bucket, algorithm=replica.algorithm)
     else:
-        mean, _, replica.reducer_states[i] = replica.reducer.reduce(bucket, comm, replica.reducer_states[i])
+        mean, _, replica.reducer_states[i] = replica.reducers[i].reduce(bucket, comm, replica.reducer_states[i])
         if mean is not bucket:
             bucket[:] = mean
 

@@ -169,11 +169,13 @@ inline void fold_rest(T* const* outs, int n_outs, const T* const* xs, int ranks,
     }
 }
 
-// The processor's own prefetching stops at each page; ask for what is a page on.
+// The processor's own prefetching stops at each page; ask for what is a page on, but not for what another rank is writing.
 template <class T>
-inline void prefetch_block(const T* const* xs, int ranks, std::size_t at) {
+inline void prefetch_block(const T* const* xs, int ranks, std::size_t at, std::size_t to) {
+    constexpr std::size_t ahead = 4096 / sizeof(T);
+    if (at + ahead + kBlock > to) return;
     for (int r = 0; r < ranks; ++r)
-        for (std::size_t i = 0; i < kBlock; i += 64 / sizeof(T)) __builtin_prefetch(xs[r] + at + 4096 / sizeof(T) + i);
+        for (std::size_t i = 0; i < kBlock; i += 64 / sizeof(T)) __builtin_prefetch(xs[r] + at + ahead + i);
 }
 
 template <class Op, class T>
@@ -184,12 +186,12 @@ void fold_ranks(void* const* outs, int n_outs, const void* const* xs, int ranks,
     if (ranks == 2 && n_outs <= 2) {  // the commonest: the compiler sees the count
         T* const both[2] = {out[0], out[n_outs - 1]};
         for (; at + kBlock <= to; at += kBlock) {
-            prefetch_block(x, 2, at);
+            prefetch_block(x, 2, at, to);
             fold_block<Op>(both, 2, x, 2, float(divisor), at);
         }
     } else {
         for (; at + kBlock <= to; at += kBlock) {
-            prefetch_block(x, ranks, at);
+            prefetch_block(x, ranks, at, to);
             fold_block<Op>(out, n_outs, x, ranks, float(divisor), at);
         }
     }

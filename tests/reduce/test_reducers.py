@@ -7,6 +7,7 @@ from hpcai.comm import threads
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
 from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
+from hpcai.reduce.power_sgd import power_sgd
 
 OWN = Codec("own", lambda x, state: ((np.round(x, 1),), state), lambda payload, n: payload[0])
 REDUCERS = {
@@ -20,6 +21,7 @@ REDUCERS = {
     },
     "by_gather top_k": by_gather(top_k.top_k(0.05)),
     "by_scatter top_k": by_scatter(top_k.top_k(0.05)),
+    "power_sgd of no matrix": power_sgd(2, []),
 }
 SIZES = (0, 1, 2, 3, 10, 101, 257, 4099)
 
@@ -99,3 +101,53 @@ def test_by_sum_refuses_codecs_whose_payloads_cannot_be_summed():
 
 def test_names_read_as_what_they_do():
     assert error_feedback(by_gather(top_k.top_k(0.01))).name == "topk:0.01, error feedback"
+
+
+PLACES = [(0, (20, 30)), (600, (7,)), (620, (40, 8)), (940, (3, 3))]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_power_sgd_loses_nothing_and_is_exact_for_matrices_of_its_rank(size):
+    """The mean of matrices of rank 1 has at most rank `size`; vectors and small matrices travel as they are."""
+    reducer, n = power_sgd(3, PLACES), 960
+
+    def share(rank):
+        rng = np.random.default_rng(rank)
+        x = rng.normal(size=n).astype(np.float32)
+        for start, shape in PLACES:
+            if len(shape) == 2:
+                x[start : start + shape[0] * shape[1]] = np.outer(rng.normal(size=shape[0]), rng.normal(size=shape[1])).ravel()
+        return x
+
+    def program(comm):
+        done = reducer.reduce(share(comm.rank), comm, reducer.init(np.zeros(n)))
+        return done.mean, done.residual
+
+    results = threads.run(size, program)
+    true = np.mean([share(rank) for rank in range(size)], 0)
+    assert len({mean.tobytes() for mean, _ in results}) == 1
+    np.testing.assert_allclose(results[0][0], true, atol=1e-5)
+    said = np.mean([share(rank) - results[rank][1] for rank in range(size)], 0)
+    np.testing.assert_allclose(results[0][0], said, atol=1e-5)
+
+
+def test_power_sgd_with_feedback_delivers_all_in_the_end_and_knows_zero_and_nan():
+    reducer = error_feedback(power_sgd(1, [(0, (20, 30))]))
+
+    def program(comm):
+        state, delivered = reducer.init(np.zeros(600, np.float32)), np.zeros(600)
+        zero = reducer.reduce(np.zeros(600, np.float32), comm, state)
+        assert not zero.mean.any()
+        state = zero.state
+        x = np.random.default_rng(comm.rank).normal(size=600).astype(np.float32)
+        for _ in range(400):
+            done = reducer.reduce(x.copy(), comm, state)
+            delivered, state = delivered + done.mean, done.state
+        spoilt = x.copy()
+        spoilt[3] = np.nan
+        return delivered / 400, x, reducer.reduce(spoilt, comm, state).mean
+
+    results = threads.run(2, program)
+    true = (results[0][1] + results[1][1]) / 2
+    assert np.abs(results[0][0] - true).max() < 0.15
+    assert np.isnan(results[0][2]).any()

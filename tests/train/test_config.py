@@ -57,10 +57,12 @@ def test_hidden(text, numbers):
         (["--seed", "-1"], "--seed"),
         (
             ["--compress", "zip"],
-            "--compress wants one of none, bf16, fp16, fp8, int8, int4, sign, topk:RATIO, randomk:RATIO; got 'zip'",
+            "--compress wants one of none, bf16, fp16, fp8, int8, int4, sign, topk:RATIO, randomk:RATIO, powersgd:RANK; got 'zip'",
         ),
         (["--compress", "topk"], "as in topk:0.01; got 'topk'"),
         (["--compress", "topk:2"], "a ratio above 0 and up to 1"),
+        (["--compress", "powersgd"], "as in powersgd:4; got 'powersgd'"),
+        (["--compress", "powersgd:0"], "got 'powersgd:0'"),
         (["--compress", "int8:3"], "got 'int8:3'"),
         (["--compress", "int8", "--dtype", "f64"], "works on f32"),
         (["--compress-warmup", "-1"], "--compress-warmup"),

@@ -123,7 +123,7 @@ def test_going_on_is_bitwise_the_undisturbed_run(tmp_path, cut, optimizer):
     assert steps == list(range(1, 51))
 
 
-COMPRESSIONS = ["bf16", "fp16", "fp8", "int8", "int4", "sign", "topk:0.02", "randomk:0.1"]
+COMPRESSIONS = ["bf16", "fp16", "fp8", "int8", "int4", "sign", "topk:0.02", "randomk:0.1", "powersgd:2"]
 
 
 @pytest.mark.parametrize("compress", COMPRESSIONS)

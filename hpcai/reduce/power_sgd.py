@@ -1,0 +1,101 @@
+"""PowerSGD: matrices travel as the two thin factors of a low-rank approximation, found by one step of subspace iteration.
+
+M is a gradient matrix (n, m), r the approximation rank. P = M Q (n, r) is averaged and made orthonormal, then Q = M^T P (m, r) is
+averaged, and P Q^T is the mean that all get. Q stays for the next step, in which the subspace has hardly turned (warm start).
+
+Source: Vogels, Karimireddy & Jaggi, arXiv:1905.13727. Here the P's are orthonormalised by Cholesky QR in f64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.reduce.reducer import Reduced, Reducer, State
+from hpcai.xp import Array
+
+Place = tuple[int, tuple[int, ...]]
+"""Where an array begins in the flat one, and its shape."""
+
+
+def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -> Reducer:
+    """Two all-reduces: one of all P's, one of all Q's and of everything that is not a matrix worth factoring.
+
+    places: the arrays in the flat one; of those with two dimensions and r(n+m) < nm the factors travel. Needs error feedback.
+    State: the Q's, the same on all ranks. Cost: 8(P-1)/P bytes sent per rank for each of the r(n+m) elements of factors.
+    """
+    if approximation_rank < 1:
+        raise ValueError(f"power_sgd wants an approximation rank of 1 at least, got {approximation_rank}")
+    r = approximation_rank
+    matrices = [(start, shape) for start, shape in places if len(shape) == 2 and r * sum(shape) < prod(shape)]
+
+    def init(x: Array) -> State:
+        rng = np.random.Generator(np.random.Philox(key=[seed, x.size]))
+        return tuple(rng.normal(size=(m, r)).astype(np.float32) for _, (_, m) in matrices)
+
+    def views(x: Array) -> list[Array]:
+        return [x[start : start + prod(shape)].reshape(shape) for start, shape in matrices]
+
+    def others(n: int) -> list[slice]:
+        ends = [0, *(start + prod(shape) for start, shape in matrices)]
+        starts = [*(start for start, _ in matrices), n]
+        return [slice(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
+
+    def keep(x: Array, memory: Array, comm: Communicator, state: State) -> Reduced:
+        memory += x
+        ms, rest = views(memory), others(x.size)
+
+        ps, flat = _thin([(len(M), r) for M in ms])
+        for M, Q, P in zip(ms, state, ps, strict=True):
+            np.matmul(M, Q, out=P)
+        comm.allreduce(flat, "mean")
+
+        qs, flat = _thin([(M.shape[1], r) for M in ms], sum(s.stop - s.start for s in rest))
+        for M, P, Q in zip(ms, ps, qs, strict=True):
+            _orthonormalise(P)
+            np.matmul(M.T, P, out=Q)
+        tail = flat[flat.size - sum(s.stop - s.start for s in rest) :]
+        np.concatenate([memory[s] for s in rest], out=tail) if rest else None
+        comm.allreduce(flat, "mean")
+
+        for mean, M, P, Q in zip(views(x), ms, ps, qs, strict=True):
+            np.matmul(P, Q.T, out=mean)
+            M -= mean
+        at = 0
+        for s in rest:
+            x[s] = tail[at : at + s.stop - s.start]
+            memory[s] = 0
+            at += s.stop - s.start
+        # A direction that met nothing stays, or it could never meet anything again.
+        return Reduced(x, memory, tuple(np.where(Q.any(0), Q, before) for Q, before in zip(qs, state, strict=True)))
+
+    def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
+        return keep(x, np.zeros_like(x), comm, state)
+
+    return Reducer(f"powersgd:{r}", init, reduce, keep)
+
+
+def _thin(shapes: list[tuple[int, int]], more: int = 0) -> tuple[list[Array], Array]:
+    """Arrays of these shapes one behind the other in a flat one, with room for `more` elements at its end."""
+    flat = np.empty(sum(map(prod, shapes)) + more, np.float32)
+    made, at = [], 0
+    for shape in shapes:
+        made.append(flat[at : at + prod(shape)].reshape(shape))
+        at += prod(shape)
+    return made, flat
+
+
+def _orthonormalise(P: Array) -> None:
+    """Columns of P (n, r) become orthonormal, or zero where there is nothing to span; Cholesky QR, twice for accuracy."""
+    wide = P.astype(np.float64)
+    if not np.isfinite(wide).all():
+        P[...] = np.nan
+        return
+    for _ in range(2):
+        gram = wide.T @ wide
+        gram[np.diag_indices_from(gram)] += 1e-12 * max(np.trace(gram), 1e-300)
+        wide = np.linalg.solve(np.linalg.cholesky(gram), wide.T).T
+    P[...] = wide
