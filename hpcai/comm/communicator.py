@@ -12,31 +12,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import halving, hierarchical, node, pairwise, ring, schedule, select
+from hpcai.comm import call, halving, hierarchical, node, pairwise, ring, schedule, select
 from hpcai.comm.wire import Wire
 from hpcai.errors import HpcaiError, RankMismatch
-from hpcai.xp import CODES, Array, bfloat16, namespace
+from hpcai.xp import CODES, Array, bfloat16
 
 T = TypeVar("T")
-
-# The first five are the numbers of kernels/cpu/node.hpp.
-KINDS = (
-    "agree",
-    "allreduce",
-    "reduce_scatter",
-    "allgather",
-    "broadcast",
-    "barrier",
-    "exchange",
-    "split",
-    "empty",
-    "leave",
-    "alltoall",
-)
-OPERATIONS = ("", "sum", "mean", "max", "min")
-ALGORITHMS = ("auto", "node", "hierarchical", "ring", "halving_doubling", "mpi")
-FOLDS = {"": 0, "sum": 0, "mean": 0, "max": 1, "min": 2}
-BYTES = len(CODES)
 
 
 class Communicator:
@@ -135,7 +116,9 @@ class Communicator:
         if self._memory is not None and algorithm == "auto" and op in self._divisors:
             self._calls += 1
             bits = x.view(np.uint16) if getattr(x, "dtype", None) is bfloat16 else x  # bf16 has no buffer of its own
-            status = self._memory.native.allreduce(bits, 1, FOLDS[op], self._divisors[op], OPERATIONS.index(op), bits is not x)
+            status = self._memory.native.allreduce(
+                bits, 1, call.FOLDS[op], self._divisors[op], call.OPERATIONS.index(op), bits is not x
+            )
             if status == node.DONE:
                 return x
             self._calls -= 1
@@ -171,7 +154,7 @@ class Communicator:
 
         Any dtype, contiguous, equal shape and dtype on all. Cost: x.nbytes (P-1)/P sent per rank, by messages.
         """
-        problem = _array_problem("alltoall", x, "")
+        problem = call.array_problem("alltoall", x, "")
         if problem is None and (x.ndim == 0 or len(x) != self.size):
             problem = ValueError(f"alltoall wants a row for each of {self.size} ranks, got shape {x.shape}")
         self._agree("alltoall", x, problem=problem)
@@ -214,16 +197,16 @@ class Communicator:
 
     def _collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> Array:
         """Check the call here and against the other ranks', then run it; returns `x` flat."""
-        problem = _array_problem(kind, x, op) or self._choice_problem(kind, root, algorithm)
+        problem = call.array_problem(kind, x, op) or self._choice_problem(kind, root, algorithm)
         here = self._memory if algorithm in ("auto", "node") else None
         if problem is None and here is not None:
             flat = x.reshape(-1)
             self._calls += 1
-            key = self._key(kind, x, op, root, None)
+            key = call.key(self.rank, kind, x, op, root, None)
             status = here.native.collective(
-                KINDS.index(kind),
-                CODES.get(x.dtype, BYTES),
-                FOLDS[op],
+                call.KINDS.index(kind),
+                CODES.get(x.dtype, call.BYTES),
+                call.FOLDS[op],
                 self._divisors.get(op, 1),
                 root,
                 flat.__array_interface__["data"][0],
@@ -278,7 +261,7 @@ class Communicator:
     def _choice_problem(self, kind: str, root: int, algorithm: str) -> Exception | None:
         if not 0 <= root < self.size:
             return ValueError(f"{kind}: root {root} is not one of {self.size} ranks")
-        known = [name for name in ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
+        known = [name for name in call.ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
         if algorithm not in known:
             return ValueError(f"{kind}: unknown algorithm {algorithm!r}; there are {', '.join(known)}")
         if algorithm == "node" and self._memory is None and self.size > 1:
@@ -291,7 +274,7 @@ class Communicator:
         """Compare this call with the other ranks'; all raise if they differ or if one of them has a `problem`."""
         self._calls += 1
         if self.size > 1:
-            key = self._key(kind, x, op, choice, problem)
+            key = call.key(self.rank, kind, x, op, choice, problem)
             if self._memory is not None:
                 status = self._memory.native.agree(key)
             else:
@@ -300,13 +283,6 @@ class Communicator:
                 self._refuse(status, kind, x, op, choice, problem)
         if problem is not None:
             raise problem
-
-    def _key(self, kind: str, x: Array, op: str, choice: int, problem: Exception | None) -> tuple[int, ...]:
-        """A call in numbers; those of two ranks differ if their calls do. See allreduce_fast in kernels/cpu/module.cpp."""
-        if problem is not None:
-            return (0, self.rank, 0, 0, 0, 0, 0, 0)
-        n, dtype, itemsize = (0, 0, 0) if x is None else (x.size, CODES.get(x.dtype, 16 + x.dtype.num), x.itemsize)
-        return (1, KINDS.index(kind), n, dtype, OPERATIONS.index(op), choice, itemsize, 0)
 
     def _refuse(self, status: int, kind: str, x: Array, op: str, choice: int, problem: Exception | None) -> None:
         """Raise what a call that did not come about deserves."""
@@ -317,44 +293,12 @@ class Communicator:
             raise HpcaiError(
                 f"{kind}: the kernel refused access to another rank's memory half-way; set HPCAI_REACH=0 and start again"
             )
-        mine = f"{kind}, which failed there: {problem}" if problem else _describe(kind, x, op, choice, self._calls)
+        mine = f"{kind}, which failed there: {problem}" if problem else call.describe(kind, x, op, choice, self._calls)
         self._disagree(mine, problem)
 
     def _disagree(self, mine: str, problem: Exception | None) -> None:
         calls = self.wire.exchange(mine)
         if problem is None:
             sides = {text: [r for r, other in enumerate(calls) if other == text] for text in dict.fromkeys(calls)}
-            shown = "; ".join(f"{_ranks(ranks)}: {text}" for text, ranks in sides.items())
+            shown = "; ".join(f"{call.some(ranks)}: {text}" for text, ranks in sides.items())
             raise RankMismatch(f"ranks disagree in a collective. {shown}. All ranks must make the same calls in the same order.")
-
-
-def _describe(kind: str, x: Array, op: str, choice: int, calls: int) -> str:
-    if kind == "leave":
-        return "left (its program ended)"
-    parts = [kind]
-    if x is not None:
-        parts.append(f"of {x.dtype}{list(x.shape)}")
-    if op:
-        parts.append(f"op {op}")
-    if choice:
-        parts.append(f"choice {choice}")
-    return " ".join(parts) + f" (call {calls})"
-
-
-def _ranks(ranks: list[int]) -> str:
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
-
-
-def _array_problem(kind: str, x: Array, op: str) -> Exception | None:
-    if not isinstance(x, np.ndarray) and namespace(x) is np:
-        return TypeError(f"{kind} wants a numpy or cupy array, got {type(x).__name__}")
-    if op not in OPERATIONS:
-        return ValueError(f"{kind}: unknown op {op!r}; there are sum, mean, max, min")
-    if op and x.dtype not in CODES:
-        return TypeError(f"{kind} knows f16, bf16, f32, f64, i32, i64; got {x.dtype}: convert with x.astype first")
-    if x.dtype.hasobject:
-        return TypeError(f"{kind} moves bytes and cannot move Python objects (dtype {x.dtype}); use exchange")
-    if not (x.flags.c_contiguous and x.flags.writeable):
-        return ValueError(f"{kind} works in place and wants a contiguous, writeable array; pass x.copy() or a view without gaps")
-    return None

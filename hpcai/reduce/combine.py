@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ def by_sum(codec: Codec) -> Reducer:
         x[:] = 0
         return Reduced(add_decoded(codec, x, payload, 1.0), memory, state)
 
-    return Reducer(codec.name, codec.init, reduce, keep)
+    return Reducer(codec.name, codec.init, reduce, keep, _said_bytes(codec))
 
 
 def by_gather(codec: Codec) -> Reducer:
@@ -67,7 +68,7 @@ def by_gather(codec: Codec) -> Reducer:
         payload, state = encode_keeping(codec, x, memory, state)
         return Reduced(finish(x, comm, payload), memory, state)
 
-    return Reducer(codec.name, codec.init, reduce, keep)
+    return Reducer(codec.name, codec.init, reduce, keep, _said_bytes(codec))
 
 
 def by_scatter(codec: Codec) -> Reducer:
@@ -104,7 +105,7 @@ def by_scatter(codec: Codec) -> Reducer:
             x[share] = codec.decode(_unpacked(rows[rank], payloads[rank]), share.stop - share.start)
         return Reduced(x, memory, (first, second))
 
-    return Reducer(codec.name, init, reduce, keep)
+    return Reducer(codec.name, init, reduce, keep, _said_bytes(codec))
 
 
 class Remembered(NamedTuple):
@@ -133,7 +134,11 @@ def error_feedback(reducer: Reducer) -> Reducer:
         memory[:] = 0 if done.residual is None else done.residual
         return Reduced(done.mean, memory, Remembered(memory, done.state))
 
-    return Reducer(f"{reducer.name}, error feedback", init, reduce)
+    return Reducer(f"{reducer.name}, error feedback", init, reduce, said_bytes=reducer.said_bytes)
+
+
+def _said_bytes(codec: Codec) -> Callable[[Array], int]:
+    return lambda x: payload_bytes(codec.encode(np.zeros_like(x), codec.init(x))[0])
 
 
 def _share(n: int, parts: int, index: int) -> slice:

@@ -25,4 +25,7 @@ def policy(reducer: Reducer, smallest: int = 0, warmup: int = 0) -> Reducer:
         done = reducer.reduce(x, comm, inner)
         return done._replace(state=(count + 1, done.state))
 
-    return Reducer(reducer.name, init, reduce)
+    def said_bytes(x: Array) -> int:
+        return x.nbytes if x.size < smallest else reducer.said_bytes(x)
+
+    return Reducer(reducer.name, init, reduce, said_bytes=said_bytes)

@@ -75,7 +75,10 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
     def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
         return keep(x, np.zeros_like(x), comm, state)
 
-    return Reducer(f"powersgd:{r}", init, reduce, keep)
+    def said_bytes(x: Array) -> int:
+        return 4 * (sum(r * (n + m) for _, (n, m) in matrices) + sum(s.stop - s.start for s in others(x.size)))
+
+    return Reducer(f"powersgd:{r}", init, reduce, keep, said_bytes)
 
 
 def _thin(shapes: list[tuple[int, int]], more: int = 0) -> tuple[list[Array], Array]:

@@ -27,10 +27,12 @@ class Reducer(NamedTuple):
 
     init(x) -> the state for arrays like x. reduce(x, comm, state) -> Reduced; x is flat f32, may be overwritten, and the mean
     may lie in it. keep(x, memory, comm, state) -> Reduced is the mean of x + memory, after which the memory, written in the same
-    pass, is the residual; where a reducer has none, `error_feedback` adds and copies.
+    pass, is the residual; where a reducer has none, `error_feedback` adds and copies. said_bytes(x) -> how many bytes say an
+    array like x (its payload; x.nbytes without compression).
     """
 
     name: str
     init: Callable[[Array], State]
     reduce: Callable[[Array, Communicator, State], Reduced]
     keep: Callable[[Array, Array, Communicator, State], Reduced] | None = None
+    said_bytes: Callable[[Array], int] = lambda x: x.nbytes

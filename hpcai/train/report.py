@@ -130,6 +130,13 @@ class Reporter:
             "wall_s": perf_counter() - self.started,
             "options": dataclasses.asdict(self.options),
         }
+        if self.mine.reducers:
+            views = [self.mine.grads[bucket] for bucket in self.mine.buckets]
+            summary["compression"] = {
+                "name": self.mine.reducers[0].name,
+                "gradient_bytes": self.mine.grads.nbytes,
+                "payload_bytes": sum(reducer.said_bytes(x) for reducer, x in zip(self.mine.reducers, views, strict=True)),
+            }
         if regression:
             summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit
             summary["test_r2"] = 1 - last["test_loss"] / constant if constant else 0.0
@@ -269,6 +276,10 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
         ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),
         ("wall time", f"{summary['wall_s']:.1f} s"),
     ]
+    if (said := summary.get("compression")) is not None:
+        ratio = said["gradient_bytes"] / said["payload_bytes"]
+        text = f"{said['name']}: {said['gradient_bytes']:,} bytes of gradient in {said['payload_bytes']:,} ({ratio:.1f}x)"
+        rows.append(("compression", text))
     rows += [("written" if i == 0 else "", str(path)) for i, path in enumerate(written)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

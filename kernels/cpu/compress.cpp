@@ -2,12 +2,7 @@
 
 #include "hpcai/blocks.hpp"
 #include "lanes_table.hpp"
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 14)
-#define PER_CPU __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define PER_CPU
-#endif
+#include "per_cpu.hpp"
 
 namespace hpcai::cpu {
 namespace {

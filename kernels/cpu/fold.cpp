@@ -2,16 +2,10 @@
 #include "hpcai/fold.hpp"
 #include "hpcai/fold_ranks.hpp"
 #include "lanes_table.hpp"
+#include "per_cpu.hpp"
 
 #include <cstdlib>
 #include <cstring>
-
-// One binary for every x86-64: the loader picks the variant that the processor can run. Elsewhere one plain variant.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && (!defined(__clang__) || __clang_major__ >= 14)
-#define PER_CPU __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define PER_CPU
-#endif
 
 namespace hpcai::cpu {
 namespace {

@@ -56,7 +56,7 @@ std::pair<std::size_t, std::size_t> chunk(std::size_t n, int parts, int part) {
 }  // namespace
 
 Node::Node(int rank, int size, void* desks, double timeout, bool crowded)
-    : timeout_s(timeout), rank_(rank), size_(size), desks_(static_cast<Desk*>(desks)), spins_(crowded ? 50 : 4000) {
+    : timeout_s(timeout), rank_(rank), size_(size), desks_(static_cast<Desk*>(desks)), spins_(crowded ? 20 : 100) {
     proof_ = reinterpret_cast<std::uintptr_t>(this) * 0x9e3779b97f4a7c15u ^ std::uint64_t(now() * 1e9);
 #if defined(__linux__)
     prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);  // where Yama restricts whom a process may look into
@@ -122,8 +122,8 @@ void* Node::symmetric(std::int64_t place, int rank) const {
     return nullptr;
 }
 
-// The barrier: count my arrival, then wait until everyone's count has reached mine. Spin a little (the others are usually
-// about to come), then give the core away, then sleep until woken. A counter is written by its owner alone.
+// The barrier: count my arrival, then wait until everyone's count has reached mine. Spin for a microsecond (the others are
+// usually about to come; longer, and a rank that shares this core waits for all of it), then give the core away, then sleep until woken. A counter is written by its owner alone.
 bool Node::barrier() {
     const std::uint32_t target = ++epoch_;
     desk(rank_).arrivals.store(target, std::memory_order_seq_cst);
@@ -140,7 +140,7 @@ bool Node::wait_for(int rank, std::uint32_t target) {
         if (came()) return true;
         pause();
     }
-    for (int i = 0; i < 200; ++i) {
+    for (int i = 0; i < 1000; ++i) {
         if (came()) return true;
         sched_yield();
     }

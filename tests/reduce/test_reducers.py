@@ -7,6 +7,7 @@ from hpcai.comm import threads
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
 from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
+from hpcai.reduce.policy import policy
 from hpcai.reduce.power_sgd import power_sgd
 
 OWN = Codec("own", lambda x, state: ((np.round(x, 1),), state), lambda payload, n: payload[0])
@@ -97,6 +98,16 @@ def test_feedback_says_later_what_was_too_small_to_be_said():
 def test_by_sum_refuses_codecs_whose_payloads_cannot_be_summed():
     with pytest.raises(ValueError, match="cannot be summed; use by_gather"):
         by_sum(quantize.int8())
+
+
+def test_how_many_bytes_say_an_array():
+    x = np.ones(1000, np.float32)
+    said = {name: REDUCERS[name].said_bytes(x) for name in ("exact", "by_gather int8", "by_scatter bf16", "by_gather top_k")}
+    assert said == {"exact": 4000, "by_gather int8": 1016, "by_scatter bf16": 2000, "by_gather top_k": 400}
+    assert power_sgd(2, [(0, (20, 30))]).said_bytes(x) == 4 * (2 * 50 + 400)
+    small = policy(error_feedback(by_gather(quantize.int8())), smallest=1001)
+    assert small.said_bytes(x) == 4000
+    assert small.said_bytes(np.ones(2000, np.float32)) == 2032
 
 
 def test_names_read_as_what_they_do():

@@ -130,7 +130,9 @@ COMPRESSIONS = ["bf16", "fp16", "fp8", "int8", "int4", "sign", "topk:0.02", "ran
 def test_going_on_with_compression_is_bitwise_the_undisturbed_run(tmp_path, compress):
     flags = ["--compress", compress, "--compress-smallest", "100", "--compress-warmup", "3", "--bucket-bytes", "2000"]
     flags += ["--hidden", "16,16", "--checkpoint-steps", "10", "--overlap", "always"]
-    train(3, options(tmp_path, *flags, "--steps", "30", run="whole"))
+    summary = train(3, options(tmp_path, *flags, "--steps", "30", run="whole"))
+    assert summary["compression"]["name"] == f"{compress}, error feedback"
+    assert summary["compression"]["gradient_bytes"] > 1.4 * summary["compression"]["payload_bytes"]
     train(3, options(tmp_path, *flags, "--steps", "17", run="cut"))
     train(3, options(tmp_path, *flags, "--steps", "30", "--resume", "auto", run="cut"))
     whole, cut = final(tmp_path, "whole"), final(tmp_path, "cut")
