@@ -54,7 +54,7 @@ def largest(x: Array, k: int) -> tuple[Array, Array]:
     """Indices (k,) u32, ascending, and values of the k elements of x (n,) f32 with the largest magnitudes."""
     index, value = _candidates(x, k)
     if k == len(index):
-        return index, value
+        return index.copy(), value.copy()
     magnitude = np.abs(value)
     magnitude[np.isnan(magnitude)] = np.inf
     least = np.partition(magnitude, len(index) - k)[len(index) - k] if k else np.float32(np.inf)
@@ -81,4 +81,4 @@ def _candidates(x: Array, k: int) -> tuple[Array, Array]:
             if k <= found == len(index):
                 return index, value
             aim *= 2
-    return np.arange(x.size, dtype=np.uint32), x.copy()
+    return np.arange(x.size, dtype=np.uint32), x

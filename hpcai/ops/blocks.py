@@ -6,6 +6,7 @@ some bits for each element: value = scale * level.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from hpcai.xp import Array
 BLOCK = 256
 FORMATS = {"int8": 8, "int4": 4, "fp8": 8, "sign": 1}
 """Bits of a level. int8: -127..127; int4: -7..7; fp8: e4m3; sign: +1, -1 with the mean magnitude as scale."""
+
+_kept = threading.local()
+_NOTHING = np.empty(0, np.uint32)
 
 
 def block_count(n: int) -> int:
@@ -74,15 +78,18 @@ def _decode(out: Array, scales: Array, packed: Array, form: str, weight: float, 
 def select_above(x: Array, threshold: float, room: int) -> tuple[Array, Array, int]:
     """Indices (u32, ascending) and values of the elements of x (n,) f32 with |x| >= threshold > 0, and how many there are.
 
-    The first `room` of them at most. NaN counts as infinite. n is below 2**32.
+    The first `room` of them at most, in memory that this thread's next call uses again. NaN counts as infinite. n is below
+    2**32.
     """
     kernels: Any = native.kernels()
     if kernels is None:
         return blocks_reference.select_above(x, threshold, room)
-    index, value = np.empty(room, np.uint32), np.empty(room, np.float32)
+    index, value = getattr(_kept, "selected", (_NOTHING, _NOTHING))
+    if index.size < room:
+        index, value = _kept.selected = np.empty(room, np.uint32), np.empty(room, np.float32)
     bits = int(np.float32(threshold).view(np.uint32))
     found = kernels.select_above(native.address(x), x.size, bits, room, native.address(index), native.address(value))
-    return index[:found], value[:found], found
+    return index[: min(found, room)], value[: min(found, room)], found
 
 
 def _check(scales: Array, packed: Array, x: Array, form: str) -> None:

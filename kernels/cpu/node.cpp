@@ -123,7 +123,8 @@ void* Node::symmetric(std::int64_t place, int rank) const {
 }
 
 // The barrier: count my arrival, then wait until everyone's count has reached mine. Spin for a microsecond (the others are
-// usually about to come; longer, and a rank that shares this core waits for all of it), then give the core away, then sleep until woken. A counter is written by its owner alone.
+// usually about to come; longer, and a rank that shares this core waits for all of it), then give the core away, then sleep
+// until woken. A counter is written by its owner alone.
 bool Node::barrier() {
     const std::uint32_t target = ++epoch_;
     desk(rank_).arrivals.store(target, std::memory_order_seq_cst);
