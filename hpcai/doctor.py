@@ -2,6 +2,9 @@
 
     mpirun -n 4 python -m hpcai.doctor           # a table of what works, with what to do about what does not
     mpirun -n 4 python -m hpcai.doctor --tune    # also measure the all-reduce algorithms across nodes and keep what was found
+    mpirun -n 4 python -m hpcai.doctor --compress --data digits --model mlp    # also predict what each --compress would take
+
+With --compress the options of hpcai.train may follow, which name data, model and batch.
 
 Started the way a training run is started, it says what that run would get.
 """
@@ -40,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tune", action="store_true", help="measure the all-reduce algorithms and keep the fitted constants")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes of the longest array that --tune reduces")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--compress", action="store_true", help="predict a training step for each --compress of hpcai.train")
+    chosen, training = parser.parse_known_args(arguments)
+    if training and not chosen.compress:
+        parser.error(f"unknown options {' '.join(training)} (those of hpcai.train need --compress)")
     try:
         comm = hpcai.init()
     except HpcaiError as error:
@@ -50,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wrong = report(comm)
     if chosen.tune:
         wrong += tune(comm, chosen.largest)
+    if chosen.compress:
+        wrong += compress(comm, training)
     return 1 if wrong else 0
 
 
@@ -177,6 +185,22 @@ def tune(comm: Communicator, largest: int) -> int:
         return 1
     if comm.rank == 0:
         print(f"\nkept in {path} for {select.key(comm.wire.describe(), shape)}")
+    return 0
+
+
+def compress(comm: Communicator, training: Sequence[str]) -> int:
+    """Print what each --compress is predicted to take in the training run that these options ask for. Returns the failures."""
+    from hpcai.train import advice, config, loop
+
+    try:
+        options = comm.on_root(lambda: config.parse(training))
+        text = advice.table(options, loop.load(options, comm), comm)
+    except (HpcaiError, OSError) as error:
+        if comm.rank == 0:
+            print(f"hpcai.doctor: error: {error}", file=sys.stderr)
+        return 1
+    if comm.rank == 0:
+        print(f"\n{text}")
     return 0
 
 

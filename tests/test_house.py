@@ -23,14 +23,14 @@ MAY_IMPORT = {
     "compress": {"ops", "xp", "errors"},
     "reduce": {"comm", "compress", "ops", "xp", "arena", "errors"},
     "train": {"errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim", "data"},
-    "doctor": {"errors", "ops", "comm"},
+    "doctor": {"errors", "ops", "comm", "train"},
 }
 DOORS = {
     "mpi4py": {"comm/mpi.py"},
     "numba": {"ops/fused.py"},
     "cupy": {"ops/cuda.py"},
     "ml_dtypes": {"xp.py"},
-    "threadpoolctl": {"comm/mpi.py"},
+    "threadpoolctl": {"comm/cores.py"},
     "jsonargparse": {"train/config.py"},
     "safetensors": {"train/checkpoint.py"},
     "matplotlib": {"train/report.py"},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import mmap
 import os
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from hpcai import ops
-from hpcai.comm import background, stall
+from hpcai.comm import background, cores, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch, pretended_node
 from hpcai.errors import HpcaiError, LaunchError
@@ -56,7 +55,7 @@ def init() -> Communicator:
         _refuse_singletons(MPI)
         _world = Communicator(MpiWire(MPI.COMM_WORLD.Dup()))
         _install_hooks(MPI, _world)
-        _share_cores()
+        cores.share_cores()
         if _world.rank == 0 and not ops.is_native():
             print(
                 "hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)",
@@ -230,12 +229,12 @@ class _Request:
         for _ in range(POLLS):
             if self.done():
                 return
-            if background.computing and not _spare_core():
+            if background.computing and not cores.spare_core():
                 break
         begin, nap = time.monotonic(), BESIDE_NAP_S / 16
         while not self.done():
             waited = time.monotonic() - begin
-            if background.computing and not _spare_core():
+            if background.computing and not cores.spare_core():
                 time.sleep(nap)
                 nap = min(2 * nap, BESIDE_NAP_S)
             elif waited < YIELD_S:
@@ -317,24 +316,3 @@ def _install_hooks(MPI: Any, world: Communicator) -> None:
             abort(type(error), error, None)
 
     atexit.register(leave)
-
-
-def _core_share() -> int:
-    """How many cores this rank has: bound ranks see only their own, unbound ones see them all and share."""
-    allowed, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    return allowed if allowed < cores else max(1, cores // launch().local_size)
-
-
-@functools.cache
-def _spare_core() -> bool:
-    """True if one thread can compute while another waits."""
-    return _core_share() > 1
-
-
-def _share_cores() -> None:
-    """Give numpy's BLAS this rank's share of the cores, so that ranks on a node do not crowd each other out."""
-    if any(name in os.environ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")):
-        return
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(_core_share())

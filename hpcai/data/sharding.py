@@ -27,11 +27,14 @@ def global_batch(n: int, batch: int, seed: int, step: int) -> Array:
     return _order(n, seed, epoch)[at * batch : (at + 1) * batch]
 
 
-def shard(index: Array, rank: int, size: int) -> Array:
-    """This rank's contiguous part of a global batch. Parts differ by one sample at most and may be empty: gradients are sums
-    over samples divided by the global count, so nothing is dropped or counted twice.
+def shard(index: Array, rank: int, size: int, grain: int = 1) -> Array:
+    """This rank's contiguous part of a global batch, in whole grains of so many samples (the last may be shorter).
+
+    Parts differ by one grain at most and may be empty: gradients are sums over samples divided by the global count, so nothing
+    is dropped or counted twice.
     """
-    return index[len(index) * rank // size : len(index) * (rank + 1) // size]
+    grains = -(-len(index) // grain)
+    return index[grain * (grains * rank // size) : grain * (grains * (rank + 1) // size)]
 
 
 @lru_cache(maxsize=2)

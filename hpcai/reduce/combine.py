@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from hpcai.comm import schedule
-from hpcai.comm.communicator import Communicator
 from hpcai.compress.codec import Codec, Payload, add_decoded, encode_keeping, payload_bytes
 from hpcai.ops import blocks
-from hpcai.reduce.reducer import Reduced, Reducer, State
+from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
 
@@ -31,19 +29,19 @@ def by_sum(codec: Codec) -> Reducer:
     if not codec.summable:
         raise ValueError(f"the payloads of {codec.name} cannot be summed; use by_gather or by_scatter")
 
-    def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
+    def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         payload, state = codec.encode(x, state)
         residual = x - codec.decode(payload, x.size)
         comm.allreduce(payload[0], "mean")
         return Reduced(codec.decode(payload, x.size), residual, state)
 
-    def keep(x: Array, memory: Array, comm: Communicator, state: State) -> Reduced:
+    def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         payload, state = encode_keeping(codec, x, memory, state)
         comm.allreduce(payload[0], "mean")
         x[:] = 0
         return Reduced(add_decoded(codec, x, payload, 1.0), memory, state)
 
-    return Reducer(codec.name, codec.init, reduce, keep, _said_bytes(codec))
+    return Reducer(codec.name, codec.init, reduce, keep)
 
 
 def by_gather(codec: Codec) -> Reducer:
@@ -52,23 +50,23 @@ def by_gather(codec: Codec) -> Reducer:
     For few ranks, and for payloads whose sum is no shorter. Cost: P-1 payloads sent per rank.
     """
 
-    def finish(x: Array, comm: Communicator, payload: Payload) -> Array:
+    def finish(x: Array, comm: Collectives, payload: Payload) -> Array:
         rows = _gathered(comm, payload)
         x[:] = 0
         for rank in range(comm.size):
             add_decoded(codec, x, _unpacked(rows[rank], payload), 1.0 / comm.size)
         return x
 
-    def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
+    def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         payload, state = codec.encode(x, state)
         residual = x - codec.decode(payload, x.size)
         return Reduced(finish(x, comm, payload), residual, state)
 
-    def keep(x: Array, memory: Array, comm: Communicator, state: State) -> Reduced:
+    def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         payload, state = encode_keeping(codec, x, memory, state)
         return Reduced(finish(x, comm, payload), memory, state)
 
-    return Reducer(codec.name, codec.init, reduce, keep, _said_bytes(codec))
+    return Reducer(codec.name, codec.init, reduce, keep)
 
 
 def by_scatter(codec: Codec) -> Reducer:
@@ -80,11 +78,11 @@ def by_scatter(codec: Codec) -> Reducer:
     def init(x: Array) -> State:
         return codec.init(x), codec.init(x)
 
-    def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
+    def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         memory = np.zeros_like(x)
         return keep(x, memory, comm, state)
 
-    def keep(x: Array, memory: Array, comm: Communicator, state: State) -> Reduced:
+    def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         first, second = state
         shares = [_share(x.size, comm.size, rank) for rank in range(comm.size)]
         payloads = []
@@ -105,7 +103,7 @@ def by_scatter(codec: Codec) -> Reducer:
             x[share] = codec.decode(_unpacked(rows[rank], payloads[rank]), share.stop - share.start)
         return Reduced(x, memory, (first, second))
 
-    return Reducer(codec.name, init, reduce, keep, _said_bytes(codec))
+    return Reducer(codec.name, init, reduce, keep)
 
 
 class Remembered(NamedTuple):
@@ -124,7 +122,7 @@ def error_feedback(reducer: Reducer) -> Reducer:
     def init(x: Array) -> State:
         return Remembered(np.zeros_like(x), reducer.init(x))
 
-    def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
+    def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         memory, inner = state
         if reducer.keep is not None:
             done = reducer.keep(x, memory, comm, inner)
@@ -134,11 +132,7 @@ def error_feedback(reducer: Reducer) -> Reducer:
         memory[:] = 0 if done.residual is None else done.residual
         return Reduced(done.mean, memory, Remembered(memory, done.state))
 
-    return Reducer(f"{reducer.name}, error feedback", init, reduce, said_bytes=reducer.said_bytes)
-
-
-def _said_bytes(codec: Codec) -> Callable[[Array], int]:
-    return lambda x: payload_bytes(codec.encode(np.zeros_like(x), codec.init(x))[0])
+    return Reducer(f"{reducer.name}, error feedback", init, reduce)
 
 
 def _share(n: int, parts: int, index: int) -> slice:
@@ -162,14 +156,14 @@ def _unpacked(row: Array, like: Payload) -> Payload:
     return tuple(parts)
 
 
-def _gathered(comm: Communicator, payload: Payload, room: int = 0) -> Array:
+def _gathered(comm: Collectives, payload: Payload, room: int = 0) -> Array:
     """(P, bytes): everyone's payload, each row as long as `room`, or as this one."""
     rows = np.empty((comm.size, _padded(max(room, payload_bytes(payload)))), np.uint8)
     _packed_into(rows[comm.rank], payload)
     return comm.allgather(rows)
 
 
-def _exchanged(comm: Communicator, payloads: list[Payload]) -> Array:
+def _exchanged(comm: Collectives, payloads: list[Payload]) -> Array:
     """(P, bytes): row r is what rank r has encoded for this rank."""
     rows = np.empty((comm.size, _padded(max(payload_bytes(payload) for payload in payloads))), np.uint8)
     for row, payload in zip(rows, payloads, strict=True):

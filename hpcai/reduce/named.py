@@ -8,8 +8,10 @@ from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
 from hpcai.errors import UsageError
 from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
+from hpcai.reduce.integer_sum import integer_sum
 from hpcai.reduce.power_sgd import Place, power_sgd
 from hpcai.reduce.reducer import Reducer
+from hpcai.reduce.reproducible import reproducible
 
 PLAIN: dict[str, Callable[[], Codec]] = {
     "bf16": cast.bf16,
@@ -20,23 +22,33 @@ PLAIN: dict[str, Callable[[], Codec]] = {
     "sign": sign.sign,
 }
 WITH_RATIO: dict[str, Callable[[float], Codec]] = {"topk": top_k.top_k, "randomk": random_k.random_k}
-CHOICES = ("none", *PLAIN, *(f"{name}:RATIO" for name in WITH_RATIO), "powersgd:RANK")
+CHOICES = ("none", *PLAIN, "int8sum", *(f"{name}:RATIO" for name in WITH_RATIO), "powersgd:RANK", "reproducible")
 
 
-def named(name: str, ranks: int, places: Sequence[Place] = (), seed: int = 0) -> Reducer:
-    """The reducer of that name, with error feedback, in the way that is cheapest for so many ranks (see combine.py).
+def named(name: str, ranks: int, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:
+    """The reducer of that name, in the way that is cheapest for so many ranks (see combine.py).
 
-    places: the arrays in the flat one that is to be reduced, for powersgd. Raises: UsageError, naming the choices.
+    places: the arrays in the flat one that is to be reduced, for powersgd. feedback: with a memory for what is lost, where
+    something is. Raises: UsageError, naming the choices.
     """
     if name == "none":
         return exact()
+    if name == "reproducible":
+        return reproducible()
+    reducer = _without_memory(name, ranks, places, seed)
+    return error_feedback(reducer) if feedback else reducer
+
+
+def _without_memory(name: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
+    if name == "int8sum":
+        return integer_sum()
     if name.partition(":")[0] == "powersgd":
-        return error_feedback(power_sgd(_approximation_rank(name), places, seed))
+        return power_sgd(_approximation_rank(name), places, seed)
     codec = _codec(name)
     if codec.name.startswith("randomk"):
-        return error_feedback(by_sum(codec))
+        return by_sum(codec)
     sparse = codec.name.startswith("topk")
-    return error_feedback(by_gather(codec) if sparse or ranks <= 2 else by_scatter(codec))
+    return by_gather(codec) if sparse or ranks <= 2 else by_scatter(codec)
 
 
 def _approximation_rank(name: str) -> int:

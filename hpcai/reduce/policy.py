@@ -1,10 +1,15 @@
-"""When to compress: not small arrays, which cost latency only, and not the first steps, where gradients are wild."""
+"""When to compress, and what how: not small arrays, which cost latency only, not the first steps, where gradients are wild, and
+parts of an array each in its own way."""
 
 from __future__ import annotations
 
-from hpcai.comm.communicator import Communicator
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
 from hpcai.reduce.combine import exact
-from hpcai.reduce.reducer import Reduced, Reducer, State
+from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
 
@@ -18,14 +23,42 @@ def policy(reducer: Reducer, smallest: int = 0, warmup: int = 0) -> Reducer:
     def init(x: Array) -> State:
         return 0, reducer.init(x) if x.size >= smallest else None
 
-    def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
+    def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         count, inner = state
         if x.size < smallest or count < warmup:
             return plain.reduce(x, comm, None)._replace(state=(count + 1, inner))
         done = reducer.reduce(x, comm, inner)
         return done._replace(state=(count + 1, done.state))
 
-    def said_bytes(x: Array) -> int:
-        return x.nbytes if x.size < smallest else reducer.said_bytes(x)
+    return Reducer(reducer.name, init, reduce)
 
-    return Reducer(reducer.name, init, reduce, said_bytes=said_bytes)
+
+class Parts(NamedTuple):
+    """The state of `by_parts`: where each part begins, and its reducer's state."""
+
+    starts: tuple[int, ...]
+    states: tuple[State, ...]
+
+
+def by_parts(parts: Sequence[tuple[slice, Reducer]]) -> Reducer:
+    """Slices of the array, one behind the other, that cover all of it, each by its own reducer. State: Parts.
+
+    Cost: that of the parts, each with its own calls.
+    """
+    names = list(dict.fromkeys(reducer.name for _, reducer in parts))
+
+    def init(x: Array) -> State:
+        return Parts(tuple(where.start for where, _ in parts), tuple(reducer.init(x[where]) for where, reducer in parts))
+
+    def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
+        states, residual = [], None
+        for (where, reducer), inner in zip(parts, state.states, strict=True):
+            done = reducer.reduce(x[where], comm, inner)
+            x[where] = done.mean
+            states.append(done.state)
+            if done.residual is not None:
+                residual = np.zeros_like(x) if residual is None else residual
+                residual[where] = done.residual
+        return Reduced(x, residual, Parts(state.starts, tuple(states)))
+
+    return Reducer(" and ".join(names), init, reduce)

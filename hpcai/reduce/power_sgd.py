@@ -13,8 +13,7 @@ from math import prod
 
 import numpy as np
 
-from hpcai.comm.communicator import Communicator
-from hpcai.reduce.reducer import Reduced, Reducer, State
+from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
 Place = tuple[int, tuple[int, ...]]
@@ -44,7 +43,7 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
         starts = [*(start for start, _ in matrices), n]
         return [slice(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
 
-    def keep(x: Array, memory: Array, comm: Communicator, state: State) -> Reduced:
+    def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         memory += x
         ms, rest = views(memory), others(x.size)
 
@@ -72,13 +71,10 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
         # A direction that met nothing stays, or it could never meet anything again.
         return Reduced(x, memory, tuple(np.where(Q.any(0), Q, before) for Q, before in zip(qs, state, strict=True)))
 
-    def reduce(x: Array, comm: Communicator, state: State) -> Reduced:
+    def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         return keep(x, np.zeros_like(x), comm, state)
 
-    def said_bytes(x: Array) -> int:
-        return 4 * (sum(r * (n + m) for _, (n, m) in matrices) + sum(s.stop - s.start for s in others(x.size)))
-
-    return Reducer(f"powersgd:{r}", init, reduce, keep, said_bytes)
+    return Reducer(f"powersgd:{r}", init, reduce, keep)
 
 
 def _thin(shapes: list[tuple[int, int]], more: int = 0) -> tuple[list[Array], Array]:

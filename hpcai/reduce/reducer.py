@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from hpcai.comm.communicator import Communicator
 from hpcai.xp import Array
 
 State = Any
+
+
+class Collectives(Protocol):
+    """What a reducer asks of a communicator."""
+
+    rank: int
+    size: int
+
+    def allreduce(self, x: Array, op: str = "sum") -> Array:
+        """As Communicator.allreduce."""
+
+    def allgather(self, x: Array) -> Array:
+        """As Communicator.allgather."""
+
+    def alltoall(self, x: Array) -> Array:
+        """As Communicator.alltoall."""
 
 
 class Reduced(NamedTuple):
@@ -27,12 +42,10 @@ class Reducer(NamedTuple):
 
     init(x) -> the state for arrays like x. reduce(x, comm, state) -> Reduced; x is flat f32, may be overwritten, and the mean
     may lie in it. keep(x, memory, comm, state) -> Reduced is the mean of x + memory, after which the memory, written in the same
-    pass, is the residual; where a reducer has none, `error_feedback` adds and copies. said_bytes(x) -> how many bytes say an
-    array like x (its payload; x.nbytes without compression).
+    pass, is the residual; where a reducer has none, `error_feedback` adds and copies.
     """
 
     name: str
     init: Callable[[Array], State]
-    reduce: Callable[[Array, Communicator, State], Reduced]
-    keep: Callable[[Array, Array, Communicator, State], Reduced] | None = None
-    said_bytes: Callable[[Array], int] = lambda x: x.nbytes
+    reduce: Callable[[Array, Collectives, State], Reduced]
+    keep: Callable[[Array, Array, Collectives, State], Reduced] | None = None

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from hpcai.errors import UsageError
 from hpcai.reduce.named import CHOICES, named
+from hpcai.reduce.reproducible import MOST
 
 _DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
 
@@ -39,7 +40,17 @@ def widths(value: Any) -> tuple[int, ...]:
 def names(value: Any) -> tuple[str, ...]:
     """Names separated by commas, or a list of them."""
     parts = value.split(",") if isinstance(value, str) else value
-    return tuple(part.strip() for part in parts if part.strip())
+    return tuple(part.strip() if isinstance(part, str) else part for part in parts if part)
+
+
+def layers(value: Any) -> tuple[tuple[str, str], ...]:
+    """PATTERN=CHOICE pairs separated by commas, or a mapping of patterns to choices."""
+    if isinstance(value, dict):
+        return tuple((str(pattern), str(choice)) for pattern, choice in value.items())
+    pairs = [part if isinstance(part, (tuple, list)) else part.split("=") for part in names(value)] if value else []
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise ValueError(f"wanted PATTERN=CHOICE,..., got {value!r}")
+    return tuple((pattern.strip(), choice.strip()) for pattern, choice in pairs)
 
 
 def option(default: Any, text: str, kind: Callable[[Any], Any] | None = None) -> Any:
@@ -82,9 +93,14 @@ class Options:
     bucket_bytes: int | None = option(
         None, "gradients are reduced in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)"
     )
-    compress: str = option("none", f"how gradients travel: {', '.join(CHOICES)}; with error feedback")
+    compress: str = option("none", f"how gradients travel: {', '.join(CHOICES)}, or auto (what is predicted to be quickest)")
+    compress_layers: tuple[tuple[str, str], ...] = option(
+        (), "other choices for some arrays: PATTERN=CHOICE,..., as in linear1.*=none,conv*=int4; the first that fits", layers
+    )
     compress_warmup: int = option(0, "steps before compression begins")
     compress_smallest: int = option(4096, "buckets of fewer elements travel uncompressed")
+    no_error_feedback: bool = option(False, "forget what compression loses instead of adding it to the next step")
+    grain: int = option(8, "compress reproducible: samples that are computed together, whatever the number of ranks")
     run: str | None = option(None, "folder for everything that is written (runs/DATA-MODEL)")
     metrics: str | None = option(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
     plot: bool = option(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
@@ -194,7 +210,8 @@ def _filled(given: Options) -> Options:
         lr=given.lr if given.lr is not None else _LR[given.optimizer],
         run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{given.model}",
     )
-    named(o.compress, 1)
+    for choice in [o.compress] * (o.compress != "auto") + [choice for _, choice in o.compress_layers]:
+        named(choice, 1)
     refuse = [
         (o.epochs is not None and o.epochs < 1, f"--epochs starts at 1, got {o.epochs}"),
         (o.steps is not None and o.steps < 1, f"--steps starts at 1, got {o.steps}"),
@@ -217,6 +234,16 @@ def _filled(given: Options) -> Options:
         (o.compress_warmup < 0, f"--compress-warmup must not be negative, got {o.compress_warmup}"),
         (o.compress_smallest < 0, f"--compress-smallest must not be negative, got {o.compress_smallest}"),
         (o.compress != "none" and o.dtype != "f32", f"--compress {o.compress} works on f32; leave --dtype {o.dtype} out"),
+        (o.compress_layers and o.compress == "none", "--compress-layers makes exceptions from --compress; give that too"),
+        (
+            "reproducible" in [o.compress, *(choice for _, choice in o.compress_layers)] and bool(o.compress_layers),
+            "--compress reproducible is for all arrays; leave --compress-layers out",
+        ),
+        (o.grain < 1, f"--grain starts at 1, got {o.grain}"),
+        (
+            o.compress == "reproducible" and o.batch > o.grain * MOST,
+            f"--compress reproducible sums up to {MOST} grains; --grain {o.grain} is too small for --batch {o.batch}",
+        ),
         (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
         (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),

@@ -15,7 +15,7 @@ from hpcai.data import sharding, sources
 from hpcai.data.dataset import Dataset, batch_into
 from hpcai.errors import NonFiniteError, UsageError
 from hpcai.nn import models
-from hpcai.train import report, resume
+from hpcai.train import advice, report, resume
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, build_schedule, replica
 from hpcai.train.step import train_step
@@ -32,6 +32,7 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     """
     folder = Path(options.run or "runs")
     dataset = share(comm, lambda: _prepare(options, comm.size, folder))
+    options = advice.decided(options, dataset, comm, folder)
     mine = replica(options, dataset, comm)
     progress = resume.start(options, mine, comm, folder)
 
@@ -55,11 +56,13 @@ def _run(
     """All steps from where `progress` stands to the reporter's total."""
     n, total, per_epoch = len(dataset.x_train), reporter.total, reporter.per_epoch
     schedule = build_schedule(options, total)
-    rows = np.empty((-(-min(options.batch, n) // comm.size), dataset.x_train.shape[1]), mine.params.dtype)
+    grain = mine.grain or 1
+    grains = -(-min(options.batch, n) // grain)
+    rows = np.empty((-(-grains // comm.size) * grain, dataset.x_train.shape[1]), mine.params.dtype)
 
     for step in range(progress.step, total):
         batch = sharding.global_batch(n, options.batch, options.seed, step)
-        index = sharding.shard(batch, comm.rank, comm.size)
+        index = sharding.shard(batch, comm.rank, comm.size, grain)
         x = batch_into(rows, dataset.x_train, index, dataset)
         outcome = train_step(mine, comm, x, dataset.y_train[index], len(batch), step, schedule(step))
         progress.add(outcome.loss_sum, outcome.samples)
@@ -88,6 +91,12 @@ def evaluate(mine: Replica, dataset: Dataset, comm: Communicator) -> tuple[float
         sums += mine.model.loss.evaluate(np.empty_like(y), y, dataset.y_test[part], 0.0)
     comm.allreduce(sums)
     return sums[0] / n, sums[1] / n if dataset.classes else None
+
+
+def load(options: Options, comm: Communicator) -> Dataset:
+    """The data set that the options name, on all ranks."""
+    where = Path(options.data_dir) if options.data_dir else None
+    return share(comm, lambda: sources.load(options.data, where, options.label, options.ignore))
 
 
 def share(comm: Communicator, load: Callable[[], Dataset]) -> Dataset:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
 
 from hpcai import arena
+from hpcai.arena import Layout
+from hpcai.comm import cores
 from hpcai.comm.background import Background, Foreground
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
@@ -18,8 +21,9 @@ from hpcai.nn.models import Model
 from hpcai.optim import optimizers, schedules
 from hpcai.optim.optimizers import Optimizer, State
 from hpcai.optim.schedules import Schedule
+from hpcai.reduce.counting import Tally
 from hpcai.reduce.named import named
-from hpcai.reduce.policy import policy
+from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
 from hpcai.train.config import Options
 from hpcai.xp import DTYPES, Array
@@ -47,6 +51,8 @@ class Replica:
     carrier: Background | Foreground
     reducers: list[Reducer]
     reducer_states: list[Any]
+    tallies: list[Tally]
+    grain: int
     reduction: str
     algorithm: str
     clip: float
@@ -63,7 +69,11 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
     overlap = overlaps(options, comm)
     bucket_bytes = options.bucket_bytes or (OVERLAPPED_BUCKET_BYTES if overlap else BUCKET_BYTES)
     buckets = arena.buckets(model.layout, np.dtype(dtype).itemsize, bucket_bytes)
-    reducers = build_reducers(options, model, buckets, comm)
+    reducers = build_reducers(options, model, buckets, comm.size)
+    states = [reducer.init(grads[bucket]) for reducer, bucket in zip(reducers, buckets, strict=False)]
+    by_grains = options.compress == "reproducible"
+    if by_grains:
+        cores.limit_threads(1)  # the same cut of a matrix product everywhere
     return Replica(
         model=model,
         optimizer=optimizer,
@@ -78,7 +88,9 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         gaps=arena.gaps(model.layout),
         carrier=Background() if overlap else Foreground(),
         reducers=reducers,
-        reducer_states=[reducer.init(grads[bucket]) for reducer, bucket in zip(reducers, buckets, strict=False)],
+        reducer_states=[None] if by_grains else states,
+        tallies=[Tally() for _ in buckets],
+        grain=options.grain if by_grains else 0,
         reduction=options.reduction,
         algorithm=options.algorithm,
         clip=options.clip,
@@ -123,17 +135,31 @@ def build_optimizer(options: Options, model: Model) -> Optimizer:
     return optimizers.adam(weight_decay=decay, decoupled=name == "adamw")
 
 
-def build_reducers(options: Options, model: Model, buckets: list[slice], comm: Communicator) -> list[Reducer]:
+def build_reducers(options: Options, model: Model, buckets: list[slice], ranks: int) -> list[Reducer]:
     """One for each bucket, or none at all where gradients are summed as they are."""
-    if options.compress == "none":
+    if options.compress in ("none", "reproducible"):
         return []
-    made = []
-    for bucket in buckets:
-        slots = [slot for slot in model.layout.slots if bucket.start <= slot.start and slot.stop <= bucket.stop]
-        places = [(slot.start - bucket.start, slot.shape) for slot in slots]
-        reducer = named(options.compress, comm.size, places, options.seed)
-        made.append(policy(reducer, options.compress_smallest, options.compress_warmup))
-    return made
+    return [_reducer(options, model.layout, bucket, ranks) for bucket in buckets]
+
+
+def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int) -> Reducer:
+    """Of one bucket: neighbouring arrays of the same choice are a part, which is reduced in one go."""
+    slots = [slot for slot in layout.slots if bucket.start <= slot.start and slot.stop <= bucket.stop]
+    choices = [_choice(options, slot.name) for slot in slots]
+    starts = [i for i in range(len(slots)) if i == 0 or choices[i] != choices[i - 1]]
+    parts = []
+    for first, after in zip(starts, [*starts[1:], len(slots)], strict=True):
+        begin, end = slots[first].start, slots[after].start if after < len(slots) else bucket.stop
+        places = [(slot.start - begin, slot.shape) for slot in slots[first:after]]
+        reducer = named(choices[first], ranks, places, options.seed, not options.no_error_feedback)
+        one = policy(reducer, options.compress_smallest, options.compress_warmup)
+        parts.append((slice(begin - bucket.start, end - bucket.start), one))
+    return parts[0][1] if len(parts) == 1 else by_parts(parts)
+
+
+def _choice(options: Options, name: str) -> str:
+    """How the array of that name travels."""
+    return next((choice for pattern, choice in options.compress_layers if fnmatch(name, pattern)), options.compress)
 
 
 def build_schedule(options: Options, steps: int) -> Schedule:

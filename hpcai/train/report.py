@@ -20,6 +20,8 @@ from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError
+from hpcai.reduce.counting import Sent, sent_bytes
+from hpcai.train import memories
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica
 from hpcai.train.resume import Progress
@@ -27,6 +29,7 @@ from hpcai.train.step import Report
 
 REDRAW_S = 0.1
 LINE_S = 10.0
+SHOWN_BUCKETS = 8
 
 
 class Reporter:
@@ -131,12 +134,7 @@ class Reporter:
             "options": dataclasses.asdict(self.options),
         }
         if self.mine.reducers:
-            views = [self.mine.grads[bucket] for bucket in self.mine.buckets]
-            summary["compression"] = {
-                "name": self.mine.reducers[0].name,
-                "gradient_bytes": self.mine.grads.nbytes,
-                "payload_bytes": sum(reducer.said_bytes(x) for reducer, x in zip(self.mine.reducers, views, strict=True)),
-            }
+            summary["compression"] = compression(self.mine, self.comm.size)
         if regression:
             summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit
             summary["test_r2"] = 1 - last["test_loss"] / constant if constant else 0.0
@@ -277,12 +275,46 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
         ("wall time", f"{summary['wall_s']:.1f} s"),
     ]
     if (said := summary.get("compression")) is not None:
-        ratio = said["gradient_bytes"] / said["payload_bytes"]
-        text = f"{said['name']}: {said['gradient_bytes']:,} bytes of gradient in {said['payload_bytes']:,} ({ratio:.1f}x)"
-        rows.append(("compression", text))
+        rows.append(("compression", f"{said['name']}: {_compressed(said)}"))
+        shown = said["buckets"][:SHOWN_BUCKETS] if len(said["buckets"]) > 1 else []
+        rows += [("" if i else "  by bucket", f"{one['elements']:,} elements: {_compressed(one)}") for i, one in enumerate(shown)]
+        if len(shown) < len(said["buckets"]) and shown:
+            rows.append(("", f"and {len(said['buckets']) - len(shown)} more (in summary.json)"))
     rows += [("written" if i == 0 else "", str(path)) for i, path in enumerate(written)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def compression(mine: Replica, ranks: int) -> dict[str, Any]:
+    """What compression did in the last step and took on average, in all and for each bucket; errors are this rank's.
+
+    error: the norm of what is still owed (the memory) over that of the mean that was delivered; None without a memory.
+    """
+    buckets = []
+    for where, tally, state in zip(mine.buckets, mine.tallies, mine.reducer_states, strict=True):
+        sent = sum(sent_bytes(call, ranks) for call in tally.calls)
+        plain = sent_bytes(Sent("allreduce", 4 * (where.stop - where.start)), ranks)
+        owed, norm = memories.norm(state), float(np.linalg.norm(mine.grads[where]))
+        buckets.append(
+            {
+                "elements": where.stop - where.start,
+                "sent_bytes": sent,
+                "plain_bytes": plain,
+                "coding_ms": 1e3 * tally.coding_s / max(1, tally.count),
+                "error": None if owed is None or not norm else owed / norm,
+            }
+        )
+    names = dict.fromkeys(reducer.name for reducer in mine.reducers)
+    total = {key: sum(one[key] for one in buckets) for key in ("elements", "sent_bytes", "plain_bytes", "coding_ms")}
+    return {"name": " and ".join(names), **total, "buckets": buckets}
+
+
+def _compressed(said: dict[str, Any]) -> str:
+    """What was sent instead of what, in words."""
+    ratio = f" ({said['plain_bytes'] / said['sent_bytes']:.1f}x)" if said["sent_bytes"] else ""
+    text = f"a rank sends {said['sent_bytes']:,.0f} bytes a step instead of {said['plain_bytes']:,.0f}{ratio}, "
+    owed = f", memory {said['error']:.0%} of the mean" if said.get("error") is not None else ""
+    return f"{text}coding {said['coding_ms']:.2f} ms{owed}"
 
 
 def require_matplotlib() -> None:

@@ -93,21 +93,27 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
     progress, counters, extra = begun
     for array in _arrays(mine).values():
         comm.broadcast(array)
-    if mine.reducers:
-        kept: dict[str, Array] = {}
-        for name, (shape, dtype) in extra.items():
-            here = np.require(loaded[0].arrays[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
-            kept[name] = comm.broadcast(here)
-        memories.restore(mine, comm, kept, counters)
+    kept: dict[str, Array] = {}
+    for name, (shape, dtype) in extra.items() if mine.reducers else ():
+        here = np.require(loaded[0].arrays[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
+        kept[name] = comm.broadcast(here)
+    memories.restore(mine, comm, kept, counters)
     return progress
 
 
 def save(options: Options, mine: Replica, progress: Progress, comm: Communicator, folder: Path) -> None:
     """Write a checkpoint on rank 0; every rank waits until it is on disk."""
     meta = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress), "ranks": comm.size}
+    meta["compress"] = options.compress
     arrays, meta["counters"] = memories.gather(mine, comm)
     made = Checkpoint(_arrays(mine) | arrays, meta)
     comm.on_root(lambda: str(checkpoint.write(folder / "checkpoints", progress.step, made, options.keep)))
+
+
+def compression(options: Options, folder: Path) -> str | None:
+    """How gradients travelled in the run that `options` go on from; None where there is none."""
+    path = _chosen(options.resume, folder)
+    return None if path is None else checkpoint.read(path)[1].meta.get("compress")
 
 
 def newest(folder: Path) -> Path | None:

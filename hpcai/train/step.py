@@ -13,6 +13,7 @@ from hpcai.comm.communicator import Communicator
 from hpcai.errors import NonFiniteError
 from hpcai.nn import models
 from hpcai.optim import clip
+from hpcai.train import grains
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
@@ -39,28 +40,9 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     if replica.reducers:  # which take means
         scale *= comm.size
 
-    # Buckets are cut from the end of the gradient, as backward fills it, and are reduced as soon as they are full.
-    total, waiting = np.zeros(1), list(range(len(replica.buckets)))
-
-    def reduce_filled(start: int) -> None:
-        while waiting and replica.buckets[waiting[0]].start >= start:
-            replica.carrier.start(_reduce, replica, comm, waiting.pop(0))
-
-    # Every sample weighs the same whatever its rank: gradients are sums over samples, divided by the global count.
-    with np.errstate(all="ignore"):  # overflow is an error of its own below
-        y = models.forward(model, replica.param_views, replica.caches, x)
-        dy = np.empty_like(y)
-        total[0], _ = model.loss.evaluate(dy, y, target, scale)
-        models.backward(model, replica.param_views, replica.grad_views, replica.caches, dy, reduce_filled)
-
-    before = perf_counter()
-    replica.carrier.start(comm.allreduce, total)
-    replica.carrier.wait()
-    if replica.reducers:  # what a codec made of the elements that belong to no parameter
-        for gap in replica.gaps:
-            grads[gap] = 0
-    comm_s = perf_counter() - before
-    loss_sum = float(total[0])
+    # Gradients are sums over samples, scaled by the global count, so that every sample weighs the same whatever its rank.
+    sums = grains.sum_into(replica, comm, x, target, scale) if replica.grain else None
+    loss_sum, comm_s = sums or _sum_into(replica, comm, x, target, scale)
     if not math.isfinite(loss_sum):
         raise _non_finite_loss(replica, comm, x, step, loss_sum)
 
@@ -72,13 +54,38 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     return Report(loss_sum, batch, norm, perf_counter() - started, comm_s)
 
 
+def _sum_into(replica: Replica, comm: Communicator, x: Array, target: Array, scale: float) -> tuple[float, float]:
+    """replica.grads = the sum over all ranks; returns the loss and the seconds that communication took after backward."""
+    model, total, waiting = replica.model, np.zeros(1), list(range(len(replica.buckets)))
+
+    def reduce_filled(start: int) -> None:
+        while waiting and replica.buckets[waiting[0]].start >= start:
+            replica.carrier.start(_reduce, replica, comm, waiting.pop(0))
+
+    # Buckets are cut from the end of the gradient, as backward fills it, and are reduced as soon as they are full.
+    with np.errstate(all="ignore"):  # overflow is an error of its own below
+        y = models.forward(model, replica.param_views, replica.caches, x)
+        dy = np.empty_like(y)
+        total[0], _ = model.loss.evaluate(dy, y, target, scale)
+        models.backward(model, replica.param_views, replica.grad_views, replica.caches, dy, reduce_filled)
+
+    before = perf_counter()
+    replica.carrier.start(comm.allreduce, total)
+    replica.carrier.wait()
+    if replica.reducers:  # what a codec made of the elements that belong to no parameter
+        for gap in replica.gaps:
+            replica.grads[gap] = 0
+    return float(total[0]), perf_counter() - before
+
+
 def _reduce(replica: Replica, comm: Communicator, i: int) -> None:
     """Sum bucket `i` over all ranks, in place: as it is, or as its reducer does it."""
     bucket = replica.grads[replica.buckets[i]]
     if not replica.reducers:
         comm.allreduce(bucket, algorithm=replica.algorithm)
     else:
-        mean, _, replica.reducer_states[i] = replica.reducers[i].reduce(bucket, comm, replica.reducer_states[i])
+        with replica.tallies[i].of(comm) as counted:
+            mean, _, replica.reducer_states[i] = replica.reducers[i].reduce(bucket, counted, replica.reducer_states[i])
         if mean is not bucket:
             bucket[:] = mean
 

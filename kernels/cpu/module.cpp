@@ -7,6 +7,7 @@
 
 #include "compress.hpp"
 #include "fold.hpp"
+#include "integers.hpp"
 #include "node.hpp"
 
 namespace nb = nanobind;
@@ -97,6 +98,22 @@ NB_MODULE(_native, m) {
     }, nb::call_guard<nb::gil_scoped_release>());
     m.def("select_above", [](Address x, std::size_t n, std::uint32_t threshold, std::size_t room, Address index, Address value) {
         return select_above(reinterpret_cast<const float*>(x), n, threshold, room, reinterpret_cast<std::uint32_t*>(index), reinterpret_cast<float*>(value));
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("block_tops", [](Address tops, Address x, Address memory, std::size_t n) {
+        block_tops(reinterpret_cast<float*>(tops), reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("encode_lanes", [](int lane_bytes, Address lanes, Address scales, Address memory, std::size_t n, int limit) {
+        encode_lanes(lane_bytes, reinterpret_cast<void*>(lanes), reinterpret_cast<const float*>(scales), reinterpret_cast<float*>(memory), n, limit);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("decode_lanes", [](int lane_bytes, Address out, Address lanes, Address scales, std::size_t n, int offset, float factor) {
+        decode_lanes(lane_bytes, reinterpret_cast<float*>(out), reinterpret_cast<const void*>(lanes), reinterpret_cast<const float*>(scales), n,
+                     offset, factor);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("add_fixed", [](Address sums, Address x, std::size_t n, double per_unit) {
+        add_fixed(reinterpret_cast<std::int64_t*>(sums), reinterpret_cast<const float*>(x), n, per_unit);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("from_fixed", [](Address out, Address sums, std::size_t n, double unit) {
+        from_fixed(reinterpret_cast<float*>(out), reinterpret_cast<const std::int64_t*>(sums), n, unit);
     }, nb::call_guard<nb::gil_scoped_release>());
     m.attr("DESK_BYTES") = sizeof(Desk);
     m.def("fold_ranks", [](int type, int op, std::vector<Address> outs, std::vector<Address> xs, long divisor, std::size_t from, std::size_t to) {

@@ -20,6 +20,16 @@ def test_every_sample_comes_once_an_epoch_whatever_the_number_of_ranks(n, batch,
         assert sorted(whole) == list(range(n))
 
 
+@pytest.mark.parametrize("size", RANKS)
+def test_grains_are_the_same_samples_on_any_number_of_ranks(size):
+    for n, grain in ((0, 4), (3, 4), (50, 8), (64, 8), (10, 100)):
+        index = np.arange(n)
+        parts = [sharding.shard(index, rank, size, grain) for rank in range(size)]
+        assert np.concatenate(parts).tolist() == index.tolist()
+        assert all(len(part) == 0 or part[0] % grain == 0 for part in parts)
+        assert max(map(len, parts)) - min(map(len, parts)) <= grain
+
+
 def test_the_order_depends_on_seed_and_epoch_and_nothing_else():
     def epoch(seed, number):
         return sharding.global_batch(50, 50, seed, number).tolist()

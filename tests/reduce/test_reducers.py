@@ -7,8 +7,11 @@ from hpcai.comm import threads
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
 from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
-from hpcai.reduce.policy import policy
+from hpcai.reduce.counting import Counting, Mute, sent_bytes
+from hpcai.reduce.integer_sum import integer_sum
+from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.power_sgd import power_sgd
+from hpcai.reduce.reproducible import reproducible
 
 OWN = Codec("own", lambda x, state: ((np.round(x, 1),), state), lambda payload, n: payload[0])
 REDUCERS = {
@@ -23,6 +26,9 @@ REDUCERS = {
     "by_gather top_k": by_gather(top_k.top_k(0.05)),
     "by_scatter top_k": by_scatter(top_k.top_k(0.05)),
     "power_sgd of no matrix": power_sgd(2, []),
+    "integer_sum": integer_sum(),
+    "reproducible": reproducible(),
+    "by_parts": by_parts([(slice(0, 3), exact()), (slice(3, 3), exact()), (slice(3, None), by_gather(quantize.int8()))]),
 }
 SIZES = (0, 1, 2, 3, 10, 101, 257, 4099)
 
@@ -100,14 +106,74 @@ def test_by_sum_refuses_codecs_whose_payloads_cannot_be_summed():
         by_sum(quantize.int8())
 
 
-def test_how_many_bytes_say_an_array():
-    x = np.ones(1000, np.float32)
-    said = {name: REDUCERS[name].said_bytes(x) for name in ("exact", "by_gather int8", "by_scatter bf16", "by_gather top_k")}
-    assert said == {"exact": 4000, "by_gather int8": 1016, "by_scatter bf16": 2000, "by_gather top_k": 400}
-    assert power_sgd(2, [(0, (20, 30))]).said_bytes(x) == 4 * (2 * 50 + 400)
-    small = policy(error_feedback(by_gather(quantize.int8())), smallest=1001)
-    assert small.said_bytes(x) == 4000
-    assert small.said_bytes(np.ones(2000, np.float32)) == 2032
+def sent(reducer, x, size):
+    """Bytes that a rank sends, as it is watched and as a mute communicator foresees it."""
+
+    def program(comm):
+        counting = Counting(comm)
+        reducer.reduce(x.copy(), counting, reducer.init(x))
+        return [call[:2] for call in counting.calls]
+
+    mute = Counting(Mute(0, size))
+    reducer.reduce(x.copy(), mute, reducer.init(x))
+    assert [call[:2] for call in mute.calls] == threads.run(size, program)[0]
+    return sum(sent_bytes(call, size) for call in mute.calls)
+
+
+def test_how_many_bytes_are_sent_and_foreseen():
+    x = np.ones(1024, np.float32)
+    assert sent(exact(), x, 4) == 2 * 3 / 4 * 4096
+    assert sent(REDUCERS["by_gather int8"], x, 4) == 3 * (1024 + 16)
+    assert sent(REDUCERS["by_scatter int8"], x, 4) == 2 * 3 * (256 + 8)  # 4 bytes of scale and 4 to the next multiple of 8
+    assert sent(integer_sum(), x, 4) == 2 * 3 / 4 * (1024 + 16)
+    assert sent(REDUCERS["by_gather top_k"], x, 2) == 8 * 51
+    assert sent(power_sgd(2, [(0, (20, 30))]), x, 2) == 4 * (2 * 50 + 424)
+    assert sent(reproducible(), x, 2) == 8 + 8 * 1024
+    small = policy(error_feedback(by_gather(quantize.int8())), smallest=1025)
+    assert sent(small, x, 2) == 4096
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 31, 32])
+def test_sums_of_integers_are_those_of_the_levels_whoever_adds_them(size):
+    """The mean is exact in the levels: the same in f64, and within half a level of the truth."""
+    reducer, n = integer_sum(), 1000
+
+    def program(comm):
+        done = reducer.reduce(data(comm.rank, n), comm, None)
+        return done.mean, done.residual
+
+    results = threads.run(size, program)
+    said = np.mean([data(rank, n) - results[rank][1].astype(np.float64) for rank in range(size)], 0)
+    np.testing.assert_allclose(results[0][0], said, atol=1e-6)
+    top = np.maximum.reduceat(np.max([np.abs(data(rank, n)) for rank in range(size)], 0), np.arange(0, n, 256))
+    limit = 127 // size if size < 32 else 32767 // size
+    true = np.mean([data(rank, n).astype(np.float64) for rank in range(size)], 0)
+    assert (np.abs(results[0][0] - true) <= np.repeat(top, 256)[:n] / limit / 2 * 1.001).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("reducer", [integer_sum(), reproducible()], ids=lambda reducer: reducer.name)
+def test_integers_say_that_something_was_not_finite_on_any_rank(reducer, value):
+    def program(comm):
+        x = np.ones(1000, np.float32)
+        x[300] = value if comm.rank == 1 else 1
+        return reducer.reduce(x, comm, None).mean
+
+    for mean in threads.run(3, program):
+        assert np.isnan(mean[300])
+
+
+def test_reproducible_sums_do_not_depend_on_who_adds_what_in_which_order():
+    """The same six contributions on 6 ranks in two orders: plain sums of such values differ."""
+    n = 5000
+    contributions = [data(i, n) * np.float32(10.0 ** (i - 3)) for i in range(6)]
+
+    def program(comm, order):
+        return reproducible().reduce(contributions[order[comm.rank]].copy(), comm, None).mean
+
+    one, other = (threads.run(6, program, order)[0] for order in (range(6), [5, 2, 0, 4, 1, 3]))
+    assert one.tobytes() == other.tobytes()
+    np.testing.assert_allclose(one, np.mean(contributions, 0, dtype=np.float64), rtol=1e-6, atol=1e-9)
 
 
 def test_names_read_as_what_they_do():

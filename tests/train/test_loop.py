@@ -123,7 +123,7 @@ def test_going_on_is_bitwise_the_undisturbed_run(tmp_path, cut, optimizer):
     assert steps == list(range(1, 51))
 
 
-COMPRESSIONS = ["bf16", "fp16", "fp8", "int8", "int4", "sign", "topk:0.02", "randomk:0.1", "powersgd:2"]
+COMPRESSIONS = ["bf16", "fp16", "fp8", "int8", "int8sum", "int4", "sign", "topk:0.02", "randomk:0.1", "powersgd:2"]
 
 
 @pytest.mark.parametrize("compress", COMPRESSIONS)
@@ -132,7 +132,7 @@ def test_going_on_with_compression_is_bitwise_the_undisturbed_run(tmp_path, comp
     flags += ["--hidden", "16,16", "--checkpoint-steps", "10", "--overlap", "always"]
     summary = train(3, options(tmp_path, *flags, "--steps", "30", run="whole"))
     assert summary["compression"]["name"] == f"{compress}, error feedback"
-    assert summary["compression"]["gradient_bytes"] > 1.4 * summary["compression"]["payload_bytes"]
+    assert summary["compression"]["plain_bytes"] > 1.3 * summary["compression"]["sent_bytes"]
     train(3, options(tmp_path, *flags, "--steps", "17", run="cut"))
     train(3, options(tmp_path, *flags, "--steps", "30", "--resume", "auto", run="cut"))
     whole, cut = final(tmp_path, "whole"), final(tmp_path, "cut")

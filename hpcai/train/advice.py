@@ -1,0 +1,110 @@
+"""Which --compress to take for this model on this machine: measured, predicted, and said why."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.data import sharding
+from hpcai.data.dataset import Dataset, batch_into
+from hpcai.nn import models
+from hpcai.reduce import advice
+from hpcai.reduce.advice import Prediction
+from hpcai.reduce.combine import exact
+from hpcai.train import resume
+from hpcai.train.config import Options
+from hpcai.train.replica import Replica, build_reducers, replica
+from hpcai.xp import Array
+
+CANDIDATES = ("none", "bf16", "int8", "int4", "powersgd:4")
+"""What "auto" chooses from: the first, or those that cost no accuracy in bench/results/convergence.md."""
+
+ALL = ("none", "bf16", "fp16", "fp8", "int8", "int8sum", "int4", "sign", "topk:0.01", "randomk:0.01", "powersgd:4")
+
+
+def decided(options: Options, dataset: Dataset, comm: Communicator, folder: Path) -> Options:
+    """The options with "auto" replaced by a choice: that of the run they go on from, else the best prediction. Collective.
+
+    Rank 0 says on stderr what it is and why.
+    """
+    if options.compress != "auto":
+        return options
+    kept = comm.on_root(lambda: resume.compression(options, folder))
+    if kept is not None:
+        why, name = "as in the run that goes on", kept
+    elif options.dtype != "f32" or comm.size == 1:
+        why, name = "there is one rank" if comm.size == 1 else "codecs work on f32", "none"
+    else:
+        predictions = predicted(options, replica(_with(options, "none"), dataset, comm), comm, CANDIDATES)
+        best = advice.best(predictions)
+        why, name = "; ".join(f"{one.name} {1e3 * one.seconds:.2f} ms" for one in predictions), best.name
+    if comm.rank == 0:
+        print(f"--compress auto takes {name} ({why})", file=sys.stderr)
+    return _with(options, name)
+
+
+def predicted(options: Options, plain: Replica, comm: Communicator, names: tuple[str, ...]) -> list[Prediction]:
+    """A prediction for each choice, of what one step's gradients take. The same on all ranks. Collective."""
+    wire = advice.measure_wire(comm, max(4 * (bucket.stop - bucket.start) for bucket in plain.buckets))
+    sizes = [bucket.stop - bucket.start for bucket in plain.buckets]
+    found = []
+    for name in names:
+        reducers = build_reducers(_with(options, name), plain.model, plain.buckets, comm.size) or [exact()] * len(sizes)
+        found.append(advice.predict(list(zip(sizes, reducers, strict=True)), comm, wire)._replace(name=name))
+    return found
+
+
+def computing_s(mine: Replica, options: Options, dataset: Dataset, comm: Communicator) -> float:
+    """Seconds of forward, backward and optimizer on this rank's samples, on the slowest rank; changes the replica. Collective."""
+    index = sharding.shard(np.arange(min(options.batch, len(dataset.x_train))), comm.rank, comm.size)
+    rows = np.empty((len(index), dataset.x_train.shape[1]), mine.params.dtype)
+    x, target = batch_into(rows, dataset.x_train, index, dataset), dataset.y_train[index]
+    times = []
+    for step in range(12):
+        comm.barrier()
+        begin = perf_counter()
+        _compute(mine, x, target, 1.0 / options.batch, step)
+        times.append(perf_counter() - begin)
+    return float(comm.allreduce(np.array([statistics.median(times[2:])]), "max")[0])
+
+
+def _compute(mine: Replica, x: Array, target: Array, scale: float, step: int) -> None:
+    y = models.forward(mine.model, mine.param_views, mine.caches, x)
+    dy = np.empty_like(y)
+    mine.model.loss.evaluate(dy, y, target, scale)
+    models.backward(mine.model, mine.param_views, mine.grad_views, mine.caches, dy)
+    mine.optimizer.update(mine.params, mine.grads, mine.state, step + 1, 1e-6, 1.0)
+
+
+def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
+    """For `python -m hpcai.doctor --compress`: what each choice is predicted to take, in Markdown. Collective."""
+    plain = replica(_with(options, "none"), dataset, comm)
+    computing = computing_s(plain, options, dataset, comm)
+    predictions = predicted(options, plain, comm, ALL)
+    lines = [
+        f"{plain.model.name} on {dataset.name}, batch {options.batch} on {comm.size} ranks: {plain.grads.nbytes:,} bytes of "
+        f"gradient in {len(plain.buckets)} bucket{'s' if len(plain.buckets) > 1 else ''}; forward, backward and optimizer take "
+        f"{1e3 * computing:.2f} ms",
+        "",
+        "| --compress | sent by a rank | coding | wire | step | speed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in predictions:
+        step, plainly = computing + one.seconds, computing + predictions[0].seconds
+        lines.append(
+            f"| {one.name} | {one.sent:,.0f} B | {1e3 * one.coding_s:.2f} ms | {1e3 * one.wire_s:.2f} ms | {1e3 * step:.2f} ms | "
+            f"{plainly / step:.2f}x |"
+        )
+    best = advice.best([one for one in predictions if one.name in CANDIDATES])
+    said = "do not compress: nothing that keeps the accuracy is quicker" if best.name == "none" else f"--compress {best.name}"
+    return "\n".join([*lines, "", f"advice: {said}. With --overlap a part of the reduction hides behind backward."])
+
+
+def _with(options: Options, compress: str) -> Options:
+    return dataclasses.replace(options, compress=compress, compress_layers=() if compress == "none" else options.compress_layers)

@@ -1,0 +1,70 @@
+"""Gradients with the same bits for any number of ranks: by grains.
+
+A *grain* is a few neighbouring samples of the global batch, the same whatever the number of ranks. Forward and backward run on
+one grain at a time, so that floating-point sums never depend on who computes them, and the grains' gradients are summed
+as integers (see reduce/reproducible.py). The unit follows from the largest magnitude of the step before; where that turns out not to
+fit, on all ranks alike, the step is computed again.
+"""
+
+from __future__ import annotations
+
+import math
+from time import perf_counter
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.nn import models
+from hpcai.ops import integers
+from hpcai.reduce import reproducible
+from hpcai.train.replica import Replica
+from hpcai.xp import Array
+
+MARGIN = 8
+"""The largest magnitude may grow by 2**8 from step to step before a step is computed again, and shrink by 2**16."""
+
+
+def sum_into(replica: Replica, comm: Communicator, x: Array, target: Array, scale: float) -> tuple[float, float] | None:
+    """replica.grads = the sum over all grains of all ranks; returns the loss and the seconds spent in communication. Collective.
+
+    x, target: this rank's whole grains. Returns None where a gradient is not finite.
+    """
+    while True:
+        exponent = replica.reducer_states[0]
+        guess = 0 if exponent is None else exponent
+        sums, losses, largest = _pass(replica, x, target, scale, reproducible.unit_for(guess), 2.0**guess)
+        before = perf_counter()
+        largest = float(comm.allreduce(np.array([largest]), "max")[0])
+        if not math.isfinite(largest):
+            return None
+        needed = reproducible.exponent_of(largest) + MARGIN
+        replica.reducer_states[0] = needed
+        if largest < 2.0**guess and (largest == 0 or needed > guess - 2 * MARGIN):
+            break
+    comm.allreduce(sums)
+    integers.from_fixed_into(replica.grads, sums, reproducible.unit_for(guess))
+    every = comm.exchange(losses)
+    return math.fsum(loss for some in every for loss in some), perf_counter() - before
+
+
+def _pass(replica: Replica, x: Array, target: Array, scale: float, unit: int, limit: float) -> tuple[Array, list[float], float]:
+    """Forward and backward over all grains: sums in units of 2**unit, losses, and the largest magnitude of a gradient.
+
+    What reaches the limit is not added; nor does anything after it matter but the largest magnitude.
+    """
+    sums, losses, largest = np.zeros(replica.grads.size, np.int64), [], 0.0
+    for start in range(0, len(x), replica.grain):
+        part = slice(start, start + replica.grain)
+        with np.errstate(all="ignore"):
+            y = models.forward(replica.model, replica.param_views, replica.caches, x[part])
+            dy = np.empty_like(y)
+            loss, _ = replica.model.loss.evaluate(dy, y, target[part], scale)
+            models.backward(replica.model, replica.param_views, replica.grad_views, replica.caches, dy)
+        here = reproducible.largest_magnitude(replica.grads)
+        losses.append(float(loss))
+        largest = here if math.isnan(here) else max(largest, here)
+        if math.isnan(largest):
+            break
+        if largest < limit:
+            integers.add_fixed_into(sums, replica.grads, unit)
+    return sums, losses, largest
