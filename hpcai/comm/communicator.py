@@ -7,7 +7,7 @@ difference is an error on all of them that shows both sides, where plain MPI wou
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -143,6 +143,32 @@ class Communicator:
         """
         self._collective("allgather", x, "", 0, algorithm)
         return x
+
+    def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
+        """`allgather` of one array after the other, where making them takes time: while one is under way the next is asked for.
+
+        arrays: gives arrays in which this rank has written its chunk; as many on all ranks, equal in shape and dtype. They come
+        out in order, each after the one behind it was asked for. Raises: as `allgather`; ranks are compared at the first array.
+        """
+        if self.size > 1 and self._memory is None:
+            yield from ring.allgather_each(self._each_checked(arrays), self.wire)
+            return
+        before = None
+        for x in arrays:
+            if before is not None:
+                yield before
+            before = self.allgather(x)
+        if before is not None:
+            yield before
+
+    def _each_checked(self, arrays: Iterable[Array]) -> Iterator[Array]:
+        for i, x in enumerate(arrays):
+            problem = call.array_problem("allgather", x, "")
+            if i == 0:
+                self._agree("allgather", x, problem=problem)
+            elif problem is not None:
+                raise problem
+            yield x
 
     def broadcast(self, x: Array, root: int = 0, *, algorithm: str = "auto") -> Array:
         """Copy `x` from rank `root` to all ranks, in place. Any dtype, contiguous, equal shape and dtype on all. Returns x."""

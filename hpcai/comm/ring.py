@@ -8,7 +8,7 @@ step is what it sends at the next, from the first lap into the second too, so an
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +86,23 @@ def allgather(x: Array, wire: Wire) -> Array:
     """
     _finish(_stream(wire, *_copying_lap(x, wire)))
     return x
+
+
+def allgather_each(arrays: Iterable[Array], wire: Wire) -> Iterator[Array]:
+    """`allgather` of one array after the other: the next is asked for while the last is under way, and is on its way itself
+    before that comes out.
+    """
+    before: tuple[Array, Iterator[Pending]] | None = None
+    for i, x in enumerate(arrays):
+        running = _stream(wire, *_copying_lap(x.reshape(-1), wire), lane=i % 2)
+        next(running, None)  # begun: its first messages are on their way
+        if before is not None:
+            _finish(before[1])
+            yield before[0]
+        before = x, running
+    if before is not None:
+        _finish(before[1])
+        yield before[0]
 
 
 def broadcast(x: Array, wire: Wire, root: int = 0) -> Array:

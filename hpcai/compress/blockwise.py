@@ -29,9 +29,12 @@ def blockwise(form: str, stochastic: bool, seed: int) -> Codec:
         return keyed(x, None, state)
 
     def decode(payload: Payload, n: int) -> Array:
-        return ops.decode_blocks_into(np.empty(n, np.float32), *parts(payload, n), form)
+        return put(np.empty(n, np.float32), payload, 1.0)
+
+    def put(out: Array, payload: Payload, weight: float) -> Array:
+        return ops.decode_blocks_into(out, *parts(payload, out.size), form, weight)
 
     def add(acc: Array, payload: Payload, weight: float) -> Array:
         return ops.add_blocks_into(acc, *parts(payload, acc.size), form, weight)
 
-    return Codec(form, encode, decode, init=lambda x: 0, keep=keyed, add=add)
+    return Codec(form, encode, decode, init=lambda x: 0, keep=keyed, add=add, put=put, cut=ops.BLOCK)

@@ -34,4 +34,4 @@ def _cast(short: str) -> Codec:
         acc += np.float32(weight) * decode(payload, acc.size)
         return acc
 
-    return Codec("fp16" if short == "f16" else short, encode, decode, summable=True, add=add)
+    return Codec("fp16" if short == "f16" else short, encode, decode, summable=True, add=add, cut=1)

@@ -41,8 +41,9 @@ class Codec(NamedTuple):
     what each decodes to, and the payload's other arrays are the same on all ranks.
 
     keep(x, memory, state) -> (payload, state) encodes x + memory and leaves in the memory what the payload does not say, in one
-    pass; add(acc, payload, weight) adds weight times what the payload decodes to. Where a codec has none, encode and decode
-    serve.
+    pass; add(acc, payload, weight) adds weight times what the payload decodes to, put(out, payload, weight) writes it. Where a
+    codec has none, encode and decode serve. cut: an array may be cut at multiples of so many elements and its parts encoded one
+    by one, with the same result (0: it may not).
     """
 
     name: str
@@ -52,6 +53,8 @@ class Codec(NamedTuple):
     summable: bool = False
     keep: Callable[[Array, Array, State], tuple[Payload, State]] | None = None
     add: Callable[[Array, Payload, float], Array] | None = None
+    put: Callable[[Array, Payload, float], Array] | None = None
+    cut: int = 0
 
 
 def encode_keeping(codec: Codec, x: Array, memory: Array, state: State) -> tuple[Payload, State]:

@@ -30,19 +30,15 @@ def top_k(ratio: float) -> Codec:
         return largest(x, wanted(x.size)), state
 
     def keep(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
-        memory += x
-        payload, state = encode(memory, state)
-        memory[payload[0]] = 0
+        payload = largest(x, wanted(x.size), memory)
+        ops.scatter_zero_into(memory, payload[0])
         return payload, state
 
     def decode(payload: Payload, n: int) -> Array:
-        out = np.zeros(n, np.float32)
-        out[payload[0]] = payload[1]
-        return out
+        return add(np.zeros(n, np.float32), payload, 1.0)
 
     def add(acc: Array, payload: Payload, weight: float) -> Array:
-        acc[payload[0]] += np.float32(weight) * payload[1]
-        return acc
+        return ops.scatter_add_into(acc, *payload, weight)
 
     def wanted(n: int) -> int:
         return min(n, max(1, round(ratio * n)))
@@ -50,9 +46,12 @@ def top_k(ratio: float) -> Codec:
     return Codec(f"topk:{ratio:g}", encode, decode, keep=keep, add=add)
 
 
-def largest(x: Array, k: int) -> tuple[Array, Array]:
-    """Indices (k,) u32, ascending, and values of the k elements of x (n,) f32 with the largest magnitudes."""
-    index, value = _candidates(x, k)
+def largest(x: Array, k: int, memory: Array | None = None) -> tuple[Array, Array]:
+    """Indices (k,) u32, ascending, and values of the k elements of x (n,) f32 with the largest magnitudes.
+
+    With a memory, like x: memory += x, and those of the sum.
+    """
+    index, value = _candidates(x, k, memory)
     if k == len(index):
         return index.copy(), value.copy()
     magnitude = np.abs(value)
@@ -65,10 +64,11 @@ def largest(x: Array, k: int) -> tuple[Array, Array]:
     return index[chosen], value[chosen]
 
 
-def _candidates(x: Array, k: int) -> tuple[Array, Array]:
+def _candidates(x: Array, k: int, memory: Array | None) -> tuple[Array, Array]:
     """At least k elements, by ascending index, that hold the k largest; few more where the sample is a good guess."""
     if x.size > max(4 * k, 1000):
-        sample = np.abs(x[:: max(1, x.size // SAMPLE)])
+        every = slice(None, None, x.size // SAMPLE or 1)
+        sample = np.abs(x[every] if memory is None else x[every] + memory[every])
         share = k / x.size
         # So much above the expected count that a sample of this size misses it once in many thousands.
         aim = share + 4 * math.sqrt(share / sample.size)
@@ -77,8 +77,11 @@ def _candidates(x: Array, k: int) -> tuple[Array, Array]:
             threshold = float(np.partition(sample, place)[place])
             if not threshold > 0:
                 break
-            index, value, found = ops.select_above(x, threshold, max(64, int(1.5 * aim * x.size)))
+            index, value, found = ops.select_above(x, threshold, max(64, int(1.5 * aim * x.size)), memory)
             if k <= found == len(index):
                 return index, value
-            aim *= 2
+            x, memory, aim = x if memory is None else memory, None, 2 * aim
+    if memory is not None:
+        memory += x
+        x = memory
     return np.arange(x.size, dtype=np.uint32), x

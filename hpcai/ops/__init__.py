@@ -31,7 +31,17 @@ _FUSED = (
     "lamb_direction_into",
     "lamb_step_into",
 )
-_BLOCKS = ("encode_blocks_into", "decode_blocks_into", "add_blocks_into", "select_above", "block_count", "packed_bytes")
+_BLOCKS = (
+    "encode_blocks_into",
+    "decode_blocks_into",
+    "add_blocks_into",
+    "select_above",
+    "scatter_add_into",
+    "scatter_zero_into",
+    "block_count",
+    "packed_bytes",
+    "BLOCK",
+)
 _HOME = dict.fromkeys(_NATIVE, "hpcai.ops.native") | dict.fromkeys(_FUSED, "hpcai.ops.fused")
 _HOME |= dict.fromkeys(_BLOCKS, "hpcai.ops.blocks")
 __all__ = [*_NATIVE, *_FUSED, *_BLOCKS]

@@ -75,21 +75,49 @@ def _decode(out: Array, scales: Array, packed: Array, form: str, weight: float, 
     return out
 
 
-def select_above(x: Array, threshold: float, room: int) -> tuple[Array, Array, int]:
+def select_above(x: Array, threshold: float, room: int, memory: Array | None = None) -> tuple[Array, Array, int]:
     """Indices (u32, ascending) and values of the elements of x (n,) f32 with |x| >= threshold > 0, and how many there are.
+
+    With a memory, like x, memory += x in the same pass, and the elements are those of the sum.
 
     The first `room` of them at most, in memory that this thread's next call uses again. NaN counts as infinite. n is below
     2**32.
     """
     kernels: Any = native.kernels()
     if kernels is None:
-        return blocks_reference.select_above(x, threshold, room)
+        return blocks_reference.select_above(x, threshold, room, memory)
     index, value = getattr(_kept, "selected", (_NOTHING, _NOTHING))
     if index.size < room:
         index, value = _kept.selected = np.empty(room, np.uint32), np.empty(room, np.float32)
     bits = int(np.float32(threshold).view(np.uint32))
-    found = kernels.select_above(native.address(x), x.size, bits, room, native.address(index), native.address(value))
+    kept = 0 if memory is None else native.address(memory)
+    found = kernels.select_above(native.address(x), kept, x.size, bits, room, native.address(index), native.address(value))
     return index[: min(found, room)], value[: min(found, room)], found
+
+
+def scatter_add_into(acc: Array, index: Array, value: Array, weight: float = 1.0) -> Array:
+    """acc[index] += weight * value. acc: (n,) f32; index: (k,) u32, each at most once; value: (k,) f32. Returns acc."""
+    return _scatter(acc, index, value, weight)
+
+
+def scatter_zero_into(out: Array, index: Array) -> Array:
+    """out[index] = 0. Shapes as `scatter_add_into`. Returns out."""
+    return _scatter(out, index, None, 0.0)
+
+
+def _scatter(out: Array, index: Array, value: Array | None, weight: float) -> Array:
+    kernels: Any = native.kernels()
+    if kernels is None:
+        out[index] = 0 if value is None else out[index] + np.float32(weight) * value
+        return out
+    for array, dtype in ((out, np.float32), (index, np.uint32), (value, np.float32)):
+        if array is not None and (array.dtype != dtype or not array.flags.c_contiguous):
+            raise TypeError(f"scatter wants contiguous f32 values and u32 indices, got {array.dtype}")
+    values = 0 if value is None else native.address(value)
+    adding = value is not None
+    if not kernels.scatter(adding, native.address(out), out.size, native.address(index), values, index.size, weight):
+        raise IndexError(f"an index is out of bounds for {out.size} elements")
+    return out
 
 
 def _check(scales: Array, packed: Array, x: Array, form: str) -> None:

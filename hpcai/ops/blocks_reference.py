@@ -42,8 +42,11 @@ def decode_blocks_into(out, scales, packed, form, weight, add):
     return out
 
 
-def select_above(x, threshold, room):
+def select_above(x, threshold, room, memory):
     """Indices and values of large magnitudes."""
+    if memory is not None:
+        memory += x
+        x = memory
     index = np.flatnonzero(~(np.abs(x) < np.float32(threshold))).astype(np.uint32)
     return index[:room], x[index[:room]], len(index)
 

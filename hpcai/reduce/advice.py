@@ -43,7 +43,7 @@ class Curve(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """For one choice: seconds of coding and on the wire for all buckets, and the bytes that each rank sends."""
+    """For one choice, over all buckets: seconds of coding that are waited for, seconds on the wire, bytes that each rank sends."""
 
     name: str
     coding_s: float
@@ -66,10 +66,14 @@ def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: d
     coding, on_wire, sent = 0.0, 0.0, 0.0
     for n, reducer in reducers:
         counting = Counting(Mute(comm.rank, comm.size))
-        coding += _coding_s(reducer, n, comm, counting)
-        for call in counting.calls:
-            on_wire += wire[call.kind].at(call.nbytes)
-            sent += sent_bytes(call, comm.size)
+        spent = _coding_s(reducer, n, comm, counting)
+        alone = sum(wire[call.kind].at(call.nbytes) for call in counting.calls if not call.beside)
+        stream = sum(call.nbytes for call in counting.calls if call.beside)  # what has no pause costs as much as one long array
+        together = wire["allgather"].at(stream) if stream else 0.0
+        beside = float(comm.allreduce(np.array([counting.beside_s]), "min")[0])  # ranks must come to the same prediction
+        coding += max(0.0, spent - min(beside, together))
+        on_wire += alone + together
+        sent += sum(sent_bytes(call, comm.size) for call in counting.calls)
     return Prediction(reducers[0][1].name, coding, on_wire, sent)
 
 
@@ -99,6 +103,7 @@ def _coding_s(reducer: Reducer, n: int, comm: Communicator, counting: Counting) 
 
     def once() -> None:
         counting.calls.clear()
+        counting.beside_s = 0.0
         state[0] = reducer.reduce(x, counting, state[0]).state
 
     def refill() -> None:

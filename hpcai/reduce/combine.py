@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,9 @@ from hpcai.compress.codec import Codec, Payload, add_decoded, encode_keeping, pa
 from hpcai.ops import blocks
 from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
+
+PART = 1 << 18
+"""Elements that are encoded while others travel: 1 MiB of f32, which stays in the cache."""
 
 
 def exact() -> Reducer:
@@ -47,24 +52,37 @@ def by_sum(codec: Codec) -> Reducer:
 def by_gather(codec: Codec) -> Reducer:
     """Every rank gets every payload and adds what they decode to, in the order of ranks.
 
-    For few ranks, and for payloads whose sum is no shorter. Cost: P-1 payloads sent per rank.
+    For few ranks, and for payloads whose sum is no shorter. Arrays that may be cut go in parts of 1 MiB, so that one is encoded
+    and another decoded while a third travels. Cost: P-1 payloads sent per rank.
     """
 
-    def finish(x: Array, comm: Collectives, payload: Payload) -> Array:
-        rows = _gathered(comm, payload)
-        x[:] = 0
-        for rank in range(comm.size):
-            add_decoded(codec, x, _unpacked(rows[rank], payload), 1.0 / comm.size)
-        return x
+    def encode(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
+        payload, state = codec.encode(x, state)
+        np.subtract(x, codec.decode(payload, x.size), out=memory)
+        return payload, state
 
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
-        payload, state = codec.encode(x, state)
-        residual = x - codec.decode(payload, x.size)
-        return Reduced(finish(x, comm, payload), residual, state)
+        return gather(x, np.empty_like(x), comm, state, encode)
 
     def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
-        payload, state = encode_keeping(codec, x, memory, state)
-        return Reduced(finish(x, comm, payload), memory, state)
+        return gather(x, memory, comm, state, partial(encode_keeping, codec))
+
+    def gather(x: Array, memory: Array, comm: Collectives, state: State, encode: Callable[..., Any]) -> Reduced:
+        parts = _parts(x.size, codec.cut)
+        said: list[Payload] = []
+
+        def rows() -> Iterator[Array]:
+            nonlocal state
+            for part in parts:
+                payload, state = encode(x[part], memory[part], state)
+                said.append(payload)
+                yield _row(comm, payload)
+                if codec.put is None:
+                    x[part] = 0  # while the payload travels
+
+        for i, came in enumerate(comm.allgather_each(rows())):
+            _decode_mean(codec, x[parts[i]], [_unpacked(row, said[i]) for row in came])
+        return Reduced(x, memory, state)
 
     return Reducer(codec.name, codec.init, reduce, keep)
 
@@ -98,7 +116,7 @@ def by_scatter(codec: Codec) -> Reducer:
         lost = np.zeros_like(mean)
         payload, second = encode_keeping(codec, mean, lost, second)
         memory[mine] += np.float32(comm.size) * lost
-        rows = _gathered(comm, payload, max(payload_bytes(one) for one in payloads))
+        rows = comm.allgather(_row(comm, payload, max(payload_bytes(one) for one in payloads)))
         for rank, share in enumerate(shares):
             x[share] = codec.decode(_unpacked(rows[rank], payloads[rank]), share.stop - share.start)
         return Reduced(x, memory, (first, second))
@@ -135,6 +153,22 @@ def error_feedback(reducer: Reducer) -> Reducer:
     return Reducer(f"{reducer.name}, error feedback", init, reduce)
 
 
+def _decode_mean(codec: Codec, x: Array, payloads: list[Payload]) -> None:
+    """x = the mean of what the payloads decode to; a codec without `put` finds zeros in x."""
+    weight = 1.0 / len(payloads)
+    if codec.put is not None:
+        codec.put(x, payloads[0], weight)
+        payloads = payloads[1:]
+    for payload in payloads:
+        add_decoded(codec, x, payload, weight)
+
+
+def _parts(n: int, cut: int) -> list[slice]:
+    """Parts of PART elements or less, cut at multiples of `cut`; one if it is 0."""
+    step = max(cut, PART // cut * cut) if cut else max(1, n)
+    return [slice(start, min(n, start + step)) for start in range(0, max(1, n), step)]
+
+
 def _share(n: int, parts: int, index: int) -> slice:
     """Part `index` of n elements, cut between blocks, so that shares have the scales that the whole would have."""
     cut = schedule.split(blocks.block_count(n), parts, index)
@@ -156,11 +190,11 @@ def _unpacked(row: Array, like: Payload) -> Payload:
     return tuple(parts)
 
 
-def _gathered(comm: Collectives, payload: Payload, room: int = 0) -> Array:
-    """(P, bytes): everyone's payload, each row as long as `room`, or as this one."""
+def _row(comm: Collectives, payload: Payload, room: int = 0) -> Array:
+    """(P, bytes), of which this rank's row is its payload; rows are as long as `room`, or as the payload."""
     rows = np.empty((comm.size, _padded(max(room, payload_bytes(payload)))), np.uint8)
     _packed_into(rows[comm.rank], payload)
-    return comm.allgather(rows)
+    return rows
 
 
 def _exchanged(comm: Collectives, payloads: list[Payload]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -13,11 +13,13 @@ from hpcai.xp import Array
 
 
 class Sent(NamedTuple):
-    """A collective that was called: its kind, the bytes of its array, the seconds that it took."""
+    """A collective that was called: its kind, the bytes of its array, the seconds that it took, and whether coding went on beside
+    it."""
 
     kind: str
     nbytes: int
     seconds: float = 0.0
+    beside: bool = False
 
 
 def sent_bytes(sent: Sent, ranks: int) -> float:
@@ -29,12 +31,32 @@ def sent_bytes(sent: Sent, ranks: int) -> float:
     return (2 if sent.kind == "allreduce" else 1) * sent.nbytes * (ranks - 1) / ranks
 
 
+class _Stopwatch:
+    """Seconds that an iterable takes to give its items: the first, and all with what it does after the last."""
+
+    def __init__(self) -> None:
+        self.first, self.total = 0.0, 0.0
+
+    def each(self, items: Iterable[Array]) -> Iterator[Array]:
+        """The items."""
+        iterator = iter(items)
+        while True:
+            begin = perf_counter()
+            item = next(iterator, None)
+            self.total += perf_counter() - begin
+            self.first = self.first or self.total
+            if item is None:
+                return
+            yield item
+
+
 class Counting:
-    """`comm`, with a list of what was called."""
+    """`comm`, with a list of what was called, and the seconds of coding for which something is under way meanwhile."""
 
     def __init__(self, comm: Collectives):
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
         self.calls: list[Sent] = []
+        self.beside_s = 0.0
 
     def allreduce(self, x: Array, op: str = "sum") -> Array:
         """As Communicator.allreduce."""
@@ -47,6 +69,23 @@ class Counting:
         begin = perf_counter()
         self.comm.allgather(x)
         return self._called("allgather", x, begin)
+
+    def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
+        """As Communicator.allgather_each; its seconds are those in which nothing was made or taken."""
+        making = _Stopwatch()
+        running, taking = self.comm.allgather_each(making.each(arrays)), 0.0
+        while True:
+            begin, before = perf_counter(), making.total
+            x = next(running, None)
+            spent = perf_counter() - begin - (making.total - before)
+            if x is None:
+                break
+            self.calls.append(Sent("allgather", x.nbytes, spent, beside=True))
+            self.beside_s += taking
+            begin = perf_counter()
+            yield x
+            taking = perf_counter() - begin
+        self.beside_s += making.total - making.first
 
     def alltoall(self, x: Array) -> Array:
         """As Communicator.alltoall."""
@@ -94,6 +133,16 @@ class Mute:
         """(P, k): this rank's row in all."""
         x[:] = x[self.rank]
         return x
+
+    def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
+        """Each: this rank's row in all."""
+        before = None
+        for x in arrays:
+            if before is not None:
+                yield before
+            before = self.allgather(x)
+        if before is not None:
+            yield before
 
     def alltoall(self, x: Array) -> Array:
         """(P, k): this rank's row in all."""

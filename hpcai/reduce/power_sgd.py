@@ -19,6 +19,9 @@ from hpcai.xp import Array
 Place = tuple[int, tuple[int, ...]]
 """Where an array begins in the flat one, and its shape."""
 
+BLOCK_ELEMENTS = 1 << 16
+"""Elements of a matrix that are worked on at a time."""
+
 
 def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -> Reducer:
     """Two all-reduces: one of all P's, one of all Q's and of everything that is not a matrix worth factoring.
@@ -44,12 +47,15 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
         return [slice(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
 
     def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
-        memory += x
-        ms, rest = views(memory), others(x.size)
+        means, ms, rest = views(x), views(memory), others(x.size)
+        for s in rest:
+            memory[s] += x[s]
 
         ps, flat = _thin([(len(M), r) for M in ms])
-        for M, Q, P in zip(ms, state, ps, strict=True):
-            np.matmul(M, Q, out=P)
+        for X, M, Q, P in zip(means, ms, state, ps, strict=True):
+            for rows in _row_blocks(M):
+                M[rows] += X[rows]
+                np.matmul(M[rows], Q, out=P[rows])
         comm.allreduce(flat, "mean")
 
         qs, flat = _thin([(M.shape[1], r) for M in ms], sum(s.stop - s.start for s in rest))
@@ -60,9 +66,10 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
         np.concatenate([memory[s] for s in rest], out=tail) if rest else None
         comm.allreduce(flat, "mean")
 
-        for mean, M, P, Q in zip(views(x), ms, ps, qs, strict=True):
-            np.matmul(P, Q.T, out=mean)
-            M -= mean
+        for mean, M, P, Q in zip(means, ms, ps, qs, strict=True):
+            for rows in _row_blocks(M):
+                np.matmul(P[rows], Q.T, out=mean[rows])
+                M[rows] -= mean[rows]
         at = 0
         for s in rest:
             x[s] = tail[at : at + s.stop - s.start]
@@ -75,6 +82,12 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
         return keep(x, np.zeros_like(x), comm, state)
 
     return Reducer(f"powersgd:{r}", init, reduce, keep)
+
+
+def _row_blocks(M: Array) -> list[slice]:
+    """Blocks of rows that stay in the cache from one operation to the next."""
+    step = max(1, BLOCK_ELEMENTS // M.shape[1])
+    return [slice(start, start + step) for start in range(0, len(M), step)]
 
 
 def _thin(shapes: list[tuple[int, int]], more: int = 0) -> tuple[list[Array], Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from hpcai.xp import Array
@@ -21,6 +21,9 @@ class Collectives(Protocol):
 
     def allgather(self, x: Array) -> Array:
         """As Communicator.allgather."""
+
+    def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
+        """As Communicator.allgather_each."""
 
     def alltoall(self, x: Array) -> Array:
         """As Communicator.alltoall."""

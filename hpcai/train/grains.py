@@ -2,8 +2,8 @@
 
 A *grain* is a few neighbouring samples of the global batch, the same whatever the number of ranks. Forward and backward run on
 one grain at a time, so that floating-point sums never depend on who computes them, and the grains' gradients are summed
-as integers (see reduce/reproducible.py). The unit follows from the largest magnitude of the step before; where that turns out not to
-fit, on all ranks alike, the step is computed again.
+as integers (see reduce/reproducible.py). The unit follows from the largest magnitude of the step before; where that
+turns out not to fit, on all ranks alike, the step is computed again.
 """
 
 from __future__ import annotations

@@ -80,6 +80,16 @@ PER_CPU std::size_t select(const float* x, std::size_t n, std::uint32_t threshol
     return found;
 }
 
+PER_CPU void add(float* __restrict memory, const float* __restrict x, std::size_t n) {
+    std::size_t at = 0;
+    for (; at + kTileElements <= n; at += kTileElements) {
+        prefetch(x + at + 2 * kAhead, kTileElements);
+        prefetch<1>(memory + at + 2 * kAhead, kTileElements);
+        for (std::size_t k = 0; k < kTileElements; ++k) memory[at + k] += x[at + k];
+    }
+    for (; at < n; ++at) memory[at] += x[at];
+}
+
 }  // namespace
 
 using Encode = long (*)(const float*, float*, std::size_t, float*, std::uint8_t*, Rounding);
@@ -100,9 +110,31 @@ bool decode_blocks(int format, bool add, float* out, std::size_t n, const float*
     return true;
 }
 
-std::size_t select_above(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
-    if (lanes() && lanes()->select) return lanes()->select(x, n, threshold, room, index, value);
-    return select(x, n, threshold, room, index, value);
+std::size_t select_above(const float* x, float* memory, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index,
+                         float* value) {
+    const auto chosen = lanes() && lanes()->select ? lanes()->select : select;
+    if (!memory) return chosen(x, n, threshold, room, index, value);
+    // In parts that stay in the cache between the addition and the selection.
+    constexpr std::size_t kPart = 4096;
+    std::size_t found = 0;
+    for (std::size_t at = 0; at < n; at += kPart) {
+        const std::size_t count = n - at < kPart ? n - at : kPart, kept = found < room ? found : room;
+        add(memory + at, x + at, count);
+        found += chosen(memory + at, count, threshold, room - kept, index + kept, value + kept);
+        for (std::size_t i = kept; i < found && i < room; ++i) index[i] += std::uint32_t(at);
+    }
+    return found;
+}
+
+// Places far apart are asked for some time before they are needed.
+bool scatter(bool adding, float* out, std::size_t n, const std::uint32_t* index, const float* value, std::size_t count, float weight) {
+    constexpr std::size_t kSoon = 32;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (i + kSoon < count) __builtin_prefetch(out + index[i + kSoon], 1);
+        if (index[i] >= n) return false;
+        out[index[i]] = (adding ? out[index[i]] : 0.0f) + (value ? weight * value[i] : 0.0f);
+    }
+    return true;
 }
 
 }  // namespace hpcai::cpu

@@ -15,7 +15,11 @@ long encode_blocks(int format, const float* x, float* memory, std::size_t n, flo
 bool decode_blocks(int format, bool add, float* out, std::size_t n, const float* scales, const std::uint8_t* packed, float weight);
 
 // The elements with magnitude of at least `threshold` (its bits), at most `room` of them, in order; returns how many there are.
-std::size_t select_above(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index,
-                         float* value);
+// With a memory: memory += x, and the elements of that.
+std::size_t select_above(const float* x, float* memory, std::size_t n, std::uint32_t threshold, std::size_t room,
+                         std::uint32_t* index, float* value);
+
+// out[index] = or += weight * value, or 0 where there are no values. False: an index is not below n.
+bool scatter(bool adding, float* out, std::size_t n, const std::uint32_t* index, const float* value, std::size_t count, float weight);
 
 }  // namespace hpcai::cpu

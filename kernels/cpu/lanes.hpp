@@ -15,7 +15,7 @@
 
 namespace hpcai::cpu::LANES {
 
-#if defined(__AVX512BW__)
+#if defined(LANES_512)
 using V = __m512;
 constexpr std::size_t kWidth = 16;
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
@@ -228,28 +228,28 @@ void cast(void* out_, const void* x_, std::size_t n) {
     std::memcpy(out + at, to, (n - at) * sizeof(Out));
 }
 
-#if defined(__AVX512BW__)
-// Sixteen places and values at a time move together by mask; what is written behind the last one is overwritten by the next.
+#if defined(LANES_512)
+// Sixty-four comparisons become the bits of a word; most words are zero where few elements reach the threshold.
 std::size_t select(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
-    const I least = all(int(threshold)), magnitude = all(0x7fffffff), step = all(16);
-    I places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    std::size_t found = 0;
-    for (std::size_t at = 0; at < n; at += kWidth, places = plus(places, step)) {
-        const __mmask16 here = n - at < kWidth ? __mmask16((1u << (n - at)) - 1) : __mmask16(0xffff);
-        const I bits = _mm512_maskz_loadu_epi32(here, x + at);
-        _mm_prefetch(x + at + 1024, _MM_HINT_T0);
-        const __mmask16 reach = _mm512_mask_cmpge_epu32_mask(here, both(bits, magnitude), least);
-        if (found + kWidth <= room) {
-            put(index + found, _mm512_maskz_compress_epi32(reach, places));
-            put(value + found, _mm512_maskz_compress_epi32(reach, bits));
-        } else {
-            std::size_t to = found;
-            for (unsigned rest = reach; rest; rest &= rest - 1, ++to) {
-                const std::size_t i = at + unsigned(__builtin_ctz(rest));
-                if (to < room) index[to] = std::uint32_t(i), value[to] = x[i];
-            }
+    const I least = all(int(threshold)), magnitude = all(0x7fffffff);
+    std::size_t found = 0, at = 0;
+    const auto keep = [&](std::size_t i) {
+        if (found < room) index[found] = std::uint32_t(i), value[found] = x[i];
+        ++found;
+    };
+    for (; at + 4 * kWidth <= n; at += 4 * kWidth) {
+        std::uint64_t reach = 0;
+        for (std::size_t k = 0; k < 4 * kWidth; k += kWidth) {
+            _mm_prefetch(x + at + k + 1024, _MM_HINT_T0);
+            const I bits = both(_mm512_loadu_si512(x + at + k), magnitude);
+            reach |= std::uint64_t(_mm512_cmpge_epu32_mask(bits, least)) << k;
         }
-        found += std::size_t(__builtin_popcount(reach));
+        for (; reach; reach &= reach - 1) keep(at + std::size_t(__builtin_ctzll(reach)));
+    }
+    for (; at < n; ++at) {
+        std::uint32_t bits;
+        std::memcpy(&bits, x + at, sizeof bits);
+        if ((bits & 0x7fffffffu) >= threshold) keep(at);
     }
     return found;
 }

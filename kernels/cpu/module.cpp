@@ -96,8 +96,9 @@ NB_MODULE(_native, m) {
         must(decode_blocks(format, add, reinterpret_cast<float*>(out), n, reinterpret_cast<const float*>(scales),
                            reinterpret_cast<const std::uint8_t*>(packed), weight));
     }, nb::call_guard<nb::gil_scoped_release>());
-    m.def("select_above", [](Address x, std::size_t n, std::uint32_t threshold, std::size_t room, Address index, Address value) {
-        return select_above(reinterpret_cast<const float*>(x), n, threshold, room, reinterpret_cast<std::uint32_t*>(index), reinterpret_cast<float*>(value));
+    m.def("select_above", [](Address x, Address memory, std::size_t n, std::uint32_t threshold, std::size_t room, Address index, Address value) {
+        return select_above(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n, threshold, room,
+                            reinterpret_cast<std::uint32_t*>(index), reinterpret_cast<float*>(value));
     }, nb::call_guard<nb::gil_scoped_release>());
     m.def("block_tops", [](Address tops, Address x, Address memory, std::size_t n) {
         block_tops(reinterpret_cast<float*>(tops), reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n);
@@ -114,6 +115,10 @@ NB_MODULE(_native, m) {
     }, nb::call_guard<nb::gil_scoped_release>());
     m.def("from_fixed", [](Address out, Address sums, std::size_t n, double unit) {
         from_fixed(reinterpret_cast<float*>(out), reinterpret_cast<const std::int64_t*>(sums), n, unit);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("scatter", [](bool adding, Address out, std::size_t n, Address index, Address value, std::size_t count, float weight) {
+        return scatter(adding, reinterpret_cast<float*>(out), n, reinterpret_cast<const std::uint32_t*>(index),
+                       reinterpret_cast<const float*>(value), count, weight);
     }, nb::call_guard<nb::gil_scoped_release>());
     m.attr("DESK_BYTES") = sizeof(Desk);
     m.def("fold_ranks", [](int type, int op, std::vector<Address> outs, std::vector<Address> xs, long divisor, std::size_t from, std::size_t to) {

@@ -103,6 +103,34 @@ def test_allgather_takes_any_dtype(size, way):
     threads.run(size, program)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_allgather_each_is_one_allgather_after_the_other_and_asks_one_ahead(size, shared, monkeypatch):
+    if not shared:
+        monkeypatch.setenv("HPCAI_NODE", "0")
+
+    def program(comm):
+        made, came = [], []
+
+        def arrays():
+            for i, n in enumerate((10, 0, 100_003, 7, 7)):
+                x = np.full(n, -1.0, np.float32)
+                x[comm.chunk(n)] = 10 * i + comm.rank
+                made.append(x)
+                yield x
+            made.append(None)
+
+        for i, x in enumerate(comm.allgather_each(arrays())):
+            assert x is made[i]
+            assert len(made) >= i + 2
+            for rank in range(comm.size):
+                assert (x[comm.chunk(x.size, rank)] == 10 * i + rank).all()
+            came.append(x)
+        return len(came)
+
+    assert threads.run(size, program) == [5] * size
+
+
 @pytest.mark.parametrize("size", RANKS)
 def test_alltoall_is_a_transposition(size, monkeypatch):
     monkeypatch.setattr(ring, "SEGMENT_BYTES", 48)

@@ -118,13 +118,21 @@ def test_what_is_not_finite_decodes_to_nan_and_nothing_else_does():
 
 
 def test_select_above():
-    for n in (0, 1, 63, 64, 65, 5000):
+    for n in (0, 1, 63, 64, 65, 5000, 8192):
         x = values("not finite", n)
         for threshold, room in itertools.product((0.5, 2.0, 1e9), (0, 10, n)):
             index, value, found = blocks.select_above(x, threshold, room)
-            want, values_there, count = blocks_reference.select_above(x, threshold, room)
+            want, values_there, count = blocks_reference.select_above(x, threshold, room, None)
             np.testing.assert_array_equal(index, want)
             np.testing.assert_array_equal(value, values_there)
+            assert found == count
+            memory = values("normal", n, 1)
+            total = x + memory
+            index, value, found = blocks.select_above(x, threshold, room, memory)
+            want, values_there, count = blocks_reference.select_above(total, threshold, room, None)
+            np.testing.assert_array_equal(index, want)
+            np.testing.assert_array_equal(value, values_there)
+            np.testing.assert_array_equal(memory, total)
             assert found == count
 
 
