@@ -1,5 +1,6 @@
 """Builds the native kernels when it can; without a compiler or CMake the package installs and numpy does their work."""
 
+import os
 import sys
 
 from scikit_build_core.setuptools.build_cmake import BuildCMake
@@ -13,6 +14,8 @@ class BuildNative(BuildCMake):
         try:
             super().run()
         except (Exception, SystemExit) as error:
+            if os.environ.get("HPCAI_KERNELS") == "required":
+                raise
             print(
                 f"hpcai: installing without native kernels ({type(error).__name__}: {error}). "
                 "Collectives will fold with numpy, which is slower; for the fast path install a C++17 compiler "

@@ -1,6 +1,6 @@
 """Time to reduce a gradient over a slow link by each --compress, against the MPI library's own f32 Allreduce, taking turns.
 
-    bench/two_hosts.sh 1gbit 1 python -m bench.compressed_step            # 64 MiB: matrices of 2048 x 2048
+    bench/two_hosts.sh 1gbit 1 python -m bench.compressed_step --torch    # 64 MiB: matrices of 2048 x 2048
 
 Encoding, wire and decoding are all in the time, and error feedback is on. predicted: what hpcai.reduce.advice says beforehand,
 which `python -m hpcai.doctor --compress` and `--compress auto` go by. error: of the sum of some means against the exact one.
@@ -19,7 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 import hpcai
-from bench.harness import interleaved, machine, size_of
+from bench import torch_hooks
+from bench.harness import interleaved, machine, size_of, start_gloo
 from hpcai.comm.communicator import Communicator
 from hpcai.reduce import advice
 from hpcai.reduce.named import named
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--choices", default=CHOICES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sums", type=int, default=3, help="reductions whose sum is compared with the exact one")
+    parser.add_argument("--torch", action="store_true", help="also torch's hooks over Gloo")
     arguments = parser.parse_args()
     comm = hpcai.init()
     n = arguments.bytes // 4
@@ -48,8 +50,12 @@ def main() -> None:
     predicted = {name: advice.predict([(n, reducer)], comm, wire).seconds for name, reducer in reducers.items()}
     sides: dict[str, Callable[[], Any]] = {LIBRARY: library(comm, gradient.copy())}
     sides |= {name: stepping(comm, reducer, gradient) for name, reducer in reducers.items()}
-    interleaved(comm, sides, 1, 1)
-    times = interleaved(comm, sides, arguments.rounds, 1)
+    torch = start_gloo(comm) if arguments.torch else None
+    if torch is not None:
+        sides |= torch_hooks.calls(torch, gradient, SIDE, 4)
+        interleaved(comm, sides, 2, 1, uncounted=0)  # PowerSGD's hook begins after two plain steps
+    first = interleaved(comm, sides, 1, 1, uncounted=0)
+    times = interleaved(comm, sides, arguments.rounds, 1, uncounted=int(first[LIBRARY][0] < 1))
     errors = {name: error(comm, reducer, gradient, mean, arguments.sums) for name, reducer in reducers.items()}
     if comm.rank == 0:
         report(comm, arguments, times, predicted, errors)

@@ -20,11 +20,13 @@ from hpcai.comm.communicator import Communicator
 REST_S = 0.01
 
 
-def interleaved(comm: Communicator, sides: dict[str, Callable[[], Any]], rounds: int, inner: int) -> dict[str, list[float]]:
+def interleaved(
+    comm: Communicator, sides: dict[str, Callable[[], Any]], rounds: int, inner: int, uncounted: int = 1
+) -> dict[str, list[float]]:
     """Seconds a call of each side, `rounds` times in turn, each time in another order: the mean of `inner` calls, of the slowest
     rank.
 
-    Before its turn each side rests, so that the threads of the one before are asleep, and makes one call that does not count.
+    Before its turn each side rests, so that the threads of the one before are asleep, and makes calls that do not count.
     No side always follows the same other one, which may leave the cores warm or its threads awake.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -34,7 +36,8 @@ def interleaved(comm: Communicator, sides: dict[str, Callable[[], Any]], rounds:
         for name, call in order:
             sleep(REST_S)
             comm.barrier()
-            call()
+            for _ in range(uncounted):
+                call()
             comm.barrier()
             begin = perf_counter()
             for _ in range(inner):
@@ -46,19 +49,25 @@ def interleaved(comm: Communicator, sides: dict[str, Callable[[], Any]], rounds:
 
 
 def start_gloo(comm: Communicator) -> Any:
-    """torch with its Gloo process group over loopback among the same ranks, or None where torch is not installed."""
+    """torch with its Gloo process group among the same ranks, or None where torch is not installed.
+
+    Over loopback, unless $MASTER_ADDR and $GLOO_SOCKET_IFNAME say otherwise (two_hosts.sh sets them).
+    """
     try:
         import torch
     except ImportError:
         return None
     torch.set_num_threads(1)
 
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
     def free_port() -> int:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((os.environ["MASTER_ADDR"], 0))
             return probe.getsockname()[1]
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(comm.on_root(free_port)), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ["MASTER_PORT"] = str(comm.on_root(free_port))
     torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.size)
     return torch
 

@@ -43,6 +43,7 @@ chmod +x "$work/agent"
 # Ranks on different "hosts" share this machine's memory all the same: HPCAI_RANKS_PER_NODE keeps hpcai from using it.
 taskset -c "$(cores 1)" ip netns exec "$name-1" unshare --uts sh -c 'hostname host1; exec "$@"' host1 timeout -k 5 "${LIMIT_S:-500}" \
     env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 HPCAI_RANKS_PER_NODE="$per_host" \
+    MASTER_ADDR=10.77.7.1 GLOO_SOCKET_IFNAME=eth0 \
     mpirun --prtemca plm_ssh_agent "$work/agent" --host "host1:$per_host,host2:$per_host" --map-by "ppr:$per_host:node" \
-    --bind-to none -n $((2 * per_host)) -x HPCAI_RANKS_PER_NODE -x PATH --mca pml ob1 --mca btl tcp,self,sm \
+    --bind-to none -n $((2 * per_host)) -x HPCAI_RANKS_PER_NODE -x PATH -x MASTER_ADDR -x GLOO_SOCKET_IFNAME --mca pml ob1 --mca btl tcp,self,sm \
     --mca btl_tcp_if_include eth0 "$@"

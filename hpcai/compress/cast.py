@@ -28,10 +28,13 @@ def _cast(short: str) -> Codec:
     def decode(payload: Payload, n: int) -> Array:
         return ops.cast_into(np.empty(n, np.float32), payload[0])
 
-    def add(acc: Array, payload: Payload, weight: float) -> Array:
-        if weight == 1:
-            return ops.fold_into(acc, payload[0], "sum")
-        acc += np.float32(weight) * decode(payload, acc.size)
-        return acc
+    def keep(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
+        return (ops.cast_keeping_into(np.empty(x.shape, dtype), x, memory),), state
 
-    return Codec("fp16" if short == "f16" else short, encode, decode, summable=True, add=add, cut=1)
+    def put(out: Array, payload: Payload, weight: float) -> Array:
+        return ops.widen_scaled_into(out, payload[0], weight, add=False)
+
+    def add(acc: Array, payload: Payload, weight: float) -> Array:
+        return ops.widen_scaled_into(acc, payload[0], weight, add=True)
+
+    return Codec("fp16" if short == "f16" else short, encode, decode, summable=True, keep=keep, add=add, put=put, cut=1)

@@ -9,7 +9,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_NATIVE = ("fold_into", "cast_into", "divide_into", "fold_ranks_into", "is_native", "lanes")
+_NATIVE = (
+    "fold_into",
+    "cast_into",
+    "cast_keeping_into",
+    "widen_scaled_into",
+    "divide_into",
+    "fold_ranks_into",
+    "is_native",
+    "lanes",
+)
 _FUSED = (
     "gather_into",
     "add_bias_into",

@@ -64,6 +64,32 @@ def cast_into(out: Array, x: Array) -> Array:
     return out
 
 
+def cast_keeping_into(out: Array, x: Array, memory: Array) -> Array:
+    """out = x + memory in f16 or bf16, rounded to nearest even, and memory = what out leaves out, in one pass.
+
+    out: (n,) f16 or bf16; x, memory: (n,) f32; contiguous, none overlapping. Returns out. Cost: 14 bytes an element.
+    """
+    _check(out, x)
+    _check(x, memory)
+    if out.dtype.itemsize != 2 or not x.dtype == memory.dtype == np.float32:
+        raise TypeError(f"cast_keeping_into goes from f32 to a 16-bit float, got {x.dtype}, {memory.dtype} to {out.dtype}")
+    if _native is None:
+        return reference.cast_keeping_into(out, x, memory)
+    _native.cast_keeping(CODES[out.dtype], address(out), address(x), address(memory), x.size)
+    return out
+
+
+def widen_scaled_into(out: Array, x: Array, weight: float, add: bool) -> Array:
+    """out = weight * x, or out += weight * x. out: (n,) f32; x: (n,) f16 or bf16; contiguous. Returns out."""
+    _check(out, x)
+    if out.dtype != np.float32 or x.dtype.itemsize != 2:
+        raise TypeError(f"widen_scaled_into goes from a 16-bit float to f32, got {x.dtype} to {out.dtype}")
+    if _native is None:
+        return reference.widen_scaled_into(out, x, weight, add)
+    _native.widen_scaled(CODES[x.dtype], add, address(out), address(x), x.size, weight)
+    return out
+
+
 def divide_into(x: Array, divisor: int) -> Array:
     """x = x / divisor in place, for the mean; integers truncate towards zero. x: (n,) contiguous f32, f64, i32 or i64."""
     _check(x, x)

@@ -24,6 +24,23 @@ def cast_into(out, x):
     return out
 
 
+def cast_keeping_into(out, x, memory):
+    """out = x + memory in 16 bits; memory = what that leaves out."""
+    with np.errstate(all="ignore"):
+        memory += x
+        out[:] = memory
+        memory -= out.astype(np.float32)
+    return out
+
+
+def widen_scaled_into(out, x, weight, add):
+    """out = or += weight * x."""
+    with np.errstate(all="ignore"):
+        value = np.float32(weight) * x.astype(np.float32)
+        out[:] = out + value if add else value
+    return out
+
+
 def divide_into(x, divisor):
     """x = x / divisor; integers truncate towards zero."""
     if x.dtype.kind == "f":

@@ -2,12 +2,13 @@
 
 A curve of seconds over bytes is measured for each collective, up to sizes that take a tenth of a second; longer arrays are taken
 to cost as much a byte as the last stretch did. Coding is timed on the real sizes, on all ranks at once, with nothing sent.
+How much of the coding that could hide behind the wire does so is measured too: carrying bytes needs the core as well.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -17,10 +18,13 @@ import numpy as np
 from hpcai.comm.communicator import Communicator
 from hpcai.reduce.counting import Counting, Mute, sent_bytes
 from hpcai.reduce.reducer import Reducer
+from hpcai.xp import Array
 
 KINDS = ("allreduce", "allgather", "alltoall")
 LONGEST_S = 0.1
 REPEATS = 5
+PART_BYTES = 1 << 18
+"""Of the arrays that are gathered one after the other to measure a stream."""
 
 
 class Curve(NamedTuple):
@@ -42,8 +46,18 @@ class Curve(NamedTuple):
         return self.seconds[-1] + slope * (nbytes - last)
 
 
+class Wire(NamedTuple):
+    """A curve for each kind of collective; for `allgather_each` seconds of a call and of a byte, and the share of the coding
+    beside it that costs no time."""
+
+    curves: dict[str, Curve]
+    call_s: float
+    byte_s: float
+    hidden: float
+
+
 class Prediction(NamedTuple):
-    """For one choice, over all buckets: seconds of coding that are waited for, seconds on the wire, bytes that each rank sends."""
+    """For one choice, over all buckets: seconds of coding that are waited for, seconds on the wire, bytes that a rank sends."""
 
     name: str
     coding_s: float
@@ -56,22 +70,21 @@ class Prediction(NamedTuple):
         return self.coding_s + self.wire_s
 
 
-def measure_wire(comm: Communicator, largest: int) -> dict[str, Curve]:
-    """A curve for each collective, for arrays of up to `largest` bytes. The same on all ranks. Collective."""
-    return {kind: _curve(comm, kind, largest) for kind in KINDS}
+def measure_wire(comm: Communicator, largest: int) -> Wire:
+    """The wire, for arrays of up to `largest` bytes. The same on all ranks. Collective."""
+    curves = {kind: _curve(comm, kind, largest) for kind in KINDS}
+    return Wire(curves, *_stream(comm, curves["allgather"]))
 
 
-def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: dict[str, Curve]) -> Prediction:
+def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: Wire) -> Prediction:
     """What arrays of these lengths take with their reducers. The same on all ranks. Collective."""
     coding, on_wire, sent = 0.0, 0.0, 0.0
     for n, reducer in reducers:
         counting = Counting(Mute(comm.rank, comm.size))
-        spent = _coding_s(reducer, n, comm, counting)
-        alone = sum(wire[call.kind].at(call.nbytes) for call in counting.calls if not call.beside)
-        stream = sum(call.nbytes for call in counting.calls if call.beside)  # what has no pause costs as much as one long array
-        together = wire["allgather"].at(stream) if stream else 0.0
-        beside = float(comm.allreduce(np.array([counting.beside_s]), "min")[0])  # ranks must come to the same prediction
-        coding += max(0.0, spent - min(beside, together))
+        turns = _coding_s(reducer, n, comm, counting)
+        alone = sum(wire.curves[call.kind].at(call.nbytes) for call in counting.calls if not call.beside)
+        together = sum(wire.call_s + wire.byte_s * call.nbytes for call in counting.calls if call.beside)
+        coding += statistics.median(spent - wire.hidden * min(beside, together) for spent, beside in turns)
         on_wire += alone + together
         sent += sum(sent_bytes(call, comm.size) for call in counting.calls)
     return Prediction(reducers[0][1].name, coding, on_wire, sent)
@@ -96,31 +109,55 @@ def _curve(comm: Communicator, kind: str, largest: int) -> Curve:
         width = min(4 * width, max(width + 1, -(-most // (4 * comm.size))))
 
 
-def _coding_s(reducer: Reducer, n: int, comm: Communicator, counting: Counting) -> float:
-    """Seconds of a reduction of n elements in which nothing is sent; the calls of one of them are left in `counting`."""
-    gradient = np.random.default_rng([comm.rank, n]).standard_normal(n, np.float32)
-    x, state = gradient.copy(), [reducer.init(gradient)]
+def _stream(comm: Communicator, curve: Curve) -> tuple[float, float, float]:
+    """Seconds of a call and of a byte where arrays follow each other, and the share of copying beside them that costs no time."""
+    source = np.zeros(4 * PART_BYTES, np.uint8)
+    target = np.empty_like(source)
+    copy_s = _slowest_median(comm, lambda: np.copyto(target, source))
+    alone_s = curve.at(PART_BYTES)
+    count, copies = int(np.clip(LONGEST_S / alone_s, 8, 64)), max(1, round(alone_s / copy_s))
 
-    def once() -> None:
+    def made(rows: list[Array], copies: int) -> Iterator[Array]:
+        for row in rows:
+            for _ in range(copies):
+                np.copyto(target, source)
+            yield row
+
+    def stream_s(row_bytes: int, copies: int) -> float:
+        rows = [np.zeros((comm.size, row_bytes // comm.size), np.uint8) for _ in range(count)]
+        return _slowest_median(comm, lambda: sum(1 for _ in comm.allgather_each(made(rows, copies))))
+
+    short_s, long_s, both_s = stream_s(8 * comm.size, 0) / count, stream_s(PART_BYTES, 0), stream_s(PART_BYTES, copies)
+    copying_s = count * copies * copy_s
+    hidden = (long_s + copying_s - both_s) / min(long_s, copying_s)
+    return short_s, max(0.0, long_s / count - short_s) / PART_BYTES, min(1.0, max(0.0, hidden))
+
+
+def _coding_s(reducer: Reducer, n: int, comm: Communicator, counting: Counting) -> list[tuple[float, float]]:
+    """Of some reductions of n elements in which nothing is sent: seconds of coding, and how many of them could hide behind the
+    wire; those of the slowest rank. The calls of the last stay in `counting`.
+    """
+    gradient = np.random.default_rng([comm.rank, n]).standard_normal(n, np.float32)
+    x, state = gradient.copy(), reducer.init(gradient)
+    turns = np.zeros((1 + REPEATS, 2))
+    for turn in turns:
+        x[:] = gradient
         counting.calls.clear()
         counting.beside_s = 0.0
-        state[0] = reducer.reduce(x, counting, state[0]).state
+        comm.barrier()
+        begin = perf_counter()
+        state = reducer.reduce(x, counting, state).state
+        turn[:] = perf_counter() - begin - sum(call.seconds for call in counting.calls), counting.beside_s
+    comm.allreduce(turns, "max")
+    return [(spent, min(spent, beside)) for spent, beside in turns[1:].tolist()]
 
-    def refill() -> None:
-        x[:] = gradient
 
-    return _slowest_median(comm, once, refill)
-
-
-def _slowest_median(comm: Communicator, call: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
-    """The median time of some calls after one to warm up, each that of the slowest rank."""
-    times = np.zeros(REPEATS)
-    for turn in range(-1, REPEATS):
-        before()
+def _slowest_median(comm: Communicator, call: Callable[[], object]) -> float:
+    """The median time of some calls after one to warm up, each that of the slowest rank; of one if it takes long."""
+    times: list[float] = []
+    while len(times) <= REPEATS and not (len(times) == 2 and times[1] > LONGEST_S):
         comm.barrier()
         begin = perf_counter()
         call()
-        times[turn] = perf_counter() - begin  # the warm-up's is overwritten by the last
-        if turn == 0 and comm.allreduce(times[:1].copy(), "max")[0] > LONGEST_S:
-            return float(comm.allreduce(times[:1], "max")[0])
-    return statistics.median(comm.allreduce(times, "max").tolist())
+        times.append(float(comm.allreduce(np.array([perf_counter() - begin]), "max")[0]))
+    return statistics.median(times[1:])

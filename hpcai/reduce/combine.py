@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,9 @@ from hpcai.xp import Array
 
 PART = 1 << 18
 """Elements that are encoded while others travel: 1 MiB of f32, which stays in the cache."""
+
+_kept = threading.local()
+_NOTHING = np.empty(0, np.uint8)
 
 
 def exact() -> Reducer:
@@ -73,10 +77,12 @@ def by_gather(codec: Codec) -> Reducer:
 
         def rows() -> Iterator[Array]:
             nonlocal state
-            for part in parts:
+            for part in parts:  # two buffers do: a part is decoded before the one behind the next is made
                 payload, state = encode(x[part], memory[part], state)
+                rows = _rows(comm.size, payload_bytes(payload), turn=len(said) % 2)
+                _packed_into(rows[comm.rank], payload)
                 said.append(payload)
-                yield _row(comm, payload)
+                yield rows
                 if codec.put is None:
                     x[part] = 0  # while the payload travels
 
@@ -110,15 +116,21 @@ def by_scatter(codec: Codec) -> Reducer:
         mine = shares[comm.rank]
         came = _exchanged(comm, payloads)
         mean = x[mine]
-        mean[:] = 0
-        for rank in range(comm.size):
-            add_decoded(codec, mean, _unpacked(came[rank], payloads[comm.rank]), 1.0 / comm.size)
+        if codec.put is None:
+            mean[:] = 0
+        _decode_mean(codec, mean, [_unpacked(row, payloads[comm.rank]) for row in came])
         lost = np.zeros_like(mean)
         payload, second = encode_keeping(codec, mean, lost, second)
         memory[mine] += np.float32(comm.size) * lost
-        rows = comm.allgather(_row(comm, payload, max(payload_bytes(one) for one in payloads)))
+        rows = _rows(comm.size, max(payload_bytes(one) for one in payloads), turn=0)
+        _packed_into(rows[comm.rank], payload)
+        comm.allgather(rows)
         for rank, share in enumerate(shares):
-            x[share] = codec.decode(_unpacked(rows[rank], payloads[rank]), share.stop - share.start)
+            said = _unpacked(rows[rank], payloads[rank])
+            if codec.put is not None:
+                codec.put(x[share], said, 1.0)
+            else:
+                x[share] = codec.decode(said, share.stop - share.start)
         return Reduced(x, memory, (first, second))
 
     return Reducer(codec.name, init, reduce, keep)
@@ -190,16 +202,17 @@ def _unpacked(row: Array, like: Payload) -> Payload:
     return tuple(parts)
 
 
-def _row(comm: Collectives, payload: Payload, room: int = 0) -> Array:
-    """(P, bytes), of which this rank's row is its payload; rows are as long as `room`, or as the payload."""
-    rows = np.empty((comm.size, _padded(max(room, payload_bytes(payload)))), np.uint8)
-    _packed_into(rows[comm.rank], payload)
-    return rows
+def _rows(ranks: int, nbytes: int, turn: int) -> Array:
+    """(P, bytes) uint8, uninitialised: one of this thread's two buffers, whose pages are there and whose requests are known."""
+    row = _padded(nbytes)
+    if len(_kept.__dict__.setdefault("rows", [_NOTHING, _NOTHING])[turn]) < ranks * row:
+        _kept.rows[turn] = np.empty(ranks * row, np.uint8)
+    return _kept.rows[turn][: ranks * row].reshape(ranks, row)
 
 
 def _exchanged(comm: Collectives, payloads: list[Payload]) -> Array:
     """(P, bytes): row r is what rank r has encoded for this rank."""
-    rows = np.empty((comm.size, _padded(max(payload_bytes(payload) for payload in payloads))), np.uint8)
+    rows = _rows(comm.size, max(payload_bytes(payload) for payload in payloads), turn=1)
     for row, payload in zip(rows, payloads, strict=True):
         _packed_into(row, payload)
     return comm.alltoall(rows)

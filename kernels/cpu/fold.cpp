@@ -27,6 +27,19 @@ CAST(f32_from_bf16, float, bf16)
 CAST(f16_from_f32, fp16, float)
 CAST(bf16_from_f32, bf16, float)
 
+#define HALF(NAME, T)                                                                                             \
+    PER_CPU void NAME##_keep(void* out, const float* x, float* memory, std::size_t n) {                           \
+        hpcai::cast_keeping(static_cast<T*>(out), x, memory, n);                                                  \
+    }                                                                                                             \
+    PER_CPU void NAME##_put(float* out, const void* x, std::size_t n, float weight) {                             \
+        hpcai::widen_scaled<false>(out, static_cast<const T*>(x), n, weight);                                     \
+    }                                                                                                             \
+    PER_CPU void NAME##_add(float* out, const void* x, std::size_t n, float weight) {                             \
+        hpcai::widen_scaled<true>(out, static_cast<const T*>(x), n, weight);                                      \
+    }
+HALF(f16, fp16)
+HALF(bf16_, bf16)
+
 #define DIVIDE(NAME, T) \
     PER_CPU void NAME(void* x, long divisor, std::size_t n) { hpcai::divide(static_cast<T*>(x), static_cast<T>(divisor), n); }
 DIVIDE(f32_divide, float)
@@ -98,6 +111,20 @@ bool cast(Type to, Type from, void* out, const void* x, std::size_t n) {
     if (to == F32 && from <= BF16) (lanes() ? lanes()->widen : widen)[from](out, x, n);
     else if (from == F32 && to <= BF16) (lanes() ? lanes()->narrow : narrow)[to](out, x, n);
     else return false;
+    return true;
+}
+
+bool cast_keeping(Type to, void* out, const float* x, float* memory, std::size_t n) {
+    static const Keep plain[2] = {f16_keep, bf16__keep};
+    if (to > BF16) return false;
+    (lanes() ? lanes()->keep : plain)[to](out, x, memory, n);
+    return true;
+}
+
+bool widen_scaled(Type from, bool add, float* out, const void* x, std::size_t n, float weight) {
+    static const Scaled plain[2][2] = {{f16_put, bf16__put}, {f16_add, bf16__add}};
+    if (from > BF16) return false;
+    (lanes() ? lanes()->scaled : plain)[add][from](out, x, n, weight);
     return true;
 }
 

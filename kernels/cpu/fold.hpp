@@ -11,6 +11,9 @@ enum Op : int { SUM = 0, MAX = 1, MIN = 2 };
 bool fold(Type type, Op op, void* acc, const void* x, std::size_t n);
 // out = x, rounded to nearest even: between f32 and a 16-bit type.
 bool cast(Type to, Type from, void* out, const void* x, std::size_t n);
+// out = x + memory as 16-bit values, and the memory is what they leave out; out = or += weight * x of 16 bits.
+bool cast_keeping(Type to, void* out, const float* x, float* memory, std::size_t n);
+bool widen_scaled(Type from, bool add, float* out, const void* x, std::size_t n, float weight);
 // x /= divisor, for the mean.
 bool divide(Type type, void* x, long divisor, std::size_t n);
 

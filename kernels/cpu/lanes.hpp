@@ -19,6 +19,8 @@ namespace hpcai::cpu::LANES {
 using V = __m512;
 constexpr std::size_t kWidth = 16;
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
+inline V minus(V a, V b) { return _mm512_sub_ps(a, b); }
+inline V times(V a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
 inline V divide(V a, float b) { return _mm512_div_ps(a, _mm512_set1_ps(b)); }
 inline V greater(V a, V b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), b, a); }
 inline V less(V a, V b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), b, a); }
@@ -51,6 +53,8 @@ inline V load(const BF16Bits* x) {
 using V = __m256;
 constexpr std::size_t kWidth = 8;
 inline V add(V a, V b) { return _mm256_add_ps(a, b); }
+inline V minus(V a, V b) { return _mm256_sub_ps(a, b); }
+inline V times(V a, float b) { return _mm256_mul_ps(a, _mm256_set1_ps(b)); }
 inline V divide(V a, float b) { return _mm256_div_ps(a, _mm256_set1_ps(b)); }
 inline V greater(V a, V b) { return _mm256_blendv_ps(b, a, _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q))); }
 inline V less(V a, V b) { return _mm256_blendv_ps(b, a, _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q))); }
@@ -228,6 +232,55 @@ void cast(void* out_, const void* x_, std::size_t n) {
     std::memcpy(out + at, to, (n - at) * sizeof(Out));
 }
 
+// out = x + memory as 16-bit values; memory = what that leaves out.
+template <class Half>
+void keep_vector(Half* out, const float* x, float* memory) {
+    const V t = add(load(x), load(memory));
+    store(out, t);
+    store(memory, minus(t, load(out)));
+}
+template <class Half>
+void cast_keeping(void* out_, const float* x, float* memory, std::size_t n) {
+    auto* out = static_cast<Half*>(out_);
+    std::size_t at = 0;
+    for (; at + kWidth <= n; at += kWidth) {
+        _mm_prefetch(x + at + 1024, _MM_HINT_T0);
+        _mm_prefetch(memory + at + 1024, _MM_HINT_T0);
+        keep_vector(out + at, x + at, memory + at);
+    }
+    if (at == n) return;
+    Half to[kWidth] = {};
+    float from[kWidth] = {}, kept[kWidth] = {};
+    std::memcpy(from, x + at, (n - at) * sizeof(float));
+    std::memcpy(kept, memory + at, (n - at) * sizeof(float));
+    keep_vector(to, from, kept);
+    std::memcpy(out + at, to, (n - at) * sizeof(Half));
+    std::memcpy(memory + at, kept, (n - at) * sizeof(float));
+}
+
+// out = or += weight * x.
+template <class Half, bool kAdd>
+void widen_vector(float* out, const Half* x, float weight) {
+    const V value = times(load(x), weight);
+    store(out, kAdd ? add(load(out), value) : value);
+}
+template <class Half, bool kAdd>
+void widen_scaled(float* out, const void* x_, std::size_t n, float weight) {
+    auto* x = static_cast<const Half*>(x_);
+    std::size_t at = 0;
+    for (; at + kWidth <= n; at += kWidth) {
+        _mm_prefetch(out + at + 1024, _MM_HINT_T0);
+        widen_vector<Half, kAdd>(out + at, x + at, weight);
+    }
+    if (at == n) return;
+    Half from[kWidth] = {};
+    float to[kWidth] = {};
+    std::memcpy(from, x + at, (n - at) * sizeof(Half));
+    std::memcpy(to, out + at, (n - at) * sizeof(float));
+    widen_vector<Half, kAdd>(to, from, weight);
+    std::memcpy(out + at, to, (n - at) * sizeof(float));
+}
+
 #if defined(LANES_512)
 // Sixty-four comparisons become the bits of a word; most words are zero where few elements reach the threshold.
 std::size_t select(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
@@ -268,6 +321,8 @@ const Lanes kTable = {
      {fold<Sum, F32Bits>, fold<Max, F32Bits>, fold<Min, F32Bits>}},
     {cast<F32Bits, F16Bits>, cast<F32Bits, BF16Bits>},
     {cast<F16Bits, F32Bits>, cast<BF16Bits, F32Bits>},
+    {cast_keeping<F16Bits>, cast_keeping<BF16Bits>},
+    {{widen_scaled<F16Bits, false>, widen_scaled<BF16Bits, false>}, {widen_scaled<F16Bits, true>, widen_scaled<BF16Bits, true>}},
     kSelect,
 };
 

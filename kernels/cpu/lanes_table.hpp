@@ -7,6 +7,8 @@ namespace hpcai::cpu {
 
 using FoldRanks = void (*)(void* const*, int, const void* const*, int, long, std::size_t, std::size_t);
 using Fold = void (*)(void*, const void*, std::size_t);
+using Keep = void (*)(void*, const float*, float*, std::size_t);
+using Scaled = void (*)(float*, const void*, std::size_t, float);
 using Select = std::size_t (*)(const float*, std::size_t, std::uint32_t, std::size_t, std::uint32_t*, float*);
 
 // Elements as they lie in memory; distinct types, so that loads and stores are chosen by them.
@@ -18,6 +20,8 @@ struct Lanes {
     FoldRanks fold_ranks[3][3];  // [F16, BF16, F32][SUM, MAX, MIN]
     Fold fold[3][3];
     Fold widen[2], narrow[2];    // [F16, BF16]: f32 from it, it from f32
+    Keep keep[2];                // [F16, BF16]: as cast_keeping of fold.hpp
+    Scaled scaled[2][2];         // [written, added][F16, BF16]: as widen_scaled of fold.hpp
     Select select;               // as select_above of compress.hpp, or null
 };
 

@@ -100,6 +100,12 @@ NB_MODULE(_native, m) {
         return select_above(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n, threshold, room,
                             reinterpret_cast<std::uint32_t*>(index), reinterpret_cast<float*>(value));
     }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("cast_keeping", [](int to, Address out, Address x, Address memory, std::size_t n) {
+        must(cast_keeping(Type(to), reinterpret_cast<void*>(out), reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n));
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("widen_scaled", [](int from, bool add, Address out, Address x, std::size_t n, float weight) {
+        must(widen_scaled(Type(from), add, reinterpret_cast<float*>(out), reinterpret_cast<const void*>(x), n, weight));
+    }, nb::call_guard<nb::gil_scoped_release>());
     m.def("block_tops", [](Address tops, Address x, Address memory, std::size_t n) {
         block_tops(reinterpret_cast<float*>(tops), reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n);
     }, nb::call_guard<nb::gil_scoped_release>());

@@ -147,3 +147,25 @@ def test_what_older_processors_run_obeys_the_same_laws(lanes):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HPCAI_LANES": lanes})
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_casts_with_a_memory_or_a_weight_equal_the_reference(name):
+    for n in (0, 1, 7, 15, 16, 17, 33, 1000, 5001):
+        rng = np.random.default_rng(n)
+        x = (rng.normal(size=n) * np.exp2(rng.integers(-30, 14, n))).astype(np.float32)
+        x[rng.random(n) < 0.01] = np.nan
+        x[rng.random(n) < 0.01] = np.inf
+        memory = (rng.normal(size=n) * 1e-3).astype(np.float32)
+        results = []
+        for module in (native, reference):
+            kept, half = memory.copy(), np.empty(n, DTYPES[name])
+            module.cast_keeping_into(half, x, kept)
+            wide = module.widen_scaled_into(np.full(n, np.nan, np.float32), half, 0.3, False)
+            added = module.widen_scaled_into(memory.copy(), half, 0.3, True)
+            results.append((half.astype(np.float32), kept, wide, added))
+        for fast, slow in zip(*results, strict=True):
+            np.testing.assert_array_equal(fast, slow)
+    with pytest.raises(TypeError, match="float64"):
+        native.cast_keeping_into(np.zeros(3, np.float16), np.zeros(3), np.zeros(3))

@@ -6,15 +6,16 @@ import pytest
 from hpcai.comm import threads
 from hpcai.compress import quantize
 from hpcai.reduce import advice
-from hpcai.reduce.advice import Curve, Prediction
+from hpcai.reduce.advice import Curve, Prediction, Wire
 from hpcai.reduce.combine import by_gather, error_feedback, exact
 
 
 def test_curves_grow_and_are_the_same_on_all_ranks():
     wires = threads.run(3, lambda comm: advice.measure_wire(comm, 100_000))
     assert wires[0] == wires[1] == wires[2]
-    assert set(wires[0]) == set(advice.KINDS)
-    for curve in wires[0].values():
+    assert 0 <= wires[0].hidden <= 1
+    assert set(wires[0].curves) == set(advice.KINDS)
+    for curve in wires[0].curves.values():
         assert curve.sizes == tuple(sorted(set(curve.sizes)))
         assert 100_000 <= curve.sizes[-1] < 100_012
         assert min(curve.seconds) > 0
@@ -23,7 +24,7 @@ def test_curves_grow_and_are_the_same_on_all_ranks():
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_prediction_adds_what_the_wire_takes_for_what_is_sent(size):
     """On a wire of 1 us a byte coding does not matter."""
-    wire = dict.fromkeys(advice.KINDS, Curve((0, 1000), (0.0, 1e-3)))
+    wire = Wire(dict.fromkeys(advice.KINDS, Curve((0, 1000), (0.0, 1e-3))), call_s=0.0, byte_s=1e-6, hidden=1.0)
     n, other = 10_240, 256
 
     def program(comm):

@@ -6,7 +6,7 @@ import pytest
 from hpcai.comm import threads
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sources
-from hpcai.reduce.advice import Curve
+from hpcai.reduce.advice import KINDS, Curve, Wire
 from hpcai.reduce.policy import Parts
 from hpcai.train import advice, config
 from hpcai.train.loop import share
@@ -21,10 +21,8 @@ def wire(monkeypatch):
     """Pretend that a byte on the wire takes so long."""
 
     def pretend(byte_s):
-        curve = Curve((0, 1000), (0.0, 1000 * byte_s))
-        monkeypatch.setattr(
-            "hpcai.reduce.advice.measure_wire", lambda comm, largest: dict.fromkeys(("allreduce", "allgather", "alltoall"), curve)
-        )
+        curves = dict.fromkeys(KINDS, Curve((0, 1000), (0.0, 1000 * byte_s)))
+        monkeypatch.setattr("hpcai.reduce.advice.measure_wire", lambda comm, largest: Wire(curves, 0.0, byte_s, 0.0))
 
     return pretend
 

@@ -33,6 +33,22 @@ inline __attribute__((always_inline)) void cast(Out* __restrict out, const X* __
     for (std::size_t i = 0; i < n; ++i) narrow(widen(x[i]), out[i]);
 }
 
+// out = x + memory in 16 bits; memory = what that leaves out.
+template <class Half>
+inline __attribute__((always_inline)) void cast_keeping(Half* __restrict out, const float* __restrict x, float* __restrict memory, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        const float t = x[i] + memory[i];
+        narrow(t, out[i]);
+        memory[i] = t - widen(out[i]);
+    }
+}
+
+// out = or += weight * x.
+template <bool kAdd, class Half>
+inline __attribute__((always_inline)) void widen_scaled(float* __restrict out, const Half* __restrict x, std::size_t n, float weight) {
+    for (std::size_t i = 0; i < n; ++i) out[i] = kAdd ? out[i] + weight * widen(x[i]) : weight * widen(x[i]);
+}
+
 // Integers truncate towards zero, as in C and in NCCL's average.
 template <class T>
 inline __attribute__((always_inline)) void divide(T* x, T divisor, std::size_t n) {
