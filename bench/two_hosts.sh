@@ -16,6 +16,11 @@ clean() {
 }
 trap clean EXIT
 
+# The token bucket holds what the link carries in 2 ms, 64 KB at least: little gets through for free.
+burst=256
+if [[ $rate == *mbit ]]; then burst=$((${rate%mbit} / 4)); fi
+burst=$((burst < 64 ? 64 : burst > 256 ? 256 : burst))
+
 for i in 1 2; do ip netns add "$name-$i"; done
 ip link add "${link}a" netns "$name-1" type veth peer name "${link}b" netns "$name-2"
 for i in 1 2; do
@@ -26,7 +31,7 @@ for i in 1 2; do
     ip -n "$name-$i" link set lo up
     # Linux's default congestion control, whatever this machine has: BBR mistakes the token bucket's bursts for bandwidth.
     ip -n "$name-$i" route replace 10.77.7.0/24 dev eth0 src "10.77.7.$i" congctl "${CONGESTION:-cubic}"
-    ip netns exec "$name-$i" tc qdisc replace dev eth0 root tbf rate "$rate" burst 256kb latency 50ms
+    ip netns exec "$name-$i" tc qdisc replace dev eth0 root tbf rate "$rate" burst ${burst}kb latency 50ms
 done
 
 half=$(($(nproc) / 2))
@@ -45,5 +50,5 @@ taskset -c "$(cores 1)" ip netns exec "$name-1" unshare --uts sh -c 'hostname ho
     env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 HPCAI_RANKS_PER_NODE="$per_host" \
     MASTER_ADDR=10.77.7.1 GLOO_SOCKET_IFNAME=eth0 \
     mpirun --prtemca plm_ssh_agent "$work/agent" --host "host1:$per_host,host2:$per_host" --map-by "ppr:$per_host:node" \
-    --bind-to none -n $((2 * per_host)) -x HPCAI_RANKS_PER_NODE -x PATH -x MASTER_ADDR -x GLOO_SOCKET_IFNAME --mca pml ob1 --mca btl tcp,self,sm \
-    --mca btl_tcp_if_include eth0 "$@"
+    --bind-to none -n $((2 * per_host)) -x HPCAI_RANKS_PER_NODE -x PATH -x MASTER_ADDR -x GLOO_SOCKET_IFNAME \
+    --mca pml ob1 --mca btl tcp,self,sm --mca btl_tcp_if_include eth0 "$@"

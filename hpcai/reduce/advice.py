@@ -47,8 +47,8 @@ class Curve(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """A curve for each kind of collective; for `allgather_each` seconds of a call and of a byte, and the share of the coding
-    beside it that costs no time."""
+    """A curve for each kind of collective; for `allgather_each` seconds of a call, which the core spends, and of a byte, and the
+    share of the time of bytes for which coding goes on beside."""
 
     curves: dict[str, Curve]
     call_s: float
@@ -83,9 +83,10 @@ def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: W
         counting = Counting(Mute(comm.rank, comm.size))
         turns = _coding_s(reducer, n, comm, counting)
         alone = sum(wire.curves[call.kind].at(call.nbytes) for call in counting.calls if not call.beside)
-        together = sum(wire.call_s + wire.byte_s * call.nbytes for call in counting.calls if call.beside)
-        coding += statistics.median(spent - wire.hidden * min(beside, together) for spent, beside in turns)
-        on_wire += alone + together
+        streamed = [call.nbytes for call in counting.calls if call.beside]
+        stream_s = wire.byte_s * sum(streamed)
+        coding += statistics.median(spent - wire.hidden * min(beside, stream_s) for spent, beside in turns)
+        on_wire += alone + wire.call_s * len(streamed) + stream_s
         sent += sum(sent_bytes(call, comm.size) for call in counting.calls)
     return Prediction(reducers[0][1].name, coding, on_wire, sent)
 
@@ -110,7 +111,9 @@ def _curve(comm: Communicator, kind: str, largest: int) -> Curve:
 
 
 def _stream(comm: Communicator, curve: Curve) -> tuple[float, float, float]:
-    """Seconds of a call and of a byte where arrays follow each other, and the share of copying beside them that costs no time."""
+    """Seconds of a call and of a byte where arrays follow each other, and the share of copying beside the bytes that costs no
+    time: from streams of long arrays, of long ones beside copies, and of short ones beside copies.
+    """
     source = np.zeros(4 * PART_BYTES, np.uint8)
     target = np.empty_like(source)
     copy_s = _slowest_median(comm, lambda: np.copyto(target, source))
@@ -127,10 +130,11 @@ def _stream(comm: Communicator, curve: Curve) -> tuple[float, float, float]:
         rows = [np.zeros((comm.size, row_bytes // comm.size), np.uint8) for _ in range(count)]
         return _slowest_median(comm, lambda: sum(1 for _ in comm.allgather_each(made(rows, copies))))
 
-    short_s, long_s, both_s = stream_s(8 * comm.size, 0) / count, stream_s(PART_BYTES, 0), stream_s(PART_BYTES, copies)
-    copying_s = count * copies * copy_s
-    hidden = (long_s + copying_s - both_s) / min(long_s, copying_s)
-    return short_s, max(0.0, long_s / count - short_s) / PART_BYTES, min(1.0, max(0.0, hidden))
+    copying_s = _slowest_median(comm, lambda: sum(1 for _ in made([source] * count, copies)))
+    calls_s = max(0.0, stream_s(8 * comm.size, copies) - copying_s)
+    bytes_s = max(1e-9, stream_s(PART_BYTES, 0) - calls_s)
+    hidden = (bytes_s + copying_s + calls_s - stream_s(PART_BYTES, copies)) / min(bytes_s, copying_s)
+    return calls_s / count, bytes_s / (count * PART_BYTES), min(1.0, max(0.0, hidden))
 
 
 def _coding_s(reducer: Reducer, n: int, comm: Communicator, counting: Counting) -> list[tuple[float, float]]:
@@ -153,9 +157,9 @@ def _coding_s(reducer: Reducer, n: int, comm: Communicator, counting: Counting) 
 
 
 def _slowest_median(comm: Communicator, call: Callable[[], object]) -> float:
-    """The median time of some calls after one to warm up, each that of the slowest rank; of one if it takes long."""
+    """The median time of some calls after one to warm up, each that of the slowest rank; of three if they take long."""
     times: list[float] = []
-    while len(times) <= REPEATS and not (len(times) == 2 and times[1] > LONGEST_S):
+    while len(times) <= REPEATS and not (len(times) > 3 and sum(times) > 2 * LONGEST_S):
         comm.barrier()
         begin = perf_counter()
         call()

@@ -21,6 +21,9 @@ from hpcai.xp import Array
 PART = 1 << 18
 """Elements that are encoded while others travel: 1 MiB of f32, which stays in the cache."""
 
+Form = list[tuple[np.dtype, tuple[int, ...], int]]
+"""Dtype, shape and bytes of each array of a payload."""
+
 _kept = threading.local()
 _NOTHING = np.empty(0, np.uint8)
 
@@ -73,21 +76,22 @@ def by_gather(codec: Codec) -> Reducer:
 
     def gather(x: Array, memory: Array, comm: Collectives, state: State, encode: Callable[..., Any]) -> Reduced:
         parts = _parts(x.size, codec.cut)
-        said: list[Payload] = []
+        forms: list[Form] = []
 
         def rows() -> Iterator[Array]:
             nonlocal state
             for part in parts:  # two buffers do: a part is decoded before the one behind the next is made
                 payload, state = encode(x[part], memory[part], state)
-                rows = _rows(comm.size, payload_bytes(payload), turn=len(said) % 2)
+                rows = _rows(comm.size, payload_bytes(payload), turn=len(forms) % 2)
                 _packed_into(rows[comm.rank], payload)
-                said.append(payload)
+                forms.append(_form(payload))
+                del payload  # its memory serves the next
                 yield rows
                 if codec.put is None:
                     x[part] = 0  # while the payload travels
 
         for i, came in enumerate(comm.allgather_each(rows())):
-            _decode_mean(codec, x[parts[i]], [_unpacked(row, said[i]) for row in came])
+            _decode_mean(codec, x[parts[i]], [_unpacked(row, forms[i]) for row in came])
         return Reduced(x, memory, state)
 
     return Reducer(codec.name, codec.init, reduce, keep)
@@ -118,7 +122,7 @@ def by_scatter(codec: Codec) -> Reducer:
         mean = x[mine]
         if codec.put is None:
             mean[:] = 0
-        _decode_mean(codec, mean, [_unpacked(row, payloads[comm.rank]) for row in came])
+        _decode_mean(codec, mean, [_unpacked(row, _form(payloads[comm.rank])) for row in came])
         lost = np.zeros_like(mean)
         payload, second = encode_keeping(codec, mean, lost, second)
         memory[mine] += np.float32(comm.size) * lost
@@ -126,7 +130,7 @@ def by_scatter(codec: Codec) -> Reducer:
         _packed_into(rows[comm.rank], payload)
         comm.allgather(rows)
         for rank, share in enumerate(shares):
-            said = _unpacked(rows[rank], payloads[rank])
+            said = _unpacked(rows[rank], _form(payloads[rank]))
             if codec.put is not None:
                 codec.put(x[share], said, 1.0)
             else:
@@ -194,11 +198,15 @@ def _packed_into(row: Array, payload: Payload) -> None:
         at += part.nbytes
 
 
-def _unpacked(row: Array, like: Payload) -> Payload:
+def _form(payload: Payload) -> Form:
+    return [(part.dtype, part.shape, part.nbytes) for part in payload]
+
+
+def _unpacked(row: Array, form: Form) -> Payload:
     parts, at = [], 0
-    for part in like:
-        parts.append(row[at : at + part.nbytes].view(part.dtype).reshape(part.shape))
-        at += part.nbytes
+    for dtype, shape, nbytes in form:
+        parts.append(row[at : at + nbytes].view(dtype).reshape(shape))
+        at += nbytes
     return tuple(parts)
 
 

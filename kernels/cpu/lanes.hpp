@@ -223,7 +223,10 @@ void cast(void* out_, const void* x_, std::size_t n) {
     auto* out = static_cast<Out*>(out_);
     auto* x = static_cast<const X*>(x_);
     std::size_t at = 0;
-    for (; at + kWidth <= n; at += kWidth) store(out + at, load(x + at));
+    for (; at + kWidth <= n; at += kWidth) {
+        _mm_prefetch(out + at + 1024, _MM_HINT_T0);
+        store(out + at, load(x + at));
+    }
     if (at == n) return;
     Out to[kWidth] = {};
     X from[kWidth] = {};

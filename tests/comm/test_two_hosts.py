@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import MPIRUN, environment
+from hpcai.train import checkpoint, resume
+from tests.command import MPIRUN, environment, run
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "two_hosts.sh"
 PROGRAM = """
@@ -37,17 +38,33 @@ def refused():
     return "" if made.returncode == 0 else "network namespaces are not allowed here"
 
 
+def across(per_host, *command):
+    """Run a command on two hosts; returns what it printed."""
+    command = ["bash", SCRIPT, "1gbit", str(per_host), sys.executable, *map(str, command)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment(LIMIT_S="90"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    assert "hpcai" not in names
+    return done.stdout
+
+
 @pytest.mark.parametrize("per_host", [1, 2])
 def test_every_algorithm_across_a_link(per_host, tmp_path):
     if why := refused():
         pytest.skip(why)
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    command = ["bash", SCRIPT, "1gbit", str(per_host), sys.executable, program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment(LIMIT_S="90"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(line for line in done.stdout.splitlines() if line.startswith("fine")) == [
-        f"fine {rank}" for rank in range(2 * per_host)
-    ]
-    names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    assert "hpcai" not in names
+    lines = across(per_host, program).splitlines()
+    assert sorted(line for line in lines if line.startswith("fine")) == [f"fine {rank}" for rank in range(2 * per_host)]
+
+
+def test_reproducible_training_gives_the_same_bits_across_a_link_as_on_one_rank(tmp_path):
+    if why := refused():
+        pytest.skip(why)
+    train = ("-m", "hpcai.train", "--compress", "reproducible", "--steps", "100", "--hidden", "64,32")
+    assert run(1, *train[2:], "--run", tmp_path / "0")[0] == 0
+    for per_host in (1, 2):
+        across(per_host, *train, "--run", tmp_path / str(per_host))
+    one, *others = (checkpoint.read(resume.newest(tmp_path / name))[1].arrays for name in ("0", "1", "2"))
+    for other in others:
+        assert all(array.tobytes() == other[name].tobytes() for name, array in one.items())

@@ -37,6 +37,17 @@ def test_help_is_printed_once_and_starts_no_mpi():
     subprocess.run([sys.executable, "-c", check], check=True, env=environment(), stdout=subprocess.DEVNULL)
 
 
+def test_reproducible_training_gives_the_same_bits_on_any_number_of_processes(tmp_path):
+    flags = ["--compress", "reproducible", "--steps", "100", "--hidden", "64,32", "--checkpoint-steps", "0"]
+    found = []
+    for ranks in (1, 2, 3, 4, 7):
+        code, _, err = run(ranks, *flags, "--run", tmp_path / str(ranks))
+        assert code == 0, err
+        arrays = checkpoint.read(resume.newest(tmp_path / str(ranks)))[1].arrays
+        found.append({name: array.tobytes() for name, array in arrays.items()})
+    assert all(other == found[0] for other in found)
+
+
 def csv(tmp_path, text):
     (tmp_path / "t.csv").write_text(text)
     return ["--data", f"csv:{tmp_path / 't.csv'}", "--label", "y"]
@@ -126,19 +137,19 @@ def disturbed(tmp_path, strike, *flags):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the ranks in /proc")
-@pytest.mark.parametrize("victim", [0, -1])
-def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim):
+@pytest.mark.parametrize(("victim", "more"), [(0, []), (-1, ["--compress", "int4", "--compress-smallest", "1"])])
+def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim, more):
     def strike(process):
         ranks = children(process)
         assert len(ranks) == 3
         os.kill(sorted(ranks)[victim], signal.SIGKILL)
 
-    code, seconds, _ = disturbed(tmp_path, strike)
+    code, seconds, _ = disturbed(tmp_path, strike, *more)
     assert code != 0
     assert seconds < 10
     assert not list(Path("/dev/shm").glob("hpcai-*"))
     step = int(resume.newest(tmp_path / "run").name.split("-")[1])
-    flags = ["--steps", step + 60, "--checkpoint-steps", "20", "--hidden", "64"]
+    flags = ["--steps", step + 60, "--checkpoint-steps", "20", "--hidden", "64", *more]
     assert run(3, *flags, "--resume", "auto", "--run", tmp_path / "run")[0] == 0
     assert run(3, *flags, "--run", tmp_path / "whole")[0] == 0
     (mine, whole) = (checkpoint.read(resume.newest(tmp_path / name))[1].arrays for name in ("run", "whole"))
