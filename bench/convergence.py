@@ -25,10 +25,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHOICES = ("none", "bf16", "fp16", "fp8", "int8", "int8sum", "int4", "powersgd:4", "sign", "topk:0.01")
 MODELS = {
-    "mlp": "--model mlp --hidden 256,128 --epochs 5",
+    "mlp": "--model mlp --hidden 256,128 --epochs 8",
     "cnn": "--model cnn --channels 8,16 --epochs 3",
 }
-COMMON = "--data fashion-mnist --batch 256 --optimizer momentum --lr 0.02 --schedule cosine --warmup 100 --checkpoint-steps 0"
+COMMON = "--data fashion-mnist --batch 256 --optimizer sgd --lr 0.2 --schedule cosine --warmup 100 --checkpoint-steps 0"
 SEEDS = (0, 1, 2)
 
 

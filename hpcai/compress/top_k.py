@@ -57,10 +57,10 @@ def largest(x: Array, k: int, memory: Array | None = None) -> tuple[Array, Array
     magnitude = np.abs(value)
     magnitude[np.isnan(magnitude)] = np.inf
     least = np.partition(magnitude, len(index) - k)[len(index) - k] if k else np.float32(np.inf)
-    chosen = np.flatnonzero(magnitude >= least)
-    if len(chosen) > k:  # of equal ones the last go
-        equal = np.flatnonzero(magnitude[chosen] == least)
-        chosen = np.delete(chosen, equal[len(equal) - (len(chosen) - k) :])
+    chosen = magnitude >= least
+    surplus = np.count_nonzero(chosen) - k
+    if surplus:  # of equal ones the last go
+        chosen[np.flatnonzero(magnitude == least)[-surplus:]] = False
     return index[chosen], value[chosen]
 
 

@@ -97,25 +97,40 @@ def by_gather(codec: Codec) -> Reducer:
     return Reducer(codec.name, codec.init, reduce, keep)
 
 
+class Scattered(NamedTuple):
+    """The state of `by_scatter`: the codec's for the first and the second encoding, and what this rank owes as an owner: (n,) f32,
+    in units of the mean, zero outside its share.
+    """
+
+    first: State
+    second: State
+    owed: Array
+
+
 def by_scatter(codec: Codec) -> Reducer:
     """Each rank owns a share: it decodes everyone's, folds in f32, encodes the mean once, and all get that.
 
-    What the second encoding loses stays in the owner's residual. Cost: 2(P-1)/P payloads sent per rank.
+    With a memory, what the second encoding loses is kept by the owner and added to its next mean, not to its own gradient, where
+    it would count P times and be encoded once more. Cost: 2(P-1)/P payloads sent per rank.
+
+    Source: the two errors of Tang et al., arXiv:1905.05957.
     """
 
     def init(x: Array) -> State:
-        return codec.init(x), codec.init(x)
+        return Scattered(codec.init(x), codec.init(x), np.zeros_like(x))
 
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
-        memory = np.zeros_like(x)
-        return keep(x, memory, comm, state)
+        memory, mine = np.zeros_like(x), share(x.size, comm.size, comm.rank)
+        done = keep(x, memory, comm, state._replace(owed=np.zeros_like(x)))
+        memory[mine] += np.float32(comm.size) * done.state.owed[mine]
+        return Reduced(x, memory, done.state._replace(owed=state.owed))
 
     def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
-        first, second = state
-        shares = [_share(x.size, comm.size, rank) for rank in range(comm.size)]
+        first, second, owed = state
+        shares = [share(x.size, comm.size, rank) for rank in range(comm.size)]
         payloads = []
-        for share in shares:
-            payload, first = encode_keeping(codec, x[share], memory[share], first)
+        for part in shares:
+            payload, first = encode_keeping(codec, x[part], memory[part], first)
             payloads.append(payload)
         mine = shares[comm.rank]
         came = _exchanged(comm, payloads)
@@ -123,19 +138,17 @@ def by_scatter(codec: Codec) -> Reducer:
         if codec.put is None:
             mean[:] = 0
         _decode_mean(codec, mean, [_unpacked(row, _form(payloads[comm.rank])) for row in came])
-        lost = np.zeros_like(mean)
-        payload, second = encode_keeping(codec, mean, lost, second)
-        memory[mine] += np.float32(comm.size) * lost
+        payload, second = encode_keeping(codec, mean, owed[mine], second)
         rows = _rows(comm.size, max(payload_bytes(one) for one in payloads), turn=0)
         _packed_into(rows[comm.rank], payload)
         comm.allgather(rows)
-        for rank, share in enumerate(shares):
+        for rank, part in enumerate(shares):
             said = _unpacked(rows[rank], _form(payloads[rank]))
             if codec.put is not None:
-                codec.put(x[share], said, 1.0)
+                codec.put(x[part], said, 1.0)
             else:
-                x[share] = codec.decode(said, share.stop - share.start)
-        return Reduced(x, memory, (first, second))
+                x[part] = codec.decode(said, part.stop - part.start)
+        return Reduced(x, memory, Scattered(first, second, owed))
 
     return Reducer(codec.name, init, reduce, keep)
 
@@ -169,6 +182,17 @@ def error_feedback(reducer: Reducer) -> Reducer:
     return Reducer(f"{reducer.name}, error feedback", init, reduce)
 
 
+def owed(state: Remembered, comm: Collectives) -> Array:
+    """All that this rank still owes, (n,) f32: its memory and, as an owner, P times what it owes to the mean. The mean of it over
+    the ranks is what the delivered means lack.
+    """
+    total = state.memory.copy()
+    if isinstance(state.inner, Scattered):
+        mine = share(total.size, comm.size, comm.rank)
+        total[mine] += np.float32(comm.size) * state.inner.owed[mine]
+    return total
+
+
 def _decode_mean(codec: Codec, x: Array, payloads: list[Payload]) -> None:
     """x = the mean of what the payloads decode to; a codec without `put` finds zeros in x."""
     weight = 1.0 / len(payloads)
@@ -185,8 +209,10 @@ def _parts(n: int, cut: int) -> list[slice]:
     return [slice(start, min(n, start + step)) for start in range(0, max(1, n), step)]
 
 
-def _share(n: int, parts: int, index: int) -> slice:
-    """Part `index` of n elements, cut between blocks, so that shares have the scales that the whole would have."""
+def share(n: int, parts: int, index: int) -> slice:
+    """What rank `index` of `parts` owns in `by_scatter`: a part of n elements, cut between blocks, so that shares have the scales
+    that the whole would have.
+    """
     cut = schedule.split(blocks.block_count(n), parts, index)
     return slice(min(n, cut.start * blocks.BLOCK), min(n, cut.stop * blocks.BLOCK))
 

@@ -1,8 +1,8 @@
 """What reducers remember between steps, as a checkpoint's arrays and JSON, for any number of ranks.
 
-Every rank has its own memory. All of them are saved; with as many ranks each gets its own back, bit for bit. With another number
-each gets the mean of all, so that the mean of memories, which is what is still owed to the gradient, stays. The rest of a
-reducer's state, arrays and counters, is the same on all ranks.
+Every rank has its own memory. All of them are saved, and what owners owe to the mean (see combine.Scattered); with as many ranks
+each gets its own back, bit for bit. With another number each gets the mean of all memories, so that what is still owed to the
+gradient stays. The rest of a reducer's state, arrays and counters, is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
-from hpcai.reduce.combine import Remembered
+from hpcai.reduce.combine import Remembered, Scattered, share
 from hpcai.reduce.policy import Parts
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
@@ -22,16 +22,23 @@ PREFIX = "reducer."
 
 
 def gather(mine: Replica, comm: Communicator) -> tuple[dict[str, Array], Any]:
-    """(arrays, JSON) for a checkpoint, on every rank: memories (P, n), common arrays, and each bucket's counters. Collective."""
+    """(arrays, JSON) for a checkpoint, on every rank. Collective.
+
+    Arrays: memories (P, n), owed (n,) by the owners, and common ones; JSON: each bucket's counters.
+    """
     if not mine.reducers:
         return {}, mine.reducer_states
-    memories = np.zeros((comm.size, mine.params.size), np.float32)
+    memories, owed = np.zeros((comm.size, mine.params.size), np.float32), np.zeros(mine.params.size, np.float32)
     arrays: dict[str, Array] = {}
     for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):
-        for start, memory in _memories(state, bucket.start):
-            memories[comm.rank, start : start + memory.size] = memory
+        for start, kept in _remembered(state, bucket.start):
+            memories[comm.rank, start : start + kept.memory.size] = kept.memory
+            if isinstance(kept.inner, Scattered):
+                own = share(kept.memory.size, comm.size, comm.rank)
+                owed[start + own.start : start + own.stop] = kept.inner.owed[own]
         arrays |= {f"{PREFIX}{i}.{k}": array for k, array in enumerate(_common(state))}
-    return arrays | {"memories": comm.allgather(memories)}, [_counters(state) for state in mine.reducer_states]
+    arrays |= {"memories": comm.allgather(memories), "owed": comm.allreduce(owed)}
+    return arrays, [_counters(state) for state in mine.reducer_states]
 
 
 def restore(mine: Replica, comm: Communicator, arrays: dict[str, Array], counters: Any) -> None:
@@ -40,37 +47,50 @@ def restore(mine: Replica, comm: Communicator, arrays: dict[str, Array], counter
         mine.reducer_states[:] = counters
     if not mine.reducers or "memories" not in arrays:
         return
-    memories = arrays["memories"]
+    memories, owed = arrays["memories"], arrays["owed"]
     own = memories[comm.rank] if len(memories) == comm.size else memories.mean(0, dtype=np.float64).astype(np.float32)
     for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):
-        for start, memory in _memories(state, bucket.start):
-            memory[:] = own[start : start + memory.size]
+        for start, kept in _remembered(state, bucket.start):
+            _fill(kept, own[start : start + kept.memory.size], owed[start : start + kept.memory.size], comm)
         for k, array in enumerate(_common(state)):
-            kept = arrays.get(f"{PREFIX}{i}.{k}")
-            if kept is not None and kept.shape == array.shape:
-                array[...] = kept
+            saved = arrays.get(f"{PREFIX}{i}.{k}")
+            if saved is not None and saved.shape == array.shape:
+                array[...] = saved
         mine.reducer_states[i] = _with_counters(state, counters[min(i, len(counters) - 1)])
+
+
+def _fill(kept: Remembered, memory: Array, owed: Array, comm: Communicator) -> None:
+    """A reducer without owners takes what they owed into every rank's memory."""
+    kept.memory[:] = memory
+    if isinstance(kept.inner, Scattered):
+        own = share(memory.size, comm.size, comm.rank)
+        kept.inner.owed[own] = owed[own]
+    else:
+        np.add(kept.memory, owed, out=kept.memory)
 
 
 def norm(state: Any) -> float | None:
     """Of the memory in a reducer's state; None where there is none."""
-    found = _memories(state, 0)
-    return math.sqrt(sum(float(np.dot(memory, memory)) for _, memory in found)) if found else None
+    found = _remembered(state, 0)
+    return math.sqrt(sum(float(np.dot(kept.memory, kept.memory)) for _, kept in found)) if found else None
 
 
-def _memories(state: Any, start: int) -> list[tuple[int, Array]]:
+def _remembered(state: Any, start: int) -> list[tuple[int, Remembered]]:
     """Memories with the places in the gradient where they begin."""
     if isinstance(state, Remembered):
-        return [(start, state.memory)]
+        return [(start, state)]
     if isinstance(state, Parts):
         parts = zip(state.starts, state.states, strict=True)
-        return [found for offset, part in parts for found in _memories(part, start + offset)]
-    return [found for part in state for found in _memories(part, start)] if isinstance(state, tuple) else []
+        return [found for offset, part in parts for found in _remembered(part, start + offset)]
+    return [found for part in state for found in _remembered(part, start)] if isinstance(state, tuple) else []
 
 
 def _common(state: Any) -> list[Array]:
+    """The arrays that are the same on all ranks."""
     if isinstance(state, Remembered):
         return _common(state.inner)
+    if isinstance(state, Scattered):
+        return _common((state.first, state.second))
     if isinstance(state, tuple):
         return [array for part in state for array in _common(part)]
     return [state] if isinstance(state, np.ndarray) else []
@@ -85,5 +105,5 @@ def _counters(state: Any) -> Any:
 def _with_counters(state: Any, saved: Any) -> Any:
     if isinstance(state, tuple) and isinstance(saved, list) and len(saved) == len(state):
         parts = [_with_counters(part, kept) for part, kept in zip(state, saved, strict=True)]
-        return type(state)(*parts) if isinstance(state, (Remembered, Parts)) else tuple(parts)
+        return type(state)(*parts) if isinstance(state, (Remembered, Scattered, Parts)) else tuple(parts)
     return state if isinstance(state, np.ndarray) or saved is None else saved

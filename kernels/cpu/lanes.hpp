@@ -285,22 +285,54 @@ void widen_scaled(float* out, const void* x_, std::size_t n, float weight) {
 }
 
 #if defined(LANES_512)
-// Sixty-four comparisons become the bits of a word; most words are zero where few elements reach the threshold.
+// Sixty-four comparisons become the bits of a word.
+inline std::uint64_t reaching(const float* x, I least, I magnitude) {
+    std::uint64_t reach = 0;
+    for (std::size_t k = 0; k < 4 * kWidth; k += kWidth) {
+        _mm_prefetch(x + k + 1024, _MM_HINT_T0);
+        reach |= std::uint64_t(_mm512_cmpge_epu32_mask(both(_mm512_loadu_si512(x + k), magnitude), least)) << k;
+    }
+    return reach;
+}
+
+// Where the processor can, the places within a word move together without a branch, sixteen of them at most; values are fetched
+// when some thousand elements have been looked at, while these are in the cache. Stops where `room` is short; returns `at`.
+__attribute__((target("avx512vbmi2,popcnt"))) std::size_t select_stretches(const float* x, std::size_t n, I least, I magnitude,
+                                                                          std::size_t room, std::uint32_t* index, float* value,
+                                                                          std::size_t& found) {
+    constexpr std::size_t kStretch = 2048, kWord = 4 * kWidth;
+    std::uint8_t first[64];
+    for (int i = 0; i < 64; ++i) first[i] = std::uint8_t(i);
+    const I bytes = _mm512_loadu_si512(first);
+    std::size_t at = 0;
+    while (at + kStretch <= n && found + kStretch <= room) {
+        const std::size_t before = found;
+        for (const std::size_t end = at + kStretch; at < end; at += kWord) {
+            std::uint64_t reach = reaching(x + at, least, magnitude);
+            const I places = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(_mm512_maskz_compress_epi8(reach, bytes)));
+            put(index + found, plus(places, all(int(at))));
+            const auto count = std::size_t(__builtin_popcountll(reach));
+            if (__builtin_expect(count > kWidth, 0))
+                for (std::size_t to = found; reach; reach &= reach - 1) index[to++] = std::uint32_t(at) + std::uint32_t(__builtin_ctzll(reach));
+            found += count;
+        }
+        for (std::size_t i = before; i < found; ++i) value[i] = x[index[i]];
+    }
+    return at;
+}
+
 std::size_t select(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
     const I least = all(int(threshold)), magnitude = all(0x7fffffff);
-    std::size_t found = 0, at = 0;
+    static const bool moves_bytes = __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("popcnt");
+    std::size_t found = 0;
+    std::size_t at = moves_bytes ? select_stretches(x, n, least, magnitude, room, index, value, found) : 0;
     const auto keep = [&](std::size_t i) {
         if (found < room) index[found] = std::uint32_t(i), value[found] = x[i];
         ++found;
     };
     for (; at + 4 * kWidth <= n; at += 4 * kWidth) {
-        std::uint64_t reach = 0;
-        for (std::size_t k = 0; k < 4 * kWidth; k += kWidth) {
-            _mm_prefetch(x + at + k + 1024, _MM_HINT_T0);
-            const I bits = both(_mm512_loadu_si512(x + at + k), magnitude);
-            reach |= std::uint64_t(_mm512_cmpge_epu32_mask(bits, least)) << k;
-        }
-        for (; reach; reach &= reach - 1) keep(at + std::size_t(__builtin_ctzll(reach)));
+        for (std::uint64_t reach = reaching(x + at, least, magnitude); reach; reach &= reach - 1)
+            keep(at + std::size_t(__builtin_ctzll(reach)));
     }
     for (; at < n; ++at) {
         std::uint32_t bits;
