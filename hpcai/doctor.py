@@ -12,6 +12,8 @@ Started the way a training run is started, it says what that run would get.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import platform
 import statistics
@@ -44,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="measure the all-reduce algorithms and keep the fitted constants")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes of the longest array that --tune reduces")
     parser.add_argument("--compress", action="store_true", help="predict a training step for each --compress of hpcai.train")
-    chosen, training = parser.parse_known_args(arguments)
-    if training and not chosen.compress:
-        parser.error(f"unknown options {' '.join(training)} (those of hpcai.train need --compress)")
+    with contextlib.redirect_stderr(sys.stderr if launch().rank == 0 else io.StringIO()):
+        chosen, training = parser.parse_known_args(arguments)
+        if training and not chosen.compress:
+            parser.error(f"unknown: {' '.join(training)} (options of hpcai.train need --compress)")
     try:
         comm = hpcai.init()
     except HpcaiError as error:

@@ -73,3 +73,19 @@ def test_on_one_node_there_is_nothing_to_tune(tmp_path):
     assert code == 0
     assert "nothing to tune" in out or not native.is_native()
     assert not list(tmp_path.iterdir())
+
+
+@needs_mpirun
+def test_it_predicts_what_each_compression_takes_and_refuses_bad_options_once():
+    code, out, err = doctors(2, "--compress", "--hidden", "32,16", "--batch", "32")
+    assert code == 0, err
+    assert out.count("| powersgd:4 |") == 1
+    assert out.splitlines()[-1].startswith("advice: ")
+    for flags, words in (
+        (["--hidden", "32"], "unknown: --hidden 32"),
+        (["--compress", "--model", "zip"], "--model wants one of"),
+        (["--compress", "--data", "csv:absent.csv", "--label", "y"], "there is no file absent.csv"),
+    ):
+        code, out, err = doctors(2, *flags)
+        assert code != 0
+        assert err.count(words) == 1, err

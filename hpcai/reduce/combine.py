@@ -98,7 +98,7 @@ def by_gather(codec: Codec) -> Reducer:
 
 
 class Scattered(NamedTuple):
-    """The state of `by_scatter`: the codec's for the first and the second encoding, and what this rank owes as an owner: (n,) f32,
+    """The state of `by_scatter`: the codec's for the first and the second encoding, and what this rank owes as an owner, (n,) f32
     in units of the mean, zero outside its share.
     """
 
