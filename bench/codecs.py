@@ -2,6 +2,7 @@
 
     python -m bench.codecs            # 64 MiB of f32
 
+Arrays are taken in the parts in which reducers take them: 1 MiB at a time, or whole for codecs that choose from the whole.
 Copy and verb take turns, and a share is the median over the turns. ratio: bytes of the array over bytes of the payload.
 Error: root mean square of (decoded - x) over that of x, for normally distributed x.
 """
@@ -22,6 +23,7 @@ import numpy as np
 from bench.harness import processor, size_of
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec, add_decoded, encode_keeping, payload_bytes
+from hpcai.reduce import combine
 
 CODECS = {
     "bf16": cast.bf16(),
@@ -52,15 +54,28 @@ def main() -> None:
 def row(codec: Codec, x: Any, rounds: int) -> list[str]:
     """Ratio, error, and for each verb the share of a copy's bandwidth with the time."""
     memory, acc = np.zeros_like(x), np.zeros_like(x)
-    payload, _ = codec.encode(x, codec.init(x))
-    error = np.sqrt(
-        np.mean(np.square(codec.decode(payload, x.size) - x, dtype=np.float64)) / np.mean(np.square(x, dtype=np.float64))
-    )
-    sent = payload_bytes(payload)
-    verbs: dict[str, tuple[Callable[[], Any], int]] = {
-        "encode": (lambda: codec.encode(x, codec.init(x)), x.nbytes + sent),
-        "encode with memory": (lambda: encode_keeping(codec, x, memory, codec.init(x)), 3 * x.nbytes + sent),
-        "decode and add": (lambda: add_decoded(codec, acc, payload, 0.5 if codec.keep else 1.0), 2 * x.nbytes + sent),
+    cuts = combine.parts(x.size, codec.cut)
+    payloads = [codec.encode(x[cut], codec.init(x))[0] for cut in cuts]
+    decoded = np.concatenate([codec.decode(payload, cut.stop - cut.start) for payload, cut in zip(payloads, cuts, strict=True)])
+    error = np.sqrt(np.mean(np.square(decoded - x, dtype=np.float64)) / np.mean(np.square(x, dtype=np.float64)))
+    sent = sum(map(payload_bytes, payloads))
+
+    def encode() -> None:
+        for cut in cuts:
+            codec.encode(x[cut], codec.init(x))
+
+    def keep() -> None:
+        for cut in cuts:
+            encode_keeping(codec, x[cut], memory[cut], codec.init(x))
+
+    def add() -> None:
+        for payload, cut in zip(payloads, cuts, strict=True):
+            add_decoded(codec, acc[cut], payload, 0.5)
+
+    verbs = {
+        "encode": (encode, x.nbytes + sent),
+        "encode with memory": (keep, 3 * x.nbytes + sent),
+        "decode and add": (add, 2 * x.nbytes + sent),
     }
     cells = [f"{x.nbytes / sent:.1f}", f"{error:.4f}"]
     for call, nbytes in verbs.values():

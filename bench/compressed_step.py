@@ -69,7 +69,8 @@ def library(comm: Communicator, x: Any) -> Callable[[], Any]:
 
 def stepping(comm: Communicator, reducer: Reducer, gradient: Any) -> Callable[[], Any]:
     """Reduce again and again, with the state going on."""
-    state, x = [reducer.init(gradient)], gradient.copy()
+    state, x = [reducer.init(gradient)], comm.empty(gradient.size)  # where a training has its gradient
+    x[:] = gradient
 
     def call() -> None:
         state[0] = reducer.reduce(x, comm, state[0]).state

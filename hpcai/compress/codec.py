@@ -43,7 +43,7 @@ class Codec(NamedTuple):
     keep(x, memory, state) -> (payload, state) encodes x + memory and leaves in the memory what the payload does not say, in one
     pass; add(acc, payload, weight) adds weight times what the payload decodes to, put(out, payload, weight) writes it. Where a
     codec has none, encode and decode serve. cut: an array may be cut at multiples of so many elements and its parts encoded one
-    by one, with the same result (0: it may not).
+    by one, with the same result but for random rounding (0: it may not).
     """
 
     name: str

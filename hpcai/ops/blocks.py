@@ -83,6 +83,9 @@ def select_above(x: Array, threshold: float, room: int, memory: Array | None = N
     The first `room` of them at most, in memory that this thread's next call uses again. NaN counts as infinite. n is below
     2**32.
     """
+    for array in (x, x if memory is None else memory):
+        if array.dtype != np.float32 or array.shape != (x.size,) or not array.flags.c_contiguous:
+            raise TypeError(f"select_above wants flat, contiguous f32 of one length, got {array.dtype}{list(array.shape)}")
     kernels: Any = native.kernels()
     if kernels is None:
         return blocks_reference.select_above(x, threshold, room, memory)
@@ -106,6 +109,8 @@ def scatter_zero_into(out: Array, index: Array) -> Array:
 
 
 def _scatter(out: Array, index: Array, value: Array | None, weight: float) -> Array:
+    if index.ndim != 1 or (value is not None and value.shape != index.shape):
+        raise ValueError(f"scatter wants a value for each index, got {None if value is None else value.shape} for {index.shape}")
     kernels: Any = native.kernels()
     if kernels is None:
         out[index] = 0 if value is None else out[index] + np.float32(weight) * value

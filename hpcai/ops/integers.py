@@ -38,7 +38,7 @@ def encode_lanes_into(lanes: Array, scales: Array, memory: Array, limit: int) ->
 
     Args: lanes: (n,) u8 or u16; scales: (ceil(n/256),) f32; memory: (n,) f32. Returns: lanes.
     """
-    _check(memory, memory, scales)
+    _check(memory, memory, scales, lanes)
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.encode_lanes(
@@ -56,7 +56,7 @@ def encode_lanes_into(lanes: Array, scales: Array, memory: Array, limit: int) ->
 
 def decode_lanes_into(out: Array, lanes: Array, scales: Array, limit: int, ranks: int) -> Array:
     """The mean over `ranks` that lanes summed over so many ranks say. Shapes as `encode_lanes_into`. Returns: out."""
-    _check(out, out, scales)
+    _check(out, out, scales, lanes)
     offset, factor = ranks * limit, float(np.float32(1) / np.float32(ranks))
     kernels: Any = native.kernels()
     if kernels is not None:
@@ -71,6 +71,7 @@ def decode_lanes_into(out: Array, lanes: Array, scales: Array, limit: int, ranks
 
 def add_fixed_into(sums: Array, x: Array, exponent: int) -> Array:
     """sums += x in units of 2**exponent, rounded to nearest even. sums: (n,) i64; x: (n,) f32, |x| below 2**(exponent+62)."""
+    _check_fixed(sums, x)
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.add_fixed(native.address(sums), native.address(x), x.size, 2.0**-exponent)
@@ -81,6 +82,7 @@ def add_fixed_into(sums: Array, x: Array, exponent: int) -> Array:
 
 def from_fixed_into(out: Array, sums: Array, exponent: int) -> Array:
     """out (n,) f32 = sums (n,) i64, which are in units of 2**exponent."""
+    _check_fixed(sums, out)
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.from_fixed(native.address(out), native.address(sums), out.size, 2.0**exponent)
@@ -89,10 +91,26 @@ def from_fixed_into(out: Array, sums: Array, exponent: int) -> Array:
     return out
 
 
-def _check(x: Array, memory: Array, per_block: Array) -> None:
+def _check(x: Array, memory: Array, per_block: Array, lanes: Array | None = None) -> None:
     if x.dtype != np.float32 or x.ndim != 1 or memory.shape != x.shape or memory.dtype != x.dtype:
         raise TypeError(
             f"lanes are made of flat f32 arrays of one length, got {x.dtype}{list(x.shape)}: convert with x.astype first"
         )
-    if per_block.shape != (block_count(x.size),) or not (x.flags.c_contiguous and memory.flags.c_contiguous):
-        raise ValueError(f"{x.size} elements want {block_count(x.size)} scales and contiguous arrays, got {per_block.shape}")
+    if per_block.shape != (block_count(x.size),) or per_block.dtype != np.float32:
+        raise ValueError(f"{x.size} elements want {block_count(x.size)} f32 scales, got {per_block.dtype}{list(per_block.shape)}")
+    if lanes is not None and (lanes.shape != x.shape or lanes.dtype not in (np.uint8, np.uint16)):
+        raise ValueError(f"{x.size} elements want as many lanes of u8 or u16, got {lanes.dtype}{list(lanes.shape)}")
+    _contiguous(x, memory, per_block, *(() if lanes is None else (lanes,)))
+
+
+def _check_fixed(sums: Array, x: Array) -> None:
+    if sums.dtype != np.int64 or x.dtype != np.float32 or sums.shape != x.shape or x.ndim != 1:
+        raise TypeError(
+            f"fixed point is flat i64 beside as many f32, got {sums.dtype}{list(sums.shape)} and {x.dtype}{list(x.shape)}"
+        )
+    _contiguous(sums, x)
+
+
+def _contiguous(*arrays: Array) -> None:
+    if not all(array.flags.c_contiguous for array in arrays):
+        raise ValueError("kernels want contiguous arrays")

@@ -20,7 +20,7 @@ from hpcai.reduce.counting import Counting, Mute, sent_bytes
 from hpcai.reduce.reducer import Reducer
 from hpcai.xp import Array
 
-KINDS = ("allreduce", "allgather", "alltoall")
+KINDS = ("gradient", "allreduce", "allgather", "alltoall")
 LONGEST_S = 0.1
 REPEATS = 5
 PART_BYTES = 1 << 18
@@ -70,9 +70,18 @@ class Prediction(NamedTuple):
         return self.coding_s + self.wire_s
 
 
-def measure_wire(comm: Communicator, largest: int) -> Wire:
-    """The wire, for arrays of up to `largest` bytes. The same on all ranks. Collective."""
-    curves = {kind: _curve(comm, kind, largest) for kind in KINDS}
+def measure_wire(comm: Communicator, largest: int, algorithm: str = "auto") -> Wire:
+    """The wire, for arrays of up to `largest` bytes. The same on all ranks. Collective.
+
+    algorithm: of all-reduces. Gradients lie in symmetric arrays, which are quicker on a node, and have a curve of their own.
+    """
+    reduced = partial(comm.allreduce, algorithm=algorithm)
+    curves = {
+        "gradient": _curve(comm, reduced, comm.empty, largest),
+        "allreduce": _curve(comm, reduced, np.empty, largest),
+        "allgather": _curve(comm, comm.allgather, np.empty, largest),
+        "alltoall": _curve(comm, comm.alltoall, np.empty, largest),
+    }
     return Wire(curves, *_stream(comm, curves["allgather"]))
 
 
@@ -80,8 +89,9 @@ def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: W
     """What arrays of these lengths take with their reducers. The same on all ranks. Collective."""
     coding, on_wire, sent = 0.0, 0.0, 0.0
     for n, reducer in reducers:
-        counting = Counting(Mute(comm.rank, comm.size))
-        turns = _coding_s(reducer, n, comm, counting)
+        gradient = np.random.default_rng([comm.rank, n]).standard_normal(n, np.float32)
+        counting = Counting(Mute(comm.rank, comm.size), gradient=gradient)
+        turns = _coding_s(reducer, gradient, comm, counting)
         alone = sum(wire.curves[call.kind].at(call.nbytes) for call in counting.calls if not call.beside)
         streamed = [call.nbytes for call in counting.calls if call.beside]
         stream_s = wire.byte_s * sum(streamed)
@@ -97,14 +107,15 @@ def best(predictions: Sequence[Prediction], gain: float = 1.05) -> Prediction:
     return quickest if predictions[0].seconds > gain * quickest.seconds else predictions[0]
 
 
-def _curve(comm: Communicator, kind: str, largest: int) -> Curve:
+def _curve(comm: Communicator, call: Callable[[Array], object], make: Callable[..., Array], largest: int) -> Curve:
     sizes: list[int] = []
     seconds: list[float] = []
     width, most = 16, max(largest, 1024)
     while True:
-        x = np.zeros((comm.size, width), np.float32)
+        x = make((comm.size, width), np.float32)
+        x[:] = 0
         sizes.append(x.nbytes)
-        seconds.append(_slowest_median(comm, partial(getattr(comm, kind), x)))
+        seconds.append(_slowest_median(comm, partial(call, x)))
         if x.nbytes >= most or seconds[-1] > LONGEST_S:
             return Curve(tuple(sizes), tuple(seconds))
         width = min(4 * width, max(width + 1, -(-most // (4 * comm.size))))
@@ -137,20 +148,19 @@ def _stream(comm: Communicator, curve: Curve) -> tuple[float, float, float]:
     return calls_s / count, bytes_s / (count * PART_BYTES), min(1.0, max(0.0, hidden))
 
 
-def _coding_s(reducer: Reducer, n: int, comm: Communicator, counting: Counting) -> list[tuple[float, float]]:
-    """Of some reductions of n elements in which nothing is sent: seconds of coding, and how many of them could hide behind the
-    wire; those of the slowest rank. The calls of the last stay in `counting`.
+def _coding_s(reducer: Reducer, gradient: Array, comm: Communicator, counting: Counting) -> list[tuple[float, float]]:
+    """Of some reductions in which nothing is sent: seconds of coding, and how many of them could hide behind the wire; those of
+    the slowest rank. The calls of the last stay in `counting`.
     """
-    gradient = np.random.default_rng([comm.rank, n]).standard_normal(n, np.float32)
-    x, state = gradient.copy(), reducer.init(gradient)
+    fresh, state = gradient.copy(), reducer.init(gradient)
     turns = np.zeros((1 + REPEATS, 2))
     for turn in turns:
-        x[:] = gradient
+        gradient[:] = fresh
         counting.calls.clear()
         counting.beside_s = 0.0
         comm.barrier()
         begin = perf_counter()
-        state = reducer.reduce(x, counting, state).state
+        state = reducer.reduce(gradient, counting, state).state
         turn[:] = perf_counter() - begin - sum(call.seconds for call in counting.calls), counting.beside_s
     comm.allreduce(turns, "max")
     return [(spent, min(spent, beside)) for spent, beside in turns[1:].tolist()]

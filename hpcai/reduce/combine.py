@@ -75,12 +75,12 @@ def by_gather(codec: Codec) -> Reducer:
         return gather(x, memory, comm, state, partial(encode_keeping, codec))
 
     def gather(x: Array, memory: Array, comm: Collectives, state: State, encode: Callable[..., Any]) -> Reduced:
-        parts = _parts(x.size, codec.cut)
+        cuts = parts(x.size, codec.cut)
         forms: list[Form] = []
 
         def rows() -> Iterator[Array]:
             nonlocal state
-            for part in parts:  # two buffers do: a part is decoded before the one behind the next is made
+            for part in cuts:  # two buffers do: a part is decoded before the one behind the next is made
                 payload, state = encode(x[part], memory[part], state)
                 rows = _rows(comm.size, payload_bytes(payload), turn=len(forms) % 2)
                 _packed_into(rows[comm.rank], payload)
@@ -91,7 +91,7 @@ def by_gather(codec: Codec) -> Reducer:
                     x[part] = 0  # while the payload travels
 
         for i, came in enumerate(comm.allgather_each(rows())):
-            _decode_mean(codec, x[parts[i]], [_unpacked(row, forms[i]) for row in came])
+            _decode_mean(codec, x[cuts[i]], [_unpacked(row, forms[i]) for row in came])
         return Reduced(x, memory, state)
 
     return Reducer(codec.name, codec.init, reduce, keep)
@@ -203,8 +203,8 @@ def _decode_mean(codec: Codec, x: Array, payloads: list[Payload]) -> None:
         add_decoded(codec, x, payload, weight)
 
 
-def _parts(n: int, cut: int) -> list[slice]:
-    """Parts of PART elements or less, cut at multiples of `cut`; one if it is 0."""
+def parts(n: int, cut: int) -> list[slice]:
+    """How `by_gather` cuts n elements of a codec: parts of PART elements or less, cut at multiples of `cut`; one if it is 0."""
     step = max(cut, PART // cut * cut) if cut else max(1, n)
     return [slice(start, min(n, start + step)) for start in range(0, max(1, n), step)]
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
+import numpy as np
+
 from hpcai.reduce.reducer import Collectives
 from hpcai.xp import Array
 
@@ -28,7 +30,7 @@ def sent_bytes(sent: Sent, ranks: int) -> float:
     >>> sent_bytes(Sent("allreduce", 1000), 2), sent_bytes(Sent("allgather", 1000), 4)
     (1000.0, 750.0)
     """
-    return (2 if sent.kind == "allreduce" else 1) * sent.nbytes * (ranks - 1) / ranks
+    return (2 if sent.kind in ("allreduce", "gradient") else 1) * sent.nbytes * (ranks - 1) / ranks
 
 
 class _Stopwatch:
@@ -53,16 +55,19 @@ class _Stopwatch:
 class Counting:
     """`comm`, with a list of what was called, and the seconds of coding for which something is under way meanwhile."""
 
-    def __init__(self, comm: Collectives):
+    def __init__(self, comm: Collectives, algorithm: str = "auto", gradient: Array | None = None):
+        """algorithm: of all-reduces. gradient: all-reduces of it or of parts of it are counted as kind "gradient"."""
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
+        self.algorithm, self.gradient = algorithm, gradient
         self.calls: list[Sent] = []
         self.beside_s = 0.0
 
-    def allreduce(self, x: Array, op: str = "sum") -> Array:
+    def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
         """As Communicator.allreduce."""
         begin = perf_counter()
-        self.comm.allreduce(x, op)
-        return self._called("allreduce", x, begin)
+        self.comm.allreduce(x, op, algorithm=self.algorithm)
+        plain = self.gradient is not None and np.may_share_memory(x, self.gradient)
+        return self._called("gradient" if plain else "allreduce", x, begin)
 
     def allgather(self, x: Array) -> Array:
         """As Communicator.allgather."""
@@ -107,9 +112,9 @@ class Tally:
     calls: list[Sent] = field(default_factory=list)
 
     @contextmanager
-    def of(self, comm: Collectives) -> Iterator[Counting]:
+    def of(self, comm: Collectives, algorithm: str) -> Iterator[Counting]:
         """Count one reduction on `comm`."""
-        counting, begin = Counting(comm), perf_counter()
+        counting, begin = Counting(comm, algorithm), perf_counter()
         yield counting
         self.count += 1
         self.coding_s += perf_counter() - begin - sum(call.seconds for call in counting.calls)
@@ -125,7 +130,7 @@ class Mute:
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
 
-    def allreduce(self, x: Array, op: str = "sum") -> Array:
+    def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
         """x as it is."""
         return x
 

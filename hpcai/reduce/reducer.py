@@ -16,7 +16,7 @@ class Collectives(Protocol):
     rank: int
     size: int
 
-    def allreduce(self, x: Array, op: str = "sum") -> Array:
+    def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
         """As Communicator.allreduce."""
 
     def allgather(self, x: Array) -> Array:

@@ -13,11 +13,12 @@ import numpy as np
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, batch_into
+from hpcai.errors import UsageError
 from hpcai.nn import models
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Prediction
 from hpcai.reduce.combine import exact
-from hpcai.train import resume
+from hpcai.train import config, resume
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, build_reducers, replica
 from hpcai.xp import Array
@@ -38,20 +39,24 @@ def decided(options: Options, dataset: Dataset, comm: Communicator, folder: Path
     kept = comm.on_root(lambda: resume.compression(options, folder))
     if kept is not None:
         why, name = "as in the run that goes on", kept
-    elif options.dtype != "f32" or comm.size == 1:
-        why, name = "there is one rank" if comm.size == 1 else "codecs work on f32", "none"
+    elif comm.size == 1:
+        why, name = "there is one rank", "none"
     else:
         predictions = predicted(options, replica(_with(options, "none"), dataset, comm), comm, CANDIDATES)
         best = advice.best(predictions)
         why, name = "; ".join(f"{one.name} {1e3 * one.seconds:.2f} ms" for one in predictions), best.name
     if comm.rank == 0:
         print(f"--compress auto takes {name} ({why})", file=sys.stderr)
-    return _with(options, name)
+    chosen = _with(options, name)
+    config.check(chosen)
+    return chosen
 
 
 def predicted(options: Options, plain: Replica, comm: Communicator, names: tuple[str, ...]) -> list[Prediction]:
     """A prediction for each choice, of what one step's gradients take. The same on all ranks. Collective."""
-    wire = advice.measure_wire(comm, max(4 * (bucket.stop - bucket.start) for bucket in plain.buckets))
+    largest = max(4 * (bucket.stop - bucket.start) for bucket in plain.buckets)
+    wire = advice.measure_wire(comm, largest, options.algorithm)
+    options = dataclasses.replace(options, compress_warmup=0)
     sizes = [bucket.stop - bucket.start for bucket in plain.buckets]
     found = []
     for name in names:
@@ -84,6 +89,8 @@ def _compute(mine: Replica, x: Array, target: Array, scale: float, step: int) ->
 
 def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
     """For `python -m hpcai.doctor --compress`: what each choice is predicted to take, in Markdown. Collective."""
+    if options.dtype != "f32":
+        raise UsageError(f"codecs work on f32; leave --dtype {options.dtype} out")
     plain = replica(_with(options, "none"), dataset, comm)
     computing = computing_s(plain, options, dataset, comm)
     predictions = predicted(options, plain, comm, ALL)

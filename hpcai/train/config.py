@@ -98,7 +98,7 @@ class Options:
         (), "other choices for some arrays: PATTERN=CHOICE,..., as in linear1.*=none,conv*=int4; the first that fits", layers
     )
     compress_warmup: int = option(0, "steps before compression begins")
-    compress_smallest: int = option(4096, "buckets of fewer elements travel uncompressed")
+    compress_smallest: int = option(4096, "gradients that are reduced together travel uncompressed if they are fewer elements")
     no_error_feedback: bool = option(False, "forget what compression loses instead of adding it to the next step")
     grain: int = option(8, "compress reproducible: samples that are computed together, whatever the number of ranks")
     run: str | None = option(None, "folder for everything that is written (runs/DATA-MODEL)")
@@ -203,13 +203,19 @@ def _wanted(name: str) -> str:
 
 
 def _filled(given: Options) -> Options:
-    """Fill in defaults that depend on other options, and refuse what makes no sense."""
+    """Fill in defaults that depend on other options, and check all."""
     o = dataclasses.replace(
         given,
         epochs=given.epochs if given.epochs is not None or given.steps is not None else 20,
         lr=given.lr if given.lr is not None else _LR[given.optimizer],
         run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{given.model}",
     )
+    check(o)
+    return o
+
+
+def check(o: Options) -> None:
+    """Raise UsageError for what makes no sense."""
     for choice in [o.compress] * (o.compress != "auto") + [choice for _, choice in o.compress_layers]:
         named(choice, 1)
     refuse = [
@@ -251,4 +257,3 @@ def _filled(given: Options) -> Options:
     for wrong, message in refuse:
         if wrong:
             raise UsageError(message)
-    return o

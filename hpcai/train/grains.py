@@ -41,7 +41,7 @@ def sum_into(replica: Replica, comm: Communicator, x: Array, target: Array, scal
         replica.reducer_states[0] = needed
         if largest < 2.0**guess and (largest == 0 or needed > guess - 2 * MARGIN):
             break
-    comm.allreduce(sums)
+    comm.allreduce(sums, algorithm=replica.algorithm)
     integers.from_fixed_into(replica.grads, sums, reproducible.unit_for(guess))
     every = comm.exchange(losses)
     return math.fsum(loss for some in every for loss in some), perf_counter() - before

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
-from hpcai.reduce.combine import Remembered, Scattered, share
+from hpcai.reduce.combine import Remembered, Scattered, owed, share
 from hpcai.reduce.policy import Parts
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
@@ -28,30 +28,31 @@ def gather(mine: Replica, comm: Communicator) -> tuple[dict[str, Array], Any]:
     """
     if not mine.reducers:
         return {}, mine.reducer_states
-    memories, owed = np.zeros((comm.size, mine.params.size), np.float32), np.zeros(mine.params.size, np.float32)
+    memories, by_owners = np.zeros((comm.size, mine.params.size), np.float32), np.zeros(mine.params.size, np.float32)
     arrays: dict[str, Array] = {}
     for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):
         for start, kept in _remembered(state, bucket.start):
             memories[comm.rank, start : start + kept.memory.size] = kept.memory
             if isinstance(kept.inner, Scattered):
                 own = share(kept.memory.size, comm.size, comm.rank)
-                owed[start + own.start : start + own.stop] = kept.inner.owed[own]
+                by_owners[start + own.start : start + own.stop] = kept.inner.owed[own]
         arrays |= {f"{PREFIX}{i}.{k}": array for k, array in enumerate(_common(state))}
-    arrays |= {"memories": comm.allgather(memories), "owed": comm.allreduce(owed)}
+    arrays |= {"memories": comm.allgather(memories), "owed": comm.allreduce(by_owners)}
     return arrays, [_counters(state) for state in mine.reducer_states]
 
 
 def restore(mine: Replica, comm: Communicator, arrays: dict[str, Array], counters: Any) -> None:
     """Fill the reducers' states from arrays that all ranks have. Without memories (a run that did not compress) they stay."""
-    if mine.grain and counters:
+    if mine.grain and counters and type(counters[0]) is int:
         mine.reducer_states[:] = counters
     if not mine.reducers or "memories" not in arrays:
         return
-    memories, owed = arrays["memories"], arrays["owed"]
+    memories = arrays["memories"]
+    by_owners = arrays.get("owed", np.zeros(memories.shape[1], np.float32))
     own = memories[comm.rank] if len(memories) == comm.size else memories.mean(0, dtype=np.float64).astype(np.float32)
     for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):
         for start, kept in _remembered(state, bucket.start):
-            _fill(kept, own[start : start + kept.memory.size], owed[start : start + kept.memory.size], comm)
+            _fill(kept, own[start : start + kept.memory.size], by_owners[start : start + kept.memory.size], comm)
         for k, array in enumerate(_common(state)):
             saved = arrays.get(f"{PREFIX}{i}.{k}")
             if saved is not None and saved.shape == array.shape:
@@ -59,20 +60,20 @@ def restore(mine: Replica, comm: Communicator, arrays: dict[str, Array], counter
         mine.reducer_states[i] = _with_counters(state, counters[min(i, len(counters) - 1)])
 
 
-def _fill(kept: Remembered, memory: Array, owed: Array, comm: Communicator) -> None:
+def _fill(kept: Remembered, memory: Array, by_owners: Array, comm: Communicator) -> None:
     """A reducer without owners takes what they owed into every rank's memory."""
     kept.memory[:] = memory
     if isinstance(kept.inner, Scattered):
         own = share(memory.size, comm.size, comm.rank)
-        kept.inner.owed[own] = owed[own]
+        kept.inner.owed[own] = by_owners[own]
     else:
-        np.add(kept.memory, owed, out=kept.memory)
+        np.add(kept.memory, by_owners, out=kept.memory)
 
 
-def norm(state: Any) -> float | None:
-    """Of the memory in a reducer's state; None where there is none."""
+def norm(state: Any, comm: Communicator) -> float | None:
+    """Of what this rank still owes, by a reducer's state; None where it has no memory."""
     found = _remembered(state, 0)
-    return math.sqrt(sum(float(np.dot(kept.memory, kept.memory)) for _, kept in found)) if found else None
+    return math.sqrt(sum(float(np.linalg.norm(owed(kept, comm))) ** 2 for _, kept in found)) if found else None
 
 
 def _remembered(state: Any, start: int) -> list[tuple[int, Remembered]]:
@@ -97,13 +98,18 @@ def _common(state: Any) -> list[Array]:
 
 
 def _counters(state: Any) -> Any:
+    if isinstance(state, Parts):
+        return [_counters(part) for part in state.states]
     if isinstance(state, tuple):
         return [_counters(part) for part in state]
     return None if isinstance(state, np.ndarray) else state
 
 
 def _with_counters(state: Any, saved: Any) -> Any:
+    """`state` with the counters of another of its kind; where the kinds differ, as with another choice of --compress, its own."""
+    if isinstance(state, Parts):
+        return state._replace(states=_with_counters(state.states, saved))
     if isinstance(state, tuple) and isinstance(saved, list) and len(saved) == len(state):
         parts = [_with_counters(part, kept) for part, kept in zip(state, saved, strict=True)]
-        return type(state)(*parts) if isinstance(state, (Remembered, Scattered, Parts)) else tuple(parts)
-    return state if isinstance(state, np.ndarray) or saved is None else saved
+        return type(state)(*parts) if isinstance(state, (Remembered, Scattered)) else tuple(parts)
+    return saved if type(state) is type(saved) is int else state

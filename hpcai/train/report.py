@@ -134,7 +134,7 @@ class Reporter:
             "options": dataclasses.asdict(self.options),
         }
         if self.mine.reducers:
-            summary["compression"] = compression(self.mine, self.comm.size)
+            summary["compression"] = compression(self.mine, self.comm)
         if regression:
             summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit
             summary["test_r2"] = 1 - last["test_loss"] / constant if constant else 0.0
@@ -285,16 +285,16 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
-def compression(mine: Replica, ranks: int) -> dict[str, Any]:
+def compression(mine: Replica, comm: Communicator) -> dict[str, Any]:
     """What compression did in the last step and took on average, in all and for each bucket; errors are this rank's.
 
-    error: the norm of what is still owed (the memory) over that of the mean that was delivered; None without a memory.
+    error: the norm of what this rank still owes over that of the mean that was delivered; None without a memory.
     """
-    buckets = []
+    buckets, ranks = [], comm.size
     for where, tally, state in zip(mine.buckets, mine.tallies, mine.reducer_states, strict=True):
         sent = sum(sent_bytes(call, ranks) for call in tally.calls)
         plain = sent_bytes(Sent("allreduce", 4 * (where.stop - where.start)), ranks)
-        owed, norm = memories.norm(state), float(np.linalg.norm(mine.grads[where]))
+        owed, norm = memories.norm(state, comm), float(np.linalg.norm(mine.grads[where]))
         buckets.append(
             {
                 "elements": where.stop - where.start,

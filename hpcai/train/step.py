@@ -50,6 +50,8 @@ def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, ba
     if not math.isfinite(norm):
         where = named_slot(model.layout, int(np.flatnonzero(~np.isfinite(grads))[-1]))
         raise NonFiniteError(f"the gradient of {where} became {grads[~np.isfinite(grads)][-1]} in step {step + 1}")
+    if replica.grain and sums is None:
+        raise NonFiniteError(f"the gradient of a few samples (see --grain) was not finite in step {step + 1}")
     replica.optimizer.update(params, grads, replica.state, step + 1, lr, clip.factor(norm, replica.clip))
     return Report(loss_sum, batch, norm, perf_counter() - started, comm_s)
 
@@ -84,7 +86,7 @@ def _reduce(replica: Replica, comm: Communicator, i: int) -> None:
     if not replica.reducers:
         comm.allreduce(bucket, algorithm=replica.algorithm)
     else:
-        with replica.tallies[i].of(comm) as counted:
+        with replica.tallies[i].of(comm, replica.algorithm) as counted:
             mean, _, replica.reducer_states[i] = replica.reducers[i].reduce(bucket, counted, replica.reducer_states[i])
         if mean is not bucket:
             bucket[:] = mean

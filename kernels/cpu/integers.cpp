@@ -25,8 +25,8 @@ constexpr int kBlock = kTileElements;
                    encode_lanes_block<LANE>(OneLane{}, lanes + at, memory + at, rest, scales[block], limit))                      \
     }                                                                                                                             \
     PER_CPU void decode_##NAME(float* out, const LANE* lanes, const float* scales, std::size_t n, int offset, float factor) {     \
-        EACH_BLOCK((decode_lanes_block<LANE, false>(OneLane{}, out + at, lanes + at, kBlock, scales[block], offset, factor)),     \
-                   (decode_lanes_block<LANE, false>(OneLane{}, out + at, lanes + at, rest, scales[block], offset, factor)))       \
+        EACH_BLOCK(decode_lanes_block<LANE>(OneLane{}, out + at, lanes + at, kBlock, scales[block], offset, factor),              \
+                   decode_lanes_block<LANE>(OneLane{}, out + at, lanes + at, rest, scales[block], offset, factor))                \
     }
 LANES(u8, std::uint8_t)
 LANES(u16, std::uint16_t)

@@ -22,7 +22,7 @@ def wire(monkeypatch):
 
     def pretend(byte_s):
         curves = dict.fromkeys(KINDS, Curve((0, 1000), (0.0, 1000 * byte_s)))
-        monkeypatch.setattr("hpcai.reduce.advice.measure_wire", lambda comm, largest: Wire(curves, 0.0, byte_s, 0.0))
+        monkeypatch.setattr("hpcai.reduce.advice.measure_wire", lambda comm, largest, algorithm: Wire(curves, 0.0, byte_s, 0.0))
 
     return pretend
 
@@ -42,6 +42,12 @@ def test_a_slow_wire_makes_it_compress_and_a_free_one_does_not(tmp_path, wire, c
     resumed = train(2, options(tmp_path, *flags, "--resume", "auto", "--steps", "6", run="fast"))
     assert resumed["options"]["compress"] == "none"
     assert "as in the run that goes on" in capsys.readouterr().err
+
+
+def test_a_warmup_does_not_hide_what_compression_takes(tmp_path, wire):
+    wire(1e-5)
+    flags = ["--compress", "auto", "--compress-warmup", "100", "--compress-smallest", "1", "--steps", "3", "--hidden", "64,64"]
+    assert train(2, options(tmp_path, *flags))["options"]["compress"] != "none"
 
 
 def test_one_rank_has_nothing_to_compress(tmp_path):

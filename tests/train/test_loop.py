@@ -165,6 +165,28 @@ def test_with_another_number_of_ranks_the_mean_of_memories_stays(tmp_path, ranks
             assert all(after[name].tobytes() == before[name].tobytes() for name in ("memories", "owed"))
 
 
+OTHERS = [
+    ((2, "int8"), (4, "int8")),
+    ((4, "int8"), (2, "int8")),
+    ((2, "int8"), (2, "powersgd:2")),
+    ((3, "powersgd:2"), (2, "int8")),
+    ((2, "int4"), (2, "reproducible")),
+    ((2, "reproducible"), (3, "sign")),
+    ((2, "int8 --compress-layers linear1.*=none"), (2, "int8 --compress-layers linear2.*=topk:0.1,*.bias=bf16")),
+    ((2, "int8 --bucket-bytes 500"), (2, "randomk:0.1")),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), OTHERS)
+def test_a_run_goes_on_with_other_ranks_or_another_choice(tmp_path, before, after):
+    for steps, (ranks, choice) in ((5, before), (10, after), (15, after)):
+        flags = f"--compress-smallest 1 --hidden 16,16 --steps {steps} --resume auto --compress {choice}"
+        train(ranks, options(tmp_path, *flags.split()))
+    arrays = final(tmp_path)
+    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert "reproducible" in after[1] or arrays["memories"].any()
+
+
 def test_compression_can_begin_or_end_at_a_resume(tmp_path):
     train(2, options(tmp_path, "--steps", "5"))
     train(2, options(tmp_path, "--steps", "10", "--resume", "auto", "--compress", "int8"))

@@ -43,16 +43,13 @@ HPCAI_TILE void encode_lanes_block(Context context, Lane* lanes, float* memory, 
     }
 }
 
-// out = or += factor * scale * (sum - offset).
-template <class Lane, bool kAdd, class Context>
+// out = factor * scale * (sum - offset).
+template <class Lane, class Context>
 HPCAI_TILE void decode_lanes_block(Context context, float* out, const Lane* lanes, int n, float scale, int offset, float factor) {
     constexpr int m = Context::kPerLane;
     const int at = context.first(), mine = n - at < m ? (n - at > 0 ? n - at : 0) : m;
     const float unit = scale * factor;
-    for (int j = 0; j < mine; ++j) {
-        const float value = unit * float(int(lanes[at + j]) - offset);
-        out[at + j] = kAdd ? out[at + j] + value : value;
-    }
+    for (int j = 0; j < mine; ++j) out[at + j] = unit * float(int(lanes[at + j]) - offset);
 }
 
 // sums += x in units of 1 / per_unit, rounded to nearest even. |x| * per_unit must be below 2^62.
