@@ -13,8 +13,8 @@ from hpcai import ops
 from hpcai.compress.codec import Codec, Payload, State
 from hpcai.xp import Array
 
-SAMPLE = 1 << 14
-"""Elements from which the threshold is guessed."""
+SAMPLE, LINE = 1 << 14, 16
+"""Elements from which the threshold is guessed, and how many neighbours among them: one cache line costs one access to memory."""
 
 
 def top_k(ratio: float) -> Codec:
@@ -67,8 +67,7 @@ def largest(x: Array, k: int, memory: Array | None = None) -> tuple[Array, Array
 def _candidates(x: Array, k: int, memory: Array | None) -> tuple[Array, Array]:
     """At least k elements, by ascending index, that hold the k largest; few more where the sample is a good guess."""
     if x.size > max(4 * k, 1000):
-        every = slice(None, None, x.size // SAMPLE or 1)
-        sample = np.abs(x[every] if memory is None else x[every] + memory[every])
+        sample = np.abs(_sampled(x) if memory is None else _sampled(x) + _sampled(memory))
         share = k / x.size
         # So much above the expected count that a sample of this size misses it once in many thousands.
         aim = share + 4 * math.sqrt(share / sample.size)
@@ -85,3 +84,9 @@ def _candidates(x: Array, k: int, memory: Array | None) -> tuple[Array, Array]:
         memory += x
         x = memory
     return np.arange(x.size, dtype=np.uint32), x
+
+
+def _sampled(x: Array) -> Array:
+    """About SAMPLE elements from all over x."""
+    lines = x[: x.size // LINE * LINE].reshape(-1, LINE)
+    return lines[:: max(1, len(lines) * LINE // SAMPLE)].reshape(-1)

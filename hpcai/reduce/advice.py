@@ -115,7 +115,7 @@ def _curve(comm: Communicator, call: Callable[[Array], object], make: Callable[.
         x = make((comm.size, width), np.float32)
         x[:] = 0
         sizes.append(x.nbytes)
-        seconds.append(_slowest_median(comm, partial(call, x)))
+        seconds.append(_undisturbed(comm, partial(call, x)))
         if x.nbytes >= most or seconds[-1] > LONGEST_S:
             return Curve(tuple(sizes), tuple(seconds))
         width = min(4 * width, max(width + 1, -(-most // (4 * comm.size))))
@@ -127,7 +127,7 @@ def _stream(comm: Communicator, curve: Curve) -> tuple[float, float, float]:
     """
     source = np.zeros(4 * PART_BYTES, np.uint8)
     target = np.empty_like(source)
-    copy_s = _slowest_median(comm, lambda: np.copyto(target, source))
+    copy_s = _undisturbed(comm, lambda: np.copyto(target, source))
     alone_s = curve.at(PART_BYTES)
     count, copies = int(np.clip(LONGEST_S / alone_s, 8, 64)), max(1, round(alone_s / copy_s))
 
@@ -139,9 +139,9 @@ def _stream(comm: Communicator, curve: Curve) -> tuple[float, float, float]:
 
     def stream_s(row_bytes: int, copies: int) -> float:
         rows = [np.zeros((comm.size, row_bytes // comm.size), np.uint8) for _ in range(count)]
-        return _slowest_median(comm, lambda: sum(1 for _ in comm.allgather_each(made(rows, copies))))
+        return _undisturbed(comm, lambda: sum(1 for _ in comm.allgather_each(made(rows, copies))))
 
-    copying_s = _slowest_median(comm, lambda: sum(1 for _ in made([source] * count, copies)))
+    copying_s = _undisturbed(comm, lambda: sum(1 for _ in made([source] * count, copies)))
     calls_s = max(0.0, stream_s(8 * comm.size, copies) - copying_s)
     bytes_s = max(1e-9, stream_s(PART_BYTES, 0) - calls_s)
     hidden = (bytes_s + copying_s + calls_s - stream_s(PART_BYTES, copies)) / min(bytes_s, copying_s)
@@ -166,12 +166,14 @@ def _coding_s(reducer: Reducer, gradient: Array, comm: Communicator, counting: C
     return [(spent, min(spent, beside)) for spent, beside in turns[1:].tolist()]
 
 
-def _slowest_median(comm: Communicator, call: Callable[[], object]) -> float:
-    """The median time of some calls after one to warm up, each that of the slowest rank; of three if they take long."""
+def _undisturbed(comm: Communicator, call: Callable[[], object]) -> float:
+    """The lower quartile of the times of some calls after one to warm up, each that of the slowest rank; of three if they take
+    long. What disturbs a call, above all a packet that was lost, only makes it longer.
+    """
     times: list[float] = []
     while len(times) <= REPEATS and not (len(times) > 3 and sum(times) > 2 * LONGEST_S):
         comm.barrier()
         begin = perf_counter()
         call()
         times.append(float(comm.allreduce(np.array([perf_counter() - begin]), "max")[0]))
-    return statistics.median(times[1:])
+    return sorted(times[1:])[len(times[1:]) // 4]
