@@ -76,7 +76,7 @@ def main() -> None:
     count = iter(range(1 << 30))
 
     def step(mine: Replica) -> None:
-        train_step(mine, comm, x, y, comm.size * len(x), next(count), 0.01)
+        train_step(mine, x, y, comm.size * len(x), next(count), 0.01)
 
     possible = []
     for _ in range(5):

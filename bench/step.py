@@ -90,10 +90,10 @@ def hpcai_side(
     count = [0]
 
     def step() -> float:
-        done = train_step(mine, comm, x, y, comm.size * len(x), count[0], LR)
+        done = train_step(mine, x, y, comm.size * len(x), count[0], LR)
         count[0] += 1
         parts.append((done.step_s, done.comm_s, spent[0]))
-        return done.loss_sum / done.samples
+        return done.loss_sum / done.targets
 
     return step, parts
 

@@ -6,7 +6,7 @@ is a slice, so there is no pack and no unpack between backward, the wire and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -52,18 +52,23 @@ def views(flat: Array, where: Layout) -> dict[str, Array]:
     return {slot.name: flat[slot.start : slot.stop].reshape(slot.shape) for slot in where.slots}
 
 
-def buckets(where: Layout, itemsize: int, bucket_bytes: int) -> list[slice]:
+def buckets(
+    where: Layout, itemsize: int, bucket_bytes: int, whole: Callable[[str], Hashable] = lambda name: name
+) -> list[slice]:
     """Cut the flat buffer into slices from the end, since backward fills it from the end: each ends with the array by which it
     reaches `bucket_bytes`.
 
-    Cuts fall between arrays. Together they cover `[0, size)` once.
+    Cuts fall between arrays, and only between those whose names `whole` maps to different things. Together they cover `[0, size)`
+    once.
 
     >>> buckets(layout({"a": (32,), "b": (16,), "c": (16,)}), itemsize=4, bucket_bytes=128)
     [slice(32, 64, None), slice(0, 32, None)]
     """
     cuts, stop = [], where.size
-    for slot in reversed(where.slots):
-        if (stop - slot.start) * itemsize >= bucket_bytes or (slot is where.slots[0] and stop > 0):
+    names = [None, *(whole(slot.name) for slot in where.slots)]
+    for i, slot in reversed(list(enumerate(where.slots))):
+        full = (stop - slot.start) * itemsize >= bucket_bytes and names[i] != names[i + 1]
+        if full or (i == 0 and stop > 0):
             cuts.append(slice(slot.start, stop))
             stop = slot.start
     return cuts

@@ -22,12 +22,13 @@ MAY_IMPORT = {
     "data": {"ops", "xp", "errors"},
     "compress": {"ops", "xp", "errors"},
     "reduce": {"comm", "compress", "ops", "xp", "arena", "errors"},
-    "train": {"errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim", "data"},
+    "parallel": {"errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim"},
+    "train": {"errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim", "parallel", "data"},
     "doctor": {"errors", "ops", "comm", "train"},
 }
 DOORS = {
     "mpi4py": {"comm/mpi.py"},
-    "numba": {"ops/fused.py"},
+    "numba": {"ops/fused.py", "ops/sequence.py"},
     "cupy": {"ops/cuda.py"},
     "ml_dtypes": {"xp.py"},
     "threadpoolctl": {"comm/cores.py"},

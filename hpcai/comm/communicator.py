@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hpcai.comm import call, halving, hierarchical, node, pairwise, ring, schedule, select
-from hpcai.comm.wire import Wire
+from hpcai.comm.wire import Pending, Wire
 from hpcai.errors import HpcaiError, RankMismatch
 from hpcai.xp import CODES, Array, bfloat16
 
@@ -187,6 +187,17 @@ class Communicator:
         if self.size > 1 and x.size:
             pairwise.alltoall(x, self.wire)
         return x
+
+    def send(self, x: Array, to: int, lane: int = 0) -> Pending:
+        """Start to send the contiguous array `x` to rank `to`; `wait()` for what is returned before `x` is changed.
+
+        Messages from one rank to another arrive in order within a lane (0, 1). Not compared with other ranks' calls.
+        """
+        return self.wire.send(x, to, lane)
+
+    def receive(self, x: Array, source: int, lane: int = 0) -> Pending:
+        """Start to receive into the contiguous array `x`, as long as the sender's; it is there after `wait()`."""
+        return self.wire.receive(x, source, lane)
 
     def barrier(self) -> None:
         """Return when every rank has called it."""

@@ -14,7 +14,8 @@ class Dataset(NamedTuple):
     """Samples as flat rows.
 
     x_*: (n, prod(shape)) u8 or floats, of which the model sees x * scale + shift. y_*: (n,) i64 labels below `classes`, or for
-    regression (classes = 0) (n, 1) f64 targets in units of `target_unit`.
+    regression (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty, and
+    a sample is a window of `context` bytes: see text.py.
     """
 
     name: str
@@ -27,12 +28,52 @@ class Dataset(NamedTuple):
     scale: float = 1.0
     shift: float = 0.0
     target_unit: float = 1.0
+    context: int = 0
     warnings: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> int:
         """How many numbers a model predicts for a row."""
         return self.classes or 1
+
+    @property
+    def train_samples(self) -> int:
+        """Samples for training; for text one window fewer than would fit, so that windows can begin anywhere in the first."""
+        return len(self.x_train) // self.context - 1 if self.context else len(self.x_train)
+
+    @property
+    def test_samples(self) -> int:
+        """Samples for testing."""
+        return (len(self.x_test) - 1) // self.context if self.context else len(self.x_test)
+
+    @property
+    def targets_a_sample(self) -> int:
+        """How many predictions a sample asks for."""
+        return self.context or 1
+
+    @property
+    def unit(self) -> str:
+        """What is counted when targets are."""
+        return "bytes" if self.context else "samples"
+
+
+def take(dataset: Dataset, index: Array, rows: Array, train: bool = True, phase: int = 0) -> tuple[Array, Array]:
+    """(x, target) of these samples. rows: a buffer for x, unused for text; phase: of text, where the first window begins."""
+    x, y = (dataset.x_train, dataset.y_train) if train else (dataset.x_test, dataset.y_test)
+    if dataset.context:
+        return windows(x, index, dataset.context, phase)
+    return batch_into(rows, x, index, dataset), y[index]
+
+
+def windows(content: Array, index: Array, context: int, phase: int = 0) -> tuple[Array, Array]:
+    """Bytes and what follows each: two (b, context) arrays of i64; window i begins at byte phase + i * context.
+
+    >>> windows(np.frombuffer(b"abcdefg", np.uint8), np.array([1]), 2)
+    (array([[ 99, 100]]), array([[100, 101]]))
+    """
+    places = phase + index[:, None] * context + np.arange(context + 1)
+    found = content[places].astype(np.int64)
+    return np.ascontiguousarray(found[:, :-1]), np.ascontiguousarray(found[:, 1:])
 
 
 def batch_into(out: Array, rows: Array, index: Array, dataset: Dataset) -> Array:
@@ -45,6 +86,8 @@ def constant_score(dataset: Dataset) -> float:
     """What a predictor that ignores its input scores on the test rows: accuracy of the commonest training label, or for
     regression the mean squared error of the training mean.
     """
+    if dataset.context:
+        return float((dataset.x_test == np.bincount(dataset.x_train).argmax()).mean())
     if dataset.classes:
         return float((dataset.y_test == np.bincount(dataset.y_train).argmax()).mean())
     return float(((dataset.y_test - dataset.y_train.mean()) ** 2).mean())

@@ -37,6 +37,16 @@ def shard(index: Array, rank: int, size: int, grain: int = 1) -> Array:
     return index[grain * (grains * rank // size) : grain * (grains * (rank + 1) // size)]
 
 
+def first(n: int, rank: int, size: int, grain: int = 1) -> int:
+    """Where this rank's part of a global batch of n samples begins."""
+    return grain * (-(-n // grain) * rank // size)
+
+
+def phase(context: int, seed: int, epoch: int) -> int:
+    """Where the first window of a text begins in this epoch, so that windows are cut elsewhere in each: from 0 to below `context`."""
+    return int(np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(context)) if context else 0
+
+
 @lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> Array:
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)

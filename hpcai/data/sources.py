@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcai.data import idx, table
+from hpcai.data import idx, table, text
 from hpcai.data.dataset import Dataset
 from hpcai.errors import DataError, UsageError
 
-NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH")
+NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH", "text:PATH")
 
 
-def load(spec: str, folder: Path | None = None, label: str | None = None, ignore: Sequence[str] = ()) -> Dataset:
-    """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH or npz:PATH (see table.py).
+def load(
+    spec: str, folder: Path | None = None, label: str | None = None, ignore: Sequence[str] = (), context: int = 128
+) -> Dataset:
+    """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH or npz:PATH (see table.py), or
+    text:PATH (see text.py), of which a sample is `context` bytes.
 
     Raises: UsageError for an unknown name, DataError for data that is absent or damaged.
     """
@@ -29,6 +32,8 @@ def load(spec: str, folder: Path | None = None, label: str | None = None, ignore
     if kind in ("csv", "npz") and path:
         where = _existing(spec, Path(path).expanduser(), folder)
         return table.load_csv(where, label, ignore) if kind == "csv" else table.load_npz(where)
+    if kind == "text" and path:
+        return text.load(_existing(spec, Path(path).expanduser(), folder), context)
     raise UsageError(f"unknown data set {spec!r}; there are {', '.join(NAMES)}")
 
 

@@ -21,17 +21,24 @@ Params = dict[str, Array]
 
 
 class Parameter(NamedTuple):
-    """Shape, and the bound of its uniform initial values."""
+    """Shape and initial values: "uniform" within +-scale, "normal" with deviation `scale`, or "constant" at it.
+
+    Where ranks share a parameter out, this is `part` of an array of shape `whole`, reshaped.
+    """
 
     shape: tuple[int, ...]
-    bound: float
+    scale: float
+    initial: str = "uniform"
+    whole: tuple[int, ...] | None = None
+    part: tuple[slice, ...] = ()
 
 
 class Layer(NamedTuple):
     """One layer.
 
     forward(params, cache, x) -> y. gradients(params, grads, cache, dy), where it has parameters, writes theirs into `grads`,
-    which can be on their way to other ranks while backward(params, cache, dy) -> dx, called next, computes its input's.
+    which can be on their way to other ranks while backward(params, cache, dy) -> dx, called next, computes its input's. Either
+    may come first; neither changes dy. `twin` names a layer whose cache it uses, `shares` one whose parameters it uses.
     """
 
     name: str
@@ -39,17 +46,28 @@ class Layer(NamedTuple):
     forward: Callable[[Params, Cache, Array], Array]
     backward: Callable[[Params, Cache, Array], Array]
     gradients: Callable[[Params, Params, Cache, Array], None] | None = None
+    twin: str | None = None
+    shares: str | None = None
 
 
 def linear(name: str, inputs: int, outputs: int) -> Layer:
     """y = x W + b. x: (b, inputs), W: (inputs, outputs); initial W and b uniform in +-1/sqrt(inputs)."""
     bound = 1 / sqrt(inputs)
+    return product(name, Parameter((inputs, outputs), bound), Parameter((outputs,), bound))
+
+
+def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = True) -> Layer:
+    """y = x W + b. x: (b, inputs), W: (inputs, outputs).
+
+    Where ranks share out the inputs, whose products are summed, one alone has `adds_bias`.
+    """
+    outputs = weight.shape[1]
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         y = buffer(cache, "y", (len(x), outputs), x)
         namespace(x).matmul(x, params["weight"], out=y)
         cache["x"] = x
-        return ops.add_bias_into(y, params["bias"])
+        return ops.add_bias_into(y, params["bias"]) if adds_bias else y
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         namespace(dy).matmul(cache["x"].T, dy, out=grads["weight"])
@@ -58,8 +76,7 @@ def linear(name: str, inputs: int, outputs: int) -> Layer:
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         return namespace(dy).matmul(dy, params["weight"].T, out=buffer(cache, "dx", cache["x"].shape, dy))
 
-    shapes = {"weight": Parameter((inputs, outputs), bound), "bias": Parameter((outputs,), bound)}
-    return Layer(name, shapes, forward, backward, gradients)
+    return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 
 
 def relu(name: str = "relu") -> Layer:
@@ -130,8 +147,8 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
         namespace(dy).sum(rows, axis=0, out=grads["bias"])
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        rows = dy.reshape(-1, outputs)  # the fields are not needed any more: reuse their memory
-        dcols = namespace(dy).matmul(rows, params["weight"].T, out=cache["cols"])
+        rows = dy.reshape(-1, outputs)
+        dcols = namespace(dy).matmul(rows, params["weight"].T, out=buffer(cache, "dcols", cache["cols"].shape, dy))
         return ops.col2im_into(buffer(cache, "dx", cache["input"], dy), dcols, kernel, pad)
 
     shapes = {"weight": Parameter((fan_in, outputs), bound), "bias": Parameter((outputs,), bound)}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from hpcai import ops
+from hpcai.nn.split import WHOLE, Split
 from hpcai.xp import Array
 
 
@@ -24,3 +27,22 @@ def softmax_cross_entropy() -> Loss:
 def mean_squared_error() -> Loss:
     """Mean over columns of (y - target)**2 for each row; y, target (b, k)."""
     return Loss("mean_squared_error", ops.mean_squared_error_into)
+
+
+def token_cross_entropy(split: Split = WHOLE, tokens: int = 256) -> Loss:
+    """softmax_cross_entropy where each rank has some classes' columns: y (rows, tokens / split.count), target (b, context).
+
+    Ranks combine the rows' maxima and sums, 3 numbers a row, and all get the whole sum. Source: Shoeybi et al., arXiv:1909.08053.
+    """
+    first = split.share(tokens).start
+
+    def evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
+        labels = target.reshape(-1)
+        top = split.max_into(ops.row_max_into(np.empty(len(y), y.dtype), y))
+        sums, picked = both = np.empty((2, len(y)))
+        ops.exponentials_into(dy, sums, picked, y, top, labels, first)
+        split.sum_into(both)
+        ops.cross_entropy_slope_into(dy, sums, labels, first, scale)
+        return float((np.log(sums) - picked).sum()), int((picked == 0).sum())
+
+    return Loss("token_cross_entropy", evaluate)

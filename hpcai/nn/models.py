@@ -12,24 +12,60 @@ import numpy as np
 from hpcai import arena
 from hpcai.errors import UsageError
 from hpcai.nn import layers, losses
-from hpcai.nn.layers import Cache, Layer, Params
+from hpcai.nn.layers import Cache, Layer, Parameter, Params
 from hpcai.nn.losses import Loss
+from hpcai.nn.sequence import Moment
 from hpcai.xp import Array
+
+ALL = slice(None)
 
 
 class Model(NamedTuple):
-    """Layers applied in order, a loss on top, and where each parameter lies in the flat buffer."""
+    """Layers applied in order, a loss on top, and where each parameter lies in the flat buffer.
+
+    numbers: of the parameters in the whole model, in the layout's order, where this is a part of one; they decide initial values.
+    """
 
     name: str
     layers: tuple[Layer, ...]
     loss: Loss
     layout: arena.Layout
+    numbers: tuple[int, ...]
 
 
 def sequential(name: str, *parts: Layer, loss: Loss) -> Model:
     """A model of layers with distinct names. Parameters are called layer.parameter."""
-    shapes = {f"{layer.name}.{key}": p.shape for layer in parts for key, p in layer.parameters.items()}
-    return Model(name, parts, loss, arena.layout(shapes))
+    shapes = {slot: p.shape for slot, p in _own(parts).items()}
+    return Model(name, parts, loss, arena.layout(shapes), tuple(range(len(shapes))))
+
+
+def _own(parts: Sequence[Layer]) -> dict[str, Parameter]:
+    """The parameters of layers by their names in the layout, those left out that belong to another of them."""
+    return {f"{layer.name}.{key}": p for layer in parts if layer.shares is None for key, p in layer.parameters.items()}
+
+
+def parts(model: Model, spans: Sequence[slice]) -> Model:
+    """The layers in these spans as a model of their own.
+
+    A layer that shares the parameters of one left out gets its own, with the same initial values.
+    """
+    numbered = dict(zip(_own(model.layers), model.numbers, strict=True))
+    names = {layer.name for span in spans for layer in model.layers[span]}
+    kept, numbers = [], []
+    for layer in (layer for span in spans for layer in model.layers[span]):
+        owner = layer.shares or layer.name
+        if layer.shares not in names:
+            numbers += [numbered[f"{owner}.{key}"] for key in layer.parameters]
+            layer = layer._replace(shares=None)
+        kept.append(layer)
+    return sequential(model.name, *kept, loss=model.loss)._replace(numbers=tuple(numbers))
+
+
+def borrowed(model: Model, whole: Model) -> str | None:
+    """The slot of a part of a whole model that is the same as one in another part; None if there is none."""
+    sharing = {layer.name for layer in whole.layers if layer.shares}
+    found = (layer for layer in model.layers if layer.name in sharing and not layer.shares)
+    return next((f"{layer.name}.{key}" for layer in found for key in layer.parameters), None)
 
 
 def softmax(inputs: tuple[int, ...], outputs: int, loss: Loss) -> Model:
@@ -76,53 +112,115 @@ def _activation(kind: str, i: int) -> Layer:
 
 
 def initialise(model: Model, seed: int, dtype: Any = np.float32) -> Array:
-    """Initial parameters, (layout.size,). A function of the seed and each parameter's place alone, equal on every rank."""
+    """Initial parameters, (layout.size,). A function of the seed and each parameter's number alone, equal on every rank.
+
+    Each is drawn whole, so that it does not depend on how ranks share it out.
+    """
     flat = np.zeros(model.layout.size, dtype)
     views = arena.views(flat, model.layout)
-    parameters = [p for layer in model.layers for p in layer.parameters.values()]
-    for i, (view, parameter) in enumerate(zip(views.values(), parameters, strict=True)):
-        rng = np.random.Generator(np.random.Philox(key=[seed, i]))
-        view[...] = rng.uniform(-parameter.bound, parameter.bound, parameter.shape)
+    for view, parameter, number in zip(views.values(), _own(model.layers).values(), model.numbers, strict=True):
+        view[...] = _drawn(parameter, np.random.Generator(np.random.Philox(key=[seed, number])))
     return flat
+
+
+def _drawn(parameter: Parameter, rng: np.random.Generator) -> Array:
+    whole = parameter.whole or parameter.shape
+    if parameter.initial == "constant":
+        return np.full(parameter.shape, parameter.scale)
+    if parameter.initial == "normal":
+        values = parameter.scale * rng.standard_normal(whole)
+    else:
+        values = rng.uniform(-parameter.scale, parameter.scale, whole)
+    return values[parameter.part].reshape(parameter.shape)
+
+
+def parameters(model: Model) -> dict[str, Parameter]:
+    """Every array of the layout with its description."""
+    return _own(model.layers)
 
 
 def per_layer(model: Model, flat: Array) -> list[Params]:
     """For each layer the views of its parameters (or gradients) in `flat`, under their own names."""
     views = arena.views(flat, model.layout)
-    return [{key: views[f"{layer.name}.{key}"] for key in layer.parameters} for layer in model.layers]
+    return [{key: views[f"{layer.shares or layer.name}.{key}"] for key in layer.parameters} for layer in model.layers]
 
 
-def forward(model: Model, params: list[Params], caches: list[Cache], x: Array) -> Array:
-    """Predictions (b, outputs) for a batch x (b, ...). They live in the last cache until the next forward."""
-    for layer, p, cache in zip(model.layers, params, caches, strict=True):
-        x = layer.forward(p, cache, x)
+def starts(model: Model) -> list[int]:
+    """For each layer where its parameters begin in the flat buffer; the buffer's end for those that own none."""
+    found = {slot.name.rsplit(".", 1)[0]: slot.start for slot in reversed(model.layout.slots)}
+    return [found.get(layer.name, model.layout.size) for layer in model.layers]
+
+
+def caches(model: Model) -> list[Cache]:
+    """An empty cache for each layer, twins having one together."""
+    made: dict[str, Cache] = {}
+    return [made.setdefault(layer.twin or layer.name, {}) for layer in model.layers]
+
+
+def forward(
+    model: Model,
+    params: Sequence[Params],
+    caches: list[Cache],
+    x: Array,
+    span: slice = ALL,
+    moment: Moment | None = None,
+) -> Array:
+    """Predictions (b, outputs) for a batch x (b, ...), or what the layers in `span` make of x.
+
+    They live in the last cache until the next forward. moment: in training, when and where it is.
+    """
+    for i in range(*span.indices(len(model.layers))):
+        caches[i]["moment"] = moment
+        x = model.layers[i].forward(params[i], caches[i], x)
     return x
 
 
 def backward(
     model: Model,
-    params: list[Params],
-    grads: list[Params],
+    params: Sequence[Params],
+    grads: Sequence[Params],
     caches: list[Cache],
     dy: Array,
-    filled: Callable[[int], None] = lambda start: None,
-) -> None:
-    """Gradients of all parameters into `grads`, from the last layer to the first.
+    filled: Callable[[int], None] = lambda layer: None,
+    span: slice = ALL,
+    *,
+    onward: bool = False,
+    later: list[tuple[int, Array]] | None = None,
+) -> Array:
+    """Gradients of the parameters of all layers, or those in `span`, into `grads`, from the last layer to the first.
 
-    `filled(start)` is called when all elements of the flat gradient from `start` on are there.
+    filled(i) is called when layer i's are there. With `onward` the input's gradient is computed too, and returned. With a list
+    `later` no parameter's gradient is computed: layers and their dy are appended to it, for `gradients`.
     """
-    first = next((i for i, layer in enumerate(model.layers) if layer.parameters), 0)
-    starts = {slot.name.split(".")[0]: slot.start for slot in reversed(model.layout.slots)}
-    for i in range(len(model.layers) - 1, first - 1, -1):
-        layer = model.layers[i]
-        if layer.gradients is not None:
-            layer.gradients(params[i], grads[i], caches[i], dy)
-            filled(starts[layer.name])
-        if i > first:
-            dy = layer.backward(params[i], caches[i], dy)
+    indices = range(*span.indices(len(model.layers)))
+    first = indices.start if onward else next((i for i in indices if model.layers[i].parameters), indices.start)
+    for i in reversed(indices[first - indices.start :]):
+        if model.layers[i].gradients is not None and later is not None:
+            later.append((i, dy))
+        elif model.layers[i].gradients is not None:
+            gradients(model, params, grads, caches, [(i, dy)], filled)
+        if i > first or onward:
+            dy = model.layers[i].backward(params[i], caches[i], dy)
+    return dy
 
 
-def first_non_finite(model: Model, params: list[Params], caches: list[Cache], x: Array) -> str | None:
+def gradients(
+    model: Model,
+    params: Sequence[Params],
+    grads: Sequence[Params],
+    caches: list[Cache],
+    later: Sequence[tuple[int, Array]],
+    filled: Callable[[int], None] = lambda layer: None,
+) -> None:
+    """The gradients that a backward pass put off."""
+    for i, dy in later:
+        compute = model.layers[i].gradients
+        assert compute is not None
+        compute(params[i], grads[i], caches[i], dy)
+        filled(i)
+
+
+def first_non_finite(model: Model, params: Sequence[Params], caches: list[Cache], x: Array) -> str | None:
     """Which layer of a forward pass over `x` first gives NaN or infinity, and whether its parameters or its input did it."""
     with np.errstate(all="ignore"):
         if not np.isfinite(x).all():

@@ -1,6 +1,6 @@
 """The numerical verbs: each has one specification (reference.py) and one fast implementation per device.
 
-Verbs that collectives need are C++ (native.py); elementwise and row-wise work of `nn` and `optim` is Numba (fused.py). A verb
+Verbs that collectives need are C++ (native.py); elementwise and row-wise work of `nn` and `optim` is Numba (fused.py, sequence.py). A verb
 loads its implementation when it is first used, so that importing hpcai starts no compiler.
 """
 
@@ -40,6 +40,19 @@ _FUSED = (
     "lamb_direction_into",
     "lamb_step_into",
 )
+_SEQUENCE = (
+    "layer_norm_into",
+    "layer_norm_backward_into",
+    "layer_norm_gradients_into",
+    "causal_softmax_into",
+    "causal_softmax_backward_into",
+    "embed_into",
+    "embed_gradients_into",
+    "dropout_into",
+    "row_max_into",
+    "exponentials_into",
+    "cross_entropy_slope_into",
+)
 _BLOCKS = (
     "encode_blocks_into",
     "decode_blocks_into",
@@ -52,8 +65,8 @@ _BLOCKS = (
     "BLOCK",
 )
 _HOME = dict.fromkeys(_NATIVE, "hpcai.ops.native") | dict.fromkeys(_FUSED, "hpcai.ops.fused")
-_HOME |= dict.fromkeys(_BLOCKS, "hpcai.ops.blocks")
-__all__ = [*_NATIVE, *_FUSED, *_BLOCKS]
+_HOME |= dict.fromkeys(_SEQUENCE, "hpcai.ops.sequence") | dict.fromkeys(_BLOCKS, "hpcai.ops.blocks")
+__all__ = [*_NATIVE, *_FUSED, *_SEQUENCE, *_BLOCKS]
 
 
 def __getattr__(name: str) -> Any:

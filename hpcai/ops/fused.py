@@ -12,6 +12,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from hpcai.ops.sequence import gelu_backward_f32, gelu_f32
+
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
 
@@ -82,8 +84,8 @@ def _gelu(out, x):
 
 
 def gelu_into(out, x):
-    """out = x Phi(x), exact (Hendrycks & Gimpel, arXiv:1606.08415). Any contiguous shape."""
-    _gelu(out.reshape(-1), x.reshape(-1))
+    """out = x Phi(x) (Hendrycks & Gimpel, arXiv:1606.08415), to rounding, not by tanh. Any contiguous shape."""
+    (gelu_f32 if x.dtype == np.float32 else _gelu)(out.reshape(-1), x.reshape(-1))
     return out
 
 
@@ -97,7 +99,7 @@ def _gelu_backward(dx, dy, x):
 
 def gelu_backward_into(dx, dy, x):
     """dx = dy (Phi(x) + x phi(x)), x being the input. Any contiguous shape; dx may be dy."""
-    _gelu_backward(dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
+    (gelu_backward_f32 if x.dtype == np.float32 else _gelu_backward)(dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
     return dx
 
 

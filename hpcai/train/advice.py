@@ -12,16 +12,15 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding
-from hpcai.data.dataset import Dataset, batch_into
+from hpcai.data.dataset import Dataset, take
 from hpcai.errors import UsageError
-from hpcai.nn import models
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Prediction
 from hpcai.reduce.combine import exact
 from hpcai.train import config, resume
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, build_reducers, replica
-from hpcai.xp import Array
+from hpcai.train.step import cut
 
 CANDIDATES = ("none", "bf16", "int8", "int4", "powersgd:4")
 """What "auto" chooses from: the first, or those that cost no accuracy in bench/results/convergence.md."""
@@ -67,24 +66,17 @@ def predicted(options: Options, plain: Replica, comm: Communicator, names: tuple
 
 def computing_s(mine: Replica, options: Options, dataset: Dataset, comm: Communicator) -> float:
     """Seconds of forward, backward and optimizer on this rank's samples, on the slowest rank; changes the replica. Collective."""
-    index = sharding.shard(np.arange(min(options.batch, len(dataset.x_train))), comm.rank, comm.size)
-    rows = np.empty((len(index), dataset.x_train.shape[1]), mine.params.dtype)
-    x, target = batch_into(rows, dataset.x_train, index, dataset), dataset.y_train[index]
+    index = sharding.shard(np.arange(min(options.batch, dataset.train_samples)), comm.rank, comm.size)
+    rows = np.empty((0 if dataset.context else len(index), dataset.x_train.shape[-1]), mine.params.dtype)
+    x, target = take(dataset, index, rows)
     times = []
     for step in range(12):
         comm.barrier()
         begin = perf_counter()
-        _compute(mine, x, target, 1.0 / options.batch, step)
+        mine.pipeline.run(mine.plan, cut(x, target, 0, mine.micro_batches), mine.weights, mine.gradients, 1.0 / options.batch, step)
+        mine.optimizer.update(mine.params, mine.grads, mine.state, step + 1, 1e-6, 1.0)
         times.append(perf_counter() - begin)
     return float(comm.allreduce(np.array([statistics.median(times[2:])]), "max")[0])
-
-
-def _compute(mine: Replica, x: Array, target: Array, scale: float, step: int) -> None:
-    y = models.forward(mine.model, mine.param_views, mine.caches, x)
-    dy = np.empty_like(y)
-    mine.model.loss.evaluate(dy, y, target, scale)
-    models.backward(mine.model, mine.param_views, mine.grad_views, mine.caches, dy)
-    mine.optimizer.update(mine.params, mine.grads, mine.state, step + 1, 1e-6, 1.0)
 
 
 def table(options: Options, dataset: Dataset, comm: Communicator) -> str:

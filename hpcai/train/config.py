@@ -43,7 +43,7 @@ def names(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() if isinstance(part, str) else part for part in parts if part)
 
 
-def layers(value: Any) -> tuple[tuple[str, str], ...]:
+def patterns(value: Any) -> tuple[tuple[str, str], ...]:
     """PATTERN=CHOICE pairs separated by commas, or a mapping of patterns to choices."""
     if isinstance(value, dict):
         return tuple((str(pattern), str(choice)) for pattern, choice in value.items())
@@ -62,14 +62,29 @@ def option(default: Any, text: str, kind: Callable[[Any], Any] | None = None) ->
 class Options:
     """Everything that a training run depends on."""
 
-    data: str = option("digits", "data set: digits, fashion-mnist, mnist, csv:PATH or npz:PATH")
+    data: str = option("digits", "data set: digits, fashion-mnist, mnist, csv:PATH, npz:PATH or text:PATH")
     data_dir: str | None = option(None, "folder with data files (else $HPCAI_DATA, then /usr/share/datasets)")
     label: str | None = option(None, "csv: the column to predict")
     ignore: tuple[str, ...] = option((), "csv: columns to leave out, A,B,...", names)
-    model: Literal["softmax", "mlp", "cnn"] = option("mlp", "model")
+    model: Literal["softmax", "mlp", "cnn", "gpt"] | None = option(None, "model (mlp; for text gpt, which is for text alone)")
     hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
     channels: tuple[int, ...] = option((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
     activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
+    layers: int = option(4, "gpt: blocks")
+    width: int = option(128, "gpt: width of the residual stream")
+    heads: int = option(4, "gpt: attention heads")
+    context: int = option(128, "gpt: bytes that a prediction can see")
+    norm: Literal["layer", "rms"] = option("layer", "gpt: LayerNorm or RMSNorm")
+    tied: bool = option(False, "gpt: the scores' matrix is that of the embedding")
+    dropout: float = option(0.0, "gpt: share of activations that is dropped after each branch in training")
+    sample: int = option(0, "gpt: bytes of text to write at the end")
+    mesh: str = option("", "ranks of each axis, dp=N,tp=N,pp=N; one left out takes what remains (all dp)")
+    micro_batches: int = option(1, "parts of a rank's batch that are computed in turn: pipelining, or gradient accumulation")
+    pipeline: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = option("1f1b", "schedule of pipeline stages")
+    chunks: int | None = option(None, "interleaved: stages a rank (2)")
+    zero: int = option(0, "what data-parallel ranks share out: 1 optimizer state, 2 gradients too, 3 parameters too (ZeRO)")
+    recompute: bool = option(False, "compute activations again in backward instead of keeping them")
+    trace: str | None = option(None, "file for the last step's timeline in Chrome's trace format, and a picture beside it")
     epochs: int | None = option(None, "passes over the training data (20 unless --steps is given)")
     steps: int | None = option(None, "stop after this many steps")
     batch: int = option(128, "samples in a step, over all ranks")
@@ -95,7 +110,7 @@ class Options:
     )
     compress: str = option("none", f"how gradients travel: {', '.join(CHOICES)}, or auto (what is predicted to be quickest)")
     compress_layers: tuple[tuple[str, str], ...] = option(
-        (), "other choices for some arrays: PATTERN=CHOICE,..., as in linear1.*=none,conv*=int4; the first that fits", layers
+        (), "other choices for some arrays: PATTERN=CHOICE,..., as in linear1.*=none,conv*=int4; the first that fits", patterns
     )
     compress_warmup: int = option(0, "steps before compression begins")
     compress_smallest: int = option(4096, "gradients that are reduced together travel uncompressed if they are fewer elements")
@@ -199,16 +214,21 @@ def _wanted(name: str) -> str:
     kinds = typing.get_args(hint) or (hint,)
     if typing.get_origin(hint) is Literal:
         return f"one of {', '.join(kinds)}"
+    if any(typing.get_origin(kind) is Literal for kind in kinds):
+        return f"one of {', '.join(typing.get_args(kinds[0]))}"
     return "a whole number" if int in kinds else "a number" if float in kinds else "a text"
 
 
 def _filled(given: Options) -> Options:
     """Fill in defaults that depend on other options, and check all."""
+    model = given.model or ("gpt" if given.data.startswith("text:") else "mlp")
     o = dataclasses.replace(
         given,
+        model=model,
         epochs=given.epochs if given.epochs is not None or given.steps is not None else 20,
         lr=given.lr if given.lr is not None else _LR[given.optimizer],
-        run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{given.model}",
+        chunks=given.chunks if given.chunks is not None else 2 if given.pipeline == "interleaved" else 1,
+        run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{model}",
     )
     check(o)
     return o
@@ -253,6 +273,65 @@ def check(o: Options) -> None:
         (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
         (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
+        *_refused_splits(o),
+    ]
+    for wrong, message in refuse:
+        if wrong:
+            raise UsageError(message)
+
+
+def _refused_splits(o: Options) -> list[tuple[bool, str]]:
+    """What makes no sense of models, micro-batches and shards, whatever the mesh."""
+    text = o.data.startswith("text:")
+    grains = o.compress == "reproducible"
+    return [
+        (o.model == "gpt" and not text, f"--model gpt learns text: give --data text:PATH, got {o.data}"),
+        (text and o.model != "gpt", f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt"),
+        (o.sample < 0 or (o.sample > 0 and o.model != "gpt"), f"--sample {o.sample} writes text: from 0, with --model gpt"),
+        (o.micro_batches < 1, f"--micro-batches starts at 1, got {o.micro_batches}"),
+        (o.batch % o.micro_batches > 0, f"--batch {o.batch} is not divisible by --micro-batches {o.micro_batches}"),
+        ((o.chunks or 1) < 1, f"--chunks starts at 1, got {o.chunks}"),
+        (
+            o.pipeline != "interleaved" and (o.chunks or 1) != 1,
+            f"--chunks is for --pipeline interleaved; {o.pipeline} has one stage a rank",
+        ),
+        (o.zero not in (0, 1, 2, 3), f"--zero is 0, 1, 2 or 3, got {o.zero}"),
+        (
+            o.zero > 1 and o.compress != "none",
+            f"--zero {o.zero} keeps no whole gradient that --compress {o.compress} could encode with its memory; take --zero 1",
+        ),
+        (o.zero > 0 and o.optimizer == "lamb", f"--optimizer lamb wants norms of whole arrays, --zero {o.zero} cuts them"),
+        (grains and o.zero > 0, "--compress reproducible sums whole gradients as integers; leave --zero out"),
+        (grains and o.micro_batches > 1, "--compress reproducible has its own small parts (--grain); leave --micro-batches out"),
+        (o.zero > 1 and o.overlap == "always", f"--zero {o.zero} reduces gradients within backward; leave --overlap always out"),
+        (
+            o.recompute and o.pipeline == "zb-h1",
+            "--pipeline zb-h1 puts weights' gradients off and needs their activations; leave --recompute out",
+        ),
+    ]
+
+
+def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
+    """Raise UsageError for what makes no sense on this mesh."""
+    mesh, grains = f"dp={dp},tp={tp},pp={pp}", o.compress == "reproducible"
+    split = tp > 1 or pp > 1
+    refuse = [
+        (tp > 1 and o.model != "gpt", f"--mesh {mesh}: tensor parallelism is for --model gpt; {o.model} takes dp and pp"),
+        (tp > 1 and o.optimizer == "lamb", "--optimizer lamb wants norms of whole arrays, which tp cuts"),
+        (
+            o.batch % (dp * o.micro_batches) > 0 and o.micro_batches > 1,
+            f"--batch {o.batch} does not divide into {o.micro_batches} micro-batches on each of dp={dp} ranks; "
+            f"it would with --batch {-(-o.batch // (dp * o.micro_batches)) * dp * o.micro_batches}",
+        ),
+        (o.batch < dp, f"--batch {o.batch} is smaller than the number of ranks, {dp}; give each rank a sample at least"),
+        (grains and split, f"--mesh {mesh}: --compress reproducible is for whole models; leave tp and pp out"),
+        (o.overlap == "always" and split, f"--mesh {mesh}: --overlap always is for dp alone; leave it out"),
+        (
+            o.tied and pp > 1 and (o.zero > 1 or o.compress != "none"),
+            f"--tied with pp={pp} keeps the embedding on two stages, whose gradients are summed whole; take --zero 0 or 1 and no "
+            "--compress, or leave --tied out",
+        ),
+        (pp == 1 and (o.chunks or 1) > 1, f"--chunks {o.chunks} is for pipelines, and pp=1 in --mesh {mesh}"),
     ]
     for wrong, message in refuse:
         if wrong:

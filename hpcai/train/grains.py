@@ -13,8 +13,9 @@ from time import perf_counter
 
 import numpy as np
 
-from hpcai.comm.communicator import Communicator
+from hpcai.data import sharding
 from hpcai.nn import models
+from hpcai.nn.sequence import Moment
 from hpcai.ops import integers
 from hpcai.reduce import reproducible
 from hpcai.train.replica import Replica
@@ -24,15 +25,21 @@ MARGIN = 8
 """The largest magnitude may grow by 2**8 from step to step before a step is computed again, and shrink by 2**16."""
 
 
-def sum_into(replica: Replica, comm: Communicator, x: Array, target: Array, scale: float) -> tuple[float, float] | None:
+def sum_into(
+    replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int
+) -> tuple[float, float] | None:
     """replica.grads = the sum over all grains of all ranks; returns the loss and the seconds spent in communication. Collective.
 
-    x, target: this rank's whole grains. Returns None where a gradient is not finite.
+    x, target: this rank's whole grains of a global batch of `batch` samples. Returns None where a gradient is not finite.
     """
+    comm = replica.mesh.dp
+    first = sharding.first(batch, comm.rank, comm.size, replica.grain)
     while True:
         exponent = replica.reducer_states[0]
         guess = 0 if exponent is None else exponent
-        sums, losses, largest = _pass(replica, x, target, scale, reproducible.unit_for(guess), 2.0**guess)
+        sums, losses, largest = _pass(
+            replica, x, target, scale, Moment(step, first), reproducible.unit_for(guess), 2.0**guess
+        )
         before = perf_counter()
         largest = float(comm.allreduce(np.array([largest]), "max")[0])
         if not math.isfinite(largest):
@@ -47,24 +54,30 @@ def sum_into(replica: Replica, comm: Communicator, x: Array, target: Array, scal
     return math.fsum(loss for some in every for loss in some), perf_counter() - before
 
 
-def _pass(replica: Replica, x: Array, target: Array, scale: float, unit: int, limit: float) -> tuple[Array, list[float], float]:
+def _pass(
+    replica: Replica, x: Array, target: Array, scale: float, moment: Moment, unit: int, limit: float
+) -> tuple[Array, list[float], float]:
     """Forward and backward over all grains: sums in units of 2**unit, losses, and the largest magnitude of a gradient.
 
     What reaches the limit is not added; nor does anything after it matter but the largest magnitude.
     """
     sums, losses, largest = np.zeros(replica.grads.size, np.int64), [], 0.0
+    slot = replica.pipeline.slot(0)
     for start in range(0, len(x), replica.grain):
         part = slice(start, start + replica.grain)
         with np.errstate(all="ignore"):
-            y = models.forward(replica.model, replica.param_views, replica.caches, x[part])
+            here = moment._replace(first=moment.first + start)
+            y = models.forward(replica.model, replica.weights, slot.caches, x[part], moment=here)
             dy = np.empty_like(y)
             loss, _ = replica.model.loss.evaluate(dy, y, target[part], scale)
-            models.backward(replica.model, replica.param_views, replica.grad_views, replica.caches, dy)
-        here = reproducible.largest_magnitude(replica.grads)
+            replica.gradients.begin()
+            models.backward(replica.model, replica.weights, replica.gradients, slot.caches, dy, replica.gradients.filled)
+        size = reproducible.largest_magnitude(replica.grads)
         losses.append(float(loss))
-        largest = here if math.isnan(here) else max(largest, here)
+        largest = size if math.isnan(size) else max(largest, size)
         if math.isnan(largest):
             break
         if largest < limit:
             integers.add_fixed_into(sums, replica.grads, unit)
+    replica.pipeline.give_back(0, slot)
     return sums, losses, largest

@@ -12,10 +12,11 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding, sources
-from hpcai.data.dataset import Dataset, batch_into
-from hpcai.errors import NonFiniteError, UsageError
-from hpcai.nn import models
-from hpcai.train import advice, report, resume
+from hpcai.data.dataset import Dataset, take
+from hpcai.errors import NonFiniteError
+from hpcai.parallel import mesh, schedules
+from hpcai.parallel.pipeline import Micro
+from hpcai.train import advice, config, report, resume
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, build_schedule, replica
 from hpcai.train.step import train_step
@@ -36,7 +37,7 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     mine = replica(options, dataset, comm)
     progress = resume.start(options, mine, comm, folder)
 
-    per_epoch = sharding.steps_per_epoch(len(dataset.x_train), options.batch)
+    per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
     with contextlib.closing(report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)) as reporter:
         comm.on_root(reporter.open)
@@ -54,49 +55,61 @@ def _run(
     reporter: report.Reporter,
 ) -> None:
     """All steps from where `progress` stands to the reporter's total."""
-    n, total, per_epoch = len(dataset.x_train), reporter.total, reporter.per_epoch
-    schedule = build_schedule(options, total)
+    n, total, per_epoch = dataset.train_samples, reporter.total, reporter.per_epoch
+    dp, schedule = mine.mesh.dp, build_schedule(options, total)
     grain = mine.grain or 1
     grains = -(-min(options.batch, n) // grain)
-    rows = np.empty((-(-grains // comm.size) * grain, dataset.x_train.shape[1]), mine.params.dtype)
+    rows = _rows(dataset, -(-grains // dp.size) * grain, mine)
 
     for step in range(progress.step, total):
         batch = sharding.global_batch(n, options.batch, options.seed, step)
-        index = sharding.shard(batch, comm.rank, comm.size, grain)
-        x = batch_into(rows, dataset.x_train, index, dataset)
-        outcome = train_step(mine, comm, x, dataset.y_train[index], len(batch), step, schedule(step))
-        progress.add(outcome.loss_sum, outcome.samples)
+        index = sharding.shard(batch, dp.rank, dp.size, grain)
+        x, target = take(dataset, index, rows, phase=sharding.phase(dataset.context, options.seed, step // per_epoch))
+        outcome = train_step(mine, x, target, len(batch), step, schedule(step))
+        progress.add(outcome.loss_sum, outcome.targets)
         reporter.step(progress.step, schedule(step), outcome)
 
         epoch_ends, run_ends = progress.step % per_epoch == 0, progress.step == total
         if epoch_ends:
-            reporter.epoch(progress.close_epoch(*evaluate(mine, dataset, comm)))
+            reporter.epoch(progress.close_epoch(*evaluate(mine, dataset)))
         if run_ends or (options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)):
             resume.save(options, mine, progress, comm, Path(options.run or "runs"))
 
     if progress.samples:  # the run ended within an epoch: its record is not in the checkpoint, where the epoch is still open
-        reporter.epoch(progress.close_epoch(*evaluate(mine, dataset, comm)))
+        reporter.epoch(progress.close_epoch(*evaluate(mine, dataset)))
 
 
-def evaluate(mine: Replica, dataset: Dataset, comm: Communicator) -> tuple[float, float | None]:
-    """Mean loss and accuracy (None for regression) on the test rows, which the ranks share out among themselves."""
-    n = len(dataset.x_test)
-    index = sharding.shard(np.arange(n), comm.rank, comm.size)
-    sums = np.zeros(2)
-    rows = np.empty((min(EVALUATION_BATCH, len(index)), dataset.x_test.shape[1]), mine.params.dtype)
-    for start in range(0, len(index), EVALUATION_BATCH):
-        part = index[start : start + EVALUATION_BATCH]
-        x = batch_into(rows, dataset.x_test, part, dataset)
-        y = models.forward(mine.model, mine.param_views, mine.evaluation_caches, x)
-        sums += mine.model.loss.evaluate(np.empty_like(y), y, dataset.y_test[part], 0.0)
-    comm.allreduce(sums)
-    return sums[0] / n, sums[1] / n if dataset.classes else None
+def _rows(dataset: Dataset, samples: int, mine: Replica) -> Array:
+    """A buffer for so many samples; text needs none."""
+    return np.empty((0 if dataset.context else samples, dataset.x_train.shape[-1]), mine.params.dtype)
+
+
+def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
+    """Mean loss and accuracy (None for regression) on the test samples, which data-parallel ranks share out. Collective."""
+    mesh, n = mine.mesh, dataset.test_samples
+    most = max(1, EVALUATION_BATCH // dataset.targets_a_sample)
+    index = sharding.shard(np.arange(n), mesh.dp.rank, mesh.dp.size)
+    rounds = -(-max(mesh.dp.exchange(len(index))) // most)
+    rows, sums = _rows(dataset, most, mine), np.zeros(2)
+    # All micro-batches at once would keep all their inputs; as many as there are stages fill a pipeline.
+    depth = 2 * mesh.pp.size if mesh.pp.size > 1 else 1
+    for start in range(0, rounds, depth):
+        micros = []
+        for one in range(start, min(start + depth, rounds)):
+            x, target = take(dataset, index[one * most : (one + 1) * most], rows, train=False)
+            micros.append(Micro(x.copy() if depth > 1 else x, target, 0))
+        plan = schedules.forwards(mesh.pp.size, len(micros), mine.chunks)
+        sums += mine.evaluation.run(plan, micros, mine.weights, None, 0.0, None)
+    sums *= mesh.tp.rank == 0
+    mesh.world.allreduce(sums)
+    sums /= n * dataset.targets_a_sample
+    return float(sums[0]), float(sums[1]) if dataset.classes else None
 
 
 def load(options: Options, comm: Communicator) -> Dataset:
     """The data set that the options name, on all ranks."""
     where = Path(options.data_dir) if options.data_dir else None
-    return share(comm, lambda: sources.load(options.data, where, options.label, options.ignore))
+    return share(comm, lambda: sources.load(options.data, where, options.label, options.ignore, options.context))
 
 
 def share(comm: Communicator, load: Callable[[], Dataset]) -> Dataset:
@@ -122,13 +135,11 @@ def _arrays(dataset: Dataset) -> dict[str, Any]:
 
 def _prepare(options: Options, ranks: int, folder: Path) -> Dataset:
     """On rank 0, before anything is written: refuse what cannot work, load the data, see that the folder can be written."""
-    if options.batch < ranks:
-        raise UsageError(
-            f"--batch {options.batch} is smaller than the number of ranks, {ranks}; give each rank a sample at least"
-        )
+    config.check_mesh(options, *mesh.sizes(options.mesh, ranks))
     if options.plot:
         report.require_matplotlib()
-    dataset = sources.load(options.data, Path(options.data_dir) if options.data_dir else None, options.label, options.ignore)
+    where = Path(options.data_dir) if options.data_dir else None
+    dataset = sources.load(options.data, where, options.label, options.ignore, options.context)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".writable"
     probe.touch()

@@ -21,11 +21,15 @@ from hpcai.xp import Array
 PREFIX = "reducer."
 
 
-def gather(mine: Replica, comm: Communicator) -> tuple[dict[str, Array], Any]:
+def gather(mine: Replica) -> tuple[dict[str, Array], Any]:
     """(arrays, JSON) for a checkpoint, on every rank. Collective.
 
-    Arrays: memories (P, n), owed (n,) by the owners, and common ones; JSON: each bucket's counters.
+    Arrays: memories (P, n), owed (n,) by the owners, and common ones; JSON: each bucket's counters. Where ranks have parts of the
+    model, nothing: memories follow its cut, and what they owe is small.
     """
+    comm = mine.mesh.dp
+    if not mine.mesh.only_dp:
+        return {}, None
     if not mine.reducers:
         return {}, mine.reducer_states
     memories, by_owners = np.zeros((comm.size, mine.params.size), np.float32), np.zeros(mine.params.size, np.float32)
@@ -41,11 +45,12 @@ def gather(mine: Replica, comm: Communicator) -> tuple[dict[str, Array], Any]:
     return arrays, [_counters(state) for state in mine.reducer_states]
 
 
-def restore(mine: Replica, comm: Communicator, arrays: dict[str, Array], counters: Any) -> None:
+def restore(mine: Replica, arrays: dict[str, Array], counters: Any) -> None:
     """Fill the reducers' states from arrays that all ranks have. Without memories (a run that did not compress) they stay."""
     if mine.grain and counters and type(counters[0]) is int:
         mine.reducer_states[:] = counters
-    if not mine.reducers or "memories" not in arrays:
+    comm = mine.mesh.dp
+    if not mine.reducers or "memories" not in arrays or not mine.mesh.only_dp:
         return
     memories = arrays["memories"]
     by_owners = arrays.get("owed", np.zeros(memories.shape[1], np.float32))

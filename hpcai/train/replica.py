@@ -1,10 +1,12 @@
-"""One rank's copy of everything that a step changes."""
+"""One rank's part of everything that a step changes."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,16 +17,26 @@ from hpcai.comm.background import Background, Foreground
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.errors import UsageError
-from hpcai.nn import models
-from hpcai.nn.layers import Cache, Params
+from hpcai.nn import gpt, models
+from hpcai.nn.layers import Params
 from hpcai.nn.models import Model
+from hpcai.nn.split import WHOLE, Split
 from hpcai.optim import optimizers, schedules
 from hpcai.optim.optimizers import Optimizer, State
 from hpcai.optim.schedules import Schedule
+from hpcai.parallel import mesh as meshes
+from hpcai.parallel import schedules as plans
+from hpcai.parallel import tensor, zero
+from hpcai.parallel import stages as cuts
+from hpcai.parallel.mesh import Mesh
+from hpcai.parallel.pipeline import Pipeline, Stages
+from hpcai.parallel.schedules import Plan
+from hpcai.parallel.zero import GatheredParameters, Piece, ShardedGradients, WholeGradients
 from hpcai.reduce.counting import Tally
 from hpcai.reduce.named import named
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
+from hpcai.train import config
 from hpcai.train.config import Options
 from hpcai.xp import DTYPES, Array
 
@@ -32,20 +44,41 @@ BUCKET_BYTES = 25 << 20
 OVERLAPPED_BUCKET_BYTES = 1 << 20
 """Few buckets where all are reduced at the end; many where the first should be on its way early."""
 
+UNITS, SMALLEST_UNIT_BYTES = 16, 1 << 18
+"""Shards of gradients and parameters travel in about so many units, but in none smaller than this."""
+
+
+class Borrowed(NamedTuple):
+    """A slice of the parameters that is also on another pipeline stage, and a communicator of the two."""
+
+    comm: Communicator
+    where: slice
+
 
 @dataclass
 class Replica:
-    """Model, flat parameters and gradients with their views, optimizer state, and how and by whom gradients are reduced."""
+    """This rank's part of the model: where it stands in the mesh, its parameters, gradients and optimizer state or its shards of
+    them, and how and by whom gradients are reduced.
+    """
 
+    mesh: Mesh
+    whole: Model
     model: Model
+    pipeline: Pipeline
+    evaluation: Pipeline
+    plan: Plan
     optimizer: Optimizer
+    zero: int
+    units: list[slice]
+    owned: list[Piece]
     params: Array
     grads: Array
     state: State
-    param_views: list[Params]
-    grad_views: list[Params]
-    caches: list[Cache]
-    evaluation_caches: list[Cache]
+    weights: Sequence[Params]
+    gradients: WholeGradients | ShardedGradients
+    counted: list[slice]
+    borrowed: Borrowed | None
+    starts: list[int]
     buckets: list[slice]
     gaps: list[slice]
     carrier: Background | Foreground
@@ -53,37 +86,75 @@ class Replica:
     reducer_states: list[Any]
     tallies: list[Tally]
     grain: int
+    micro_batches: int
+    chunks: int
     reduction: str
     algorithm: str
     clip: float
 
 
 def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
-    """A fresh replica, the same on every rank."""
-    model = build_model(options, dataset)
+    """A fresh replica, all of them together the same model on any mesh. Collective.
+
+    Raises: UsageError where model and mesh do not fit.
+    """
+    mesh = build_mesh(options, comm)
+    whole = build_model(options, dataset, tensor.split(mesh.tp))
+    dtype = np.dtype(DTYPES[options.dtype])
+    model, stages = build_stages(options, dataset, whole, mesh, dtype)
+    borrowed = _borrowed(model, whole, mesh)
     optimizer = build_optimizer(options, model)
-    dtype = DTYPES[options.dtype]
-    params, grads = comm.empty(model.layout.size, dtype), comm.empty(model.layout.size, dtype)
-    params[:] = models.initialise(model, options.seed, dtype)
-    grads[:] = 0
-    overlap = overlaps(options, comm)
+    overlap = overlaps(options, mesh)
     bucket_bytes = options.bucket_bytes or (OVERLAPPED_BUCKET_BYTES if overlap else BUCKET_BYTES)
-    buckets = arena.buckets(model.layout, np.dtype(dtype).itemsize, bucket_bytes)
-    reducers = build_reducers(options, model, buckets, comm.size)
+    buckets = arena.buckets(model.layout, dtype.itemsize, bucket_bytes)
+    unit_bytes = options.bucket_bytes or max(SMALLEST_UNIT_BYTES, dtype.itemsize * model.layout.size // UNITS)
+    units = zero.units(model, dtype.itemsize, unit_bytes) if options.zero > 1 else buckets
+    owned = zero.pieces(units, mesh.dp) if options.zero else [Piece(slice(0, model.layout.size), slice(0, model.layout.size))]
+
+    initial = models.initialise(model, options.seed, dtype)
+    weights: Sequence[Params]
+    if options.zero < 3:
+        params = mesh.dp.empty(model.layout.size, dtype)
+        params[:] = initial
+        weights = models.per_layer(model, params)
+    else:
+        weights = gathered = GatheredParameters(model, units, mesh.dp, initial)
+        params = gathered.shard
+    gradients: WholeGradients | ShardedGradients
+    if options.zero < 2:
+        grads = mesh.dp.empty(model.layout.size, dtype)
+        grads[:] = 0
+        gradients = WholeGradients(model, grads)
+    else:
+        gradients = ShardedGradients(model, units, mesh.dp, dtype)
+        grads = gradients.flat
+
+    reducers = build_reducers(options, model, buckets, mesh.dp.size)
     states = [reducer.init(grads[bucket]) for reducer, bucket in zip(reducers, buckets, strict=False)]
     by_grains = options.compress == "reproducible"
     if by_grains:
         cores.limit_threads(1)  # the same cut of a matrix product everywhere
+    chunks = options.chunks or 1
     return Replica(
+        mesh=mesh,
+        whole=whole,
         model=model,
+        pipeline=Pipeline(stages, mesh.pp, dtype),
+        evaluation=Pipeline(stages._replace(recompute=None), mesh.pp, dtype),
+        plan=plans.plan(options.pipeline, mesh.pp.size, options.micro_batches, chunks) if mesh.pp.size > 1 else
+        plans.one_f_one_b(1, options.micro_batches),
         optimizer=optimizer,
+        zero=options.zero,
+        units=units,
+        owned=owned,
         params=params,
         grads=grads,
-        state=optimizer.init(params),
-        param_views=models.per_layer(model, params),
-        grad_views=models.per_layer(model, grads),
-        caches=[{} for _ in model.layers],
-        evaluation_caches=[{} for _ in model.layers],
+        state=optimizer.init(zero.scatter(initial, owned) if options.zero else params),
+        weights=weights,
+        gradients=gradients,
+        counted=_counted(model, borrowed if mesh.pp.rank else None, mesh, owned, options.zero),
+        borrowed=borrowed,
+        starts=models.starts(model),
         buckets=buckets,
         gaps=arena.gaps(model.layout),
         carrier=Background() if overlap else Foreground(),
@@ -91,18 +162,85 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         reducer_states=[None] if by_grains else states,
         tallies=[Tally() for _ in buckets],
         grain=options.grain if by_grains else 0,
+        micro_batches=options.micro_batches,
+        chunks=chunks,
         reduction=options.reduction,
         algorithm=options.algorithm,
         clip=options.clip,
     )
 
 
-def overlaps(options: Options, comm: Communicator) -> bool:
+def build_mesh(options: Options, comm: Communicator) -> Mesh:
+    """The mesh that the options name, if the rest of them can be on it. Collective."""
+    axes = meshes.sizes(options.mesh, comm.size)
+    config.check_mesh(options, *axes)
+    return meshes.mesh(comm, axes)
+
+
+def build_stages(
+    options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype
+) -> tuple[Model, Stages]:
+    """This rank's layers: all, or those of its pipeline stages, cut by the seconds that they take on rank 0. Collective."""
+    ranks, chunks = mesh.pp.size, options.chunks or 1
+    if ranks == 1:
+        kept = tuple(cuts.groups(whole)) if options.recompute else None
+        return whole, Stages(whole, (slice(0, len(whole.layers)),), ((),), ((),), kept)
+    cuts.cut([1.0] * len(cuts.groups(whole)), ranks * chunks)
+    plans.plan(options.pipeline, ranks, options.micro_batches, chunks)
+    samples = max(1, options.batch // (mesh.dp.size * options.micro_batches))
+    groups = cuts.measure(whole, np.zeros((samples, *dataset.shape), np.int64 if dataset.context else dtype), dtype)
+    spans = cuts.cut(mesh.world.exchange([group.seconds for group in groups])[0], ranks * chunks)
+    mine = [groups[span] for span in spans[mesh.pp.rank :: ranks]]
+    layers = [slice(some[0].span.start, some[-1].span.stop) for some in mine]
+    model = models.parts(whole, layers)
+    ends = [0, *itertools.accumulate(span.stop - span.start for span in layers)]
+    return model, Stages(
+        model,
+        tuple(slice(a, b) for a, b in itertools.pairwise(ends)),
+        tuple(some[0].entering for some in mine),
+        tuple(some[-1].leaving for some in mine),
+        tuple(cuts.groups(model)) if options.recompute else None,
+    )
+
+
+def _borrowed(model: Model, whole: Model, mesh: Mesh) -> Borrowed | None:
+    """Where the first and the last stage both have the embedding. Collective."""
+    owner = next((layer.shares for layer in whole.layers if layer.shares), None)
+    if owner is None or mesh.pp.size == 1:
+        return None
+    comm = mesh.pp.split(0 if mesh.pp.rank in (0, mesh.pp.size - 1) else None)
+    if comm is None:
+        return None
+    name = models.borrowed(model, whole) or f"{owner}.token"
+    slot = next(slot for slot in model.layout.slots if slot.name == name)
+    return Borrowed(comm, slice(slot.start, slot.stop))
+
+
+def _counted(model: Model, borrowed: Borrowed | None, mesh: Mesh, owned: list[Piece], stage: int) -> list[slice]:
+    """The runs of this rank's gradients that count for the norm: all, without what another rank of the mesh has too and counts."""
+    left_out = [borrowed.where] if borrowed else []
+    if mesh.tp.rank:
+        parameters = models.parameters(model)
+        left_out += [slice(slot.start, slot.stop) for slot in model.layout.slots if parameters[slot.name].whole is None]
+    runs = []
+    for piece in owned:
+        start, shift = piece.flat.start, (piece.shard.start - piece.flat.start) if stage > 1 else 0
+        for hole in sorted(left_out, key=lambda one: one.start):
+            if hole.start < piece.flat.stop and hole.stop > start:
+                runs.append(slice(start + shift, max(start, hole.start) + shift))
+                start = min(hole.stop, piece.flat.stop)
+        runs.append(slice(start + shift, piece.flat.stop + shift))
+    return [run for run in runs if run.start < run.stop]
+
+
+def overlaps(options: Options, mesh: Mesh) -> bool:
     """Whether gradients are reduced while backward computes the next: as the options say, else where ranks span nodes.
 
-    On one node memory is the wire, and a thread would only take the core from backward.
+    On one node memory is the wire, and a thread would only take the core from backward. Where other axes communicate within
+    backward, or shards do, a thread would come between.
     """
-    if options.overlap == "never" or comm.size == 1:
+    comm = mesh.world
+    if options.overlap == "never" or comm.size == 1 or not mesh.only_dp or options.zero > 1:
         return False
     if not all(comm.exchange(comm.wire.serves_threads())):
         if options.overlap == "always":
@@ -111,8 +249,20 @@ def overlaps(options: Options, comm: Communicator) -> bool:
     return options.overlap == "always" or len(set(comm.exchange(comm.wire.node_color()))) > 1
 
 
-def build_model(options: Options, dataset: Dataset) -> Model:
-    """The model that the options name, for this data's shape and classes."""
+def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:
+    """The model that the options name, for this data's shape and classes; of a gpt the part that `split` says."""
+    if options.model == "gpt":
+        shape = gpt.Shape(
+            options.layers,
+            options.width,
+            options.heads,
+            options.context,
+            dataset.classes,
+            options.norm,
+            options.tied,
+            options.dropout,
+        )
+        return gpt.gpt(shape, options.seed, split)
     loss = models.default_loss(dataset.classes)
     if options.model == "softmax":
         return models.softmax(dataset.shape, dataset.outputs, loss)

@@ -68,10 +68,10 @@ class Reporter:
         record = {
             "step": number,
             "epoch": (number - 1) // self.per_epoch + 1,
-            "loss": done.loss_sum / done.samples,
+            "loss": done.loss_sum / done.targets,
             "lr": lr,
             "grad_norm": done.grad_norm,
-            "samples_per_s": done.samples / done.step_s,
+            "samples_per_s": done.targets / done.step_s,
             "step_ms": 1e3 * done.step_s,
             "comm_ms": 1e3 * done.comm_s,
         }
@@ -143,7 +143,7 @@ class Reporter:
     def _samples_per_s(self, last: int | None = None) -> float:
         """Over the last steps, the very first left out, in which kernels are compiled or loaded."""
         counted = (self.reports[1:] or self.reports)[-(last or 0) :]
-        return sum(r.samples for r in counted) / sum(r.step_s for r in counted) if counted else 0.0
+        return sum(r.targets for r in counted) / sum(r.step_s for r in counted) if counted else 0.0
 
     def _median(self, name: str) -> float:
         return statistics.median([getattr(r, name) for r in self.reports]) if self.reports else 0.0

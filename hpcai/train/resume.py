@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
-from hpcai.train import checkpoint, memories
+from hpcai.train import assembly, checkpoint, memories
 from hpcai.train.checkpoint import Checkpoint
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica
@@ -35,6 +35,9 @@ IDENTITY = (
     "dtype",
 )
 """The options that a run must share with a checkpoint to go on from it."""
+
+GPT_IDENTITY = ("layers", "width", "heads", "context", "norm", "tied", "dropout")
+"""Further ones of a gpt."""
 
 
 @dataclass
@@ -81,23 +84,21 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
             return None
         _, found = checkpoint.read(path)
         _check(path, found, options, mine)
-        for name, array in _arrays(mine).items():
-            array[...] = found.arrays[name]
         loaded.append(found)
-        extra = {name: (array.shape, str(array.dtype)) for name, array in found.arrays.items() if name not in _arrays(mine)}
+        own = assembly.arrays_of(mine)
+        extra = {name: (array.shape, str(array.dtype)) for name, array in found.arrays.items() if name not in own}
         return Progress(**found.meta["progress"]), found.meta.get("counters"), extra
 
     begun = comm.on_root(find)
     if begun is None:
         return Progress()
     progress, counters, extra = begun
-    for array in _arrays(mine).values():
-        comm.broadcast(array)
+    assembly.distribute(mine, loaded[0].arrays if loaded else {})
     kept: dict[str, Array] = {}
     for name, (shape, dtype) in extra.items() if mine.reducers else ():
         here = np.require(loaded[0].arrays[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
         kept[name] = comm.broadcast(here)
-    memories.restore(mine, comm, kept, counters)
+    memories.restore(mine, kept, counters)
     return progress
 
 
@@ -105,8 +106,8 @@ def save(options: Options, mine: Replica, progress: Progress, comm: Communicator
     """Write a checkpoint on rank 0; every rank waits until it is on disk."""
     meta = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress), "ranks": comm.size}
     meta["compress"] = options.compress
-    arrays, meta["counters"] = memories.gather(mine, comm)
-    made = Checkpoint(_arrays(mine) | arrays, meta)
+    arrays, meta["counters"] = memories.gather(mine)
+    made = Checkpoint(assembly.collect(mine, assembly.arrays_of(mine)) | arrays, meta)
     comm.on_root(lambda: str(checkpoint.write(folder / "checkpoints", progress.step, made, options.keep)))
 
 
@@ -139,16 +140,13 @@ def _set_aside(folder: Path) -> None:
             path.rename(old / path.name)
 
 
-def _arrays(mine: Replica) -> dict[str, Array]:
-    return {"params": mine.params} | {f"optimizer.{name}": array for name, array in mine.state.items()}
-
-
 def _identity(options: Options, mine: Replica) -> dict[str, Any]:
-    values = {name: getattr(options, name) for name in IDENTITY}
+    names = (*IDENTITY, *GPT_IDENTITY) if options.model == "gpt" else IDENTITY
+    values = {name: getattr(options, name) for name in names}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     return values | {
         "optimizer": mine.optimizer.name,
-        "parameters": [[s.name, list(s.shape)] for s in mine.model.layout.slots],
+        "parameters": [[s.name, list(s.shape)] for s in assembly.whole_layout(mine.whole).slots],
     }
 
 
@@ -160,6 +158,7 @@ def _check(path: Path, found: Checkpoint, options: Options, mine: Replica) -> No
         name = differing[0]
         said = f"{name} {old.get(name)!r}, this run has {new[name]!r}" if name != "parameters" else "other parameters"
         raise CheckpointError(f"checkpoint {path} was made with {said}; give the same options, or start afresh without --resume")
-    for name, array in _arrays(mine).items():
-        if name not in found.arrays or found.arrays[name].shape != array.shape or found.arrays[name].dtype != array.dtype:
-            raise CheckpointError(f"checkpoint {path} has no array {name} of {array.dtype}{list(array.shape)}")
+    size = assembly.whole_layout(mine.whole).size
+    for name, array in assembly.arrays_of(mine).items():
+        if name not in found.arrays or found.arrays[name].shape != (size,) or found.arrays[name].dtype != array.dtype:
+            raise CheckpointError(f"checkpoint {path} has no array {name} of {array.dtype}[{size}]")

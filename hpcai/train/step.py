@@ -1,4 +1,4 @@
-"""One step of synchronous data-parallel SGD, whole, on one screen."""
+"""One step of synchronous SGD, whole, on one screen."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcai import ops
 from hpcai.arena import named_slot
-from hpcai.comm.communicator import Communicator
+from hpcai.data import sharding
 from hpcai.errors import NonFiniteError
 from hpcai.nn import models
 from hpcai.optim import clip
+from hpcai.parallel.pipeline import Micro
+from hpcai.parallel.zero import GatheredParameters
 from hpcai.train import grains
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
@@ -22,57 +25,61 @@ class Report(NamedTuple):
     """What one step did, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds."""
 
     loss_sum: float
-    samples: int
+    targets: int
     grad_norm: float
     step_s: float
     comm_s: float
 
 
-def train_step(replica: Replica, comm: Communicator, x: Array, target: Array, batch: int, step: int, lr: float) -> Report:
-    """Forward and backward on this rank's samples, sum gradients over all ranks, update the parameters.
+def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int, lr: float) -> Report:
+    """Forward and backward on this rank's samples, sum gradients over data-parallel ranks, update the parameters.
 
     Args:   x, target: this rank's share of a global batch of `batch` samples, possibly empty; step: from 0; lr: learning rate.
     Raises: NonFiniteError, on all ranks alike, if the loss or a gradient is NaN or infinite.
     """
     started = perf_counter()
-    model, params, grads = replica.model, replica.params, replica.grads
-    scale = 1.0 if replica.reduction == "sum" else 1.0 / batch
+    dp, targets = replica.mesh.dp, batch * (target.shape[1] if target.ndim == 2 and target.dtype.kind == "i" else 1)
+    scale = 1.0 if replica.reduction == "sum" else 1.0 / targets
     if replica.reducers:  # which take means
-        scale *= comm.size
+        scale *= dp.size
 
     # Gradients are sums over samples, scaled by the global count, so that every sample weighs the same whatever its rank.
-    sums = grains.sum_into(replica, comm, x, target, scale) if replica.grain else None
-    loss_sum, comm_s = sums or _sum_into(replica, comm, x, target, scale)
+    sums = grains.sum_into(replica, x, target, batch, scale, step) if replica.grain else None
+    loss_sum, comm_s = sums or _sum_into(replica, x, target, batch, scale, step)
     if not math.isfinite(loss_sum):
-        raise _non_finite_loss(replica, comm, x, step, loss_sum)
+        raise _non_finite_loss(replica, x, step, loss_sum)
 
-    norm = clip.norm(grads)
-    if not math.isfinite(norm):
-        where = named_slot(model.layout, int(np.flatnonzero(~np.isfinite(grads))[-1]))
-        raise NonFiniteError(f"the gradient of {where} became {grads[~np.isfinite(grads)][-1]} in step {step + 1}")
+    norm = _norm(replica, step)
     if replica.grain and sums is None:
         raise NonFiniteError(f"the gradient of a few samples (see --grain) was not finite in step {step + 1}")
-    replica.optimizer.update(params, grads, replica.state, step + 1, lr, clip.factor(norm, replica.clip))
-    return Report(loss_sum, batch, norm, perf_counter() - started, comm_s)
+    comm_s += _update(replica, step, lr, clip.factor(norm, replica.clip))
+    return Report(loss_sum, targets, norm, perf_counter() - started, comm_s)
 
 
-def _sum_into(replica: Replica, comm: Communicator, x: Array, target: Array, scale: float) -> tuple[float, float]:
-    """replica.grads = the sum over all ranks; returns the loss and the seconds that communication took after backward."""
-    model, total, waiting = replica.model, np.zeros(1), list(range(len(replica.buckets)))
+def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[float, float]:
+    """replica.grads = the sum over data-parallel ranks, or this rank's shard of it; returns the loss, and the seconds that
+    communication took after backward.
+    """
+    mesh, waiting, total = replica.mesh, list(range(len(replica.buckets))) * (replica.zero < 2), np.zeros(1)
 
-    def reduce_filled(start: int) -> None:
-        while waiting and replica.buckets[waiting[0]].start >= start:
-            replica.carrier.start(_reduce, replica, comm, waiting.pop(0))
+    def reduce_filled(layer: int) -> None:
+        while waiting and replica.buckets[waiting[0]].start >= replica.starts[layer]:
+            replica.carrier.start(_reduce, replica, waiting.pop(0))
 
     # Buckets are cut from the end of the gradient, as backward fills it, and are reduced as soon as they are full.
+    eager = reduce_filled if mesh.only_dp else lambda layer: None
+    first = sharding.first(batch, mesh.dp.rank, mesh.dp.size)
     with np.errstate(all="ignore"):  # overflow is an error of its own below
-        y = models.forward(model, replica.param_views, replica.caches, x)
-        dy = np.empty_like(y)
-        total[0], _ = model.loss.evaluate(dy, y, target, scale)
-        models.backward(model, replica.param_views, replica.grad_views, replica.caches, dy, reduce_filled)
+        micros = cut(x, target, first, replica.micro_batches)
+        total[0], _ = replica.pipeline.run(replica.plan, micros, replica.weights, replica.gradients, scale, step, eager)
 
     before = perf_counter()
-    replica.carrier.start(comm.allreduce, total)
+    if replica.borrowed is not None and replica.zero < 2:
+        replica.borrowed.comm.allreduce(replica.grads[replica.borrowed.where])
+    for i in waiting:
+        replica.carrier.start(_reduce, replica, i)
+    total *= mesh.tp.rank == 0  # tensor-parallel ranks all have the sum
+    replica.carrier.start(mesh.world.allreduce, total)
     replica.carrier.wait()
     if replica.reducers:  # what a codec made of the elements that belong to no parameter
         for gap in replica.gaps:
@@ -80,20 +87,73 @@ def _sum_into(replica: Replica, comm: Communicator, x: Array, target: Array, sca
     return float(total[0]), perf_counter() - before
 
 
-def _reduce(replica: Replica, comm: Communicator, i: int) -> None:
-    """Sum bucket `i` over all ranks, in place: as it is, or as its reducer does it."""
-    bucket = replica.grads[replica.buckets[i]]
-    if not replica.reducers:
-        comm.allreduce(bucket, algorithm=replica.algorithm)
-    else:
+def cut(x: Array, target: Array, first: int, count: int) -> list[Micro]:
+    """A rank's samples, of which the first has number `first` in the global batch, as so many micro-batches; some may be empty."""
+    bounds = [len(x) * i // count for i in range(count + 1)]
+    return [Micro(x[a:b], target[a:b], first + a) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _reduce(replica: Replica, i: int) -> None:
+    """Sum bucket `i` over data-parallel ranks, in place: as it is, as its reducer does it, or this rank's chunk alone."""
+    bucket, comm = replica.grads[replica.buckets[i]], replica.mesh.dp
+    if replica.reducers:
         with replica.tallies[i].of(comm, replica.algorithm) as counted:
             mean, _, replica.reducer_states[i] = replica.reducers[i].reduce(bucket, counted, replica.reducer_states[i])
         if mean is not bucket:
             bucket[:] = mean
+    elif replica.zero:
+        comm.reduce_scatter(bucket)
+    else:
+        comm.allreduce(bucket, algorithm=replica.algorithm)
 
 
-def _non_finite_loss(replica: Replica, comm: Communicator, x: Array, step: int, loss: float) -> NonFiniteError:
-    """Look for the first layer, on any rank, whose output is not finite."""
-    found = comm.exchange(models.first_non_finite(replica.model, replica.param_views, replica.caches, x))
+def _norm(replica: Replica, step: int) -> float:
+    """The norm of the whole gradient, whoever has which part of it."""
+    square = np.array([sum(ops.sum_of_squares(replica.grads[run]) for run in replica.counted)], np.float64)
+    if replica.zero or not replica.mesh.only_dp:
+        replica.mesh.world.allreduce(square)
+        square /= 1 if replica.zero else replica.mesh.dp.size
+    if not math.isfinite(square[0]):
+        found = replica.mesh.world.exchange(_non_finite_gradient(replica))
+        where = next((one for one in found if one), "the gradient became infinite")
+        raise NonFiniteError(f"{where} in step {step + 1}")
+    return math.sqrt(square[0])
+
+
+def _non_finite_gradient(replica: Replica) -> str | None:
+    """Where this rank's gradients are not finite."""
+    for piece in replica.owned:
+        at = piece.flat if replica.zero < 2 else piece.shard
+        broken = np.flatnonzero(~np.isfinite(replica.grads[at]))
+        if len(broken):
+            name = named_slot(replica.model.layout, piece.flat.start + int(broken[-1]))
+            return f"the gradient of {name} became {replica.grads[at][broken[-1]]}"
+    return None
+
+
+def _update(replica: Replica, step: int, lr: float, factor: float) -> float:
+    """Update the parameters, or this rank's share and gather the others'; returns the seconds that communication took."""
+    for piece in replica.owned:
+        params = replica.params[piece.flat if replica.zero < 3 else piece.shard]
+        grads = replica.grads[piece.flat if replica.zero < 2 else piece.shard]
+        state = {name: array[piece.shard] for name, array in replica.state.items()}
+        replica.optimizer.update(params, grads, state, step + 1, lr, factor)
+    before = perf_counter()
+    if isinstance(replica.weights, GatheredParameters):
+        replica.weights.forget()
+    elif replica.zero:
+        for unit in replica.units:
+            replica.mesh.dp.allgather(replica.params[unit])
+    return perf_counter() - before
+
+
+def _non_finite_loss(replica: Replica, x: Array, step: int, loss: float) -> NonFiniteError:
+    """Look for the first layer, on any rank, whose output is not finite; where ranks have parts of the model, just say it."""
+    message = f"the loss became {loss} in step {step + 1}"
+    if not replica.mesh.only_dp or isinstance(replica.weights, GatheredParameters):
+        return NonFiniteError(message)
+    found = replica.mesh.world.exchange(
+        models.first_non_finite(replica.model, replica.weights, models.caches(replica.model), x)
+    )
     rank, where = next(((r, w) for r, w in enumerate(found) if w), (0, f"the loss ({replica.model.loss.name})"))
-    return NonFiniteError(f"the loss became {loss} in step {step + 1}; it was first produced by {where} on rank {rank}")
+    return NonFiniteError(f"{message}; it was first produced by {where} on rank {rank}")

@@ -47,7 +47,7 @@ def test_hidden(text, numbers):
         (["--lr", "-0.1"], "--lr must be a positive number"),
         (["--lr", "nan"], "--lr wants a number, got 'nan'"),
         (["--lr", ".inf"], "--lr must be a positive number"),
-        (["--model", "transformer"], "--model wants one of softmax, mlp, cnn, got 'transformer'"),
+        (["--model", "transformer"], "--model wants one of softmax, mlp, cnn, gpt, got 'transformer'"),
         (["--hidden", "10,x"], "--hidden wants whole numbers above 0"),
         (["--hidden", "10,-1"], "hidden"),
         (["--momentum", "1.5"], "--momentum is from 0 to below 1"),

@@ -10,6 +10,8 @@ from hpcai.comm import threads
 from hpcai.data import sources
 from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from hpcai.nn import models
+from hpcai.parallel.mesh import Sizes, mesh
+from hpcai.parallel.zero import WholeGradients
 from hpcai.train import checkpoint, config, memories, resume
 from hpcai.train.loop import fit, share
 from hpcai.train.replica import overlaps, replica
@@ -66,7 +68,8 @@ def test_overlap_changes_no_bit(tmp_path, model, monkeypatch):
 
 def test_overlap_is_chosen_where_ranks_span_nodes_and_threads_are_served(tmp_path, monkeypatch):
     def chosen(overlap, size=4):
-        return threads.run(size, lambda comm: overlaps(options(tmp_path, "--overlap", overlap), comm))[0]
+        given = options(tmp_path, "--overlap", overlap)
+        return threads.run(size, lambda comm: overlaps(given, mesh(comm, Sizes(size))))[0]
 
     assert (chosen("auto"), chosen("always"), chosen("always", 1)) == (False, True, False)
     monkeypatch.setenv("HPCAI_RANKS_PER_NODE", "2")
@@ -154,7 +157,7 @@ def test_with_another_number_of_ranks_the_mean_of_memories_stays(tmp_path, ranks
         chosen = options(tmp_path, *flags, "--steps", "12", "--resume", "auto")
         mine = replica(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)
         resume.start(chosen, mine, comm, tmp_path / "run")
-        return memories.gather(mine, comm)[0]
+        return memories.gather(mine)[0]
 
     for ranks in (1, 2, 3, 4):
         after = threads.run(ranks, resumed)[0]
@@ -210,17 +213,11 @@ def test_until_the_warmup_is_over_nothing_is_compressed(tmp_path):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("compress", COMPRESSIONS)
 def test_a_gradient_that_is_not_finite_is_named_through_any_codec(tmp_path, compress, monkeypatch):
-    plain = models.backward
+    def spoilt(gradients, layer):
+        if layer == 3:
+            gradients.views[3]["weight"][0, 0] = np.nan
 
-    def spoilt(model, params, grads, caches, dy, filled):
-        def spoil(start):
-            if start == model.layout.slots[2].start:
-                grads[3]["weight"][0, 0] = np.nan
-            filled(start)
-
-        plain(model, params, grads, caches, dy, spoil)
-
-    monkeypatch.setattr(models, "backward", spoilt)
+    monkeypatch.setattr(WholeGradients, "filled", spoilt)
     with pytest.raises(NonFiniteError, match="gradient of linear2"):
         flags = ["--compress", compress, "--compress-smallest", "1", "--hidden", "16", "--steps", "3", "--bucket-bytes", "100"]
         train(2, options(tmp_path, *flags))

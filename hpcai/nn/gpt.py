@@ -1,0 +1,123 @@
+"""A decoder-only transformer over bytes or other tokens, whole or shared out between ranks."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+from hpcai.errors import UsageError
+from hpcai.nn import layers, losses, sequence
+from hpcai.nn.layers import Layer, Parameter
+from hpcai.nn.models import Model, sequential
+from hpcai.nn.split import WHOLE, Split
+
+
+class Shape(NamedTuple):
+    """Of a gpt. Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    context: int = 128
+    tokens: int = 256
+    norm: str = "layer"
+    tied: bool = False
+    dropout: float = 0.0
+
+
+def gpt(shape: Shape, seed: int = 0, split: Split = WHOLE) -> Model:
+    """Embeddings, `layers` blocks of attention and a hidden layer of 4 * width with GELU, each after a norm and added to its
+    input, a last norm, and a score for each token.
+
+    seed: of dropout's masks. split: which part of every block this rank has. Raises: UsageError if it cannot be shared out so.
+    """
+    check(shape, split.count)
+    mask = iter(range(2 * shape.layers + 1))
+
+    def dropped(name: str) -> Layer:
+        return sequence.dropout(name, shape.dropout, seed, next(mask), shape.context, shape.width, split)
+
+    parts = [
+        sequence.embedding("embedding", shape.tokens, shape.width, shape.context, split=split),
+        *split.scatter("embedding/scatter"),
+        dropped("embedding/dropout"),
+    ]
+    for i in range(1, shape.layers + 1):
+        parts += [*_attend(shape, f"block{i}/attention", dropped, split), *_think(shape, f"block{i}/hidden", dropped, split)]
+    parts += [
+        sequence.norm("head/norm", shape.width, shape.norm, split),
+        *split.gather("head/gather"),
+        sequence.unembedding("head", shape.tokens, shape.width, "embedding" if shape.tied else None, split=split),
+    ]
+    return sequential("gpt", *parts, loss=losses.token_cross_entropy(split, shape.tokens))
+
+
+def _attend(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]:
+    heads, d, width = split.share(shape.heads), shape.width // shape.heads, shape.width
+    mine = heads.stop - heads.start
+    weight = Parameter(
+        (width, 3 * mine * d), 0.02, "normal", (width, 3, shape.heads, d), (slice(None), slice(None), heads, slice(None))
+    )
+    bias = Parameter((3 * mine * d,), 0.0, "constant", (3, shape.heads, d), (slice(None), heads, slice(None)))
+    out = _narrowing(shape, split.share(width))
+    return sequence.residual(
+        name,
+        sequence.norm(f"{name}/norm", width, shape.norm, split),
+        *split.gather(f"{name}/gather"),
+        layers.product(f"{name}/qkv", weight, bias),
+        sequence.attention(f"{name}/heads", mine, d, shape.context),
+        layers.product(f"{name}/out", *out, adds_bias=split.index == 0),
+        *split.scatter(f"{name}/scatter"),
+        dropped(f"{name}/dropout"),
+    )
+
+
+def _think(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]:
+    hidden, mine = 4 * shape.width, split.share(4 * shape.width)
+    columns = mine.stop - mine.start
+    weight = Parameter((shape.width, columns), 0.02, "normal", (shape.width, hidden), (slice(None), mine))
+    bias = Parameter((columns,), 0.0, "constant", (hidden,), (mine,))
+    return sequence.residual(
+        name,
+        sequence.norm(f"{name}/norm", shape.width, shape.norm, split),
+        *split.gather(f"{name}/gather"),
+        layers.product(f"{name}/up", weight, bias),
+        layers.gelu(f"{name}/gelu"),
+        layers.product(f"{name}/down", *_narrowing(shape, mine, hidden), adds_bias=split.index == 0),
+        *split.scatter(f"{name}/scatter"),
+        dropped(f"{name}/dropout"),
+    )
+
+
+def _narrowing(shape: Shape, mine: slice, inputs: int | None = None) -> tuple[Parameter, Parameter]:
+    """Weight, of which a rank has some rows, and bias of a product that ends a residual branch.
+
+    The deviation falls with the number of branches, so that their sum does not grow with depth.
+    """
+    inputs = inputs or shape.width
+    deviation = 0.02 / sqrt(2 * shape.layers)
+    weight = Parameter((mine.stop - mine.start, shape.width), deviation, "normal", (inputs, shape.width), (mine,))
+    return weight, Parameter((shape.width,), 0.0, "constant")
+
+
+def check(shape: Shape, parts: int) -> None:
+    """Raise UsageError for a gpt that cannot be, or not on so many tensor-parallel ranks."""
+    for name in ("layers", "width", "heads", "context"):
+        if getattr(shape, name) < 1:
+            raise UsageError(f"--{name} starts at 1, got {getattr(shape, name)}")
+    if shape.width % shape.heads:
+        fits = [h for h in range(1, shape.width + 1) if shape.width % h == 0]
+        raise UsageError(f"--width {shape.width} is not divisible by --heads {shape.heads}; {_near(shape.heads, fits)}")
+    if not 0 <= shape.dropout < 1:
+        raise UsageError(f"--dropout is from 0 to below 1, got {shape.dropout}")
+    for name, value in (("--heads", shape.heads), ("--context", shape.context), ("the vocabulary of", shape.tokens)):
+        if value % parts:
+            raise UsageError(
+                f"{name} {value} is not divisible by tp={parts}; {_near(parts, [t for t in range(1, value + 1) if value % t == 0])}"
+            )
+
+
+def _near(given: int, fits: list[int]) -> str:
+    """The nearest values that would do."""
+    best = sorted(sorted(fits, key=lambda one: abs(one - given))[:3])
+    return f"it would be by {', '.join(map(str, best))}"

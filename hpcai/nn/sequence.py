@@ -1,0 +1,183 @@
+"""Layers of sequence models. Activations are (rows, width), a row a token, sequences one behind the other.
+
+Row-wise layers work on any rows; attention and position embeddings know by the context where a sequence begins. What may be
+shared out between ranks takes a Split (see split.py): columns by heads, hidden units or classes, rows by sequence.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcai import ops
+from hpcai.nn.layers import Cache, Layer, Parameter, Params, buffer
+from hpcai.nn.split import WHOLE, Split
+from hpcai.xp import Array, namespace
+
+
+class Moment(NamedTuple):
+    """When and where in the data a forward pass stands: what dropout's masks depend on besides the seed.
+
+    first: the number of the first sample in the global batch.
+    """
+
+    step: int
+    first: int
+
+
+def embedding(name: str, tokens: int, width: int, context: int, deviation: float = 0.02, split: Split = WHOLE) -> Layer:
+    """y[i] = token[x[i]] + position[i modulo context]. x: (b, context) integers below `tokens`; y: (b * context, width).
+
+    Shared out by tokens: a rank looks up those it has, the first one adds positions; scatter sums.
+    """
+    mine = split.share(tokens)
+    shapes = {
+        "token": Parameter((mine.stop - mine.start, width), deviation, "normal", (tokens, width), (mine,)),
+        "position": Parameter((context, width), deviation, "normal"),
+    }
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        cache["x"] = x.reshape(-1)
+        y = buffer(cache, "y", (x.size, width), params["token"])
+        return ops.embed_into(y, cache["x"], params["token"], mine.start, params["position"] if split.index == 0 else None)
+
+    def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
+        ops.embed_gradients_into(grads["token"], grads["position"], dy, cache["x"], mine.start)
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        raise TypeError("tokens have no gradient")
+
+    return Layer(name, shapes, forward, backward, gradients)
+
+
+def unembedding(
+    name: str, tokens: int, width: int, tied_to: str | None = None, deviation: float = 0.02, split: Split = WHOLE
+) -> Layer:
+    """y = x token^T: a score for each token. x: (rows, width); y: (rows, tokens / split.count).
+
+    With `tied_to` the matrix is the "token" of the embedding of that name.
+    """
+    mine = split.share(tokens)
+    token = Parameter((mine.stop - mine.start, width), deviation, "normal", (tokens, width), (mine,))
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        cache["x"] = x
+        return namespace(x).matmul(x, params["token"].T, out=buffer(cache, "y", (len(x), len(params["token"])), x))
+
+    def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
+        namespace(dy).matmul(dy.T, cache["x"], out=grads["token"])
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        return namespace(dy).matmul(dy, params["token"], out=buffer(cache, "dx", cache["x"].shape, dy))
+
+    return Layer(name, {"token": token}, forward, backward, gradients, shares=tied_to)
+
+
+def norm(name: str, width: int, kind: str = "layer", split: Split = WHOLE) -> Layer:
+    """LayerNorm, or with kind "rms" RMSNorm, of each row. Ranks that share out rows sum the parameters' gradients."""
+    centred = kind == "layer"
+    shapes = {"weight": Parameter((width,), 1.0, "constant")}
+    if centred:
+        shapes["bias"] = Parameter((width,), 0.0, "constant")
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        y, normal = buffer(cache, "y", x.shape, x), buffer(cache, "normal", x.shape, x)
+        cache["normal"], cache["inverse"] = normal, buffer(cache, "inverse", (len(x),), x)
+        return ops.layer_norm_into(y, normal, cache["inverse"], x, params["weight"], params.get("bias"))
+
+    def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
+        ops.layer_norm_gradients_into(grads["weight"], grads.get("bias"), dy, cache["normal"])
+        for key in shapes:
+            split.sum_into(grads[key])
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        dx = buffer(cache, "dx", dy.shape, dy)
+        return ops.layer_norm_backward_into(dx, dy, cache["normal"], cache["inverse"], params["weight"], centred)
+
+    return Layer(name, shapes, forward, backward, gradients)
+
+
+def attention(name: str, heads: int, head_width: int, context: int) -> Layer:
+    """Causal self-attention: x (rows, 3 * heads * head_width), of queries, keys and values; y (rows, heads * head_width).
+
+    Source: Vaswani et al., arXiv:1706.03762. Cost: the probabilities of all heads, rows * heads * context, are kept.
+    """
+    scale, width = 1 / sqrt(head_width), heads * head_width
+
+    def parts(x: Array) -> Array:
+        """Queries, keys and values as (3, b, heads, context, head_width), views."""
+        return x.reshape(-1, context, 3, heads, head_width).transpose(2, 0, 3, 1, 4)
+
+    def by_head(y: Array) -> Array:
+        return y.reshape(-1, context, heads, head_width).transpose(0, 2, 1, 3)
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        cache["x"] = x
+        q, k, v = parts(x)
+        p = cache["p"] = buffer(cache, "p", (len(x) // context, heads, context, context), x)
+        namespace(x).matmul(q, k.swapaxes(2, 3), out=p)
+        ops.causal_softmax_into(p.reshape(-1, context, context), scale)
+        y = buffer(cache, "y", (len(x), width), x)
+        namespace(x).matmul(p, v, out=by_head(y))
+        return y
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        xp, p, (q, k, v) = namespace(dy), cache["p"], parts(cache["x"])
+        dx = buffer(cache, "dx", cache["x"].shape, dy)
+        dq, dk, dv = parts(dx)
+        xp.matmul(p.swapaxes(2, 3), by_head(dy), out=dv)
+        dp = buffer(cache, "dp", p.shape, dy)
+        xp.matmul(by_head(dy), v.swapaxes(2, 3), out=dp)
+        ops.causal_softmax_backward_into(dp.reshape(-1, context, context), p.reshape(-1, context, context), scale)
+        xp.matmul(dp, k, out=dq)
+        xp.matmul(dp.swapaxes(2, 3), q, out=dk)
+        return dx
+
+    return Layer(name, {}, forward, backward)
+
+
+def dropout(name: str, rate: float, seed: int, number: int, context: int, width: int, split: Split = WHOLE) -> Layer:
+    """Zero each element with probability `rate` and scale the rest up, in training; the identity elsewhere.
+
+    The mask is a function of the seed, the step, the layer's `number` and the element's place in the global batch alone, so it
+    does not depend on how batch, sequence or layers are shared out. Source: Srivastava et al., JMLR 15, 2014.
+    """
+
+    def drop(cache: Cache, what: str, x: Array) -> Array:
+        moment: Moment | None = cache.get("moment")
+        if moment is None or rate == 0:
+            return x
+        key = np.random.SeedSequence([seed, number, moment.step]).generate_state(1, np.uint64)[0]
+        first = moment.first * context * width + split.index * x.size
+        return ops.dropout_into(buffer(cache, what, x.shape, x), x, key, first, rate)
+
+    return Layer(
+        name,
+        {},
+        lambda params, cache, x: drop(cache, "y", x),
+        lambda params, cache, dy: drop(cache, "dx", dy),
+    )
+
+
+def residual(name: str, *inner: Layer) -> tuple[Layer, ...]:
+    """y = x + inner(x), as layers in a row: the first keeps x for the last, backward the last keeps dy for the first."""
+
+    def fork(params: Params, cache: Cache, x: Array) -> Array:
+        cache["skipped"] = x
+        return x
+
+    def join(params: Params, cache: Cache, x: Array) -> Array:
+        return namespace(x).add(x, cache["skipped"], out=buffer(cache, "y", x.shape, x))
+
+    def fork_backward(params: Params, cache: Cache, dy: Array) -> Array:
+        return namespace(dy).add(dy, cache["dskipped"], out=buffer(cache, "dx", dy.shape, dy))
+
+    def join_backward(params: Params, cache: Cache, dy: Array) -> Array:
+        cache["dskipped"] = dy
+        return dy
+
+    first = Layer(f"{name}/fork", {}, fork, fork_backward)
+    last = Layer(f"{name}/join", {}, join, join_backward, twin=first.name)
+    return (first, *inner, last)

@@ -1,0 +1,93 @@
+"""The mesh: ranks by data (dp), pipeline (pp) and tensor (tp) parallelism.
+
+Tensor-parallel ranks, which talk most, are neighbours, so that a node has whole groups of them; pipeline stages are farthest
+apart: rank = (pp_rank * dp + dp_rank) * tp + tp_rank.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+from hpcai.comm.communicator import Communicator
+from hpcai.errors import UsageError
+
+AXES = ("dp", "tp", "pp")
+
+
+class Sizes(NamedTuple):
+    """How many ranks each axis has."""
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+
+
+class Mesh(NamedTuple):
+    """All ranks, and for each axis those that differ from this one along it alone."""
+
+    world: Communicator
+    dp: Communicator
+    tp: Communicator
+    pp: Communicator
+
+    @property
+    def sizes(self) -> Sizes:
+        """The ranks of each axis."""
+        return Sizes(self.dp.size, self.tp.size, self.pp.size)
+
+    @property
+    def only_dp(self) -> bool:
+        """True if every rank has the whole model."""
+        return self.dp.size == self.world.size
+
+
+def sizes(text: str, ranks: int) -> Sizes:
+    """Read dp=2,tp=2,pp=2. One axis left out takes the ranks that remain: dp first; further ones are 1.
+
+    Raises: UsageError where axes and ranks do not fit, saying what would.
+
+    >>> sizes("tp=2", 8)
+    Sizes(dp=4, tp=2, pp=1)
+    """
+    given: dict[str, int] = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        axis, _, count = part.partition("=")
+        if axis not in AXES or not count.isdigit() or int(count) < 1 or axis in given:
+            raise UsageError(f"--mesh wants dp=N,tp=N,pp=N with whole numbers from 1 and each axis once, got {text!r}")
+        given[axis] = int(count)
+    known = prod(given.values())
+    missing = [axis for axis in AXES if axis not in given]
+    if ranks % known or (not missing and known != ranks):
+        raise UsageError(f"--mesh {text} is for {_multiples(known, bool(missing))} ranks, there are {ranks}; {_fitting(given, ranks)}")
+    if missing:
+        given[missing[0]] = ranks // known
+    return Sizes(**given)
+
+
+def _multiples(known: int, inferred: bool) -> str:
+    return f"a multiple of {known}" if inferred else str(known)
+
+
+def _fitting(given: dict[str, int], ranks: int) -> str:
+    """A mesh near the given one that has so many ranks, or how many ranks would do."""
+    for axis in ("dp", "pp", "tp"):
+        rest = prod(count for name, count in given.items() if name != axis)
+        if axis in given and ranks % rest == 0:
+            near = ",".join(f"{name}={ranks // rest if name == axis else count}" for name, count in given.items())
+            return f"--mesh {near} would fit, or mpirun -n {prod(given.values())}"
+    return f"start {prod(given.values())} with mpirun -n"
+
+
+def mesh(comm: Communicator, axes: Sizes) -> Mesh:
+    """Split `comm` into the mesh. Collective."""
+    if prod(axes) != comm.size:
+        raise UsageError(f"a mesh of {axes} has {prod(axes)} ranks, there are {comm.size}")
+    at, tp_rank = divmod(comm.rank, axes.tp)
+    pp_rank, dp_rank = divmod(at, axes.dp)
+    colors = {"dp": pp_rank * axes.tp + tp_rank, "tp": at, "pp": dp_rank * axes.tp + tp_rank}
+    groups = {}
+    for axis in AXES:
+        whole = getattr(axes, axis) == comm.size
+        groups[axis] = comm if whole else comm.split(colors[axis])
+    return Mesh(comm, **groups)

@@ -1,0 +1,107 @@
+"""Where a model is cut into pipeline stages: between groups of layers, so that the slowest stage is as quick as can be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import accumulate
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcai.errors import UsageError
+from hpcai.nn import models
+from hpcai.nn.models import Model
+from hpcai.xp import Array
+
+REPEATS = 3
+
+
+class Group(NamedTuple):
+    """Layers that stay together, and their measured seconds of forward and backward; shapes of one sample."""
+
+    span: slice
+    seconds: float
+    entering: tuple[int, ...]
+    leaving: tuple[int, ...]
+
+
+def groups(model: Model) -> list[slice]:
+    """Spans of layers that no stage divides: a residual branch with its sum, layers whose names begin alike, and layers without
+    parameters with the one before.
+    """
+    starts, i, layers = [], 0, model.layers
+    while i < len(layers):
+        end = next((j for j in range(i, len(layers)) if layers[j].twin == layers[i].name), None)
+        begins = layers[i].name.split("/")[0]
+        joins = bool(starts) and (begins == layers[i - 1].name.split("/")[0] or not layers[i].parameters)
+        if end is not None or not joins:
+            starts.append(i)
+        i = i + 1 if end is None else end + 1
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]
+
+
+def measure(model: Model, x: Array, dtype: np.dtype) -> list[Group]:
+    """Time each group of layers on a micro-batch x of samples; groups of the same layers only once. No optimizer, no loss.
+
+    Where layers are shared out between ranks, these measure together.
+    """
+    samples, known, found = len(x), {}, []
+    for span in groups(model):
+        names = " ".join(re.sub(r"\d+", "", layer.name) for layer in model.layers[span])
+        shapes = [p.shape for layer in model.layers[span] for p in layer.parameters.values()]
+        key = (names, str(shapes), x.shape)
+        if key not in known:
+            known[key] = _time(models.parts(model, [span]), x, dtype, onward=span.start > 0)
+        seconds, shape = known[key]
+        found.append(Group(span, seconds, _of_a_sample(x.shape, samples), _of_a_sample(shape, samples)))
+        x = np.zeros(shape, dtype)
+    return found
+
+
+def _of_a_sample(shape: tuple[int, ...], samples: int) -> tuple[int, ...]:
+    return (shape[0] // samples, *shape[1:])
+
+
+def _time(part: Model, x: Array, dtype: np.dtype, onward: bool) -> tuple[float, tuple[int, ...]]:
+    """The fastest of some passes, and the shape of what comes out."""
+    flat, caches = np.full(part.layout.size, 0.01, dtype), models.caches(part)
+    params, grads = models.per_layer(part, flat), models.per_layer(part, np.zeros_like(flat))
+    times = []
+    for _ in range(1 + REPEATS):
+        begin = perf_counter()
+        y = models.forward(part, params, caches, x)
+        models.backward(part, params, grads, caches, np.zeros_like(y), onward=onward)
+        times.append(perf_counter() - begin)
+    return min(times[1:]), y.shape
+
+
+def cut(costs: Sequence[float], count: int) -> list[slice]:
+    """`count` slices of the groups, none empty, of which the dearest is as cheap as can be.
+
+    Raises: UsageError if there are fewer groups than that.
+
+    >>> cut([1, 1, 1, 3], 2)
+    [slice(0, 3, None), slice(3, 4, None)]
+    """
+    n = len(costs)
+    if n < count:
+        raise UsageError(f"the model has {n} groups of layers, too few for {count} pipeline stages; take pp * --chunks <= {n}")
+    upto = [0.0, *accumulate(costs)]
+    best = [[0.0] + [float("inf")] * n]
+    cuts: list[list[int]] = []
+    for _ in range(count):
+        row, at = [float("inf")] * (n + 1), [0] * (n + 1)
+        for end in range(1, n + 1):
+            for begin in range(end):
+                worst = max(best[-1][begin], upto[end] - upto[begin])
+                if worst < row[end]:
+                    row[end], at[end] = worst, begin
+        best.append(row)
+        cuts.append(at)
+    found, end = [], n
+    for at in reversed(cuts):
+        found.append(slice(at[end], end))
+        end = at[end]
+    return found[::-1]
