@@ -34,7 +34,7 @@ DOORS = {
     "threadpoolctl": {"comm/cores.py"},
     "jsonargparse": {"train/config.py"},
     "safetensors": {"train/checkpoint.py"},
-    "matplotlib": {"train/report.py"},
+    "matplotlib": {"train/report.py", "train/trace.py"},
 }
 
 

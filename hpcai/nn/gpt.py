@@ -65,7 +65,7 @@ def _attend(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]
         sequence.norm(f"{name}/norm", width, shape.norm, split),
         *split.gather(f"{name}/gather"),
         layers.product(f"{name}/qkv", weight, bias),
-        sequence.attention(f"{name}/heads", mine, d, shape.context),
+        sequence.attention(f"{name}/heads", mine, shape.context),
         layers.product(f"{name}/out", *out, adds_bias=split.index == 0),
         *split.scatter(f"{name}/scatter"),
         dropped(f"{name}/dropout"),

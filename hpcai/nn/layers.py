@@ -1,8 +1,7 @@
 """Layers: values that say which parameters they have and how to go forward and backward.
 
-A layer keeps nothing. Parameters and gradients are views into arenas; what backward needs of forward, and the buffers for
-results, lie in a `cache`, a dict that the caller owns. One cache serves one forward with its backward: results are overwritten
-at the next. Images are (batch, height, width, channels).
+A layer keeps nothing. Parameters and gradients are views into arenas; what backward needs of forward lies in a `cache`, a dict that
+the caller owns and clears. Images are (batch, height, width, channels).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcai import ops
+from hpcai.nn import memory
 from hpcai.xp import Array, namespace
 
 Cache = dict[str, Any]
@@ -64,7 +64,7 @@ def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = Tru
     outputs = weight.shape[1]
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        y = buffer(cache, "y", (len(x), outputs), x)
+        y = buffer((len(x), outputs), x)
         namespace(x).matmul(x, params["weight"], out=y)
         cache["x"] = x
         return ops.add_bias_into(y, params["bias"]) if adds_bias else y
@@ -74,7 +74,7 @@ def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = Tru
         namespace(dy).sum(dy, axis=0, out=grads["bias"])
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).matmul(dy, params["weight"].T, out=buffer(cache, "dx", cache["x"].shape, dy))
+        return namespace(dy).matmul(dy, params["weight"].T, out=buffer(cache["x"].shape, dy))
 
     return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 
@@ -83,11 +83,11 @@ def relu(name: str = "relu") -> Layer:
     """y = max(x, 0)."""
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        cache["y"] = ops.relu_into(buffer(cache, "y", x.shape, x), x)
+        cache["y"] = ops.relu_into(buffer(x.shape, x), x)
         return cache["y"]
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return ops.relu_backward_into(buffer(cache, "dx", dy.shape, dy), dy, cache["y"])
+        return ops.relu_backward_into(buffer(dy.shape, dy), dy, cache["y"])
 
     return Layer(name, {}, forward, backward)
 
@@ -97,10 +97,10 @@ def gelu(name: str = "gelu") -> Layer:
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["x"] = x
-        return ops.gelu_into(buffer(cache, "y", x.shape, x), x)
+        return ops.gelu_into(buffer(x.shape, x), x)
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return ops.gelu_backward_into(buffer(cache, "dx", dy.shape, dy), dy, cache["x"])
+        return ops.gelu_backward_into(buffer(dy.shape, dy), dy, cache["x"])
 
     return Layer(name, {}, forward, backward)
 
@@ -135,8 +135,8 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         b, h, w = x.shape[0], x.shape[1] + 2 * pad - kernel + 1, x.shape[2] + 2 * pad - kernel + 1
-        cols = cache["cols"] = ops.im2col_into(buffer(cache, "cols", (b * h * w, fan_in), x), x, kernel, pad)
-        y = buffer(cache, "y", (b * h * w, outputs), x)
+        cols = cache["cols"] = ops.im2col_into(buffer((b * h * w, fan_in), x), x, kernel, pad)
+        y = buffer((b * h * w, outputs), x)
         namespace(x).matmul(cols, params["weight"], out=y)
         cache["input"] = x.shape
         return ops.add_bias_into(y, params["bias"]).reshape(b, h, w, outputs)
@@ -148,8 +148,8 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         rows = dy.reshape(-1, outputs)
-        dcols = namespace(dy).matmul(rows, params["weight"].T, out=buffer(cache, "dcols", cache["cols"].shape, dy))
-        return ops.col2im_into(buffer(cache, "dx", cache["input"], dy), dcols, kernel, pad)
+        dcols = namespace(dy).matmul(rows, params["weight"].T, out=buffer(cache["cols"].shape, dy))
+        return ops.col2im_into(buffer(cache["input"], dy), dcols, kernel, pad)
 
     shapes = {"weight": Parameter((fan_in, outputs), bound), "bias": Parameter((outputs,), bound)}
     return Layer(name, shapes, forward, backward, gradients)
@@ -161,21 +161,18 @@ def max_pool(name: str = "max_pool", size: int = 2) -> Layer:
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         b, h, w, c = x.shape
         cache["input"] = x.shape
-        y = buffer(cache, "y", (b, h // size, w // size, c), x)
-        winner = cache["winner"] = buffer(cache, "winner", y.shape, x, np.uint8)
+        y = buffer((b, h // size, w // size, c), x)
+        winner = cache["winner"] = buffer(y.shape, x, np.uint8)
         return ops.max_pool_into(y, winner, x, size)
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         winner = cache["winner"]
-        return ops.max_pool_backward_into(buffer(cache, "dx", cache["input"], dy), dy, winner, size)
+        return ops.max_pool_backward_into(buffer(cache["input"], dy), dy, winner, size)
 
     return Layer(name, {}, forward, backward)
 
 
-def buffer(cache: Cache, name: str, shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
-    """The first `shape[0]` rows of a buffer that the cache keeps from step to step, so that a step allocates nothing."""
-    key, dtype = f"{name} buffer", like.dtype if dtype is None else dtype
-    kept = cache.get(key)
-    if kept is None or len(kept) < shape[0] or kept.shape[1:] != tuple(shape[1:]) or kept.dtype != dtype:
-        kept = cache[key] = namespace(like).empty(shape, dtype)
-    return kept[: shape[0]]
+def buffer(shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
+    """Uninitialised memory for a result, of the dtype of `like` if none is given: see memory.py."""
+    dtype = like.dtype if dtype is None else dtype
+    return memory.empty(shape, dtype) if namespace(like) is np else namespace(like).empty(shape, dtype)

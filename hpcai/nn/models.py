@@ -167,7 +167,7 @@ def forward(
 ) -> Array:
     """Predictions (b, outputs) for a batch x (b, ...), or what the layers in `span` make of x.
 
-    They live in the last cache until the next forward. moment: in training, when and where it is.
+    What backward needs is in the caches. moment: in training, when and where it is.
     """
     for i in range(*span.indices(len(model.layers))):
         caches[i]["moment"] = moment
@@ -190,7 +190,8 @@ def backward(
     """Gradients of the parameters of all layers, or those in `span`, into `grads`, from the last layer to the first.
 
     filled(i) is called when layer i's are there. With `onward` the input's gradient is computed too, and returned. With a list
-    `later` no parameter's gradient is computed: layers and their dy are appended to it, for `gradients`.
+    `later` no parameter's gradient is computed: layers and their dy are appended to it, for `gradients`; else caches are emptied
+    on the way.
     """
     indices = range(*span.indices(len(model.layers)))
     first = indices.start if onward else next((i for i in indices if model.layers[i].parameters), indices.start)
@@ -201,6 +202,8 @@ def backward(
             gradients(model, params, grads, caches, [(i, dy)], filled)
         if i > first or onward:
             dy = model.layers[i].backward(params[i], caches[i], dy)
+        if later is None and model.layers[i].twin is None:
+            caches[i].clear()
     return dy
 
 

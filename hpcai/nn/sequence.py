@@ -6,7 +6,6 @@ shared out between ranks takes a Split (see split.py): columns by heads, hidden 
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +39,7 @@ def embedding(name: str, tokens: int, width: int, context: int, deviation: float
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["x"] = x.reshape(-1)
-        y = buffer(cache, "y", (x.size, width), params["token"])
+        y = buffer((x.size, width), params["token"])
         return ops.embed_into(y, cache["x"], params["token"], mine.start, params["position"] if split.index == 0 else None)
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
@@ -64,13 +63,13 @@ def unembedding(
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["x"] = x
-        return namespace(x).matmul(x, params["token"].T, out=buffer(cache, "y", (len(x), len(params["token"])), x))
+        return namespace(x).matmul(x, params["token"].T, out=buffer((len(x), len(params["token"])), x))
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         namespace(dy).matmul(dy.T, cache["x"], out=grads["token"])
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).matmul(dy, params["token"], out=buffer(cache, "dx", cache["x"].shape, dy))
+        return namespace(dy).matmul(dy, params["token"], out=buffer(cache["x"].shape, dy))
 
     return Layer(name, {"token": token}, forward, backward, gradients, shares=tied_to)
 
@@ -83,8 +82,8 @@ def norm(name: str, width: int, kind: str = "layer", split: Split = WHOLE) -> La
         shapes["bias"] = Parameter((width,), 0.0, "constant")
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        y, normal = buffer(cache, "y", x.shape, x), buffer(cache, "normal", x.shape, x)
-        cache["normal"], cache["inverse"] = normal, buffer(cache, "inverse", (len(x),), x)
+        y, normal = buffer(x.shape, x), buffer(x.shape, x)
+        cache["normal"], cache["inverse"] = normal, buffer((len(x),), x)
         return ops.layer_norm_into(y, normal, cache["inverse"], x, params["weight"], params.get("bias"))
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
@@ -93,47 +92,26 @@ def norm(name: str, width: int, kind: str = "layer", split: Split = WHOLE) -> La
             split.sum_into(grads[key])
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        dx = buffer(cache, "dx", dy.shape, dy)
+        dx = buffer(dy.shape, dy)
         return ops.layer_norm_backward_into(dx, dy, cache["normal"], cache["inverse"], params["weight"], centred)
 
     return Layer(name, shapes, forward, backward, gradients)
 
 
-def attention(name: str, heads: int, head_width: int, context: int) -> Layer:
-    """Causal self-attention: x (rows, 3 * heads * head_width), of queries, keys and values; y (rows, heads * head_width).
+def attention(name: str, heads: int, context: int) -> Layer:
+    """Causal self-attention: x (rows, 3 * heads * d), of queries, keys and values; y (rows, heads * d).
 
-    Source: Vaswani et al., arXiv:1706.03762. Cost: the probabilities of all heads, rows * heads * context, are kept.
+    Source: Vaswani et al., arXiv:1706.03762. Cost: probabilities are not kept but computed again in backward.
     """
-    scale, width = 1 / sqrt(head_width), heads * head_width
-
-    def parts(x: Array) -> Array:
-        """Queries, keys and values as (3, b, heads, context, head_width), views."""
-        return x.reshape(-1, context, 3, heads, head_width).transpose(2, 0, 3, 1, 4)
-
-    def by_head(y: Array) -> Array:
-        return y.reshape(-1, context, heads, head_width).transpose(0, 2, 1, 3)
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        cache["x"] = x
-        q, k, v = parts(x)
-        p = cache["p"] = buffer(cache, "p", (len(x) // context, heads, context, context), x)
-        namespace(x).matmul(q, k.swapaxes(2, 3), out=p)
-        ops.causal_softmax_into(p.reshape(-1, context, context), scale)
-        y = buffer(cache, "y", (len(x), width), x)
-        namespace(x).matmul(p, v, out=by_head(y))
-        return y
+        y, norms = buffer((len(x), x.shape[1] // 3), x), buffer((len(x) // context, heads, context), x)
+        cache["x"], cache["y"], cache["norms"] = x, y, norms
+        return ops.attention_into(y, norms, x, heads)
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        xp, p, (q, k, v) = namespace(dy), cache["p"], parts(cache["x"])
-        dx = buffer(cache, "dx", cache["x"].shape, dy)
-        dq, dk, dv = parts(dx)
-        xp.matmul(p.swapaxes(2, 3), by_head(dy), out=dv)
-        dp = buffer(cache, "dp", p.shape, dy)
-        xp.matmul(by_head(dy), v.swapaxes(2, 3), out=dp)
-        ops.causal_softmax_backward_into(dp.reshape(-1, context, context), p.reshape(-1, context, context), scale)
-        xp.matmul(dp, k, out=dq)
-        xp.matmul(dp.swapaxes(2, 3), q, out=dk)
-        return dx
+        x = cache["x"]
+        return ops.attention_backward_into(buffer(x.shape, dy), dy, cache["y"], cache["norms"], x, heads)
 
     return Layer(name, {}, forward, backward)
 
@@ -145,19 +123,19 @@ def dropout(name: str, rate: float, seed: int, number: int, context: int, width:
     does not depend on how batch, sequence or layers are shared out. Source: Srivastava et al., JMLR 15, 2014.
     """
 
-    def drop(cache: Cache, what: str, x: Array) -> Array:
+    def drop(cache: Cache, x: Array) -> Array:
         moment: Moment | None = cache.get("moment")
         if moment is None or rate == 0:
             return x
         key = np.random.SeedSequence([seed, number, moment.step]).generate_state(1, np.uint64)[0]
         first = moment.first * context * width + split.index * x.size
-        return ops.dropout_into(buffer(cache, what, x.shape, x), x, key, first, rate)
+        return ops.dropout_into(buffer(x.shape, x), x, key, first, rate)
 
     return Layer(
         name,
         {},
-        lambda params, cache, x: drop(cache, "y", x),
-        lambda params, cache, dy: drop(cache, "dx", dy),
+        lambda params, cache, x: drop(cache, x),
+        lambda params, cache, dy: drop(cache, dy),
     )
 
 
@@ -169,10 +147,10 @@ def residual(name: str, *inner: Layer) -> tuple[Layer, ...]:
         return x
 
     def join(params: Params, cache: Cache, x: Array) -> Array:
-        return namespace(x).add(x, cache["skipped"], out=buffer(cache, "y", x.shape, x))
+        return namespace(x).add(x, cache["skipped"], out=buffer(x.shape, x))
 
     def fork_backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).add(dy, cache["dskipped"], out=buffer(cache, "dx", dy.shape, dy))
+        return namespace(dy).add(dy, cache["dskipped"], out=buffer(dy.shape, dy))
 
     def join_backward(params: Params, cache: Cache, dy: Array) -> Array:
         cache["dskipped"] = dy

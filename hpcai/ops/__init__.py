@@ -44,8 +44,6 @@ _SEQUENCE = (
     "layer_norm_into",
     "layer_norm_backward_into",
     "layer_norm_gradients_into",
-    "causal_softmax_into",
-    "causal_softmax_backward_into",
     "embed_into",
     "embed_gradients_into",
     "dropout_into",
@@ -53,6 +51,7 @@ _SEQUENCE = (
     "exponentials_into",
     "cross_entropy_slope_into",
 )
+_ATTENTION = ("attention_into", "attention_backward_into")
 _BLOCKS = (
     "encode_blocks_into",
     "decode_blocks_into",
@@ -66,7 +65,8 @@ _BLOCKS = (
 )
 _HOME = dict.fromkeys(_NATIVE, "hpcai.ops.native") | dict.fromkeys(_FUSED, "hpcai.ops.fused")
 _HOME |= dict.fromkeys(_SEQUENCE, "hpcai.ops.sequence") | dict.fromkeys(_BLOCKS, "hpcai.ops.blocks")
-__all__ = [*_NATIVE, *_FUSED, *_SEQUENCE, *_BLOCKS]
+_HOME |= dict.fromkeys(_ATTENTION, "hpcai.ops.attention")
+__all__ = [*_NATIVE, *_FUSED, *_SEQUENCE, *_ATTENTION, *_BLOCKS]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Row-wise verbs of sequence models in Numba: norms, causal softmax, embeddings, dropout, cross-entropy over a cut vocabulary.
+"""Row-wise verbs of sequence models in Numba: norms, embeddings, dropout, cross-entropy over a cut vocabulary.
 
 Rows are tokens. As in fused.py there is no fast-math: sums are carried in f64 in a fixed order. Exponentials in f32 are a
 polynomial (Cephes' expf, relative error 1e-7), because a call of the C library for each element keeps loops from being
@@ -174,63 +174,6 @@ def _layer_norm_gradients(dweight, dbias, dy, normal, centred):
 def layer_norm_gradients_into(dweight, dbias, dy, normal):
     """The gradients of weight and bias (None for RMSNorm): sums over rows."""
     _layer_norm_gradients(dweight, np.empty(0, dy.dtype) if dbias is None else dbias, dy, normal, dbias is not None)
-
-
-# Attention: scores are (matrices, queries, keys), of which a query sees the keys up to its own place.
-
-
-@_compile
-def _causal_softmax(scores, scale):
-    for m in range(scores.shape[0]):
-        for i in range(scores.shape[1]):
-            row = scores[m, i]
-            top = row[0]
-            for j in range(1, i + 1):
-                top = max(top, row[j])
-            for j in range(i + 1):
-                row[j] = _exp((row[j] - top) * scale)
-            total = np.zeros(8)
-            whole = (i + 1) - (i + 1) % 8
-            for j in range(0, whole, 8):
-                for k in range(8):
-                    total[k] += row[j + k]
-            for j in range(whole, i + 1):
-                total[0] += row[j]
-            factor = row.dtype.type(1.0 / _sum_of_lanes(total))
-            for j in range(i + 1):
-                row[j] *= factor
-            for j in range(i + 1, scores.shape[2]):
-                row[j] = 0
-
-
-def causal_softmax_into(scores, scale):
-    """Each row of scale * scores becomes its softmax over the first i + 1 of row i, and 0 beyond, in place."""
-    _causal_softmax(scores, scores.dtype.type(scale))
-    return scores
-
-
-@_compile
-def _causal_softmax_backward(dp, p, scale):
-    for m in range(dp.shape[0]):
-        for i in range(dp.shape[1]):
-            dots = np.zeros(8)
-            whole = (i + 1) - (i + 1) % 8
-            for j in range(0, whole, 8):
-                for k in range(8):
-                    dots[k] += dp[m, i, j + k] * p[m, i, j + k]
-            for j in range(whole, i + 1):
-                dots[0] += dp[m, i, j] * p[m, i, j]
-            dot = dp.dtype.type(_sum_of_lanes(dots))
-            for j in range(i + 1):
-                dp[m, i, j] = p[m, i, j] * (dp[m, i, j] - dot) * scale
-            for j in range(i + 1, dp.shape[2]):
-                dp[m, i, j] = 0
-
-
-def causal_softmax_backward_into(dp, p, scale):
-    """The scores' gradient from the probabilities' (dp) and the probabilities themselves, in place of dp."""
-    _causal_softmax_backward(dp, p, dp.dtype.type(scale))
-    return dp
 
 
 # Embeddings.

@@ -7,17 +7,15 @@ A single rank with one stage is a pipeline too: several micro-batches are then g
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
-from hpcai.nn import models
-from hpcai.nn.layers import Cache, Params, buffer
+from hpcai.nn import memory, models
+from hpcai.nn.layers import Params, buffer
 from hpcai.nn.models import Model
 from hpcai.nn.sequence import Moment
 from hpcai.parallel.schedules import Action, Plan, Work
@@ -37,10 +35,12 @@ class Gradients(Protocol):
 
 
 class Micro(NamedTuple):
-    """A micro-batch: samples, targets, and the number of its first sample in the global batch."""
+    """A micro-batch: samples, targets (None: predictions are wanted, not a loss), and the number of its first sample in the global
+    batch.
+    """
 
     x: Array
-    target: Array
+    target: Array | None
     first: int
 
 
@@ -57,26 +57,29 @@ class Stages(NamedTuple):
     """Spans of layers whose activations are computed again in backward; None: all are kept."""
 
 
-@dataclass(eq=False)
 class _Slot:
     """What is kept of one micro-batch in one stage between its forward and the end of its backward."""
 
-    caches: list[Cache]
-    received: dict[int, Array] = field(default_factory=dict)
-    sends: list[tuple[Any, Array]] = field(default_factory=list)
-    later: list[tuple[int, Array]] = field(default_factory=list)
-    inputs: list[Array] = field(default_factory=list)
+    def __init__(self, model: Model):
+        self.caches = models.caches(model)
+        self.later: list[tuple[int, Array]] = []
+        self.inputs: list[Array] = []
 
 
 class Pipeline:
-    """Runs plans on this rank's stages. Buffers are kept from step to step."""
+    """Runs plans on this rank's stages."""
 
     def __init__(self, stages: Stages, comm: Communicator, dtype: np.dtype):
         self.stages, self.comm, self.dtype = stages, comm, dtype
         self.count = len(stages.spans) * comm.size
         self.timeline: list[Work] = []
-        self._idle: dict[int, list[_Slot]] = {chunk: [] for chunk in range(len(stages.spans))}
-        self._scratch: dict[str, list[Cache]] = {}
+        self.output: Array = None
+
+    def predict(self, x: Array, params: Sequence[Params], plan: Plan) -> Array | None:
+        """The last layer's output for samples x, on the last stage's rank; None on others. plan: forwards of one micro-batch."""
+        self.output = None
+        self.run(plan, [Micro(x, None, 0)], params, None, 0.0, None)
+        return self.output
 
     def run(
         self,
@@ -93,39 +96,7 @@ class Pipeline:
         plan: for as many micro-batches as there are. grads: gradients are written there; None if the plan has forwards only.
         step: of training, or None: evaluation. filled(i): layer i has its gradients of all micro-batches. Collective.
         """
-        run = _Run(self, plan, micros, params, grads, scale, step, filled)
-        return run.all()
-
-    def slot(self, chunk: int) -> _Slot:
-        """A slot whose buffers nobody uses, nor waits to send."""
-        idle = self._idle[chunk]
-        found = next((slot for slot in reversed(idle) if all(pending.done() for pending, _ in slot.sends)), None)
-        if found is None:
-            return _Slot(models.caches(self.stages.model))
-        idle.remove(found)
-        found.sends.clear()
-        found.later.clear()
-        return found
-
-    def give_back(self, chunk: int, slot: _Slot) -> None:
-        """The micro-batch has left the stage; what it sent may still be on its way."""
-        self._idle[chunk].append(slot)
-
-    def complete(self) -> None:
-        """Wait until everything that was sent has left."""
-        for slots in self._idle.values():
-            for slot in slots:
-                for pending, _ in slot.sends:
-                    pending.wait()
-                slot.sends.clear()
-
-    def scratch(self, span: slice) -> list[Cache]:
-        """Caches for layers that are computed again; spans of the same layers (but for numbers in their names) share them."""
-        names = [re.sub(r"\d+", "", layer.name) for layer in self.stages.model.layers[span]]
-        key = " ".join(names)
-        if key not in self._scratch:
-            self._scratch[key] = models.caches(self.stages.model)[span]
-        return [{}] * span.start + self._scratch[key]
+        return _Run(self, plan, micros, params, grads, scale, step, filled).all()
 
 
 class _Run:
@@ -138,6 +109,7 @@ class _Run:
         self.model: Model = self.stages.model
         self.slots: dict[tuple[int, int], _Slot] = {}
         self.dy: dict[int, Array] = {}
+        self.sent: list[tuple[Any, Array]] = []
         self.loss, self.correct = 0.0, 0
         self.left = [len(micros)] * len(self.model.layers)
         self.inbox = {lane: _Inbox(self, lane) for lane in (ACTIVATIONS, SLOPES)}
@@ -153,25 +125,28 @@ class _Run:
             timeline.append(Work(action, begin, perf_counter()))
         if self.grads is not None:
             self.grads.finish()
-        self.pipeline.complete()
+        for pending, _ in self.sent:
+            pending.wait()
         self.pipeline.timeline = timeline
         return self.loss, self.correct
 
     def forward(self, action: Action) -> float:
         """F: returns when it had its input."""
         micro, stage, span = self.micros[action.micro], self.stage(action), self.stages.spans[action.chunk]
-        slot = self.slots[action.micro, action.chunk] = self.pipeline.slot(action.chunk)
-        x = micro.x if stage == 0 else self.inbox[ACTIVATIONS].take(stage, action.micro, slot)
+        slot = self.slots[action.micro, action.chunk] = _Slot(self.model)
+        x = micro.x if stage == 0 else self.inbox[ACTIVATIONS].take(stage, action.micro)
         begin = perf_counter()
         moment = None if self.step is None else Moment(self.step, micro.first)
         y = self._through(slot, span, x, moment)
-        if stage == self.count - 1:
-            dy = self.dy[action.micro] = buffer(slot.caches[span.stop - 1], "loss", y.shape, y)
+        if stage == self.count - 1 and micro.target is None:
+            self.pipeline.output = y
+        elif stage == self.count - 1:
+            dy = self.dy[action.micro] = buffer(y.shape, y)
             loss, correct = self.model.loss.evaluate(dy, y, micro.target, self.scale)
             self.loss += loss
             self.correct += correct
         else:
-            self._send(slot, y, stage + 1, ACTIVATIONS)
+            self._send(y, stage + 1, ACTIVATIONS)
         if self.grads is None:
             self.release(action)
         return begin
@@ -180,11 +155,11 @@ class _Run:
         """B and I: returns when it had its output's gradient."""
         stage, span = self.stage(action), self.stages.spans[action.chunk]
         slot = self.slots[action.micro, action.chunk]
-        dy = self.dy.pop(action.micro) if stage == self.count - 1 else self.inbox[SLOPES].take(stage, action.micro, slot)
+        dy = self.dy.pop(action.micro) if stage == self.count - 1 else self.inbox[SLOPES].take(stage, action.micro)
         begin = perf_counter()
         dx = self._back(slot, span, dy, self.micros[action.micro], stage > 0, action.kind == "I")
         if stage > 0:
-            self._send(slot, dx, stage - 1, SLOPES)
+            self._send(dx, stage - 1, SLOPES)
         if action.kind == "B":
             self.release(action)
         return begin
@@ -206,53 +181,40 @@ class _Run:
 
     def release(self, action: Action) -> None:
         """The last work on a micro-batch in a stage is done."""
-        self.pipeline.give_back(action.chunk, self.slots.pop((action.micro, action.chunk)))
+        del self.slots[action.micro, action.chunk]
 
     def stage(self, action: Action) -> int:
         """Which of all stages an action works on."""
         return action.chunk * self.comm.size + self.comm.rank
 
-    def _send(self, slot: _Slot, y: Array, stage: int, lane: int) -> None:
+    def _send(self, y: Array, stage: int, lane: int) -> None:
+        self.sent = [(pending, x) for pending, x in self.sent if not pending.done()]
         if y.size:
             y = np.ascontiguousarray(y)
-            slot.sends.append((self.comm.send(y, stage % self.comm.size, lane), y))
+            self.sent.append((self.comm.send(y, stage % self.comm.size, lane), y))
 
     def _through(self, slot: _Slot, span: slice, x: Array, moment: Moment | None) -> Array:
-        groups = self.stages.recompute
-        if groups is None or self.grads is None:
+        if self.stages.recompute is None or self.grads is None:
             return models.forward(self.model, self.params, slot.caches, x, span, moment)
-        slot.inputs = []
-        for group in _inside(groups, span):
-            kept = buffer(slot.caches[group.start], "input", x.shape, x)
-            kept[...] = x
-            slot.inputs.append(kept)
-            x = models.forward(self.model, self.params, self.pipeline.scratch(group), x, group, moment)
-        if span.stop < len(self.model.layers) or self.count > 1:  # what is sent must outlive the next micro-batch
-            kept = buffer(slot.caches[span.stop - 1], "output", x.shape, x)
-            kept[...] = x
-            x = kept
+        for group in _inside(self.stages.recompute, span):
+            slot.inputs.append(x)
+            x = models.forward(self.model, self.params, slot.caches, x, group, moment)
+            for cache in slot.caches[group]:
+                cache.clear()
         return x
 
     def _back(self, slot: _Slot, span: slice, dy: Array, micro: Micro, onward: bool, split: bool) -> Array:
         grads: Any = self.grads
-        groups = self.stages.recompute
-        if groups is None:
+        if self.stages.recompute is None:
             later = slot.later if split else None
             return models.backward(
                 self.model, self.params, grads, slot.caches, dy, self.filled, span, onward=onward, later=later
             )
-        inside = _inside(groups, span)
-        for group, x in reversed(list(zip(inside, slot.inputs, strict=True))):
-            scratch = self.pipeline.scratch(group)
-            moment = None if self.step is None else Moment(self.step, micro.first)
-            models.forward(self.model, self.params, scratch, x, group, moment)
-            dy = models.backward(
-                self.model, self.params, grads, scratch, dy, self.filled, group, onward=onward or group.start > span.start
-            )
-            if onward or group.start > span.start:  # the next group uses the same caches
-                kept = buffer(slot.caches[group.start], "slope", dy.shape, dy)
-                kept[...] = dy
-                dy = kept
+        moment = None if self.step is None else Moment(self.step, micro.first)
+        for group in reversed(_inside(self.stages.recompute, span)):
+            further = onward or group.start > span.start
+            models.forward(self.model, self.params, slot.caches, slot.inputs.pop(), group, moment)
+            dy = models.backward(self.model, self.params, grads, slot.caches, dy, self.filled, group, onward=further)
         return dy
 
 
@@ -270,8 +232,8 @@ class _Inbox:
         self.coming = list(reversed(self._expected())) if self.size > 1 else []
         self.posted: dict[tuple[int, int], tuple[Array, Any]] = {}
 
-    def take(self, stage: int, micro: int, slot: _Slot) -> Array:
-        """The message for this stage and micro-batch, when it is there; the slot keeps it."""
+    def take(self, stage: int, micro: int) -> Array:
+        """The message for this stage and micro-batch, when it is there."""
         while (stage, micro) not in self.posted:
             self._post()
         x, pending = self.posted.pop((stage, micro))
@@ -279,7 +241,6 @@ class _Inbox:
             self._post()
         if pending is not None:
             pending.wait()
-        slot.received[self.lane] = x
         return x
 
     def _post(self) -> None:
@@ -290,7 +251,7 @@ class _Inbox:
         chunk = stage // self.size
         stages = self.run.stages
         rows, *rest = stages.entering[chunk] if self.lane == ACTIVATIONS else stages.leaving[chunk]
-        x = np.empty((rows * len(self.run.micros[micro].x), *rest), self.run.pipeline.dtype)
+        x = memory.empty((rows * len(self.run.micros[micro].x), *rest), self.run.pipeline.dtype)
         self.posted[stage, micro] = x, self.run.comm.receive(x, self.source, self.lane) if x.size else None
 
     def _expected(self) -> list[tuple[int, int]]:

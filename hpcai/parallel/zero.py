@@ -55,6 +55,16 @@ def gather(shard: Array, units: Sequence[slice], owned: Sequence[Piece], comm: C
     return flat
 
 
+def memory_in_theory(n: int, ranks: int, stage: int, itemsize: int, states: int, unit_bytes: int = 0) -> float:
+    """Bytes a rank keeps of a model of n elements, `states` arrays of optimizer state, and units of about so many bytes.
+
+    >>> [memory_in_theory(1000, 4, stage, 4, 2) for stage in range(4)]
+    [16000.0, 10000.0, 7000.0, 4000.0]
+    """
+    parts = [n / ranks if stage >= least else n for least in (3, 2)]
+    return itemsize * (sum(parts) + states * (n / ranks if stage else n)) + max(0, stage - 1) * unit_bytes
+
+
 class WholeGradients:
     """Gradients of all layers in one flat array. What is written again before `begin` is added."""
 

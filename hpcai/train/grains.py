@@ -62,16 +62,16 @@ def _pass(
     What reaches the limit is not added; nor does anything after it matter but the largest magnitude.
     """
     sums, losses, largest = np.zeros(replica.grads.size, np.int64), [], 0.0
-    slot = replica.pipeline.slot(0)
+    caches = models.caches(replica.model)
     for start in range(0, len(x), replica.grain):
         part = slice(start, start + replica.grain)
         with np.errstate(all="ignore"):
             here = moment._replace(first=moment.first + start)
-            y = models.forward(replica.model, replica.weights, slot.caches, x[part], moment=here)
+            y = models.forward(replica.model, replica.weights, caches, x[part], moment=here)
             dy = np.empty_like(y)
             loss, _ = replica.model.loss.evaluate(dy, y, target[part], scale)
             replica.gradients.begin()
-            models.backward(replica.model, replica.weights, replica.gradients, slot.caches, dy, replica.gradients.filled)
+            models.backward(replica.model, replica.weights, replica.gradients, caches, dy, replica.gradients.filled)
         size = reproducible.largest_magnitude(replica.grads)
         losses.append(float(loss))
         largest = size if math.isnan(size) else max(largest, size)
@@ -79,5 +79,4 @@ def _pass(
             break
         if largest < limit:
             integers.add_fixed_into(sums, replica.grads, unit)
-    replica.pipeline.give_back(0, slot)
     return sums, losses, largest

@@ -16,7 +16,7 @@ from hpcai.data.dataset import Dataset, take
 from hpcai.errors import NonFiniteError
 from hpcai.parallel import mesh, schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, config, report, resume
+from hpcai.train import advice, config, report, resume, sampling, trace
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, build_schedule, replica
 from hpcai.train.step import train_step
@@ -43,7 +43,9 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
         comm.on_root(reporter.open)
         with _naming_last_checkpoint(folder):
             _run(options, comm, dataset, mine, progress, reporter)
-        return comm.on_root(reporter.finish)
+        timelines = trace.gather(mine)
+        text = sampling.sample(mine, options.context, options.sample, options.seed) if options.sample else b""
+        return comm.on_root(lambda: reporter.finish(timelines, text))
 
 
 def _run(

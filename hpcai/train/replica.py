@@ -170,6 +170,17 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
     )
 
 
+def memory_bytes(mine: Replica) -> dict[str, int]:
+    """What this rank keeps from step to step: bytes of parameters, gradients, optimizer state, and buffers that gather shards."""
+    working = [part.working.nbytes for part in (mine.weights, mine.gradients) if isinstance(part, (GatheredParameters, ShardedGradients))]
+    return {
+        "parameters": mine.params.nbytes,
+        "gradients": mine.grads.nbytes,
+        "optimizer": sum(array.nbytes for array in mine.state.values()),
+        "buffers": sum(working),
+    }
+
+
 def build_mesh(options: Options, comm: Communicator) -> Mesh:
     """The mesh that the options name, if the rest of them can be on it. Collective."""
     axes = meshes.sizes(options.mesh, comm.size)

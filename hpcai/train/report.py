@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import sys
-from math import sqrt
+from math import log, sqrt
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
@@ -23,7 +23,10 @@ from hpcai.errors import UsageError
 from hpcai.reduce.counting import Sent, sent_bytes
 from hpcai.train import memories
 from hpcai.train.config import Options
-from hpcai.train.replica import Replica
+from hpcai.parallel.schedules import Work
+from hpcai.train import trace
+from hpcai.train.assembly import whole_layout
+from hpcai.train.replica import Replica, memory_bytes
 from hpcai.train.resume import Progress
 from hpcai.train.step import Report
 
@@ -56,7 +59,7 @@ class Reporter:
     def open(self) -> None:
         """Open the metrics file and say where the run begins. May raise OSError."""
         self.metrics = Metrics(self.metrics_path, after_step=self.progress.step)
-        self.line = ProgressLine(self.total, self.per_epoch, self.progress.step)
+        self.line = ProgressLine(self.total, self.per_epoch, self.progress.step, self.dataset.unit)
         if self.progress.step:
             self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}")
 
@@ -89,29 +92,41 @@ class Reporter:
         self.line.lasting(f"epoch {number:>3}/{self.line.epochs}   loss {record['loss']:.4f}   {score}   {seconds:.1f} s")
         self.epoch_started = perf_counter()
 
-    def finish(self) -> dict[str, Any]:
-        """Write the summary and the plot, print the table. On rank 0; returns the summary."""
+    def finish(self, timelines: list[list[Work]], text: bytes) -> dict[str, Any]:
+        """Write the summary, the plot and the trace, print the table and a text. On rank 0; returns the summary."""
         self.close()
         path = self.folder / "summary.json"
         if not self.reports and path.exists():
             self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
             return json.loads(path.read_text(encoding="utf-8"))
-        summary = json.loads(json.dumps(self._summary()))
+        summary = json.loads(json.dumps(self._summary(timelines)))
         write_summary(path, summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
             title = f"{self.dataset.name}, {self.mine.model.name}, {self.comm.size} ranks"
             plot(self.metrics_path, summary["epoch_losses"], self.per_epoch, self.folder / "loss.png", title)
             written.append(self.folder / "loss.png")
+        if self.options.trace:
+            written += self._trace(Path(self.options.trace), timelines)
         print(table(summary, written), flush=True)
+        if text:
+            print(f"\n{text.decode('utf-8', 'replace')}", flush=True)
         return summary
+
+    def _trace(self, path: Path, timelines: list[list[Work]]) -> list[Path]:
+        """The last step's timeline, and with --plot a picture of it."""
+        trace.write(path, timelines, self.mine)
+        if not self.options.plot:
+            return [path]
+        trace.picture(path.with_suffix(".png"), timelines, f"{self.mine.model.name}, {self.options.pipeline}, one step")
+        return [path, path.with_suffix(".png")]
 
     def close(self) -> None:
         """Flush and close the metrics file, also when the run fails."""
         if self.metrics is not None:
             self.metrics.close()
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self, timelines: list[list[Work]]) -> dict[str, Any]:
         last = self.progress.history[-1]
         regression = not self.dataset.classes
         constant = constant_score(self.dataset)
@@ -120,8 +135,10 @@ class Reporter:
             "seed": self.options.seed,
             "versions": {"hpcai": hpcai.__version__, "python": platform.python_version(), "numpy": np.__version__},
             "mpi": self.comm.wire.describe(),
+            "mesh": self.mine.mesh.sizes._asdict(),
+            "memory": memory_bytes(self.mine),
             "steps": self.progress.step,
-            "parameters": sum(slot.stop - slot.start for slot in self.mine.model.layout.slots),
+            "parameters": sum(slot.stop - slot.start for slot in whole_layout(self.mine.whole).slots),
             "epoch_losses": [record["loss"] for record in self.progress.history],
             "epoch_test_accuracies": [record["test_accuracy"] for record in self.progress.history],
             "test_loss": last["test_loss"],
@@ -133,6 +150,10 @@ class Reporter:
             "wall_s": perf_counter() - self.started,
             "options": dataclasses.asdict(self.options),
         }
+        if self.dataset.context:
+            summary["bits_per_byte"] = last["test_loss"] / log(2)
+        if self.mine.mesh.pp.size > 1 and timelines[0]:
+            summary["bubble"], summary["bubble_in_theory"] = trace.bubbles(self.options, self.mine, timelines)
         if self.mine.reducers:
             summary["compression"] = compression(self.mine, self.comm)
         if regression:
@@ -152,7 +173,8 @@ class Reporter:
 class ProgressLine:
     """One line on stderr that is redrawn on a terminal; elsewhere a plain line every ten seconds and at each epoch's end."""
 
-    def __init__(self, steps: int, steps_per_epoch: int, done: int):
+    def __init__(self, steps: int, steps_per_epoch: int, done: int, unit: str):
+        self.unit = unit
         self.steps, self.epochs, self.steps_per_epoch = steps, -(-steps // steps_per_epoch), steps_per_epoch
         self.first, self.started = done, perf_counter()
         self.live = on_terminal()
@@ -175,7 +197,7 @@ class ProgressLine:
         epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
         return (
             f"[{'#' * filled}{'.' * (20 - filled)}] epoch {epoch}/{self.epochs}  step {step:,}/{self.steps:,}  "
-            f"loss {loss:.4f}  {samples_per_s:,.0f} samples/s  {_duration(left)} left"
+            f"loss {loss:.4f}  {samples_per_s:,.0f} {self.unit}/s  {_duration(left)} left"
         )
 
     def _write(self, text: str, lasting: bool = False) -> None:
@@ -252,12 +274,13 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 def table(summary: dict[str, Any], written: list[Path]) -> str:
     """The final table, for stdout."""
     regression = summary["test_accuracy"] is None
+    unit = "bytes" if "bits_per_byte" in summary else "samples"
     rows = [
-        ("ranks", f"{summary['ranks']} ({summary['mpi']})"),
+        ("ranks", f"{summary['ranks']}{_axes(summary['mesh'])} ({summary['mpi']})"),
         ("parameters", f"{summary['parameters']:,}"),
         ("steps", f"{summary['steps']:,}"),
         ("training loss", f"{summary['epoch_losses'][-1]:.4f}" if summary["epoch_losses"] else "-"),
-        ("test loss", f"{summary['test_loss']:.4f}"),
+        ("test loss", f"{summary['test_loss']:.4f}{_bits(summary)}"),
     ]
     if regression:
         rows.append(("test R2", f"{summary['test_r2']:.4f}   (a constant predictor: 0)"))
@@ -270,10 +293,15 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
             )
         )
     rows += [
-        ("throughput", f"{summary['samples_per_s']:,.0f} samples/s"),
+        ("throughput", f"{summary['samples_per_s']:,.0f} {unit}/s"),
         ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),
         ("wall time", f"{summary['wall_s']:.1f} s"),
     ]
+    if "bubble" in summary:
+        rows.append(("pipeline", f"{summary['bubble']:.1%} idle in the last step, {summary['bubble_in_theory']:.1%} in theory"))
+    if any(count > 1 for count in summary["mesh"].values()) and (summary["options"]["zero"] or not _only_dp(summary["mesh"])):
+        kept = {name: size for name, size in summary["memory"].items() if size}
+        rows.append(("memory of a rank", ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in kept.items())))
     if (said := summary.get("compression")) is not None:
         rows.append(("compression", f"{said['name']}: {_compressed(said)}"))
         shown = said["buckets"][:SHOWN_BUCKETS] if len(said["buckets"]) > 1 else []
@@ -283,6 +311,19 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
     rows += [("written" if i == 0 else "", str(path)) for i, path in enumerate(written)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _bits(summary: dict[str, Any]) -> str:
+    return f"   ({summary['bits_per_byte']:.4f} bits per byte)" if "bits_per_byte" in summary else ""
+
+
+def _axes(mesh: dict[str, int]) -> str:
+    """A mesh in words; nothing for data parallelism alone."""
+    return "" if _only_dp(mesh) else f" ({', '.join(f'{axis}={count}' for axis, count in mesh.items())})"
+
+
+def _only_dp(mesh: dict[str, int]) -> bool:
+    return mesh["tp"] == mesh["pp"] == 1
 
 
 def compression(mine: Replica, comm: Communicator) -> dict[str, Any]:

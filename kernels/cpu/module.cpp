@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "attention.hpp"
 #include "compress.hpp"
 #include "fold.hpp"
 #include "integers.hpp"
@@ -125,6 +126,15 @@ NB_MODULE(_native, m) {
     m.def("scatter", [](bool adding, Address out, std::size_t n, Address index, Address value, std::size_t count, float weight) {
         return scatter(adding, reinterpret_cast<float*>(out), n, reinterpret_cast<const std::uint32_t*>(index),
                        reinterpret_cast<const float*>(value), count, weight);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("attention", [](Address y, Address norms, Address x, std::size_t sequences, std::size_t context, std::size_t heads, std::size_t width, float scale) {
+        attention(reinterpret_cast<float*>(y), reinterpret_cast<float*>(norms), reinterpret_cast<const float*>(x), sequences, context, heads,
+                  width, scale);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("attention_backward", [](Address dx, Address dy, Address y, Address norms, Address x, std::size_t sequences, std::size_t context,
+                                   std::size_t heads, std::size_t width, float scale) {
+        attention_backward(reinterpret_cast<float*>(dx), reinterpret_cast<const float*>(dy), reinterpret_cast<const float*>(y),
+                           reinterpret_cast<const float*>(norms), reinterpret_cast<const float*>(x), sequences, context, heads, width, scale);
     }, nb::call_guard<nb::gil_scoped_release>());
     m.attr("DESK_BYTES") = sizeof(Desk);
     m.def("fold_ranks", [](int type, int op, std::vector<Address> outs, std::vector<Address> xs, long divisor, std::size_t from, std::size_t to) {

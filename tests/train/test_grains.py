@@ -5,6 +5,7 @@ import pytest
 
 from hpcai.errors import NonFiniteError
 from hpcai.nn import models
+from hpcai.parallel.zero import WholeGradients
 from tests.train.test_loop import final, options, train
 
 pytestmark = pytest.mark.usefixtures("clean_environment")

@@ -1,0 +1,67 @@
+"""Causal self-attention: the C++ kernel for f32, numpy with the whole matrix of probabilities for the rest.
+
+x: (sequences * context, 3 * heads * width), queries, keys and values of each row; y: (.., heads * width); norms: (sequences, heads,
+context), the logarithm of each row's sum of exponentials, from which backward computes the probabilities again.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+
+from hpcai.ops import native
+from hpcai.xp import Array, namespace
+
+
+def attention_into(y: Array, norms: Array, x: Array, heads: int) -> Array:
+    """y = softmax(q k^T / sqrt(width), over keys up to the query's own place) v. Returns y. All contiguous, of one dtype."""
+    context, width = norms.shape[2], x.shape[1] // (3 * heads)
+    if _by_kernel(x, y, norms):
+        native.kernels().attention(*map(native.address, (y, norms, x)), len(norms), context, heads, width, 1 / sqrt(width))
+        return y
+    q, k, v = _parts(x, heads, context)
+    scores = _scores(q, k)
+    top = scores.max(3, initial=-np.inf)
+    norms[...] = top + np.log(np.exp(scores - top[..., None]).sum(3))
+    _by_head(y, heads, context)[...] = namespace(x).matmul(np.exp(scores - norms[..., None]), v)
+    return y
+
+
+def attention_backward_into(dx: Array, dy: Array, y: Array, norms: Array, x: Array, heads: int) -> Array:
+    """x's gradient from y's, and from what attention_into read and wrote. Returns dx."""
+    context, width = norms.shape[2], x.shape[1] // (3 * heads)
+    if _by_kernel(x, y, norms, dx, dy):
+        arrays = map(native.address, (dx, dy, y, norms, x))
+        native.kernels().attention_backward(*arrays, len(norms), context, heads, width, 1 / sqrt(width))
+        return dx
+    xp, (q, k, v), (dq, dk, dv) = namespace(x), _parts(x, heads, context), _parts(dx, heads, context)
+    p, by_head = xp.exp(_scores(q, k) - norms[..., None]), _by_head(dy, heads, context)
+    dv[...] = xp.matmul(p.swapaxes(2, 3), by_head)
+    along = (by_head * _by_head(y, heads, context)).sum(3, keepdims=True)
+    ds = p * (xp.matmul(by_head, v.swapaxes(2, 3)) - along) / sqrt(width)
+    dq[...] = xp.matmul(ds, k)
+    dk[...] = xp.matmul(ds.swapaxes(2, 3), q)
+    return dx
+
+
+def _by_kernel(*arrays: Array) -> bool:
+    if any(not x.flags.c_contiguous or x.dtype != arrays[0].dtype for x in arrays):
+        raise ValueError(f"attention wants contiguous arrays of one dtype, got {[(x.dtype.name, x.shape) for x in arrays]}")
+    return native.is_native() and arrays[0].dtype == np.float32
+
+
+def _parts(x: Array, heads: int, context: int) -> Array:
+    """Queries, keys and values as (3, sequences, heads, context, width), views."""
+    return x.reshape(len(x) // context, context, 3, heads, -1).transpose(2, 0, 3, 1, 4) if x.size else np.empty((3, 0, heads, context, 1))
+
+
+def _by_head(y: Array, heads: int, context: int) -> Array:
+    return y.reshape(len(y) // context, context, heads, -1).transpose(0, 2, 1, 3) if y.size else np.empty((0, heads, context, 1))
+
+
+def _scores(q: Array, k: Array) -> Array:
+    scores = namespace(q).matmul(q, k.swapaxes(2, 3)) / sqrt(q.shape[-1])
+    future = np.triu(np.ones(scores.shape[2:], bool), 1)
+    scores[..., future] = -np.inf
+    return scores

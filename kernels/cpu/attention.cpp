@@ -1,0 +1,228 @@
+// Attention by tiles: all products of a head run on packed copies that lie in the first caches. Probabilities are computed again
+// in backward from the kept norms of their rows. Source: Dao et al., arXiv:2205.14135 (the idea; a head's keys fit a CPU's cache,
+// so rows are whole here and need no running maximum).
+//
+// Names: t rows (queries or keys), d width of a head; padded to kRows and kLane with zeros. S scores, P probabilities, dP their
+// gradient, dS the scores'.
+#include "attention.hpp"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "per_cpu.hpp"
+
+#define INLINE __attribute__((always_inline)) inline
+
+namespace hpcai::cpu {
+namespace {
+
+constexpr std::size_t kLane = 16, kRows = 8, kBlock = 128;  // floats in a vector, rows of a tile, queries that share scratch
+
+typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
+typedef std::int32_t I __attribute__((vector_size(64), aligned(4), may_alias));
+
+INLINE V load(const float* x) { return *reinterpret_cast<const V*>(x); }
+INLINE void store(float* x, V v) { *reinterpret_cast<V*>(x) = v; }
+INLINE V all(float x) { return x - V{}; }
+INLINE std::size_t up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+
+// C (kRows x 16 * COLUMNS) = or += A B: k products. A's element (r, i) is a[r * row + i * step]; rows of B and C are contiguous.
+template <int COLUMNS>
+INLINE void tile(float* c, std::size_t ldc, const float* a, std::size_t row, std::size_t step, const float* b, std::size_t ldb,
+                 std::size_t k, bool add) {
+    V sum[kRows][COLUMNS];
+    for (std::size_t r = 0; r < kRows; ++r)
+        for (int j = 0; j < COLUMNS; ++j) sum[r][j] = add ? load(c + r * ldc + j * kLane) : V{};
+    for (std::size_t i = 0; i < k; ++i) {
+        V right[COLUMNS];
+        for (int j = 0; j < COLUMNS; ++j) right[j] = load(b + i * ldb + j * kLane);
+        for (std::size_t r = 0; r < kRows; ++r) {
+            const float left = a[r * row + i * step];
+            for (int j = 0; j < COLUMNS; ++j) sum[r][j] += left * right[j];
+        }
+    }
+    for (std::size_t r = 0; r < kRows; ++r)
+        for (int j = 0; j < COLUMNS; ++j) store(c + r * ldc + j * kLane, sum[r][j]);
+}
+
+// The same for any number of columns that is a multiple of a vector.
+INLINE void product(float* c, std::size_t ldc, const float* a, std::size_t row, std::size_t step, const float* b, std::size_t ldb,
+                    std::size_t k, std::size_t columns, bool add = false) {
+    std::size_t j = 0;
+    for (; j + 2 * kLane <= columns; j += 2 * kLane) tile<2>(c + j, ldc, a, row, step, b + j, ldb, k, add);
+    if (j < columns) tile<1>(c + j, ldc, a, row, step, b + j, ldb, k, add);
+}
+
+// e**x, x <= 88: 2**n e**r as in hpcai/ops/sequence.py; n is rounded by adding a number whose last place counts ones.
+INLINE V exponential(V x) {
+    const V low = all(-87.0f), magic = all(12582912.0f);
+    x = x < low ? low : x;
+    const V shifted = x * 1.44269504f + magic, n = shifted - magic;
+    const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    V p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return reinterpret_cast<V>(reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << 23));
+}
+
+INLINE float sum_of(V v) {
+    float total = 0;
+    for (std::size_t i = 0; i < kLane; ++i) total += v[i];
+    return total;
+}
+
+INLINE float largest_of(V v) {
+    float top = v[0];
+    for (std::size_t i = 1; i < kLane; ++i) top = v[i] > top ? v[i] : top;
+    return top;
+}
+
+// Rows of a strided matrix as padded rows, or as columns.
+INLINE void pack_rows(float* out, std::size_t ld, const float* x, std::size_t stride, std::size_t t, std::size_t d) {
+    for (std::size_t i = 0; i < t; ++i) std::memcpy(out + i * ld, x + i * stride, d * sizeof(float));
+}
+INLINE void pack_columns(float* out, std::size_t ld, const float* x, std::size_t stride, std::size_t t, std::size_t d) {
+    for (std::size_t i = 0; i < t; ++i)
+        for (std::size_t k = 0; k < d; ++k) out[k * ld + i] = x[i * stride + k];
+}
+
+// Memory that one call uses, zeroed: the padding stays zero, since only true rows and columns are packed.
+struct Scratch {
+    std::vector<float> memory;
+    std::size_t used = 0;
+    explicit Scratch(std::size_t n) : memory(n + kLane) {}
+    float* take(std::size_t n) {
+        float* found = memory.data() + used;
+        used += n;
+        return found;
+    }
+};
+
+}  // namespace
+
+PER_CPU void attention(float* y, float* norms, const float* x, std::size_t sequences, std::size_t context, std::size_t heads,
+                       std::size_t width, float scale) {
+    const std::size_t t = up(context, kRows), tl = up(context, kLane) + kLane, d = up(width, kLane);
+    const std::size_t stride = 3 * heads * width, out = heads * width;
+    Scratch scratch(t * d + width * tl + tl * d + kRows * tl + kRows * d);
+    float* q = scratch.take(t * d);
+    float* kt = scratch.take(width * tl);
+    float* v = scratch.take(tl * d);
+    float* s = scratch.take(kRows * tl);
+    float* o = scratch.take(kRows * d);
+    for (std::size_t head = 0; head < sequences * heads; ++head) {
+        const std::size_t b = head / heads, h = head % heads;
+        const float* xq = x + b * context * stride + h * width;
+        pack_rows(q, d, xq, stride, context, width);
+        pack_columns(kt, tl, xq + out, stride, context, width);
+        pack_rows(v, d, xq + 2 * out, stride, context, width);
+        for (std::size_t i0 = 0; i0 < context; i0 += kRows) {
+            const std::size_t keys = i0 + kRows < context ? i0 + kRows : context, columns = up(keys, kLane);
+            product(s, tl, q + i0 * d, d, 1, kt, tl, width, columns);
+            for (std::size_t r = 0; r < kRows && i0 + r < context; ++r) {
+                float* row = s + r * tl;
+                for (std::size_t j = i0 + r + 1; j < columns; ++j) row[j] = -std::numeric_limits<float>::infinity();
+                V top = load(row);
+                for (std::size_t j = kLane; j < columns; j += kLane) {
+                    const V here = load(row + j);
+                    top = here > top ? here : top;
+                }
+                const float most = largest_of(top) * scale;
+                V total = {};
+                for (std::size_t j = 0; j < columns; j += kLane) {
+                    const V p = exponential(load(row + j) * scale - most);
+                    store(row + j, p);
+                    total += p;
+                }
+                for (std::size_t j = i0 + r + 1; j < columns; ++j) row[j] = 0;
+                const float sum = sum_of(total);
+                const V factor = all(1.0f / sum);
+                for (std::size_t j = 0; j < columns; j += kLane) store(row + j, load(row + j) * factor);
+                norms[head * context + i0 + r] = most + std::log(sum);
+            }
+            product(o, d, s, tl, 1, v, d, keys, d);
+            for (std::size_t r = 0; r < kRows && i0 + r < context; ++r)
+                std::memcpy(y + (b * context + i0 + r) * out + h * width, o + r * d, width * sizeof(float));
+        }
+    }
+}
+
+PER_CPU void attention_backward(float* dx, const float* dy, const float* y, const float* norms, const float* x,
+                                std::size_t sequences, std::size_t context, std::size_t heads, std::size_t width, float scale) {
+    const std::size_t t = up(context, kRows), tl = up(context, kLane) + kLane, d = up(width, kLane);
+    const std::size_t stride = 3 * heads * width, out = heads * width;
+    Scratch scratch(6 * tl * d + 2 * d * tl + 2 * kBlock * tl + kRows * d);
+    float* q = scratch.take(tl * d);
+    float* k = scratch.take(tl * d);
+    float* kt = scratch.take(d * tl);
+    float* vt = scratch.take(d * tl);
+    float* go = scratch.take(tl * d);
+    float* dk = scratch.take(tl * d);
+    float* dv = scratch.take(tl * d);
+    float* p = scratch.take(kBlock * tl);
+    float* ds = scratch.take(kBlock * tl);
+    float* dq = scratch.take(kRows * d);
+    for (std::size_t head = 0; head < sequences * heads; ++head) {
+        const std::size_t b = head / heads, h = head % heads;
+        const float* xq = x + b * context * stride + h * width;
+        const float* gy = dy + b * context * out + h * width;
+        const float* yy = y + b * context * out + h * width;
+        float* gx = dx + b * context * stride + h * width;
+        pack_rows(q, d, xq, stride, context, width);
+        pack_rows(k, d, xq + out, stride, context, width);
+        pack_columns(kt, tl, xq + out, stride, context, width);
+        pack_columns(vt, tl, xq + 2 * out, stride, context, width);
+        pack_rows(go, d, gy, out, context, width);
+        std::memset(dk, 0, tl * d * sizeof(float));
+        std::memset(dv, 0, tl * d * sizeof(float));
+        for (std::size_t begin = 0; begin < context; begin += kBlock) {
+            const std::size_t end = begin + kBlock < t ? begin + kBlock : t;
+            for (std::size_t i0 = begin; i0 < end; i0 += kRows) {
+                const std::size_t keys = i0 + kRows < context ? i0 + kRows : context, columns = up(keys, kLane);
+                float* pr = p + (i0 - begin) * tl;
+                float* dr = ds + (i0 - begin) * tl;
+                product(pr, tl, q + i0 * d, d, 1, kt, tl, width, columns);
+                product(dr, tl, go + i0 * d, d, 1, vt, tl, width, columns);
+                for (std::size_t r = 0; r < kRows; ++r, pr += tl, dr += tl) {
+                    const std::size_t i = i0 + r;
+                    if (i >= context) {
+                        std::memset(pr, 0, columns * sizeof(float));
+                        std::memset(dr, 0, columns * sizeof(float));
+                        continue;
+                    }
+                    float dot = 0;
+                    for (std::size_t c = 0; c < width; ++c) dot += gy[i * out + c] * yy[i * out + c];
+                    const V norm = all(norms[head * context + i]), taken = all(dot);
+                    for (std::size_t j = 0; j < columns; j += kLane) {
+                        const V likely = exponential(load(pr + j) * scale - norm);
+                        store(pr + j, likely);
+                        store(dr + j, likely * (load(dr + j) - taken) * scale);
+                    }
+                    for (std::size_t j = i + 1; j < columns; ++j) pr[j] = dr[j] = 0;
+                }
+                product(dq, d, ds + (i0 - begin) * tl, tl, 1, k, d, keys, d);
+                for (std::size_t r = 0; r < kRows && i0 + r < context; ++r)
+                    std::memcpy(gx + (i0 + r) * stride, dq + r * d, width * sizeof(float));
+            }
+            // Queries before a tile of keys do not see it; rows of the block that begin within it are zero where they do not.
+            for (std::size_t j0 = 0; j0 < end; j0 += kRows) {
+                const std::size_t from = j0 > begin ? j0 : begin, rows = end - from;
+                product(dk + j0 * d, d, ds + (from - begin) * tl + j0, 1, tl, q + from * d, d, rows, d, true);
+                product(dv + j0 * d, d, p + (from - begin) * tl + j0, 1, tl, go + from * d, d, rows, d, true);
+            }
+        }
+        for (std::size_t i = 0; i < context; ++i) {
+            std::memcpy(gx + i * stride + out, dk + i * d, width * sizeof(float));
+            std::memcpy(gx + i * stride + 2 * out, dv + i * d, width * sizeof(float));
+        }
+    }
+}
+
+}  // namespace hpcai::cpu
