@@ -52,9 +52,7 @@ def views(flat: Array, where: Layout) -> dict[str, Array]:
     return {slot.name: flat[slot.start : slot.stop].reshape(slot.shape) for slot in where.slots}
 
 
-def buckets(
-    where: Layout, itemsize: int, bucket_bytes: int, whole: Callable[[str], Hashable] = lambda name: name
-) -> list[slice]:
+def buckets(where: Layout, itemsize: int, bucket_bytes: int, whole: Callable[[str], Hashable] = lambda name: name) -> list[slice]:
     """Cut the flat buffer into slices from the end, since backward fills it from the end: each ends with the array by which it
     reaches `bucket_bytes`.
 

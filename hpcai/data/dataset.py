@@ -14,8 +14,8 @@ class Dataset(NamedTuple):
     """Samples as flat rows.
 
     x_*: (n, prod(shape)) u8 or floats, of which the model sees x * scale + shift. y_*: (n,) i64 labels below `classes`, or for
-    regression (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty, and
-    a sample is a window of `context` bytes: see text.py.
+    regression (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty,
+    and a sample is a window of `context` bytes.
     """
 
     name: str

@@ -43,7 +43,7 @@ def first(n: int, rank: int, size: int, grain: int = 1) -> int:
 
 
 def phase(context: int, seed: int, epoch: int) -> int:
-    """Where the first window of a text begins in this epoch, so that windows are cut elsewhere in each: from 0 to below `context`."""
+    """Where an epoch's first window of a text begins, below `context`: each epoch cuts it elsewhere."""
     return int(np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(context)) if context else 0
 
 

@@ -1,4 +1,4 @@
-"""Text as bytes: the last tenth of a file is for testing, and a sample is a window with the byte that follows each of its bytes."""
+"""Text as bytes: the last tenth of a file is for testing, and a sample is a window of it."""
 
 from __future__ import annotations
 

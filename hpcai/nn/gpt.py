@@ -31,7 +31,7 @@ def gpt(shape: Shape, seed: int = 0, split: Split = WHOLE) -> Model:
 
     seed: of dropout's masks. split: which part of every block this rank has. Raises: UsageError if it cannot be shared out so.
     """
-    check(shape, split.count)
+    check(shape, split.parts)
     mask = iter(range(2 * shape.layers + 1))
 
     def dropped(name: str) -> Layer:
@@ -66,7 +66,7 @@ def _attend(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]
         *split.gather(f"{name}/gather"),
         layers.product(f"{name}/qkv", weight, bias),
         sequence.attention(f"{name}/heads", mine, shape.context),
-        layers.product(f"{name}/out", *out, adds_bias=split.index == 0),
+        layers.product(f"{name}/out", *out, adds_bias=split.place == 0),
         *split.scatter(f"{name}/scatter"),
         dropped(f"{name}/dropout"),
     )
@@ -83,7 +83,7 @@ def _think(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]:
         *split.gather(f"{name}/gather"),
         layers.product(f"{name}/up", weight, bias),
         layers.gelu(f"{name}/gelu"),
-        layers.product(f"{name}/down", *_narrowing(shape, mine, hidden), adds_bias=split.index == 0),
+        layers.product(f"{name}/down", *_narrowing(shape, mine, hidden), adds_bias=split.place == 0),
         *split.scatter(f"{name}/scatter"),
         dropped(f"{name}/dropout"),
     )
@@ -112,9 +112,8 @@ def check(shape: Shape, parts: int) -> None:
         raise UsageError(f"--dropout is from 0 to below 1, got {shape.dropout}")
     for name, value in (("--heads", shape.heads), ("--context", shape.context), ("the vocabulary of", shape.tokens)):
         if value % parts:
-            raise UsageError(
-                f"{name} {value} is not divisible by tp={parts}; {_near(parts, [t for t in range(1, value + 1) if value % t == 0])}"
-            )
+            fits = [t for t in range(1, value + 1) if value % t == 0]
+            raise UsageError(f"{name} {value} is not divisible by tp={parts}; {_near(parts, fits)}")
 
 
 def _near(given: int, fits: list[int]) -> str:

@@ -1,7 +1,7 @@
 """Layers: values that say which parameters they have and how to go forward and backward.
 
-A layer keeps nothing. Parameters and gradients are views into arenas; what backward needs of forward lies in a `cache`, a dict that
-the caller owns and clears. Images are (batch, height, width, channels).
+A layer keeps nothing. Parameters and gradients are views into arenas; what backward needs of forward lies in a `cache`, a dict
+that the caller owns and clears. Images are (batch, height, width, channels).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def mean_squared_error() -> Loss:
 
 
 def token_cross_entropy(split: Split = WHOLE, tokens: int = 256) -> Loss:
-    """softmax_cross_entropy where each rank has some classes' columns: y (rows, tokens / split.count), target (b, context).
+    """softmax_cross_entropy where each rank has some classes' columns: y (rows, tokens / split.parts), target (b, context).
 
     Ranks combine the rows' maxima and sums, 3 numbers a row, and all get the whole sum. Source: Shoeybi et al., arXiv:1909.08053.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,13 @@ from hpcai.nn.sequence import Moment
 from hpcai.xp import Array
 
 ALL = slice(None)
+
+
+class Gradients(Protocol):
+    """Where a backward pass writes: for each layer its gradients by name. A list of what `per_layer` gives is one."""
+
+    def __getitem__(self, i: int, /) -> Params:
+        """Layer i's."""
 
 
 class Model(NamedTuple):
@@ -178,7 +185,7 @@ def forward(
 def backward(
     model: Model,
     params: Sequence[Params],
-    grads: Sequence[Params],
+    grads: Gradients,
     caches: list[Cache],
     dy: Array,
     filled: Callable[[int], None] = lambda layer: None,
@@ -210,7 +217,7 @@ def backward(
 def gradients(
     model: Model,
     params: Sequence[Params],
-    grads: Sequence[Params],
+    grads: Gradients,
     caches: list[Cache],
     later: Sequence[tuple[int, Array]],
     filled: Callable[[int], None] = lambda layer: None,

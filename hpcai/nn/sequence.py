@@ -40,7 +40,7 @@ def embedding(name: str, tokens: int, width: int, context: int, deviation: float
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["x"] = x.reshape(-1)
         y = buffer((x.size, width), params["token"])
-        return ops.embed_into(y, cache["x"], params["token"], mine.start, params["position"] if split.index == 0 else None)
+        return ops.embed_into(y, cache["x"], params["token"], mine.start, params["position"] if split.place == 0 else None)
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         ops.embed_gradients_into(grads["token"], grads["position"], dy, cache["x"], mine.start)
@@ -54,7 +54,7 @@ def embedding(name: str, tokens: int, width: int, context: int, deviation: float
 def unembedding(
     name: str, tokens: int, width: int, tied_to: str | None = None, deviation: float = 0.02, split: Split = WHOLE
 ) -> Layer:
-    """y = x token^T: a score for each token. x: (rows, width); y: (rows, tokens / split.count).
+    """y = x token^T: a score for each token. x: (rows, width); y: (rows, tokens / split.parts).
 
     With `tied_to` the matrix is the "token" of the embedding of that name.
     """
@@ -128,7 +128,7 @@ def dropout(name: str, rate: float, seed: int, number: int, context: int, width:
         if moment is None or rate == 0:
             return x
         key = np.random.SeedSequence([seed, number, moment.step]).generate_state(1, np.uint64)[0]
-        first = moment.first * context * width + split.index * x.size
+        first = moment.first * context * width + split.place * x.size
         return ops.dropout_into(buffer(x.shape, x), x, key, first, rate)
 
     return Layer(

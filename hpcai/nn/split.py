@@ -12,24 +12,24 @@ from hpcai.xp import Array
 
 
 class Split(NamedTuple):
-    """This rank has part `index` of `count`.
+    """This rank has part `place` of `parts`.
 
-    Between tensor-parallel layers each rank has 1/count of the rows. `gather(name)` and `scatter(name)` give the layers that
+    Between tensor-parallel layers each rank has 1/parts of the rows. `gather(name)` and `scatter(name)` give the layers that
     collect all rows before a product whose columns are shared out, and that sum such products' parts and leave each rank its
     rows. sum_into(x) and max_into(x) reduce a small array over the parts, in place, and return it.
     """
 
-    index: int
-    count: int
+    place: int
+    parts: int
     gather: Callable[[str], tuple[Any, ...]]
     scatter: Callable[[str], tuple[Any, ...]]
     sum_into: Callable[[Array], Array]
     max_into: Callable[[Array], Array]
 
     def share(self, n: int) -> slice:
-        """This rank's part of n things, which `count` divides."""
-        each = n // self.count
-        return slice(self.index * each, (self.index + 1) * each)
+        """This rank's part of n things, which `parts` divides."""
+        each = n // self.parts
+        return slice(self.place * each, (self.place + 1) * each)
 
 
 WHOLE = Split(0, 1, lambda name: (), lambda name: (), lambda x: x, lambda x: x)

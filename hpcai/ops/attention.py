@@ -1,7 +1,7 @@
 """Causal self-attention: the C++ kernel for f32, numpy with the whole matrix of probabilities for the rest.
 
-x: (sequences * context, 3 * heads * width), queries, keys and values of each row; y: (.., heads * width); norms: (sequences, heads,
-context), the logarithm of each row's sum of exponentials, from which backward computes the probabilities again.
+x: (sequences * context, 3 * heads * width), queries, keys and values of each row; y: (.., heads * width); norms: (sequences,
+heads, context), the logarithm of each row's sum of exponentials, from which backward computes the probabilities again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ def _by_kernel(*arrays: Array) -> bool:
 
 def _parts(x: Array, heads: int, context: int) -> Array:
     """Queries, keys and values as (3, sequences, heads, context, width), views."""
-    return x.reshape(len(x) // context, context, 3, heads, -1).transpose(2, 0, 3, 1, 4) if x.size else np.empty((3, 0, heads, context, 1))
+    return (
+        x.reshape(len(x) // context, context, 3, heads, -1).transpose(2, 0, 3, 1, 4)
+        if x.size
+        else np.empty((3, 0, heads, context, 1))
+    )
 
 
 def _by_head(y: Array, heads: int, context: int) -> Array:

@@ -289,7 +289,7 @@ def _exponentials(out, sums, picked, logits, top, labels, first):
 
 
 def exponentials_into(out, sums, picked, logits, top, labels, first=0):
-    """out = e**(logits - top); sums of its rows; picked = logit of the label - top where the label is one of these columns, else 0.
+    """out = e**(logits - top); sums of its rows; picked = logit of the label - top where that is one of these columns, else 0.
 
     out, logits: (rows, columns), column j standing for class first + j; sums, picked: (rows,) f64; labels: (rows,) i64.
     """

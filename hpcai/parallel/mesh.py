@@ -59,7 +59,9 @@ def sizes(text: str, ranks: int) -> Sizes:
     known = prod(given.values())
     missing = [axis for axis in AXES if axis not in given]
     if ranks % known or (not missing and known != ranks):
-        raise UsageError(f"--mesh {text} is for {_multiples(known, bool(missing))} ranks, there are {ranks}; {_fitting(given, ranks)}")
+        raise UsageError(
+            f"--mesh {text} is for {_multiples(known, bool(missing))} ranks, there are {ranks}; {_fitting(given, ranks)}"
+        )
     if missing:
         given[missing[0]] = ranks // known
     return Sizes(**given)
@@ -86,8 +88,9 @@ def mesh(comm: Communicator, axes: Sizes) -> Mesh:
     at, tp_rank = divmod(comm.rank, axes.tp)
     pp_rank, dp_rank = divmod(at, axes.dp)
     colors = {"dp": pp_rank * axes.tp + tp_rank, "tp": at, "pp": dp_rank * axes.tp + tp_rank}
-    groups = {}
+    groups = []
     for axis in AXES:
-        whole = getattr(axes, axis) == comm.size
-        groups[axis] = comm if whole else comm.split(colors[axis])
-    return Mesh(comm, **groups)
+        group = comm if getattr(axes, axis) == comm.size else comm.split(colors[axis])
+        assert group is not None
+        groups.append(group)
+    return Mesh(comm, *groups)

@@ -1,7 +1,7 @@
 """Forward and backward of a batch through a pipeline: one executor for every schedule.
 
 Each rank works through its actions (see schedules.py) on its stages of the model. What passes between stages is sent without
-waiting and received where it is needed; receives are posted one message ahead, in the order in which the sender's plan makes them.
+waiting and received where it is needed; receives are posted one message ahead, in the order of the sender's plan.
 A single rank with one stage is a pipeline too: several micro-batches are then gradient accumulation.
 """
 
@@ -28,14 +28,21 @@ ACTIVATIONS, SLOPES = 0, 1
 class Gradients(Protocol):
     """Where backward puts gradients: see zero.py."""
 
-    def begin(self) -> None: ...
-    def __getitem__(self, i: int) -> Params: ...
-    def filled(self, i: int) -> None: ...
-    def finish(self) -> None: ...
+    def begin(self) -> None:
+        """A step begins."""
+
+    def __getitem__(self, i: int, /) -> Params:
+        """Where layer i's are to be written."""
+
+    def filled(self, i: int) -> None:
+        """Layer i's of one micro-batch are written."""
+
+    def finish(self) -> None:
+        """All are."""
 
 
 class Micro(NamedTuple):
-    """A micro-batch: samples, targets (None: predictions are wanted, not a loss), and the number of its first sample in the global
+    """A micro-batch: samples, targets (None: predictions are wanted, not a loss), the number of its first sample in the global
     batch.
     """
 
@@ -102,7 +109,7 @@ class Pipeline:
 class _Run:
     """One pass through a plan."""
 
-    def __init__(self, pipeline, plan, micros, params, grads, scale, step, filled):  # type: ignore[no-untyped-def]
+    def __init__(self, pipeline, plan, micros, params, grads, scale, step, filled):
         self.pipeline, self.plan, self.micros, self.params, self.grads = pipeline, plan, micros, params, grads
         self.scale, self.step, self.report = scale, step, filled
         self.stages, self.comm, self.count = pipeline.stages, pipeline.comm, pipeline.count
@@ -168,7 +175,7 @@ class _Run:
         """W."""
         begin = perf_counter()
         slot = self.slots[action.micro, action.chunk]
-        models.gradients(self.model, self.params, self.grads, slot.caches, slot.later, self.filled)  # type: ignore[arg-type]
+        models.gradients(self.model, self.params, self.grads, slot.caches, slot.later, self.filled)
         self.release(action)
         return begin
 
@@ -207,9 +214,7 @@ class _Run:
         grads: Any = self.grads
         if self.stages.recompute is None:
             later = slot.later if split else None
-            return models.backward(
-                self.model, self.params, grads, slot.caches, dy, self.filled, span, onward=onward, later=later
-            )
+            return models.backward(self.model, self.params, grads, slot.caches, dy, self.filled, span, onward=onward, later=later)
         moment = None if self.step is None else Moment(self.step, micro.first)
         for group in reversed(_inside(self.stages.recompute, span)):
             further = onward or group.start > span.start

@@ -135,9 +135,9 @@ def simulate(made: Plan, seconds: Mapping[str, float], wire_s: float = 0.0) -> l
                 start = max(clock[rank], ready)
                 clock[rank] = start + cost[action.kind]
                 timelines[rank].append(Work(action, start, clock[rank]))
-                done["F" if action.kind == "F" else "W" if action.kind == "W" else "I", _stage(action, rank, ranks), action.micro] = (
-                    clock[rank]
-                )
+                done[
+                    "F" if action.kind == "F" else "W" if action.kind == "W" else "I", _stage(action, rank, ranks), action.micro
+                ] = clock[rank]
                 at[rank] += 1
                 moved = True
         if not moved:

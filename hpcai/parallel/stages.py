@@ -31,7 +31,8 @@ def groups(model: Model) -> list[slice]:
     """Spans of layers that no stage divides: a residual branch with its sum, layers whose names begin alike, and layers without
     parameters with the one before.
     """
-    starts, i, layers = [], 0, model.layers
+    starts: list[int] = []
+    i, layers = 0, model.layers
     while i < len(layers):
         end = next((j for j in range(i, len(layers)) if layers[j].twin == layers[i].name), None)
         begins = layers[i].name.split("/")[0]

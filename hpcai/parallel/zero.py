@@ -62,7 +62,7 @@ def memory_in_theory(n: int, ranks: int, stage: int, itemsize: int, states: int,
     [16000.0, 10000.0, 7000.0, 4000.0]
     """
     parts = [n / ranks if stage >= least else n for least in (3, 2)]
-    return itemsize * (sum(parts) + states * (n / ranks if stage else n)) + max(0, stage - 1) * unit_bytes
+    return float(itemsize) * (sum(parts) + states * (n / ranks if stage else n)) + max(0, stage - 1) * unit_bytes
 
 
 class WholeGradients:
@@ -164,7 +164,7 @@ class GatheredParameters(Sequence[Params]):
     def __len__(self) -> int:
         return len(self.views)
 
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]
+    def __getitem__(self, i):
         """Layer i's parameters, until another unit's are asked for. Collective when it comes to another unit."""
         unit = self.unit_of[i]
         if unit not in (-1, self._current):

@@ -84,7 +84,9 @@ class Options:
     chunks: int | None = option(None, "interleaved: stages a rank (2)")
     zero: int = option(0, "what data-parallel ranks share out: 1 optimizer state, 2 gradients too, 3 parameters too (ZeRO)")
     recompute: bool = option(False, "compute activations again in backward instead of keeping them")
-    trace: str | None = option(None, "file for the last step's timeline in Chrome's trace format; with --plot a picture beside it")
+    trace: str | None = option(
+        None, "file for the last step's timeline in Chrome's trace format; with --plot a picture beside it"
+    )
     epochs: int | None = option(None, "passes over the training data (20 unless --steps is given)")
     steps: int | None = option(None, "stop after this many steps")
     batch: int = option(128, "samples in a step, over all ranks")

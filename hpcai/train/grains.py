@@ -25,9 +25,7 @@ MARGIN = 8
 """The largest magnitude may grow by 2**8 from step to step before a step is computed again, and shrink by 2**16."""
 
 
-def sum_into(
-    replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int
-) -> tuple[float, float] | None:
+def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[float, float] | None:
     """replica.grads = the sum over all grains of all ranks; returns the loss and the seconds spent in communication. Collective.
 
     x, target: this rank's whole grains of a global batch of `batch` samples. Returns None where a gradient is not finite.
@@ -37,9 +35,7 @@ def sum_into(
     while True:
         exponent = replica.reducer_states[0]
         guess = 0 if exponent is None else exponent
-        sums, losses, largest = _pass(
-            replica, x, target, scale, Moment(step, first), reproducible.unit_for(guess), 2.0**guess
-        )
+        sums, losses, largest = _pass(replica, x, target, scale, Moment(step, first), reproducible.unit_for(guess), 2.0**guess)
         before = perf_counter()
         largest = float(comm.allreduce(np.array([largest]), "max")[0])
         if not math.isfinite(largest):

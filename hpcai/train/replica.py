@@ -26,8 +26,8 @@ from hpcai.optim.optimizers import Optimizer, State
 from hpcai.optim.schedules import Schedule
 from hpcai.parallel import mesh as meshes
 from hpcai.parallel import schedules as plans
-from hpcai.parallel import tensor, zero
 from hpcai.parallel import stages as cuts
+from hpcai.parallel import tensor, zero
 from hpcai.parallel.mesh import Mesh
 from hpcai.parallel.pipeline import Pipeline, Stages
 from hpcai.parallel.schedules import Plan
@@ -141,8 +141,9 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         model=model,
         pipeline=Pipeline(stages, mesh.pp, dtype),
         evaluation=Pipeline(stages._replace(recompute=None), mesh.pp, dtype),
-        plan=plans.plan(options.pipeline, mesh.pp.size, options.micro_batches, chunks) if mesh.pp.size > 1 else
-        plans.one_f_one_b(1, options.micro_batches),
+        plan=plans.plan(options.pipeline, mesh.pp.size, options.micro_batches, chunks)
+        if mesh.pp.size > 1
+        else plans.one_f_one_b(1, options.micro_batches),
         optimizer=optimizer,
         zero=options.zero,
         units=units,
@@ -172,7 +173,9 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
 
 def memory_bytes(mine: Replica) -> dict[str, int]:
     """What this rank keeps from step to step: bytes of parameters, gradients, optimizer state, and buffers that gather shards."""
-    working = [part.working.nbytes for part in (mine.weights, mine.gradients) if isinstance(part, (GatheredParameters, ShardedGradients))]
+    working = [
+        part.working.nbytes for part in (mine.weights, mine.gradients) if isinstance(part, (GatheredParameters, ShardedGradients))
+    ]
     return {
         "parameters": mine.params.nbytes,
         "gradients": mine.grads.nbytes,
@@ -188,9 +191,7 @@ def build_mesh(options: Options, comm: Communicator) -> Mesh:
     return meshes.mesh(comm, axes)
 
 
-def build_stages(
-    options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype
-) -> tuple[Model, Stages]:
+def build_stages(options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype) -> tuple[Model, Stages]:
     """This rank's layers: all, or those of its pipeline stages, cut by the seconds that they take on rank 0. Collective."""
     ranks, chunks = mesh.pp.size, options.chunks or 1
     if ranks == 1:
@@ -228,7 +229,7 @@ def _borrowed(model: Model, whole: Model, mesh: Mesh) -> Borrowed | None:
 
 
 def _counted(model: Model, borrowed: Borrowed | None, mesh: Mesh, owned: list[Piece], stage: int) -> list[slice]:
-    """The runs of this rank's gradients that count for the norm: all, without what another rank of the mesh has too and counts."""
+    """The runs of this rank's gradients that count for the norm: all but what another rank of the mesh has too and counts."""
     left_out = [borrowed.where] if borrowed else []
     if mesh.tp.rank:
         parameters = models.parameters(model)

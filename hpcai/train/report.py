@@ -20,12 +20,11 @@ from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError
-from hpcai.reduce.counting import Sent, sent_bytes
-from hpcai.train import memories
-from hpcai.train.config import Options
 from hpcai.parallel.schedules import Work
-from hpcai.train import trace
+from hpcai.reduce.counting import Sent, sent_bytes
+from hpcai.train import memories, trace
 from hpcai.train.assembly import whole_layout
+from hpcai.train.config import Options
 from hpcai.train.replica import Replica, memory_bytes
 from hpcai.train.resume import Progress
 from hpcai.train.step import Report

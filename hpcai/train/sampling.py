@@ -13,7 +13,7 @@ TEMPERATURE = 0.8
 
 
 def sample(mine: Replica, context: int, count: int, seed: int, prompt: bytes = b"\n") -> bytes:
-    """Draw `count` bytes after the prompt, the same on all ranks. Collective. Cost: a forward pass of `context` bytes for each."""
+    """Draw `count` bytes after the prompt, the same on all ranks. Collective. Cost: a forward pass of a window for each."""
     rng = np.random.default_rng([seed, count])
     text = list(prompt)
     for _ in range(count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from time import perf_counter
 from typing import NamedTuple
@@ -88,9 +89,9 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
 
 
 def cut(x: Array, target: Array, first: int, count: int) -> list[Micro]:
-    """A rank's samples, of which the first has number `first` in the global batch, as so many micro-batches; some may be empty."""
+    """A rank's samples, the first being number `first` of the global batch, as so many micro-batches; some may be empty."""
     bounds = [len(x) * i // count for i in range(count + 1)]
-    return [Micro(x[a:b], target[a:b], first + a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [Micro(x[a:b], target[a:b], first + a) for a, b in itertools.pairwise(bounds)]
 
 
 def _reduce(replica: Replica, i: int) -> None:
@@ -152,8 +153,6 @@ def _non_finite_loss(replica: Replica, x: Array, step: int, loss: float) -> NonF
     message = f"the loss became {loss} in step {step + 1}"
     if not replica.mesh.only_dp or isinstance(replica.weights, GatheredParameters):
         return NonFiniteError(message)
-    found = replica.mesh.world.exchange(
-        models.first_non_finite(replica.model, replica.weights, models.caches(replica.model), x)
-    )
+    found = replica.mesh.world.exchange(models.first_non_finite(replica.model, replica.weights, models.caches(replica.model), x))
     rank, where = next(((r, w) for r, w in enumerate(found) if w), (0, f"the loss ({replica.model.loss.name})"))
     return NonFiniteError(f"{message}; it was first produced by {where} on rank {rank}")

@@ -78,7 +78,9 @@ def picture(path: Path, timelines: list[list[Work]], title: str) -> None:
                 middle = 500 * (work.start + work.end)
                 axes.text(middle, rank, str(work.action.micro), ha="center", va="center", color="white", fontsize=7)
     kinds = sorted({work.action.kind for works in timelines for work in works})
-    axes.legend([Patch(color=COLORS[kind]) for kind in kinds], [NAMES[kind] for kind in kinds], loc="lower right", fontsize=8)
+    figure.legend(
+        [Patch(color=COLORS[kind]) for kind in kinds], [NAMES[kind] for kind in kinds], loc="outside right upper", fontsize=8
+    )
     axes.set(xlabel="ms", ylabel="rank", yticks=range(len(timelines)), title=title)
     axes.invert_yaxis()
     figure.savefig(path, dpi=130)
@@ -86,9 +88,7 @@ def picture(path: Path, timelines: list[list[Work]], title: str) -> None:
 
 
 def bubbles(options: Options, mine: Replica, timelines: list[list[Work]]) -> tuple[float, float]:
-    """The measured share of idle time in the pipeline of rank 0's data- and tensor-parallel place, and what theory says for stages
-    of this mean time.
-    """
+    """The measured share of idle time in rank 0's pipeline, and what theory says for stages of this mean time."""
     here = [works for rank, works in enumerate(timelines) if _place(mine, rank)[0] == (0, 0)]
     mean = {}
     for kind in "FBIW":

@@ -42,7 +42,9 @@ def test_norm(dtype, shape, centred):
 
 
 @pytest.mark.parametrize("dtype", F)
-@pytest.mark.parametrize("context, heads, width, b", [(1, 1, 1, 1), (7, 3, 5, 2), (16, 2, 8, 3), (130, 2, 20, 1), (300, 1, 33, 1), (4, 2, 3, 0)])
+@pytest.mark.parametrize(
+    "context, heads, width, b", [(1, 1, 1, 1), (7, 3, 5, 2), (16, 2, 8, 3), (130, 2, 20, 1), (300, 1, 33, 1), (4, 2, 3, 0)]
+)
 def test_attention(dtype, context, heads, width, b):
     x = rng().normal(size=(b * context, 3 * heads * width)).astype(dtype)
     dy = rng(1).normal(size=(b * context, heads * width)).astype(dtype)
@@ -129,7 +131,9 @@ def test_dropout_depends_on_key_and_place_alone(dtype):
 def test_cross_entropy_of_cut_columns(dtype):
     logits = (rng().normal(size=(6, 10)) * 20).astype(dtype)
     labels = rng(1).integers(0, 10, 6)
-    top = np.maximum(*(sequence.row_max_into(np.empty(6, dtype), np.ascontiguousarray(half)) for half in (logits[:, :5], logits[:, 5:])))
+    top = np.maximum(
+        *(sequence.row_max_into(np.empty(6, dtype), np.ascontiguousarray(half)) for half in (logits[:, :5], logits[:, 5:]))
+    )
     parts = []
     for first in (0, 5):
         half = np.ascontiguousarray(logits[:, first : first + 5])
@@ -142,5 +146,7 @@ def test_cross_entropy_of_cut_columns(dtype):
     wide = logits.astype(np.float64)
     p = np.exp(wide - wide.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    np.testing.assert_allclose(np.log(sums) - picked, -np.log(p[np.arange(6), labels]), rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-14)
+    np.testing.assert_allclose(
+        np.log(sums) - picked, -np.log(p[np.arange(6), labels]), rtol=1e-5 if dtype == np.float32 else 1e-12, atol=1e-14
+    )
     close(np.hstack([parts[0][0], parts[1][0]]), 0.5 * (p - np.eye(10)[labels]), dtype)

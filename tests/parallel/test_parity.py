@@ -11,7 +11,10 @@ from tests.train.test_loop import final, options, train
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 MESHES = [(1, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2), (1, 1, 4), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
-MODEL = "--layers 4 --width 16 --heads 4 --context 12 --steps 20 --batch 16 --micro-batches 4 --clip 1".split()
+MODEL = [
+    *["--layers", "4", "--width", "16", "--heads", "4", "--context", "12"],
+    *["--steps", "20", "--batch", "16", "--micro-batches", "4", "--clip", "1"],
+]
 DTYPES = {"f64": (1e-10, "adamw"), "f32": (1e-5, "momentum")}
 """How near, relative to the largest of an array; Adam in f32 would make rounding of gradients that are zero into steps."""
 

@@ -9,7 +9,6 @@ import pytest
 from hpcai.comm import threads
 from hpcai.data import sources
 from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
-from hpcai.nn import models
 from hpcai.parallel.mesh import Sizes, mesh
 from hpcai.parallel.zero import WholeGradients
 from hpcai.train import checkpoint, config, memories, resume
