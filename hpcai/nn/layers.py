@@ -59,7 +59,7 @@ def linear(name: str, inputs: int, outputs: int) -> Layer:
 def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = True) -> Layer:
     """y = x W + b. x: (b, inputs), W: (inputs, outputs).
 
-    Where ranks share out the inputs, whose products are summed, one alone has `adds_bias`.
+    Where ranks share out the inputs, whose products are summed, one alone has `adds_bias`. See also product_gelu.
     """
     outputs = weight.shape[1]
 
@@ -75,6 +75,33 @@ def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = Tru
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         return namespace(dy).matmul(dy, params["weight"].T, out=buffer(cache["x"].shape, dy))
+
+    return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
+
+
+def product_gelu(name: str, weight: Parameter, bias: Parameter) -> Layer:
+    """y = gelu(x W + b), as `product` and `gelu`, with one pass over y for bias, GELU and its derivative, which is kept for
+    backward.
+    """
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        y = namespace(x).matmul(x, params["weight"], out=buffer((len(x), weight.shape[1]), x))
+        cache["x"], cache["slope"] = x, buffer(y.shape, y)
+        return ops.bias_gelu_into(y, cache["slope"], params["bias"])
+
+    def before_gelu(cache: Cache, dy: Array) -> Array:
+        """The gradient of x W + b, made once from dy in place of the slope, with the bias's."""
+        if "slope" in cache:
+            cache["dbias"] = buffer((weight.shape[1],), dy)
+            cache["dz"] = ops.multiply_and_sum_into(cache.pop("slope"), dy, cache["dbias"])
+        return cache["dz"]
+
+    def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
+        namespace(dy).matmul(cache["x"].T, before_gelu(cache, dy), out=grads["weight"])
+        grads["bias"][...] = cache["dbias"]
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        return namespace(dy).matmul(before_gelu(cache, dy), params["weight"].T, out=buffer(cache["x"].shape, dy))
 
     return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 

@@ -1,7 +1,7 @@
 """The numerical verbs: each has one specification (reference.py) and one fast implementation per device.
 
-Verbs that collectives need are C++ (native.py, blocks.py, integers.py), and attention is; elementwise and row-wise work of `nn`
-and `optim` is Numba (fused.py, sequence.py). A verb loads its implementation when it is first used, so that importing hpcai starts
+Verbs that collectives need are C++ (native.py, blocks.py, integers.py), and so is what a transformer spends its time on besides BLAS
+(attention.py, rows.py); other elementwise and row-wise work of `nn` and `optim` is Numba (fused.py, sequence.py). A verb loads its implementation when it is first used, so that importing hpcai starts
 no compiler.
 """
 
@@ -42,8 +42,6 @@ _FUSED = (
     "lamb_step_into",
 )
 _SEQUENCE = (
-    "layer_norm_into",
-    "layer_norm_backward_into",
     "layer_norm_gradients_into",
     "embed_into",
     "embed_gradients_into",
@@ -52,6 +50,7 @@ _SEQUENCE = (
     "exponentials_into",
     "cross_entropy_slope_into",
 )
+_ROWS = ("bias_gelu_into", "multiply_and_sum_into", "layer_norm_into", "layer_norm_backward_into")
 _ATTENTION = ("attention_into", "attention_backward_into")
 _BLOCKS = (
     "encode_blocks_into",
@@ -66,8 +65,8 @@ _BLOCKS = (
 )
 _HOME = dict.fromkeys(_NATIVE, "hpcai.ops.native") | dict.fromkeys(_FUSED, "hpcai.ops.fused")
 _HOME |= dict.fromkeys(_SEQUENCE, "hpcai.ops.sequence") | dict.fromkeys(_BLOCKS, "hpcai.ops.blocks")
-_HOME |= dict.fromkeys(_ATTENTION, "hpcai.ops.attention")
-__all__ = [*_NATIVE, *_FUSED, *_SEQUENCE, *_ATTENTION, *_BLOCKS]
+_HOME |= dict.fromkeys(_ROWS, "hpcai.ops.rows") | dict.fromkeys(_ATTENTION, "hpcai.ops.attention")
+__all__ = [*_NATIVE, *_FUSED, *_SEQUENCE, *_ROWS, *_ATTENTION, *_BLOCKS]
 
 
 def __getattr__(name: str) -> Any:

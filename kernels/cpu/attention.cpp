@@ -7,27 +7,16 @@
 #include "attention.hpp"
 
 #include <cmath>
-#include <cstdint>
 #include <cstring>
 #include <limits>
 #include <vector>
 
-#include "per_cpu.hpp"
-
-#define INLINE __attribute__((always_inline)) inline
+#include "vector.hpp"
 
 namespace hpcai::cpu {
 namespace {
 
-constexpr std::size_t kLane = 16, kRows = 8, kBlock = 128;  // floats in a vector, rows of a tile, queries that share scratch
-
-typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
-typedef std::int32_t I __attribute__((vector_size(64), aligned(4), may_alias));
-
-INLINE V load(const float* x) { return *reinterpret_cast<const V*>(x); }
-INLINE void store(float* x, V v) { *reinterpret_cast<V*>(x) = v; }
-INLINE V all(float x) { return x - V{}; }
-INLINE std::size_t up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+constexpr std::size_t kRows = 8, kBlock = 128;  // rows of a tile, queries that share scratch
 
 // C (kRows x 16 * COLUMNS) = or += A B: k products. A's element (r, i) is a[r * row + i * step]; rows of B and C are contiguous.
 template <int COLUMNS>
@@ -54,34 +43,6 @@ INLINE void product(float* c, std::size_t ldc, const float* a, std::size_t row, 
     std::size_t j = 0;
     for (; j + 2 * kLane <= columns; j += 2 * kLane) tile<2>(c + j, ldc, a, row, step, b + j, ldb, k, add);
     if (j < columns) tile<1>(c + j, ldc, a, row, step, b + j, ldb, k, add);
-}
-
-// e**x, x <= 88: 2**n e**r as in hpcai/ops/sequence.py; n is rounded by adding a number whose last place counts ones.
-INLINE V exponential(V x) {
-    const V low = all(-87.0f), magic = all(12582912.0f);
-    x = x < low ? low : x;
-    const V shifted = x * 1.44269504f + magic, n = shifted - magic;
-    const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    V p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return reinterpret_cast<V>(reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << 23));
-}
-
-INLINE float sum_of(V v) {
-    float total = 0;
-    for (std::size_t i = 0; i < kLane; ++i) total += v[i];
-    return total;
-}
-
-INLINE float largest_of(V v) {
-    float top = v[0];
-    for (std::size_t i = 1; i < kLane; ++i) top = v[i] > top ? v[i] : top;
-    return top;
 }
 
 // Rows of a strided matrix as padded rows, or as columns.
@@ -197,9 +158,9 @@ PER_CPU void attention_backward(float* dx, const float* dy, const float* y, cons
                         std::memset(dr, 0, columns * sizeof(float));
                         continue;
                     }
-                    float dot = 0;
-                    for (std::size_t c = 0; c < width; ++c) dot += gy[i * out + c] * yy[i * out + c];
-                    const V norm = all(norms[head * context + i]), taken = all(dot);
+                    V dots = {};
+                    along(width, [&](std::size_t c, auto get, auto) INLINED { dots += get(gy + i * out + c) * get(yy + i * out + c); });
+                    const V norm = all(norms[head * context + i]), taken = all(sum_of(dots));
                     for (std::size_t j = 0; j < columns; j += kLane) {
                         const V likely = exponential(load(pr + j) * scale - norm);
                         store(pr + j, likely);

@@ -10,6 +10,7 @@
 #include "fold.hpp"
 #include "integers.hpp"
 #include "node.hpp"
+#include "rows.hpp"
 
 namespace nb = nanobind;
 using Address = std::uintptr_t;
@@ -135,6 +136,23 @@ NB_MODULE(_native, m) {
                                    std::size_t heads, std::size_t width, float scale) {
         attention_backward(reinterpret_cast<float*>(dx), reinterpret_cast<const float*>(dy), reinterpret_cast<const float*>(y),
                            reinterpret_cast<const float*>(norms), reinterpret_cast<const float*>(x), sequences, context, heads, width, scale);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("bias_gelu", [](Address y, Address slope, Address bias, std::size_t rows, std::size_t columns) {
+        bias_gelu(reinterpret_cast<float*>(y), reinterpret_cast<float*>(slope), reinterpret_cast<const float*>(bias), rows, columns);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("multiply_and_sum", [](Address x, Address by, Address sums, std::size_t rows, std::size_t columns) {
+        multiply_and_sum(reinterpret_cast<float*>(x), reinterpret_cast<const float*>(by), reinterpret_cast<float*>(sums), rows, columns);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("layer_norm", [](Address y, Address normal, Address inverse, Address x, Address weight, Address bias, std::size_t rows,
+                           std::size_t columns, float epsilon) {
+        layer_norm(reinterpret_cast<float*>(y), reinterpret_cast<float*>(normal), reinterpret_cast<float*>(inverse),
+                   reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(weight), reinterpret_cast<const float*>(bias), rows, columns,
+                   epsilon);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("layer_norm_backward", [](Address dx, Address dy, Address normal, Address inverse, Address weight, bool centred, std::size_t rows,
+                                    std::size_t columns) {
+        layer_norm_backward(reinterpret_cast<float*>(dx), reinterpret_cast<const float*>(dy), reinterpret_cast<const float*>(normal),
+                            reinterpret_cast<const float*>(inverse), reinterpret_cast<const float*>(weight), centred, rows, columns);
     }, nb::call_guard<nb::gil_scoped_release>());
     m.attr("DESK_BYTES") = sizeof(Desk);
     m.def("fold_ranks", [](int type, int op, std::vector<Address> outs, std::vector<Address> xs, long divisor, std::size_t from, std::size_t to) {

@@ -1,0 +1,62 @@
+"""Row-wise verbs with a C++ kernel for f32, and Numba for the rest: biases with GELU, norms. Arrays are (rows, columns)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hpcai.ops import fused, native, sequence
+from hpcai.ops.native import address
+from hpcai.xp import Array
+
+
+def bias_gelu_into(y: Array, slope: Array, bias: Array) -> Array:
+    """y = gelu(y + bias) in place, and slope = gelu's derivative there. bias: (columns,). Returns y."""
+    if _by_kernel(y, slope, bias):
+        native.kernels().bias_gelu(address(y), address(slope), address(bias), *y.shape)
+        return y
+    fused.add_bias_into(y, bias)
+    fused.gelu_backward_into(slope, np.ones_like(y), y)
+    return fused.gelu_into(y, y)
+
+
+def multiply_and_sum_into(x: Array, by: Array, sums: Array) -> Array:
+    """x *= by, and sums = the sums of its columns, (columns,). Returns x."""
+    if _by_kernel(x, by, sums):
+        native.kernels().multiply_and_sum(address(x), address(by), address(sums), *x.shape)
+        return x
+    np.multiply(x, by, out=x)
+    np.sum(x, axis=0, out=sums)
+    return x
+
+
+def layer_norm_into(y: Array, normal: Array, inverse: Array, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """LayerNorm (Ba et al., arXiv:1607.06450) of each row; without `bias` RMSNorm (Zhang & Sennrich, arXiv:1910.07467).
+
+    y, normal, x: (rows, width); inverse: (rows,); weight, bias: (width,). Writes y, the rows before weight and bias into
+    `normal`, and what they were multiplied with into `inverse`, for backward. Returns y.
+    """
+    arrays = (y, normal, inverse, x, weight)
+    if _by_kernel(*arrays, *([] if bias is None else [bias])):
+        places = [address(array) for array in arrays]
+        native.kernels().layer_norm(*places, 0 if bias is None else address(bias), *x.shape, sequence.EPSILON)
+        return y
+    return sequence.layer_norm_into(y, normal, inverse, x, weight, bias)
+
+
+def layer_norm_backward_into(dx: Array, dy: Array, normal: Array, inverse: Array, weight: Array, centred: bool = True) -> Array:
+    """The input's gradient of layer_norm_into; `centred` as it was with a bias. Returns dx."""
+    arrays = (dx, dy, normal, inverse, weight)
+    if _by_kernel(*arrays):
+        native.kernels().layer_norm_backward(*(address(array) for array in arrays), centred, *dx.shape)
+        return dx
+    return sequence.layer_norm_backward_into(dx, dy, normal, inverse, weight, centred)
+
+
+def _by_kernel(*arrays: Array) -> bool:
+    """Whether the kernel serves; what it cannot see itself is checked here: dtypes, and that rows lie one behind the other."""
+    if any(not x.flags.c_contiguous or x.dtype != arrays[0].dtype for x in arrays):
+        raise ValueError(f"wanted contiguous arrays of one dtype, got {[(x.dtype.name, x.shape) for x in arrays]}")
+    columns = arrays[0].shape[-1]
+    if any(x.size not in (arrays[0].size, len(arrays[0]), columns) for x in arrays):
+        raise ValueError(f"wanted arrays of (rows, columns), a row or a column of them, got {[x.shape for x in arrays]}")
+    return native.is_native() and arrays[0].dtype == np.float32

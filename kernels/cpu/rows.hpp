@@ -1,0 +1,21 @@
+// Row-wise work of a transformer's layers on f32: x is (rows, columns), contiguous.
+#pragma once
+#include <cstddef>
+
+namespace hpcai::cpu {
+
+// y = gelu(y + bias) in place, and slope = its derivative there.
+void bias_gelu(float* y, float* slope, const float* bias, std::size_t rows, std::size_t columns);
+
+// x *= by, and sums = the sums of its columns.
+void multiply_and_sum(float* x, const float* by, float* sums, std::size_t rows, std::size_t columns);
+
+// normal = (x - mean) * inverse of each row, inverse = 1 / sqrt(variance + epsilon), y = normal * weight + bias. Without bias (null)
+// the mean counts as zero: RMSNorm.
+void layer_norm(float* y, float* normal, float* inverse, const float* x, const float* weight, const float* bias, std::size_t rows,
+                std::size_t columns, float epsilon);
+
+void layer_norm_backward(float* dx, const float* dy, const float* normal, const float* inverse, const float* weight, bool centred,
+                         std::size_t rows, std::size_t columns);
+
+}  // namespace hpcai::cpu
