@@ -71,7 +71,7 @@ def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = Tru
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         namespace(dy).matmul(cache["x"].T, dy, out=grads["weight"])
-        namespace(dy).sum(dy, axis=0, out=grads["bias"])
+        ops.column_sums_into(grads["bias"], dy)
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         return namespace(dy).matmul(dy, params["weight"].T, out=buffer(cache["x"].shape, dy))
@@ -171,7 +171,7 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         rows = dy.reshape(-1, outputs)
         namespace(dy).matmul(cache["cols"].T, rows, out=grads["weight"])
-        namespace(dy).sum(rows, axis=0, out=grads["bias"])
+        ops.column_sums_into(grads["bias"], rows)
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         rows = dy.reshape(-1, outputs)

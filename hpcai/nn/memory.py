@@ -7,7 +7,7 @@ writes where its own last layers wrote, not to memory that was last touched a st
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,16 @@ from hpcai.xp import Array
 SMALL = 1 << 14
 """Bytes below which numpy's own allocation is quicker."""
 
-_free: dict[int, list[Array]] = {}
+
+class _Block(NamedTuple):
+    """Memory, where it begins, and the list where it waits."""
+
+    memory: Array
+    address: int
+    home: list[Any]
+
+
+_free: dict[int, list[_Block]] = {}
 
 
 class _Lease:
@@ -24,12 +33,12 @@ class _Lease:
 
     __slots__ = ("__array_interface__", "block")
 
-    def __init__(self, block: Array, shape: tuple[int, ...], dtype: np.dtype):
+    def __init__(self, block: _Block, shape: tuple[int, ...], dtype: np.dtype):
         self.block = block
-        self.__array_interface__ = {"shape": shape, "typestr": dtype.str, "data": (block.ctypes.data, False), "version": 3}
+        self.__array_interface__ = {"shape": shape, "typestr": dtype.str, "data": (block.address, False), "version": 3}
 
     def __del__(self) -> None:
-        _free[self.block.nbytes].append(self.block)
+        self.block.home.append(self.block)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -48,12 +57,11 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     size = 1 << (nbytes - 1).bit_length()
     if nbytes <= size - size // 4:
         size -= size // 4
-    blocks = _free.setdefault(size, [])
-    return np.asarray(_Lease(blocks.pop() if blocks else _aligned(size), tuple(map(int, shape)), dtype))
+    home = _free.setdefault(size, [])
+    return np.asarray(_Lease(home.pop() if home else _new(size, home), shape, dtype))
 
 
-def _aligned(size: int) -> Array:
+def _new(size: int, home: list[_Block]) -> _Block:
     """A block that begins with a cache line."""
     memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size]
+    return _Block(memory, -(-memory.ctypes.data // 64) * 64, home)

@@ -140,17 +140,20 @@ def dropout(name: str, rate: float, seed: int, number: int, context: int, width:
 
 
 def residual(name: str, *inner: Layer) -> tuple[Layer, ...]:
-    """y = x + inner(x), as layers in a row: the first keeps x for the last, backward the last keeps dy for the first."""
+    """y = x + inner(x), as layers in a row: the first keeps x for the last, backward the last keeps dy for the first.
+
+    Sums are written in place: the last of `inner` must not keep its output, and the first's input gradient must be its own.
+    """
 
     def fork(params: Params, cache: Cache, x: Array) -> Array:
         cache["skipped"] = x
         return x
 
     def join(params: Params, cache: Cache, x: Array) -> Array:
-        return namespace(x).add(x, cache["skipped"], out=buffer(x.shape, x))
+        return namespace(x).add(x, cache["skipped"], out=x)
 
     def fork_backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).add(dy, cache["dskipped"], out=buffer(dy.shape, dy))
+        return namespace(dy).add(dy, cache["dskipped"], out=dy)
 
     def join_backward(params: Params, cache: Cache, dy: Array) -> Array:
         cache["dskipped"] = dy

@@ -46,11 +46,17 @@ _SEQUENCE = (
     "embed_into",
     "embed_gradients_into",
     "dropout_into",
-    "row_max_into",
-    "exponentials_into",
     "cross_entropy_slope_into",
 )
-_ROWS = ("bias_gelu_into", "multiply_and_sum_into", "layer_norm_into", "layer_norm_backward_into")
+_ROWS = (
+    "bias_gelu_into",
+    "multiply_and_sum_into",
+    "column_sums_into",
+    "row_max_into",
+    "exponentials_into",
+    "layer_norm_into",
+    "layer_norm_backward_into",
+)
 _ATTENTION = ("attention_into", "attention_backward_into")
 _BLOCKS = (
     "encode_blocks_into",

@@ -1,4 +1,4 @@
-"""Row-wise verbs with a C++ kernel for f32, and Numba for the rest: biases with GELU, norms. Arrays are (rows, columns)."""
+"""Row-wise verbs with a C++ kernel for f32, and Numba for the rest. Arrays are (rows, columns)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,37 @@ def multiply_and_sum_into(x: Array, by: Array, sums: Array) -> Array:
     np.multiply(x, by, out=x)
     np.sum(x, axis=0, out=sums)
     return x
+
+
+def column_sums_into(sums: Array, x: Array) -> Array:
+    """sums = the sums of x's columns, (columns,). Returns sums."""
+    if _by_kernel(x, sums):
+        native.kernels().column_sums(address(sums), address(x), *x.shape)
+        return sums
+    return np.sum(x, axis=0, out=sums)
+
+
+def row_max_into(top: Array, x: Array) -> Array:
+    """top = the largest of each row, (rows,); of no meaning where one is NaN. Returns top."""
+    if _by_kernel(x, top):
+        native.kernels().row_max(address(top), address(x), *x.shape)
+        return top
+    return sequence.row_max_into(top, x)
+
+
+def exponentials_into(out: Array, sums: Array, picked: Array, x: Array, top: Array, labels: Array, first: int = 0) -> None:
+    """out = e**(x - top); sums of its rows; picked = x of the label - top where that is one of these columns, else 0.
+
+    out, x: (rows, columns), column j standing for class first + j; sums, picked: (rows,) f64; labels: (rows,) i64.
+    """
+    if not _by_kernel(out, x, top):
+        sequence.exponentials_into(out, sums, picked, x, top, labels, first)
+        return
+    native.kernels().row_exponentials(address(out), address(sums), address(x), address(top), *x.shape)
+    column = labels - first
+    here = (column >= 0) & (column < x.shape[1])
+    found = x[np.arange(len(x)), np.where(here, column, 0)].astype(np.float64)
+    picked[:] = np.where(here, found - top, 0.0)
 
 
 def layer_norm_into(y: Array, normal: Array, inverse: Array, x: Array, weight: Array, bias: Array | None = None) -> Array:

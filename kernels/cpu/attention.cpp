@@ -16,7 +16,7 @@
 namespace hpcai::cpu {
 namespace {
 
-constexpr std::size_t kRows = 8, kBlock = 128;  // rows of a tile, queries that share scratch
+constexpr std::size_t kRows = 8, kBlock = 64;  // rows of a tile, queries that share scratch
 
 // C (kRows x 16 * COLUMNS) = or += A B: k products. A's element (r, i) is a[r * row + i * step]; rows of B and C are contiguous.
 template <int COLUMNS>
@@ -49,9 +49,38 @@ INLINE void product(float* c, std::size_t ldc, const float* a, std::size_t row, 
 INLINE void pack_rows(float* out, std::size_t ld, const float* x, std::size_t stride, std::size_t t, std::size_t d) {
     for (std::size_t i = 0; i < t; ++i) std::memcpy(out + i * ld, x + i * stride, d * sizeof(float));
 }
+// Squares of a vector's length are transposed in registers: rows 8, then 4, 2, 1 apart exchange halves of their lanes' blocks.
+template <int APART>
+INLINE void exchange(V* rows) {
+    const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const I low = (lane & APART) == 0 ? lane : lane - APART + int(kLane), high = (lane & APART) == 0 ? lane + APART : lane + int(kLane);
+    for (std::size_t i = 0; i < kLane; ++i)
+        if (!(i & APART)) {
+            const V a = rows[i], b = rows[i + APART];
+            rows[i] = __builtin_shuffle(a, b, low);
+            rows[i + APART] = __builtin_shuffle(a, b, high);
+        }
+}
 INLINE void pack_columns(float* out, std::size_t ld, const float* x, std::size_t stride, std::size_t t, std::size_t d) {
+    const std::size_t square_rows = t / kLane * kLane, square_columns = d / kLane * kLane;
+    for (std::size_t i = 0; i < square_rows; i += kLane)
+        for (std::size_t k = 0; k < square_columns; k += kLane) {
+            V rows[kLane];
+            for (std::size_t r = 0; r < kLane; ++r) rows[r] = load(x + (i + r) * stride + k);
+            exchange<8>(rows);
+            exchange<4>(rows);
+            exchange<2>(rows);
+            exchange<1>(rows);
+            for (std::size_t r = 0; r < kLane; ++r) store(out + (k + r) * ld + i, rows[r]);
+        }
     for (std::size_t i = 0; i < t; ++i)
-        for (std::size_t k = 0; k < d; ++k) out[k * ld + i] = x[i * stride + k];
+        for (std::size_t k = i < square_rows ? square_columns : 0; k < d; ++k) out[k * ld + i] = x[i * stride + k];
+}
+
+// What query i sees of the keys in the vector that begins at `first`: `seen`, and `hidden` in the other lanes.
+INLINE V causal(V seen, V hidden, std::size_t first, std::size_t i) {
+    const I lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane <= std::int32_t(i) - std::int32_t(first) ? seen : hidden;
 }
 
 // Memory that one call uses, zeroed: the padding stays zero, since only true rows and columns are packed.
@@ -78,6 +107,7 @@ PER_CPU void attention(float* y, float* norms, const float* x, std::size_t seque
     float* v = scratch.take(tl * d);
     float* s = scratch.take(kRows * tl);
     float* o = scratch.take(kRows * d);
+    float sums[kRows];
     for (std::size_t head = 0; head < sequences * heads; ++head) {
         const std::size_t b = head / heads, h = head % heads;
         const float* xq = x + b * context * stride + h * width;
@@ -89,28 +119,30 @@ PER_CPU void attention(float* y, float* norms, const float* x, std::size_t seque
             product(s, tl, q + i0 * d, d, 1, kt, tl, width, columns);
             for (std::size_t r = 0; r < kRows && i0 + r < context; ++r) {
                 float* row = s + r * tl;
-                for (std::size_t j = i0 + r + 1; j < columns; ++j) row[j] = -std::numeric_limits<float>::infinity();
-                V top = load(row);
-                for (std::size_t j = kLane; j < columns; j += kLane) {
+                const std::size_t last = columns - kLane;  // a tile's queries all end in one vector of keys
+                V top = causal(load(row + last), all(-std::numeric_limits<float>::infinity()), last, i0 + r);
+                for (std::size_t j = 0; j < last; j += kLane) {
                     const V here = load(row + j);
                     top = here > top ? here : top;
                 }
                 const float most = largest_of(top) * scale;
                 V total = {};
-                for (std::size_t j = 0; j < columns; j += kLane) {
+                for (std::size_t j = 0; j < last; j += kLane) {
                     const V p = exponential(load(row + j) * scale - most);
                     store(row + j, p);
                     total += p;
                 }
-                for (std::size_t j = i0 + r + 1; j < columns; ++j) row[j] = 0;
-                const float sum = sum_of(total);
-                const V factor = all(1.0f / sum);
-                for (std::size_t j = 0; j < columns; j += kLane) store(row + j, load(row + j) * factor);
-                norms[head * context + i0 + r] = most + std::log(sum);
+                const V p = causal(exponential(load(row + last) * scale - most), V{}, last, i0 + r);
+                store(row + last, p);
+                sums[r] = sum_of(total + p);
+                norms[head * context + i0 + r] = most + std::log(sums[r]);
             }
             product(o, d, s, tl, 1, v, d, keys, d);
-            for (std::size_t r = 0; r < kRows && i0 + r < context; ++r)
-                std::memcpy(y + (b * context + i0 + r) * out + h * width, o + r * d, width * sizeof(float));
+            for (std::size_t r = 0; r < kRows && i0 + r < context; ++r) {
+                const float factor = 1.0f / sums[r];
+                float* to = y + (b * context + i0 + r) * out + h * width;
+                along(width, [&](std::size_t c, auto, auto put) INLINED { put(to + c, load(o + r * d + c) * factor); });
+            }
         }
     }
 }
@@ -162,11 +194,11 @@ PER_CPU void attention_backward(float* dx, const float* dy, const float* y, cons
                     along(width, [&](std::size_t c, auto get, auto) INLINED { dots += get(gy + i * out + c) * get(yy + i * out + c); });
                     const V norm = all(norms[head * context + i]), taken = all(sum_of(dots));
                     for (std::size_t j = 0; j < columns; j += kLane) {
-                        const V likely = exponential(load(pr + j) * scale - norm);
+                        V likely = exponential(load(pr + j) * scale - norm);
+                        if (j + kLane == columns) likely = causal(likely, V{}, j, i);
                         store(pr + j, likely);
                         store(dr + j, likely * (load(dr + j) - taken) * scale);
                     }
-                    for (std::size_t j = i + 1; j < columns; ++j) pr[j] = dr[j] = 0;
                 }
                 product(dq, d, ds + (i0 - begin) * tl, tl, 1, k, d, keys, d);
                 for (std::size_t r = 0; r < kRows && i0 + r < context; ++r)

@@ -143,6 +143,16 @@ NB_MODULE(_native, m) {
     m.def("multiply_and_sum", [](Address x, Address by, Address sums, std::size_t rows, std::size_t columns) {
         multiply_and_sum(reinterpret_cast<float*>(x), reinterpret_cast<const float*>(by), reinterpret_cast<float*>(sums), rows, columns);
     }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("column_sums", [](Address sums, Address x, std::size_t rows, std::size_t columns) {
+        column_sums(reinterpret_cast<float*>(sums), reinterpret_cast<const float*>(x), rows, columns);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("row_max", [](Address top, Address x, std::size_t rows, std::size_t columns) {
+        row_max(reinterpret_cast<float*>(top), reinterpret_cast<const float*>(x), rows, columns);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("row_exponentials", [](Address out, Address sums, Address x, Address top, std::size_t rows, std::size_t columns) {
+        row_exponentials(reinterpret_cast<float*>(out), reinterpret_cast<double*>(sums), reinterpret_cast<const float*>(x),
+                         reinterpret_cast<const float*>(top), rows, columns);
+    }, nb::call_guard<nb::gil_scoped_release>());
     m.def("layer_norm", [](Address y, Address normal, Address inverse, Address x, Address weight, Address bias, std::size_t rows,
                            std::size_t columns, float epsilon) {
         layer_norm(reinterpret_cast<float*>(y), reinterpret_cast<float*>(normal), reinterpret_cast<float*>(inverse),

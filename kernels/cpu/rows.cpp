@@ -47,6 +47,48 @@ PER_CPU void multiply_and_sum(float* x, const float* by, float* sums, std::size_
     }
 }
 
+PER_CPU void column_sums(float* sums, const float* x, std::size_t rows, std::size_t columns) {
+    constexpr std::size_t kTogether = 8;
+    std::memset(sums, 0, columns * sizeof(float));
+    for (std::size_t i = 0; i < rows; i += kTogether, x += kTogether * columns) {
+        const std::size_t here = rows - i < kTogether ? rows - i : kTogether;
+        along(columns, [&](std::size_t j, auto get, auto put) INLINED {
+            V sum = get(sums + j);
+            for (std::size_t r = 0; r < here; ++r) sum += get(x + r * columns + j);
+            put(sums + j, sum);
+        });
+    }
+}
+
+PER_CPU void row_max(float* top, const float* x, std::size_t rows, std::size_t columns) {
+    for (std::size_t i = 0; i < rows; ++i, x += columns) {
+        V most = all(x[0]);
+        std::size_t j = 0;
+        for (; j + kLane <= columns; j += kLane) most = load(x + j) > most ? load(x + j) : most;
+        float found = largest_of(most);
+        for (; j < columns; ++j) found = x[j] > found ? x[j] : found;
+        top[i] = found;
+    }
+}
+
+PER_CPU void row_exponentials(float* out, double* sums, const float* x, const float* top, std::size_t rows, std::size_t columns) {
+    for (std::size_t i = 0; i < rows; ++i, x += columns, out += columns) {
+        V total = {};
+        std::size_t j = 0;
+        for (; j + kLane <= columns; j += kLane) {
+            const V e = exponential(load(x + j) - top[i]);
+            store(out + j, e);
+            total += e;
+        }
+        float sum = sum_of(total);
+        if (const std::size_t rest = columns - j) {
+            store_part(out + j, exponential(load_part(x + j, rest) - top[i]), rest);
+            for (; j < columns; ++j) sum += out[j];
+        }
+        sums[i] = sum;
+    }
+}
+
 PER_CPU void layer_norm(float* y, float* normal, float* inverse, const float* x, const float* weight, const float* bias,
                         std::size_t rows, std::size_t columns, float epsilon) {
     for (std::size_t i = 0; i < rows; ++i, y += columns, normal += columns, x += columns) {

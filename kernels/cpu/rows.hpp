@@ -10,6 +10,15 @@ void bias_gelu(float* y, float* slope, const float* bias, std::size_t rows, std:
 // x *= by, and sums = the sums of its columns.
 void multiply_and_sum(float* x, const float* by, float* sums, std::size_t rows, std::size_t columns);
 
+// sums = the sums of x's columns.
+void column_sums(float* sums, const float* x, std::size_t rows, std::size_t columns);
+
+// top = the largest of each row.
+void row_max(float* top, const float* x, std::size_t rows, std::size_t columns);
+
+// out = e**(x - top of the row), and sums = the sums of its rows.
+void row_exponentials(float* out, double* sums, const float* x, const float* top, std::size_t rows, std::size_t columns);
+
 // normal = (x - mean) * inverse of each row, inverse = 1 / sqrt(variance + epsilon), y = normal * weight + bias. Without bias (null)
 // the mean counts as zero: RMSNorm.
 void layer_norm(float* y, float* normal, float* inverse, const float* x, const float* weight, const float* bias, std::size_t rows,
