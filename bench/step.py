@@ -54,7 +54,7 @@ def main() -> None:
     arguments.steps = arguments.steps or (10 if arguments.model == "mlp" else 4)
     comm = hpcai.init()
     options = chosen(arguments)
-    x, y, dataset = random_batch(arguments, comm)
+    x, y, dataset = random_batch(comm, arguments.batch, arguments.context if arguments.model == "gpt" else 0)
 
     sides: dict[str, Callable[[], float]] = {}
     ours, parts = hpcai_side(options, comm, x, y, dataset)
@@ -80,12 +80,12 @@ def chosen(arguments: argparse.Namespace) -> config.Options:
     return config.parse(["--data", "text:random", *shape, "--optimizer", "adamw", "--lr", str(ADAM_LR)])
 
 
-def random_batch(arguments: argparse.Namespace, comm: Communicator) -> tuple[Any, Any, Dataset]:
-    """This rank's samples and targets, and the data set that they could be from."""
-    rng, batch = np.random.default_rng(comm.rank), arguments.batch
+def random_batch(comm: Communicator, batch: int, context: int = 0) -> tuple[Any, Any, Dataset]:
+    """This rank's samples and targets, windows of text with a context, and the data set that they could be from."""
+    rng = np.random.default_rng(comm.rank)
     none = np.zeros(0, np.int64)
-    if arguments.model == "gpt":
-        content, context = np.zeros(0, np.uint8), arguments.context
+    if context:
+        content = np.zeros(0, np.uint8)
         dataset = Dataset("random", content, none, content, none, shape=(context,), classes=256, context=context)
         return rng.integers(0, 256, (batch, context)), rng.integers(0, 256, (batch, context)), dataset
     empty = np.zeros((0, 784), np.float32)

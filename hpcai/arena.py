@@ -79,7 +79,7 @@ def gaps(where: Layout) -> list[slice]:
     [slice(6, 16, None)]
     """
     ends = [*(slot.start for slot in where.slots[1:]), where.size]
-    return [slice(slot.stop, end) for slot, end in zip(where.slots, ends, strict=True) if slot.stop < end]
+    return [slice(slot.stop, end) for slot, end in zip(where.slots, ends, strict=False) if slot.stop < end]
 
 
 def named_slot(where: Layout, index: int) -> str:

@@ -291,7 +291,7 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
         (text and o.model != "gpt", f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt"),
         (o.sample < 0 or (o.sample > 0 and o.model != "gpt"), f"--sample {o.sample} writes text: from 0, with --model gpt"),
         (o.micro_batches < 1, f"--micro-batches starts at 1, got {o.micro_batches}"),
-        (o.batch % o.micro_batches > 0, f"--batch {o.batch} is not divisible by --micro-batches {o.micro_batches}"),
+        (o.batch % max(1, o.micro_batches) > 0, f"--batch {o.batch} is not divisible by --micro-batches {o.micro_batches}"),
         ((o.chunks or 1) < 1, f"--chunks starts at 1, got {o.chunks}"),
         (
             o.pipeline != "interleaved" and (o.chunks or 1) != 1,

@@ -14,11 +14,11 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding, sources
 from hpcai.data.dataset import Dataset, take
 from hpcai.errors import NonFiniteError
-from hpcai.parallel import mesh, schedules
+from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, config, report, resume, sampling, trace
+from hpcai.train import advice, report, resume, sampling, trace
 from hpcai.train.config import Options
-from hpcai.train.replica import Replica, build_schedule, replica
+from hpcai.train.replica import Replica, build_schedule, check, replica
 from hpcai.train.step import train_step
 from hpcai.xp import Array
 
@@ -137,7 +137,7 @@ def _arrays(dataset: Dataset) -> dict[str, Any]:
 
 def _prepare(options: Options, ranks: int, folder: Path) -> Dataset:
     """On rank 0, before anything is written: refuse what cannot work, load the data, see that the folder can be written."""
-    config.check_mesh(options, *mesh.sizes(options.mesh, ranks))
+    check(options, ranks)
     if options.plot:
         report.require_matplotlib()
     where = Path(options.data_dir) if options.data_dir else None

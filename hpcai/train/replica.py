@@ -191,6 +191,23 @@ def build_mesh(options: Options, comm: Communicator) -> Mesh:
     return meshes.mesh(comm, axes)
 
 
+def gpt_shape(options: Options) -> gpt.Shape:
+    """The gpt that the options describe, over bytes."""
+    o = options
+    return gpt.Shape(o.layers, o.width, o.heads, o.context, norm=o.norm, tied=o.tied, dropout=o.dropout)
+
+
+def check(options: Options, ranks: int) -> None:
+    """Raise UsageError for what cannot be on so many ranks, as far as the options tell without the data."""
+    axes = meshes.sizes(options.mesh, ranks)
+    config.check_mesh(options, *axes)
+    if options.model == "gpt":
+        gpt.check(gpt_shape(options), axes.tp)
+        cuts.cut([1.0] * (2 * options.layers + 2), axes.pp * (options.chunks or 1))
+    if axes.pp > 1:
+        plans.plan(options.pipeline, axes.pp, options.micro_batches, options.chunks or 1)
+
+
 def build_stages(options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype) -> tuple[Model, Stages]:
     """This rank's layers: all, or those of its pipeline stages, cut by the seconds that they take on rank 0. Collective."""
     ranks, chunks = mesh.pp.size, options.chunks or 1
@@ -264,17 +281,7 @@ def overlaps(options: Options, mesh: Mesh) -> bool:
 def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:
     """The model that the options name, for this data's shape and classes; of a gpt the part that `split` says."""
     if options.model == "gpt":
-        shape = gpt.Shape(
-            options.layers,
-            options.width,
-            options.heads,
-            options.context,
-            dataset.classes,
-            options.norm,
-            options.tied,
-            options.dropout,
-        )
-        return gpt.gpt(shape, options.seed, split)
+        return gpt.gpt(gpt_shape(options), options.seed, split)
     loss = models.default_loss(dataset.classes)
     if options.model == "softmax":
         return models.softmax(dataset.shape, dataset.outputs, loss)

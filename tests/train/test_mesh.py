@@ -1,0 +1,208 @@
+"""Training on a mesh, from the outside: what is refused, checkpoints that fit any mesh, memory, samples, timelines, compression."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hpcai.comm import threads
+from hpcai.errors import DataError, UsageError
+from hpcai.parallel import zero
+from hpcai.train import checkpoint, resume
+from hpcai.train.loop import load
+from hpcai.train.replica import memory_bytes, replica
+from tests.train.test_loop import final, options, train
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+TINY = ["--layers", "2", "--width", "16", "--heads", "2", "--context", "8", "--batch", "16", "--steps", "6", "--dtype", "f64"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(bytes(np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 3000)))
+    return ["--data", f"text:{path}", *TINY]
+
+
+@pytest.mark.parametrize(
+    "ranks, flags, words",
+    [
+        (4, ["--heads", "2", "--mesh", "tp=4"], "--heads 2 is not divisible by tp=4"),
+        (2, ["--heads", "3"], "--width 16 is not divisible by --heads 3"),
+        (
+            3,
+            ["--heads", "3", "--width", "15", "--context", "9", "--mesh", "tp=3"],
+            "the vocabulary of 256 is not divisible by tp=3",
+        ),
+        (2, ["--context", "7", "--mesh", "tp=2"], "--context 7 is not divisible by tp=2"),
+        (8, ["--mesh", "pp=8"], "6 groups of layers, too few for 8 pipeline stages"),
+        (
+            4,
+            ["--layers", "1", "--mesh", "pp=2,dp=2", "--pipeline", "interleaved", "--micro-batches", "4", "--chunks", "3"],
+            "too few for 6",
+        ),
+        (2, ["--mesh", "pp=2", "--micro-batches", "3"], "--batch 16 is not divisible by --micro-batches 3"),
+        (
+            2,
+            ["--micro-batches", "16"],
+            "--batch 16 does not divide into 16 micro-batches on each of dp=2 ranks; it would with --batch 32",
+        ),
+        (2, ["--mesh", "pp=2", "--pipeline", "interleaved", "--micro-batches", "1"], "divisible by pp=2, got 1; take 2 or 4"),
+        (6, ["--mesh", "dp=2,tp=2"], "there are 6"),
+        (2, ["--mesh", "dp=2,sp=1"], "--mesh wants dp=N,tp=N,pp=N"),
+        (2, ["--mesh", "pp=2", "--compress", "reproducible", "--dtype", "f32"], "--compress reproducible is for whole models"),
+        (2, ["--mesh", "tp=2", "--optimizer", "lamb"], "lamb wants norms of whole arrays"),
+        (2, ["--mesh", "tp=2", "--overlap", "always"], "--overlap always is for dp alone"),
+        (2, ["--mesh", "pp=2", "--tied", "--zero", "2"], "keeps the embedding on two stages"),
+        (2, ["--chunks", "2", "--pipeline", "interleaved"], "--chunks 2 is for pipelines"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_anything_is_written(tmp_path, text, ranks, flags, words):
+    with pytest.raises(UsageError) as caught:
+        train(ranks, options(tmp_path, *text, *flags))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--zero", "4"], "--zero is 0, 1, 2 or 3"),
+        (["--zero", "2", "--compress", "int8", "--dtype", "f32"], "keeps no whole gradient"),
+        (["--zero", "1", "--optimizer", "lamb"], "--zero 1 cuts them"),
+        (["--recompute", "--pipeline", "zb-h1"], "leave --recompute out"),
+        (["--model", "mlp"], "is text, which --model mlp does not learn"),
+        (["--data", "digits", "--model", "gpt"], "--model gpt learns text"),
+        (["--micro-batches", "0"], "--micro-batches starts at 1"),
+        (["--chunks", "2"], "--chunks is for --pipeline interleaved"),
+        (["--sample", "-1"], "--sample -1 writes text"),
+        (["--pipeline", "2f2b"], "--pipeline wants one of gpipe, 1f1b, interleaved, zb-h1, got '2f2b'"),
+    ],
+)
+def test_what_makes_no_sense_anywhere_is_refused_when_it_is_read(tmp_path, text, flags, words):
+    with pytest.raises(UsageError) as caught:
+        options(tmp_path, *text, *flags)
+    assert words in str(caught.value)
+
+
+def test_a_text_shorter_than_its_windows_is_refused_with_what_would_do(tmp_path, text):
+    with pytest.raises(DataError, match="--context 400 wants 4,010 at least"):
+        train(1, options(tmp_path, *text, "--context", "400"))
+
+
+def test_a_model_of_few_layers_has_few_stages(tmp_path):
+    with pytest.raises(UsageError, match="2 groups of layers, too few for 4 pipeline stages"):
+        train(4, options(tmp_path, "--model", "softmax", "--mesh", "pp=4"))
+
+
+@pytest.mark.parametrize(
+    "model", [["--model", "mlp", "--hidden", "16,8"], ["--model", "cnn", "--channels", "4"], ["--model", "softmax"]]
+)
+@pytest.mark.parametrize(
+    "split", ["--mesh pp=2,dp=1 --micro-batches 4", "--mesh pp=2,dp=1 --pipeline zb-h1 --micro-batches 4", "--mesh dp=2 --zero 3"]
+)
+def test_other_models_take_pipelines_and_shards(tmp_path, model, split):
+    flags = [*model, "--steps", "12", "--dtype", "f64"]
+    one = train(1, options(tmp_path, *flags, run="one"))
+    two = train(2, options(tmp_path, *flags, *split.split(), run="two"))
+    assert one["epoch_losses"] == pytest.approx(two["epoch_losses"], rel=1e-10)
+    for name, array in final(tmp_path, "one").items():
+        np.testing.assert_allclose(final(tmp_path, "two")[name], array, rtol=0, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ((4, "dp=4"), (4, "dp=2,tp=2,pp=1")),
+        ((4, "dp=2,tp=2"), (2, "pp=2,dp=1")),
+        ((2, "pp=2,dp=1"), (3, "dp=3 --zero 3")),
+        ((3, "dp=3 --zero 2"), (1, "dp=1")),
+        ((2, "dp=2 --zero 1"), (8, "dp=2,tp=2,pp=2 --zero 3")),
+    ],
+)
+def test_a_checkpoint_fits_any_mesh(tmp_path, text, before, after):
+    """Six steps, three on one mesh and three on another, end where six on one process do."""
+    flags = [*text, "--tied", "--micro-batches", "2", "--clip", "1", "--batch", "24"]
+    tied = [*flags] if "zero" not in before[1] + after[1] else [flag for flag in flags if flag != "--tied"]
+    train(1, options(tmp_path, *tied, run="one"))
+    (ranks, mesh), (others, other) = before, after
+    train(ranks, options(tmp_path, *tied, "--steps", "3", "--mesh", *mesh.split(), run="two"))
+    train(others, options(tmp_path, *tied, "--resume", "auto", "--mesh", *other.split(), run="two"))
+    for name, array in final(tmp_path, "one").items():
+        np.testing.assert_allclose(final(tmp_path, "two")[name], array, rtol=0, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("mesh", ["dp=2,tp=2,pp=2 --zero 1", "dp=4,tp=1,pp=1 --zero 3", "dp=1,tp=1,pp=4 --pipeline zb-h1"])
+def test_the_same_mesh_goes_on_bit_for_bit(tmp_path, text, mesh):
+    ranks = 8 if "tp=2" in mesh else 4
+    flags = [*text, "--dropout", "0.1", "--micro-batches", "4", "--mesh", *mesh.split()]
+    train(ranks, options(tmp_path, *flags, run="one"))
+    train(ranks, options(tmp_path, *flags, "--steps", "4", run="two"))
+    train(ranks, options(tmp_path, *flags, "--resume", "auto", run="two"))
+    for name, array in final(tmp_path, "one").items():
+        assert final(tmp_path, "two")[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("optimizer, states", [("adamw", 2), ("momentum", 1), ("sgd", 0)])
+def test_memory_is_what_the_formula_says(tmp_path, text, stage, optimizer, states):
+    flags = [*text, "--width", "64", "--layers", "4", "--dtype", "f32", "--optimizer", optimizer, "--zero", str(stage)]
+    unit_bytes = 1 << 16
+    chosen = options(tmp_path, *flags, "--bucket-bytes", str(unit_bytes))
+
+    def program(comm):
+        mine = replica(chosen, load(chosen, comm), comm)
+        largest = 4 * max(unit.stop - unit.start for unit in mine.units)
+        return memory_bytes(mine), mine.model.layout.size, largest
+
+    for found, n, largest in threads.run(4, program):
+        assert sum(found.values()) == pytest.approx(zero.memory_in_theory(n, 4, stage, 4, states, largest), rel=0.02)
+        assert found["optimizer"] == pytest.approx(states * 4 * n / (4 if stage else 1), rel=0.02)
+
+
+@pytest.mark.parametrize("mesh, ranks", [("dp=1", 1), ("tp=2,dp=1", 2), ("dp=1,tp=2,pp=2", 4), ("dp=2 --zero 3", 2)])
+def test_any_mesh_writes_the_same_sample(tmp_path, text, mesh, ranks, capsys):
+    train(ranks, options(tmp_path, *text, "--lr", "0.01", "--sample", "40", "--mesh", *mesh.split()))
+    written = capsys.readouterr().out.split("\n\n", 1)[1]
+    train(1, options(tmp_path, *text, "--lr", "0.01", "--sample", "40", run="other"))
+    assert written == capsys.readouterr().out.split("\n\n", 1)[1]
+
+
+def test_the_timeline_is_chromes_and_idle_time_is_reported(tmp_path, text):
+    pytest.importorskip("matplotlib")
+    trace = tmp_path / "trace" / "t.json"
+    flags = ["--mesh", "dp=2,pp=2", "--pipeline", "zb-h1", "--micro-batches", "4", "--trace", str(trace), "--plot"]
+    summary = train(4, options(tmp_path, *text, *flags))
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert len(events) == 4 * 3 * 4
+    assert {(event["pid"], event["tid"]) for event in events} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert all(event["ph"] == "X" and event["ts"] >= 0 and event["dur"] >= 0 for event in events)
+    assert trace.with_suffix(".png").stat().st_size > 5000
+    assert 0 <= summary["bubble"] < 1
+    assert 0 < summary["bubble_in_theory"] < 1
+
+
+def test_text_is_reported_in_bits_per_byte(tmp_path, text):
+    summary = train(2, options(tmp_path, *text))
+    assert summary["bits_per_byte"] == pytest.approx(summary["test_loss"] / np.log(2))
+    assert summary["memory"]["parameters"] > 0
+
+
+@pytest.mark.parametrize("mesh, ranks", [("dp=2,tp=2", 4), ("dp=2,pp=2", 4), ("dp=2 --zero 1", 2)])
+def test_compression_acts_on_the_data_parallel_axis(tmp_path, text, mesh, ranks):
+    """int8 with feedback on a mesh stays near the uncompressed run, and sends less."""
+    flags = [*text, "--dtype", "f32", "--micro-batches", "2", "--steps", "30", "--compress-smallest", "1"]
+    plain = train(1, options(tmp_path, *flags, run="plain"))
+    summary = train(ranks, options(tmp_path, *flags, "--compress", "int8", "--mesh", *mesh.split()))
+    assert summary["test_loss"] == pytest.approx(plain["test_loss"], rel=0.01)
+    assert summary["compression"]["sent_bytes"] < 0.3 * summary["compression"]["plain_bytes"]
+
+
+def test_checkpoints_of_a_mesh_are_those_of_one_process(tmp_path, text):
+    train(1, options(tmp_path, *text, run="one"))
+    train(4, options(tmp_path, *text, "--mesh", "tp=2,pp=2", "--micro-batches", "2", run="two"))
+    one, two = (checkpoint.read(resume.newest(tmp_path / run))[1] for run in ("one", "two"))
+    assert one.arrays.keys() == two.arrays.keys()
+    assert one.meta["identity"] == two.meta["identity"]
