@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcai.xp import Array
+from hpcai.xp import Array, bfloat16
 
 SMALL = 1 << 14
 """Bytes below which numpy's own allocation is quicker."""
@@ -26,6 +26,9 @@ class _Block(NamedTuple):
 
 
 _free: dict[int, list[_Block]] = {}
+
+_SPELT = {bfloat16: np.dtype(np.uint16)}
+"""What stands in for types that numpy's array interface does not know."""
 
 
 class _Lease:
@@ -58,7 +61,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     if nbytes <= size - size // 4:
         size -= size // 4
     home = _free.setdefault(size, [])
-    return np.asarray(_Lease(home.pop() if home else _new(size, home), shape, dtype))
+    lease = _Lease(home.pop() if home else _new(size, home), shape, _SPELT.get(dtype, dtype))
+    return np.asarray(lease).view(dtype) if dtype in _SPELT else np.asarray(lease)
 
 
 def _new(size: int, home: list[_Block]) -> _Block:

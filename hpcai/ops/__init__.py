@@ -1,8 +1,8 @@
 """The numerical verbs: each has one specification (reference.py) and one fast implementation per device.
 
 Verbs that collectives need are C++ (native.py, blocks.py, integers.py), and so is what a transformer spends its time on besides
-BLAS (attention.py, rows.py); other elementwise and row-wise work of `nn` and `optim` is Numba (fused.py, sequence.py). A verb loads
-its implementation when it is first used, so that importing hpcai starts no compiler.
+BLAS (attention.py, rows.py); other elementwise and row-wise work of `nn` and `optim` is Numba (fused.py, sequence.py). A verb
+loads its implementation when it is first used, so that importing hpcai starts no compiler.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcai import arena
+from hpcai import arena, ops
 from hpcai.comm.communicator import Communicator
 from hpcai.nn.layers import Params
 from hpcai.nn.models import Model, per_layer
@@ -110,11 +110,12 @@ class WholeGradients:
 class ShardedGradients:
     """This rank's shard of the gradients, summed over ranks: layers write into one unit, which is reduced when they leave it."""
 
-    def __init__(self, model: Model, units: Sequence[slice], comm: Communicator, dtype: np.dtype):
+    def __init__(self, model: Model, units: Sequence[slice], comm: Communicator, dtype: np.dtype, sent: np.dtype):
+        """dtype: of arithmetic; sent: in which units travel."""
         self.model, self.units, self.comm = model, units, comm
         self.owned = pieces(units, comm)
         self.flat = np.zeros(self.owned[-1].shard.stop if self.owned else 0, dtype)
-        self.working = comm.empty(max((unit.stop - unit.start for unit in units), default=0), dtype)
+        self.sent, self.working = _buffers(units, comm, dtype, sent)
         self.views, self.unit_of = _in_units(model, units, self.working)
         self._current, self._visited = -1, set[str]()
 
@@ -140,20 +141,24 @@ class ShardedGradients:
         """Reduce the unit that was written last. Collective."""
         if self._current >= 0:
             unit = self.units[self._current]
-            chunk = self.comm.reduce_scatter(self.working[: unit.stop - unit.start])
+            sent = self.sent[: unit.stop - unit.start]
+            if self.sent is not self.working:
+                ops.cast_into(sent, self.working[: sent.size])
+            chunk = self.comm.reduce_scatter(sent)
             mine = self.flat[self.owned[self._current].shard]
-            np.add(mine, chunk, out=mine)
+            np.add(mine, chunk.astype(mine.dtype, copy=False), out=mine)
         self._current, self._visited = -1, set()
 
 
 class GatheredParameters(Sequence[Params]):
     """Parameters of which this rank keeps a shard: a layer's are gathered, with those of its unit, when they are asked for."""
 
-    def __init__(self, model: Model, units: Sequence[slice], comm: Communicator, flat: Array):
+    def __init__(self, model: Model, units: Sequence[slice], comm: Communicator, flat: Array, sent: np.dtype):
+        """flat: initial values, in the dtype of arithmetic; sent: in which they are kept and travel."""
         self.units, self.comm = units, comm
         self.owned = pieces(units, comm)
-        self.shard = scatter(flat, self.owned)
-        self.working = comm.empty(max((unit.stop - unit.start for unit in units), default=0), flat.dtype)
+        self.shard = scatter(flat, self.owned).astype(sent, copy=False)
+        self.sent, self.working = _buffers(units, comm, flat.dtype, sent)
         self.views, self.unit_of = _in_units(model, units, self.working)
         self._current = -1
 
@@ -169,11 +174,20 @@ class GatheredParameters(Sequence[Params]):
         unit = self.unit_of[i]
         if unit not in (-1, self._current):
             where, piece = self.units[unit], self.owned[unit]
-            whole = self.working[: where.stop - where.start]
+            whole = self.sent[: where.stop - where.start]
             whole[piece.flat.start - where.start : piece.flat.stop - where.start] = self.shard[piece.shard]
             self.comm.allgather(whole)
+            if self.sent is not self.working:
+                ops.cast_into(self.working[: whole.size], whole)
             self._current = unit
         return self.views[i]
+
+
+def _buffers(units: Sequence[slice], comm: Communicator, dtype: np.dtype, sent: np.dtype) -> tuple[Array, Array]:
+    """Room for the longest unit as it travels and for arithmetic: one array if that is the same."""
+    size = max((unit.stop - unit.start for unit in units), default=0)
+    travelling = comm.empty(size, sent)
+    return travelling, travelling if sent == dtype else np.empty(size, dtype)
 
 
 def units(model: Model, itemsize: int, unit_bytes: int) -> list[slice]:

@@ -15,6 +15,7 @@ from hpcai.arena import Layout
 from hpcai.nn import models
 from hpcai.nn.models import Model
 from hpcai.parallel import zero
+from hpcai.train import precision
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
@@ -75,6 +76,8 @@ def distribute(mine: Replica, whole: dict[str, Array]) -> None:
         for part in parts(mine):
             flat[part.here] = views[part.name].reshape(part.shape)[part.part].reshape(-1)
         array[...] = zero.scatter(flat, mine.owned) if _sharded(mine, name) else flat
+    if mine.half is not None:
+        precision.publish(mine)
 
 
 def arrays_of(mine: Replica) -> dict[str, Array]:
@@ -93,7 +96,7 @@ def parts(mine: Replica) -> list[Part]:
 
 
 def _sharded(mine: Replica, name: str) -> bool:
-    return mine.zero > (2 if name == "params" else 0)
+    return mine.zero > (2 if name == "params" and mine.half is None else 0)
 
 
 def _unsharded(mine: Replica, name: str, array: Array) -> Array:

@@ -100,7 +100,9 @@ class Options:
     clip: float = option(0.0, "limit of the gradient's global norm (0: none)")
     reduction: Literal["mean", "sum"] = option("mean", "gradient of the mean or of the sum of the losses in a global batch")
     seed: int = option(0, "seed of initial parameters and of the order of samples")
-    dtype: Literal["f32", "f64"] = option("f32", "arithmetic")
+    dtype: Literal["f32", "f64", "bf16", "f16"] = option(
+        "f32", "arithmetic; bf16, f16: what is stored and sent, with a master copy and arithmetic in f32"
+    )
     algorithm: Literal["auto", "node", "hierarchical", "ring", "halving_doubling", "mpi"] = option(
         "auto", "all-reduce (auto: shared memory on a node, else by the cost model; mpi: the library's own)"
     )
@@ -290,6 +292,7 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
         (o.model == "gpt" and not text, f"--model gpt learns text: give --data text:PATH, got {o.data}"),
         (text and o.model != "gpt", f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt"),
         (o.sample < 0 or (o.sample > 0 and o.model != "gpt"), f"--sample {o.sample} writes text: from 0, with --model gpt"),
+        (grains and o.dtype != "f32", f"--compress reproducible works on f32; leave --dtype {o.dtype} out"),
         (o.micro_batches < 1, f"--micro-batches starts at 1, got {o.micro_batches}"),
         (o.batch % max(1, o.micro_batches) > 0, f"--batch {o.batch} is not divisible by --micro-batches {o.micro_batches}"),
         ((o.chunks or 1) < 1, f"--chunks starts at 1, got {o.chunks}"),

@@ -36,8 +36,9 @@ from hpcai.reduce.counting import Tally
 from hpcai.reduce.named import named
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
-from hpcai.train import config
+from hpcai.train import config, precision
 from hpcai.train.config import Options
+from hpcai.train.precision import Half
 from hpcai.xp import DTYPES, Array
 
 BUCKET_BYTES = 25 << 20
@@ -74,6 +75,7 @@ class Replica:
     params: Array
     grads: Array
     state: State
+    half: Half | None
     weights: Sequence[Params]
     gradients: WholeGradients | ShardedGradients
     counted: list[slice]
@@ -100,33 +102,40 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
     """
     mesh = build_mesh(options, comm)
     whole = build_model(options, dataset, tensor.split(mesh.tp))
-    dtype = np.dtype(DTYPES[options.dtype])
+    storage = np.dtype(DTYPES[options.dtype])
+    dtype = np.dtype(np.float32) if options.dtype in precision.STORAGE else storage
+    if storage != dtype:
+        whole = precision.rounding(whole, storage)
     model, stages = build_stages(options, dataset, whole, mesh, dtype)
     borrowed = _borrowed(model, whole, mesh)
     optimizer = build_optimizer(options, model)
     overlap = overlaps(options, mesh)
     bucket_bytes = options.bucket_bytes or (OVERLAPPED_BUCKET_BYTES if overlap else BUCKET_BYTES)
     buckets = arena.buckets(model.layout, dtype.itemsize, bucket_bytes)
-    unit_bytes = options.bucket_bytes or max(SMALLEST_UNIT_BYTES, dtype.itemsize * model.layout.size // UNITS)
-    units = zero.units(model, dtype.itemsize, unit_bytes) if options.zero > 1 else buckets
+    unit_bytes = options.bucket_bytes or max(SMALLEST_UNIT_BYTES, storage.itemsize * model.layout.size // UNITS)
+    units = zero.units(model, storage.itemsize, unit_bytes) if options.zero > 1 else buckets
     owned = zero.pieces(units, mesh.dp) if options.zero else [Piece(slice(0, model.layout.size), slice(0, model.layout.size))]
 
     initial = models.initialise(model, options.seed, dtype)
     weights: Sequence[Params]
+    half = None
     if options.zero < 3:
-        params = mesh.dp.empty(model.layout.size, dtype)
-        params[:] = initial
-        weights = models.per_layer(model, params)
+        stored = mesh.dp.empty(model.layout.size, storage)
+        stored[:] = initial
+        half = precision.half(stored, whole=True) if storage != dtype else None
+        weights = models.per_layer(model, stored if half is None else half.computed)
     else:
-        weights = gathered = GatheredParameters(model, units, mesh.dp, initial)
-        params = gathered.shard
+        weights = gathered = GatheredParameters(model, units, mesh.dp, initial, storage)
+        stored = gathered.shard
+        half = precision.half(stored, whole=False) if storage != dtype else None
+    params = stored if half is None else zero.scatter(initial, owned)
     gradients: WholeGradients | ShardedGradients
     if options.zero < 2:
-        grads = mesh.dp.empty(model.layout.size, dtype)
+        grads = mesh.dp.empty(model.layout.size, storage)
         grads[:] = 0
-        gradients = WholeGradients(model, grads)
+        gradients = WholeGradients(model, grads if half is None else np.zeros(model.layout.size, dtype))
     else:
-        gradients = ShardedGradients(model, units, mesh.dp, dtype)
+        gradients = ShardedGradients(model, units, mesh.dp, dtype, storage)
         grads = gradients.flat
 
     reducers = build_reducers(options, model, buckets, mesh.dp.size)
@@ -135,7 +144,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
     if by_grains:
         cores.limit_threads(1)  # the same cut of a matrix product everywhere
     chunks = options.chunks or 1
-    return Replica(
+    mine = Replica(
         mesh=mesh,
         whole=whole,
         model=model,
@@ -151,6 +160,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         params=params,
         grads=grads,
         state=optimizer.init(zero.scatter(initial, owned) if options.zero else params),
+        half=half,
         weights=weights,
         gradients=gradients,
         counted=_counted(model, borrowed if mesh.pp.rank else None, mesh, owned, options.zero),
@@ -169,17 +179,22 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         algorithm=options.algorithm,
         clip=options.clip,
     )
+    if half is not None:
+        precision.publish(mine)
+    return mine
 
 
 def memory_bytes(mine: Replica) -> dict[str, int]:
-    """What this rank keeps from step to step: bytes of parameters, gradients, optimizer state, and buffers that gather shards."""
-    working = [
-        part.working.nbytes for part in (mine.weights, mine.gradients) if isinstance(part, (GatheredParameters, ShardedGradients))
-    ]
+    """Bytes that this rank keeps from step to step: parameters and gradients as they are stored, optimizer state (with 16 bits the
+    master copy too), and buffers that gather shards.
+    """
+    both = (mine.weights, mine.gradients)
+    working = [part.sent.nbytes for part in both if isinstance(part, (GatheredParameters, ShardedGradients))]
+    half = mine.half
     return {
-        "parameters": mine.params.nbytes,
+        "parameters": mine.params.nbytes if half is None else half.stored.nbytes,
         "gradients": mine.grads.nbytes,
-        "optimizer": sum(array.nbytes for array in mine.state.values()),
+        "optimizer": sum(array.nbytes for array in mine.state.values()) + (0 if half is None else mine.params.nbytes),
         "buffers": sum(working),
     }
 

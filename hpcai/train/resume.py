@@ -77,7 +77,7 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
 
     loaded: list[Checkpoint] = []
 
-    def find() -> tuple[Progress, Any, Any] | None:
+    def find() -> tuple[Progress, Any, Any, Any] | None:
         path = _chosen(options.resume, folder)
         if path is None:
             _set_aside(folder)
@@ -87,12 +87,14 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
         loaded.append(found)
         own = assembly.arrays_of(mine)
         extra = {name: (array.shape, str(array.dtype)) for name, array in found.arrays.items() if name not in own}
-        return Progress(**found.meta["progress"]), found.meta.get("counters"), extra
+        return Progress(**found.meta["progress"]), found.meta.get("counters"), extra, found.meta.get("loss_scale")
 
     begun = comm.on_root(find)
     if begun is None:
         return Progress()
-    progress, counters, extra = begun
+    progress, counters, extra, scale = begun
+    if mine.half is not None and scale:
+        mine.half.scale, mine.half.good = scale
     assembly.distribute(mine, loaded[0].arrays if loaded else {})
     kept: dict[str, Array] = {}
     for name, (shape, dtype) in extra.items() if mine.reducers else ():
@@ -106,6 +108,7 @@ def save(options: Options, mine: Replica, progress: Progress, comm: Communicator
     """Write a checkpoint on rank 0; every rank waits until it is on disk."""
     meta = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress), "ranks": comm.size}
     meta["compress"] = options.compress
+    meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
     arrays, meta["counters"] = memories.gather(mine)
     made = Checkpoint(assembly.collect(mine, assembly.arrays_of(mine)) | arrays, meta)
     comm.on_root(lambda: str(checkpoint.write(folder / "checkpoints", progress.step, made, options.keep)))

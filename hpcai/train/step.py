@@ -17,7 +17,7 @@ from hpcai.nn import models
 from hpcai.optim import clip
 from hpcai.parallel.pipeline import Micro
 from hpcai.parallel.zero import GatheredParameters
-from hpcai.train import grains
+from hpcai.train import grains, precision
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
@@ -43,6 +43,8 @@ def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int,
     scale = 1.0 if replica.reduction == "sum" else 1.0 / targets
     if replica.reducers:  # which take means
         scale *= dp.size
+    if replica.half is not None:
+        scale *= replica.half.scale
 
     # Gradients are sums over samples, scaled by the global count, so that every sample weighs the same whatever its rank.
     sums = grains.sum_into(replica, x, target, batch, scale, step) if replica.grain else None
@@ -50,10 +52,16 @@ def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int,
     if not math.isfinite(loss_sum):
         raise _non_finite_loss(replica, x, step, loss_sum)
 
-    norm = _norm(replica, step)
+    norm = _norm(replica)
+    if replica.half is not None and not replica.half.settle(math.isfinite(norm), step):
+        return Report(loss_sum, targets, norm, perf_counter() - started, comm_s)
+    if not math.isfinite(norm):
+        raise _non_finite_gradient(replica, step)
     if replica.grain and sums is None:
         raise NonFiniteError(f"the gradient of a few samples (see --grain) was not finite in step {step + 1}")
-    comm_s += _update(replica, step, lr, clip.factor(norm, replica.clip))
+    unscale = 1.0 if replica.half is None else 1.0 / replica.half.scale
+    norm *= unscale
+    comm_s += _update(replica, step, lr, clip.factor(norm, replica.clip) * unscale)
     return Report(loss_sum, targets, norm, perf_counter() - started, comm_s)
 
 
@@ -76,7 +84,7 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
 
     before = perf_counter()
     if replica.borrowed is not None and replica.zero < 2:
-        replica.borrowed.comm.allreduce(replica.grads[replica.borrowed.where])
+        replica.borrowed.comm.allreduce(replica.gradients.flat[replica.borrowed.where])
     for i in waiting:
         replica.carrier.start(_reduce, replica, i)
     total *= mesh.tp.rank == 0  # tensor-parallel ranks all have the sum
@@ -97,6 +105,8 @@ def cut(x: Array, target: Array, first: int, count: int) -> list[Micro]:
 def _reduce(replica: Replica, i: int) -> None:
     """Sum bucket `i` over data-parallel ranks, in place: as it is, as its reducer does it, or this rank's chunk alone."""
     bucket, comm = replica.grads[replica.buckets[i]], replica.mesh.dp
+    if replica.half is not None:
+        ops.cast_into(bucket, replica.gradients.flat[replica.buckets[i]])
     if replica.reducers:
         with replica.tallies[i].of(comm, replica.algorithm) as counted:
             mean, _, replica.reducer_states[i] = replica.reducers[i].reduce(bucket, counted, replica.reducer_states[i])
@@ -108,39 +118,48 @@ def _reduce(replica: Replica, i: int) -> None:
         comm.allreduce(bucket, algorithm=replica.algorithm)
 
 
-def _norm(replica: Replica, step: int) -> float:
+def _norm(replica: Replica) -> float:
     """The norm of the whole gradient, whoever has which part of it."""
-    square = np.array([sum(ops.sum_of_squares(replica.grads[run]) for run in replica.counted)], np.float64)
+    square = np.array([sum(ops.sum_of_squares(_wide(replica.grads[run])) for run in replica.counted)], np.float64)
     if replica.zero or not replica.mesh.only_dp:
         replica.mesh.world.allreduce(square)
         square /= 1 if replica.zero else replica.mesh.dp.size
-    if not math.isfinite(square[0]):
-        found = replica.mesh.world.exchange(_non_finite_gradient(replica))
-        where = next((one for one in found if one), "the gradient became infinite")
-        raise NonFiniteError(f"{where} in step {step + 1}")
-    return math.sqrt(square[0])
+    return math.sqrt(square[0]) if square[0] >= 0 else math.nan
 
 
-def _non_finite_gradient(replica: Replica) -> str | None:
-    """Where this rank's gradients are not finite."""
-    for piece in replica.owned:
-        at = piece.flat if replica.zero < 2 else piece.shard
-        broken = np.flatnonzero(~np.isfinite(replica.grads[at]))
-        if len(broken):
-            name = named_slot(replica.model.layout, piece.flat.start + int(broken[-1]))
-            return f"the gradient of {name} became {replica.grads[at][broken[-1]]}"
-    return None
+def _wide(x: Array) -> Array:
+    """16-bit values as f32."""
+    return ops.cast_into(np.empty(x.shape, np.float32), x) if x.dtype.itemsize == 2 else x
+
+
+def _non_finite_gradient(replica: Replica, step: int) -> NonFiniteError:
+    """Name the array, on whatever rank it is."""
+
+    def broken() -> str | None:
+        for piece in replica.owned:
+            values = _wide(replica.grads[piece.flat if replica.zero < 2 else piece.shard])
+            places = np.flatnonzero(~np.isfinite(values))
+            if len(places):
+                name = named_slot(replica.model.layout, piece.flat.start + int(places[-1]))
+                return f"the gradient of {name} became {values[places[-1]]}"
+        return None
+
+    found = (one for one in replica.mesh.world.exchange(broken()) if one)
+    return NonFiniteError(f"{next(found, 'the gradient became infinite')} in step {step + 1}")
 
 
 def _update(replica: Replica, step: int, lr: float, factor: float) -> float:
     """Update the parameters, or this rank's share and gather the others'; returns the seconds that communication took."""
+    whole = replica.zero < 3 and replica.half is None
     for piece in replica.owned:
-        params = replica.params[piece.flat if replica.zero < 3 else piece.shard]
-        grads = replica.grads[piece.flat if replica.zero < 2 else piece.shard]
+        params = replica.params[piece.flat if whole else piece.shard]
+        grads = _wide(replica.grads[piece.flat if replica.zero < 2 else piece.shard])
         state = {name: array[piece.shard] for name, array in replica.state.items()}
         replica.optimizer.update(params, grads, state, step + 1, lr, factor)
     before = perf_counter()
-    if isinstance(replica.weights, GatheredParameters):
+    if replica.half is not None:
+        precision.publish(replica)
+    elif isinstance(replica.weights, GatheredParameters):
         replica.weights.forget()
     elif replica.zero:
         for unit in replica.units:

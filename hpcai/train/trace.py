@@ -61,8 +61,19 @@ def picture(path: Path, timelines: list[list[Work]], title: str) -> None:
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    end = max(work.end for works in timelines for work in works)
     figure, axes = pyplot.subplots(figsize=(12, 0.6 + 0.45 * len(timelines)), layout="constrained")
+    draw(axes, timelines, max(work.end for works in timelines for work in works))
+    kinds = sorted({work.action.kind for works in timelines for work in works})
+    figure.legend(
+        [Patch(color=COLORS[kind]) for kind in kinds], [NAMES[kind] for kind in kinds], loc="outside right upper", fontsize=8
+    )
+    axes.set(xlabel="ms", ylabel="rank", yticks=range(len(timelines)), title=title)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def draw(axes: Any, timelines: list[list[Work]], end: float) -> None:
+    """The bars of one picture, which ends at `end` seconds."""
     for rank, works in enumerate(timelines):
         for work in works:
             axes.barh(
@@ -77,14 +88,7 @@ def picture(path: Path, timelines: list[list[Work]], title: str) -> None:
             if work.end - work.start > 0.015 * end:
                 middle = 500 * (work.start + work.end)
                 axes.text(middle, rank, str(work.action.micro), ha="center", va="center", color="white", fontsize=7)
-    kinds = sorted({work.action.kind for works in timelines for work in works})
-    figure.legend(
-        [Patch(color=COLORS[kind]) for kind in kinds], [NAMES[kind] for kind in kinds], loc="outside right upper", fontsize=8
-    )
-    axes.set(xlabel="ms", ylabel="rank", yticks=range(len(timelines)), title=title)
     axes.invert_yaxis()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
 def bubbles(options: Options, mine: Replica, timelines: list[list[Work]]) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import pytest
 from hpcai.comm import threads
 from hpcai.errors import DataError, UsageError
 from hpcai.parallel import zero
-from hpcai.train import checkpoint, resume
+from hpcai.train import checkpoint, precision, resume
 from hpcai.train.loop import load
 from hpcai.train.replica import memory_bytes, replica
 from tests.train.test_loop import final, options, train
@@ -206,3 +206,50 @@ def test_checkpoints_of_a_mesh_are_those_of_one_process(tmp_path, text):
     one, two = (checkpoint.read(resume.newest(tmp_path / run))[1] for run in ("one", "two"))
     assert one.arrays.keys() == two.arrays.keys()
     assert one.meta["identity"] == two.meta["identity"]
+
+
+HALVES = {
+    "alone": (1, []),
+    "dp": (2, ["--mesh", "dp=2"]),
+    "zero 1": (2, ["--mesh", "dp=2", "--zero", "1"]),
+    "zero 2": (2, ["--mesh", "dp=2", "--zero", "2"]),
+    "zero 3": (2, ["--mesh", "dp=2", "--zero", "3"]),
+    "all": (8, ["--mesh", "dp=2,tp=2,pp=2", "--zero", "1", "--pipeline", "zb-h1"]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("split", HALVES)
+def test_16_bits_with_a_master_copy_learn_what_f32_learns_on_any_split(tmp_path, text, dtype, split):
+    flags = [*text, "--dtype", "f32", "--steps", "60", "--lr", "3e-3", "--micro-batches", "2"]
+    plain = train(1, options(tmp_path, *flags, run="plain"))
+    ranks, mesh = HALVES[split]
+    summary = train(ranks, options(tmp_path, *flags, *mesh, "--dtype", dtype))
+    assert summary["test_loss"] == pytest.approx(plain["test_loss"], rel=0.02 if dtype == "bf16" else 0.005)
+    assert summary["test_loss"] != plain["test_loss"]
+    size = sum(slot["size"] for slot in [{"size": summary["parameters"]}])
+    share = ranks if split == "zero 3" else 4 if split == "all" else 1
+    assert summary["memory"]["parameters"] == pytest.approx(2 * size / share, rel=0.4)
+
+
+@pytest.mark.parametrize("split", ["alone", "zero 1", "zero 3"])
+def test_16_bits_go_on_bit_for_bit(tmp_path, text, split):
+    ranks, mesh = HALVES[split]
+    flags = [*text, "--dtype", "f16", *mesh]
+    train(ranks, options(tmp_path, *flags, run="one"))
+    train(ranks, options(tmp_path, *flags, "--steps", "4", run="two"))
+    train(ranks, options(tmp_path, *flags, "--resume", "auto", run="two"))
+    for name, array in final(tmp_path, "one").items():
+        assert final(tmp_path, "two")[name].tobytes() == array.tobytes(), name
+
+
+def test_a_step_whose_gradients_overflow_f16_is_left_out_and_the_scale_is_halved(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**40)
+    summary = train(2, options(tmp_path, *text, "--dtype", "f16", "--steps", "40", "--lr", "1e-2"))
+    meta = checkpoint.read(resume.newest(tmp_path / "run"))[1].meta
+    assert meta["loss_scale"][0] < 2.0**30
+    assert summary["epoch_losses"][-1] < 5.4
+    monkeypatch.setattr(precision, "GROW_AFTER", 3)
+    monkeypatch.setattr(precision, "FIRST_SCALE", 1.0)
+    train(2, options(tmp_path, *text, "--dtype", "f16", run="other"))
+    assert checkpoint.read(resume.newest(tmp_path / "other"))[1].meta["loss_scale"] == [4.0, 0]
