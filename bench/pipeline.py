@@ -108,12 +108,11 @@ def gathered(comm: Communicator, pipeline: Pipeline, begin: float) -> list[list[
 def report(arguments: argparse.Namespace, comm: Communicator, found: dict[str, list[tuple[float, float]]]) -> None:
     """A table in Markdown."""
     print(
-        f"{comm.size} stages, {arguments.micro_batches} micro-batches, forward = input gradient = weights' gradient = {arguments.ms} ms a rank,"
+        f"{comm.size} stages, {arguments.micro_batches} micro-batches; a rank's forward, input gradient and weights' gradient take"
     )
-    print(f"messages of {ROWS * WIDTH * 4:,} bytes, {arguments.turns} turns. {machine(comm)}.\n")
-    print(
-        "| schedule | step | idle, measured | idle, in theory | measured / theory | range over turns |\n|---|---|---|---|---|---|"
-    )
+    print(f"{arguments.ms} ms each; messages of {ROWS * WIDTH * 4:,} bytes; {arguments.turns} turns. {machine(comm)}.\n")
+    print("| schedule | step | idle, measured | idle, in theory | measured / theory | range over turns |")
+    print("|---|---|---|---|---|---|")
     for name, turns in found.items():
         chunks = arguments.chunks if name == "interleaved" else 1
         equal = dict.fromkeys("FIW", arguments.ms / chunks)

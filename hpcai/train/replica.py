@@ -185,8 +185,8 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
 
 
 def memory_bytes(mine: Replica) -> dict[str, int]:
-    """Bytes that this rank keeps from step to step: parameters and gradients as they are stored, optimizer state (with 16 bits the
-    master copy too), and buffers that gather shards.
+    """Bytes that this rank keeps from step to step: parameters and gradients as they are stored, optimizer state (with 16 bits
+    the master copy too), and buffers that gather shards.
     """
     both = (mine.weights, mine.gradients)
     working = [part.sent.nbytes for part in both if isinstance(part, (GatheredParameters, ShardedGradients))]
