@@ -1,0 +1,41 @@
+"""The laws of test_parity.py again under real MPI: run by `mpirun -n {2,3,4} pytest`."""
+
+import numpy as np
+import pytest
+
+from hpcai.comm import threads
+from hpcai.train import checkpoint, config, resume
+from hpcai.train.loop import fit
+from tests.parallel.test_parity import MODEL
+
+pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("clean_environment")]
+
+SPLITS = {
+    2: ["tp=2", "pp=2 --pipeline zb-h1", "pp=2 --pipeline interleaved", "dp=2 --zero 3", "dp=2 --zero 1 --overlap always"],
+    3: ["pp=3", "dp=3 --zero 2", "pp=3 --pipeline gpipe --recompute"],
+    4: ["dp=2,tp=2 --zero 1", "tp=2,pp=2", "dp=2,pp=2 --zero 3 --pipeline zb-h1", "tp=4", "pp=4"],
+}
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_a_mesh_of_processes_trains_the_model_of_one(tmp_path, comm, case):
+    splits = SPLITS.get(comm.size, [])
+    if case >= len(splits):
+        pytest.skip(f"{comm.size} ranks have {len(splits)} meshes to try")
+    text = tmp_path / "text.txt"
+    text.write_bytes(np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 4000).tobytes())
+    flags = ["--data", f"text:{text}", *MODEL, "--batch", "24", "--dtype", "f64", "--steps", "10"]
+    folder = comm.exchange(str(tmp_path))[0]
+    mine = config.parse([*flags, "--mesh", *splits[case].split(), "--run", f"{folder}/mesh"])
+    alone = config.parse([*flags, "--micro-batches", "1", "--run", str(tmp_path / "alone")])
+    found = fit(mine, comm)
+    wanted = threads.run(1, lambda one: fit(alone, one))[0]
+    assert found["epoch_losses"] == pytest.approx(wanted["epoch_losses"], rel=1e-10)
+    assert found["test_loss"] == pytest.approx(wanted["test_loss"], rel=1e-10)
+
+    def differences():
+        one, all_ = (checkpoint.read(resume.newest(tmp_path / run))[1].arrays for run in ("alone", "mesh"))
+        return {name: float(np.abs(all_[name] - array).max()) for name, array in one.items()}
+
+    for name, difference in comm.on_root(differences).items():
+        assert difference < 1e-10, name
