@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--micro-batches", type=int, default=16)
     parser.add_argument("--chunks", type=int, default=2, help="stages a rank of the interleaved schedule")
     parser.add_argument(
-        "--ms", type=float, default=12.0, help="of a rank's forward, of its input gradient, and of its weights' gradient"
+        "--ms", type=float, default=30.0, help="of a rank's forward, of its input gradient, and of its weights' gradient"
     )
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--picture", type=Path)
@@ -65,10 +65,10 @@ def side(arguments: argparse.Namespace, comm: Communicator, name: str) -> Callab
     """A function that runs one batch through a pipeline by that schedule."""
     chunks = arguments.chunks if name == "interleaved" else 1
     seconds = arguments.ms / 1e3 / chunks
-    layers = [waiting(f"stage{i}", seconds) for i in range(chunks)]
+    layers = [layer for i in range(chunks) for layer in (waiting(f"begin{i}", 0.0), waiting(f"stage{i}", seconds))]
     model = models.sequential("waiting", *layers, loss=losses.mean_squared_error())
-    shape = ((ROWS, WIDTH),) * chunks
-    pipeline = Pipeline(Stages(model, tuple(slice(i, i + 1) for i in range(chunks)), shape, shape), comm, np.dtype(np.float32))
+    shape, spans = ((ROWS, WIDTH),) * chunks, tuple(slice(2 * i, 2 * i + 2) for i in range(chunks))
+    pipeline = Pipeline(Stages(model, spans, shape, shape), comm, np.dtype(np.float32))
     plan = schedules.plan(name, comm.size, arguments.micro_batches, chunks)
     x = np.zeros((ROWS, WIDTH), np.float32)
     micros = [Micro(x.reshape(1, ROWS, WIDTH), x, i) for i in range(arguments.micro_batches)]
@@ -87,17 +87,27 @@ def weights(model: Model) -> tuple[Any, WholeGradients]:
 
 
 def waiting(name: str, seconds: float) -> Layer:
-    """A layer that takes so long for each of its three kinds of work; rows pass through it."""
+    """A layer that takes so long for each of its three kinds of work; rows pass through it.
+
+    The first stage computes no gradient of its input, so each stage begins with such a layer that takes no time.
+    """
     inner = product(name, Parameter((1, 1), 1.0), Parameter((1,), 1.0))
 
     def passing(params: Any, cache: Any, x: Any) -> Any:
-        sleep(seconds)
+        rest(seconds)
         return x.reshape(ROWS, WIDTH)
 
     def gradients(params: Any, grads: Any, cache: Any, dy: Any) -> None:
-        sleep(seconds)
+        rest(seconds)
+        for array in grads.values():
+            array[...] = 0
 
     return inner._replace(forward=passing, backward=passing, gradients=gradients)
+
+
+def rest(seconds: float) -> None:
+    if seconds:
+        sleep(seconds)
 
 
 def gathered(comm: Communicator, pipeline: Pipeline, begin: float) -> list[list[Work]]:
@@ -107,9 +117,7 @@ def gathered(comm: Communicator, pipeline: Pipeline, begin: float) -> list[list[
 
 def report(arguments: argparse.Namespace, comm: Communicator, found: dict[str, list[tuple[float, float]]]) -> None:
     """A table in Markdown."""
-    print(
-        f"{comm.size} stages, {arguments.micro_batches} micro-batches; a rank's forward, input gradient and weights' gradient take"
-    )
+    print(f"{comm.size} stages, {arguments.micro_batches} micro-batches; forward and each half of backward take a rank")
     print(f"{arguments.ms} ms each; messages of {ROWS * WIDTH * 4:,} bytes; {arguments.turns} turns. {machine(comm)}.\n")
     print("| schedule | step | idle, measured | idle, in theory | measured / theory | range over turns |")
     print("|---|---|---|---|---|---|")
