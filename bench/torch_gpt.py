@@ -56,7 +56,7 @@ def torch_gpt(options: Options, initial: dict[str, Any]) -> Any:
                 (block.down, "hidden/down"),
             ):
                 weight = initial[f"block{i}/{name}.weight"]
-                layer.weight.copy_(weight.T if weight.ndim == 2 else weight)
+                layer.weight.copy_(weight.T if name.endswith(("out", "down")) else weight)
                 layer.bias.copy_(initial[f"block{i}/{name}.bias"])
         net.norm.weight.copy_(initial["head/norm.weight"])
         net.norm.bias.copy_(initial["head/norm.bias"])

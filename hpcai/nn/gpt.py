@@ -55,16 +55,14 @@ def gpt(shape: Shape, seed: int = 0, split: Split = WHOLE) -> Model:
 def _attend(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]:
     heads, d, width = split.share(shape.heads), shape.width // shape.heads, shape.width
     mine = heads.stop - heads.start
-    weight = Parameter(
-        (width, 3 * mine * d), 0.02, "normal", (width, 3, shape.heads, d), (slice(None), slice(None), heads, slice(None))
-    )
+    weight = Parameter((3 * mine * d, width), 0.02, "normal", (3, shape.heads, d, width), (slice(None), heads))
     bias = Parameter((3 * mine * d,), 0.0, "constant", (3, shape.heads, d), (slice(None), heads, slice(None)))
     out = _narrowing(shape, split.share(width))
     return sequence.residual(
         name,
         sequence.norm(f"{name}/norm", width, shape.norm, split),
         *split.gather(f"{name}/gather"),
-        layers.product(f"{name}/qkv", weight, bias),
+        layers.product(f"{name}/qkv", weight, bias, transposed=True),
         sequence.attention(f"{name}/heads", mine, shape.context),
         layers.product(f"{name}/out", *out, adds_bias=split.place == 0),
         *split.scatter(f"{name}/scatter"),
@@ -75,13 +73,13 @@ def _attend(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]
 def _think(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]:
     hidden, mine = 4 * shape.width, split.share(4 * shape.width)
     columns = mine.stop - mine.start
-    weight = Parameter((shape.width, columns), 0.02, "normal", (shape.width, hidden), (slice(None), mine))
+    weight = Parameter((columns, shape.width), 0.02, "normal", (hidden, shape.width), (mine,))
     bias = Parameter((columns,), 0.0, "constant", (hidden,), (mine,))
     return sequence.residual(
         name,
         sequence.norm(f"{name}/norm", shape.width, shape.norm, split),
         *split.gather(f"{name}/gather"),
-        layers.product_gelu(f"{name}/up", weight, bias),
+        layers.product_gelu(f"{name}/up", weight, bias, transposed=True),
         layers.product(f"{name}/down", *_narrowing(shape, mine, hidden), adds_bias=split.place == 0),
         *split.scatter(f"{name}/scatter"),
         dropped(f"{name}/dropout"),

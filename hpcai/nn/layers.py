@@ -56,52 +56,66 @@ def linear(name: str, inputs: int, outputs: int) -> Layer:
     return product(name, Parameter((inputs, outputs), bound), Parameter((outputs,), bound))
 
 
-def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = True) -> Layer:
+def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = True, transposed: bool = False) -> Layer:
     """y = x W + b. x: (b, inputs), W: (inputs, outputs).
 
     Where ranks share out the inputs, whose products are summed, one alone has `adds_bias`. See also product_gelu.
+    transposed: the parameter is W^T; its gradient is then the quicker product where outputs are more than inputs.
     """
-    outputs = weight.shape[1]
+    outputs = bias.shape[0]
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         y = buffer((len(x), outputs), x)
-        namespace(x).matmul(x, params["weight"], out=y)
+        namespace(x).matmul(x, _turned(params["weight"], transposed), out=y)
         cache["x"] = x
         return ops.add_bias_into(y, params["bias"]) if adds_bias else y
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
-        namespace(dy).matmul(cache["x"].T, dy, out=grads["weight"])
+        _weight_gradient_into(grads["weight"], cache["x"], dy, transposed)
         ops.column_sums_into(grads["bias"], dy)
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).matmul(dy, params["weight"].T, out=buffer(cache["x"].shape, dy))
+        return namespace(dy).matmul(dy, _turned(params["weight"], not transposed), out=buffer(cache["x"].shape, dy))
 
     return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 
 
-def product_gelu(name: str, weight: Parameter, bias: Parameter) -> Layer:
+def _turned(weight: Array, transposed: bool) -> Array:
+    return weight.T if transposed else weight
+
+
+def _weight_gradient_into(out: Array, x: Array, dy: Array, transposed: bool) -> None:
+    if transposed:
+        namespace(dy).matmul(dy.T, x, out=out)
+    else:
+        namespace(dy).matmul(x.T, dy, out=out)
+
+
+def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool = False) -> Layer:
     """y = gelu(x W + b), as `product` and `gelu`, with one pass over y for bias, GELU and its derivative, which is kept for
     backward.
     """
+    outputs = bias.shape[0]
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        y = namespace(x).matmul(x, params["weight"], out=buffer((len(x), weight.shape[1]), x))
+        y = namespace(x).matmul(x, _turned(params["weight"], transposed), out=buffer((len(x), outputs), x))
         cache["x"], cache["slope"] = x, buffer(y.shape, y)
         return ops.bias_gelu_into(y, cache["slope"], params["bias"])
 
     def before_gelu(cache: Cache, dy: Array) -> Array:
         """The gradient of x W + b, made once from dy in place of the slope, with the bias's."""
         if "slope" in cache:
-            cache["dbias"] = buffer((weight.shape[1],), dy)
+            cache["dbias"] = buffer((outputs,), dy)
             cache["dz"] = ops.multiply_and_sum_into(cache.pop("slope"), dy, cache["dbias"])
         return cache["dz"]
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
-        namespace(dy).matmul(cache["x"].T, before_gelu(cache, dy), out=grads["weight"])
+        _weight_gradient_into(grads["weight"], cache["x"], before_gelu(cache, dy), transposed)
         grads["bias"][...] = cache["dbias"]
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).matmul(before_gelu(cache, dy), params["weight"].T, out=buffer(cache["x"].shape, dy))
+        dz = before_gelu(cache, dy)
+        return namespace(dy).matmul(dz, _turned(params["weight"], not transposed), out=buffer(cache["x"].shape, dy))
 
     return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 

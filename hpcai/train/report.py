@@ -97,6 +97,7 @@ class Reporter:
         path = self.folder / "summary.json"
         if not self.reports and path.exists():
             self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
+            say(text)
             return json.loads(path.read_text(encoding="utf-8"))
         summary = json.loads(json.dumps(self._summary(timelines)))
         write_summary(path, summary)
@@ -108,8 +109,7 @@ class Reporter:
         if self.options.trace:
             written += self._trace(Path(self.options.trace), timelines)
         print(table(summary, written), flush=True)
-        if text:
-            print(f"\n{text.decode('utf-8', 'replace')}", flush=True)
+        say(text)
         return summary
 
     def _trace(self, path: Path, timelines: list[list[Work]]) -> list[Path]:
@@ -261,6 +261,12 @@ def _lines(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8") as file:
         return [line for line in file if line.endswith("}\n")]
+
+
+def say(text: bytes) -> None:
+    """A sample of text, below the table."""
+    if text:
+        print(f"\n{text.decode('utf-8', 'replace')}", flush=True)
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
