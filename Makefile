@@ -45,9 +45,12 @@ big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 fuzz: $(VENV)/dev-$(MPI)  ## 160,000 random collectives, on 1 to 8 ranks
 	for n in 1 2 3 4 5 6 7 8; do HPCAI_FUZZ=20000 HPCAI_FUZZ_SEED=$$n mpirun -n $$n pytest tests/comm/test_fuzz.py || exit 1; done
 
-bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, all-reduce against MPI and Gloo (installs torch)
+bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, pipelines, scaling, all-reduce against MPI and Gloo (installs torch)
 	pip install -q torch==2.13.0
 	mpirun -n 2 python -m bench.step
+	mpirun -n 2 python -m bench.step --model gpt
+	mpirun -n 4 python -m bench.pipeline
+	mpirun -n 2 python -m bench.scaling
 	mpirun -n 2 python -m bench.allreduce --against mpi,gloo
 
 clean:
