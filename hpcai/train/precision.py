@@ -90,9 +90,7 @@ def _rounding(layer: Layer, dtype: np.dtype) -> Layer:
 def _rounded(compute: Callable[..., Array], dtype: np.dtype) -> Callable[..., Array]:
     def rounded(params: Any, cache: Any, x: Array) -> Array:
         y = compute(params, cache, x)
-        if y is not x and y.flags.c_contiguous:  # views and values that pass through are rounded already
-            short = ops.cast_into(memory.empty(y.shape, dtype), y)
-            ops.cast_into(y, short)
-        return y
+        short = ops.cast_into(memory.empty(y.shape, dtype), y)
+        return ops.cast_into(y, short)  # in place: what passes through unchanged is rounded already
 
     return rounded

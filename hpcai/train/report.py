@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import sys
-from math import log, sqrt
+from math import isfinite, log, sqrt
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
@@ -67,19 +67,20 @@ class Reporter:
         if self.silent:
             return
         self.reports.append(done)
+        loss = done.loss_sum / done.targets
         record = {
             "step": number,
             "epoch": (number - 1) // self.per_epoch + 1,
-            "loss": done.loss_sum / done.targets,
+            "loss": loss,
             "lr": lr,
-            "grad_norm": done.grad_norm,
+            "grad_norm": done.grad_norm if isfinite(done.grad_norm) else None,  # a step that f16 left out
             "samples_per_s": done.targets / done.step_s,
             "step_ms": 1e3 * done.step_s,
             "comm_ms": 1e3 * done.comm_s,
         }
         assert self.metrics is not None
         self.metrics.write(record)
-        self.line.show(number, record["loss"], self._samples_per_s(last=50))
+        self.line.show(number, loss, self._samples_per_s(last=50))
 
     def epoch(self, record: dict[str, Any]) -> None:
         """After an epoch, with its record (see resume.Progress)."""
