@@ -30,7 +30,8 @@ from hpcai.nn import gpt, models
 from hpcai.parallel import schedules, stages
 from hpcai.parallel.mesh import Sizes
 from hpcai.train import config
-from hpcai.train.replica import build_optimizer, memory_bytes, replica
+from hpcai.train.build import build_optimizer
+from hpcai.train.replica import memory_bytes, replica
 from hpcai.train.step import train_step
 
 CONTEXT, NODE = 128, 8

@@ -31,7 +31,8 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.nn import models
 from hpcai.train import config
-from hpcai.train.replica import build_model, replica
+from hpcai.train.build import build_model
+from hpcai.train.replica import replica
 from hpcai.train.step import train_step
 
 LR, MU = 0.01, 0.9

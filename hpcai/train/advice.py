@@ -18,8 +18,9 @@ from hpcai.reduce import advice
 from hpcai.reduce.advice import Prediction
 from hpcai.reduce.combine import exact
 from hpcai.train import config, resume
+from hpcai.train.build import build_reducers
 from hpcai.train.config import Options
-from hpcai.train.replica import Replica, build_reducers, replica
+from hpcai.train.replica import Replica, replica
 from hpcai.train.step import cut
 
 CANDIDATES = ("none", "bf16", "int8", "int4", "powersgd:4")

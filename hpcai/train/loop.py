@@ -17,8 +17,9 @@ from hpcai.errors import NonFiniteError
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
 from hpcai.train import advice, report, resume, sampling, trace
+from hpcai.train.build import build_schedule, check
 from hpcai.train.config import Options
-from hpcai.train.replica import Replica, build_schedule, check, replica
+from hpcai.train.replica import Replica, replica
 from hpcai.train.step import train_step
 from hpcai.xp import Array
 

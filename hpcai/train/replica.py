@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from hpcai import arena
-from hpcai.arena import Layout
 from hpcai.comm import cores
 from hpcai.comm.background import Background, Foreground
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
-from hpcai.errors import UsageError
-from hpcai.nn import gpt, models
+from hpcai.nn import models
 from hpcai.nn.layers import Params
 from hpcai.nn.models import Model
-from hpcai.nn.split import WHOLE, Split
-from hpcai.optim import optimizers, schedules
 from hpcai.optim.optimizers import Optimizer, State
-from hpcai.optim.schedules import Schedule
-from hpcai.parallel import mesh as meshes
-from hpcai.parallel import schedules as plans
-from hpcai.parallel import stages as cuts
 from hpcai.parallel import tensor, zero
 from hpcai.parallel.mesh import Mesh
-from hpcai.parallel.pipeline import Pipeline, Stages
+from hpcai.parallel.pipeline import Pipeline
 from hpcai.parallel.schedules import Plan
 from hpcai.parallel.zero import GatheredParameters, Piece, ShardedGradients, WholeGradients
 from hpcai.reduce.counting import Tally
-from hpcai.reduce.named import named
-from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
-from hpcai.train import config, precision
+from hpcai.train import build, precision
 from hpcai.train.config import Options
 from hpcai.train.precision import Half
 from hpcai.xp import DTYPES, Array
@@ -100,16 +88,16 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
 
     Raises: UsageError where model and mesh do not fit.
     """
-    mesh = build_mesh(options, comm)
-    whole = build_model(options, dataset, tensor.split(mesh.tp))
+    mesh = build.build_mesh(options, comm)
+    whole = build.build_model(options, dataset, tensor.split(mesh.tp))
     storage = np.dtype(DTYPES[options.dtype])
     dtype = np.dtype(np.float32) if options.dtype in precision.STORAGE else storage
     if storage != dtype:
         whole = precision.rounding(whole, storage)
-    model, stages = build_stages(options, dataset, whole, mesh, dtype)
+    model, stages = build.build_stages(options, dataset, whole, mesh, dtype)
     borrowed = _borrowed(model, whole, mesh)
-    optimizer = build_optimizer(options, model)
-    overlap = overlaps(options, mesh)
+    optimizer = build.build_optimizer(options, model)
+    overlap = build.overlaps(options, mesh)
     bucket_bytes = options.bucket_bytes or (OVERLAPPED_BUCKET_BYTES if overlap else BUCKET_BYTES)
     buckets = arena.buckets(model.layout, dtype.itemsize, bucket_bytes)
     unit_bytes = options.bucket_bytes or max(SMALLEST_UNIT_BYTES, storage.itemsize * model.layout.size // UNITS)
@@ -138,7 +126,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         gradients = ShardedGradients(model, units, mesh.dp, dtype, storage)
         grads = gradients.flat
 
-    reducers = build_reducers(options, model, buckets, mesh.dp.size)
+    reducers = build.build_reducers(options, model, buckets, mesh.dp.size)
     states = [reducer.init(grads[bucket]) for reducer, bucket in zip(reducers, buckets, strict=False)]
     by_grains = options.compress == "reproducible"
     if by_grains:
@@ -150,9 +138,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         model=model,
         pipeline=Pipeline(stages, mesh.pp, dtype),
         evaluation=Pipeline(stages._replace(recompute=None), mesh.pp, dtype),
-        plan=plans.plan(options.pipeline, mesh.pp.size, options.micro_batches, chunks)
-        if mesh.pp.size > 1
-        else plans.one_f_one_b(1, options.micro_batches),
+        plan=build.build_plan(options, mesh),
         optimizer=optimizer,
         zero=options.zero,
         units=units,
@@ -199,54 +185,6 @@ def memory_bytes(mine: Replica) -> dict[str, int]:
     }
 
 
-def build_mesh(options: Options, comm: Communicator) -> Mesh:
-    """The mesh that the options name, if the rest of them can be on it. Collective."""
-    axes = meshes.sizes(options.mesh, comm.size)
-    config.check_mesh(options, *axes)
-    return meshes.mesh(comm, axes)
-
-
-def gpt_shape(options: Options) -> gpt.Shape:
-    """The gpt that the options describe, over bytes."""
-    o = options
-    return gpt.Shape(o.layers, o.width, o.heads, o.context, norm=o.norm, tied=o.tied, dropout=o.dropout)
-
-
-def check(options: Options, ranks: int) -> None:
-    """Raise UsageError for what cannot be on so many ranks, as far as the options tell without the data."""
-    axes = meshes.sizes(options.mesh, ranks)
-    config.check_mesh(options, *axes)
-    if options.model == "gpt":
-        gpt.check(gpt_shape(options), axes.tp)
-        cuts.cut([1.0] * (2 * options.layers + 2), axes.pp * (options.chunks or 1))
-    if axes.pp > 1:
-        plans.plan(options.pipeline, axes.pp, options.micro_batches, options.chunks or 1)
-
-
-def build_stages(options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype) -> tuple[Model, Stages]:
-    """This rank's layers: all, or those of its pipeline stages, cut by the seconds that they take on rank 0. Collective."""
-    ranks, chunks = mesh.pp.size, options.chunks or 1
-    if ranks == 1:
-        kept = tuple(cuts.groups(whole)) if options.recompute else None
-        return whole, Stages(whole, (slice(0, len(whole.layers)),), ((),), ((),), kept)
-    cuts.cut([1.0] * len(cuts.groups(whole)), ranks * chunks)
-    plans.plan(options.pipeline, ranks, options.micro_batches, chunks)
-    samples = max(1, options.batch // (mesh.dp.size * options.micro_batches))
-    groups = cuts.measure(whole, np.zeros((samples, *dataset.shape), np.int64 if dataset.context else dtype), dtype)
-    spans = cuts.cut(mesh.world.exchange([group.seconds for group in groups])[0], ranks * chunks)
-    mine = [groups[span] for span in spans[mesh.pp.rank :: ranks]]
-    layers = [slice(some[0].span.start, some[-1].span.stop) for some in mine]
-    model = models.parts(whole, layers)
-    ends = [0, *itertools.accumulate(span.stop - span.start for span in layers)]
-    return model, Stages(
-        model,
-        tuple(slice(a, b) for a, b in itertools.pairwise(ends)),
-        tuple(some[0].entering for some in mine),
-        tuple(some[-1].leaving for some in mine),
-        tuple(cuts.groups(model)) if options.recompute else None,
-    )
-
-
 def _borrowed(model: Model, whole: Model, mesh: Mesh) -> Borrowed | None:
     """Where the first and the last stage both have the embedding. Collective."""
     owner = next((layer.shares for layer in whole.layers if layer.shares), None)
@@ -275,82 +213,3 @@ def _counted(model: Model, borrowed: Borrowed | None, mesh: Mesh, owned: list[Pi
                 start = min(hole.stop, piece.flat.stop)
         runs.append(slice(start + shift, piece.flat.stop + shift))
     return [run for run in runs if run.start < run.stop]
-
-
-def overlaps(options: Options, mesh: Mesh) -> bool:
-    """Whether gradients are reduced while backward computes the next: as the options say, else where ranks span nodes.
-
-    On one node memory is the wire, and a thread would only take the core from backward. Where other axes communicate within
-    backward, or shards do, a thread would come between.
-    """
-    comm = mesh.world
-    if options.overlap == "never" or comm.size == 1 or not mesh.only_dp or options.zero > 1:
-        return False
-    if not all(comm.exchange(comm.wire.serves_threads())):
-        if options.overlap == "always":
-            raise UsageError(f"--overlap always needs MPI_THREAD_SERIALIZED, which {comm.wire.describe()} does not offer here")
-        return False
-    return options.overlap == "always" or len(set(comm.exchange(comm.wire.node_color()))) > 1
-
-
-def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:
-    """The model that the options name, for this data's shape and classes; of a gpt the part that `split` says."""
-    if options.model == "gpt":
-        return gpt.gpt(gpt_shape(options), options.seed, split)
-    loss = models.default_loss(dataset.classes)
-    if options.model == "softmax":
-        return models.softmax(dataset.shape, dataset.outputs, loss)
-    if options.model == "mlp":
-        return models.mlp(dataset.shape, dataset.outputs, loss, options.hidden, options.activation)
-    return models.cnn(dataset.shape, dataset.outputs, loss, options.channels)
-
-
-def build_optimizer(options: Options, model: Model) -> Optimizer:
-    """The optimizer that the options name; sgd with momentum is momentum."""
-    name = "momentum" if options.optimizer == "sgd" and options.momentum else options.optimizer
-    decay = options.weight_decay if options.weight_decay is not None else 0.01 if name in ("adamw", "lamb") else 0.0
-    mu = 0.9 if options.momentum is None else options.momentum
-    if name == "sgd":
-        return optimizers.sgd(decay)
-    if name in ("momentum", "nesterov"):
-        return (optimizers.momentum if name == "momentum" else optimizers.nesterov)(mu, decay)
-    if name == "lamb":
-        return optimizers.lamb(model.layout, weight_decay=decay)
-    return optimizers.adam(weight_decay=decay, decoupled=name == "adamw")
-
-
-def build_reducers(options: Options, model: Model, buckets: list[slice], ranks: int) -> list[Reducer]:
-    """One for each bucket, or none at all where gradients are summed as they are."""
-    if options.compress in ("none", "reproducible"):
-        return []
-    return [_reducer(options, model.layout, bucket, ranks) for bucket in buckets]
-
-
-def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int) -> Reducer:
-    """Of one bucket: neighbouring arrays of the same choice are a part, which is reduced in one go."""
-    slots = [slot for slot in layout.slots if bucket.start <= slot.start and slot.stop <= bucket.stop]
-    choices = [_choice(options, slot.name) for slot in slots]
-    starts = [i for i in range(len(slots)) if i == 0 or choices[i] != choices[i - 1]]
-    parts = []
-    for first, after in zip(starts, [*starts[1:], len(slots)], strict=True):
-        begin, end = slots[first].start, slots[after].start if after < len(slots) else bucket.stop
-        places = [(slot.start - begin, slot.shape) for slot in slots[first:after]]
-        reducer = named(choices[first], ranks, places, options.seed, not options.no_error_feedback)
-        one = policy(reducer, options.compress_smallest, options.compress_warmup)
-        parts.append((slice(begin - bucket.start, end - bucket.start), one))
-    return parts[0][1] if len(parts) == 1 else by_parts(parts)
-
-
-def _choice(options: Options, name: str) -> str:
-    """How the array of that name travels."""
-    return next((choice for pattern, choice in options.compress_layers if fnmatch(name, pattern)), options.compress)
-
-
-def build_schedule(options: Options, steps: int) -> Schedule:
-    """The learning rate's course over `steps` steps."""
-    assert options.lr is not None
-    if options.schedule == "cosine":
-        return schedules.cosine(options.lr, steps, options.warmup)
-    if options.schedule == "step":
-        return schedules.step(options.lr, options.decay_steps, warmup=options.warmup)
-    return schedules.constant(options.lr, options.warmup)

@@ -21,8 +21,8 @@ from hpcai.comm.launcher import launch
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError
 from hpcai.parallel.schedules import Work
-from hpcai.reduce.counting import Sent, sent_bytes
-from hpcai.train import memories, trace
+from hpcai.train import summary as summaries
+from hpcai.train import trace
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, memory_bytes
@@ -31,7 +31,6 @@ from hpcai.train.step import Report
 
 REDRAW_S = 0.1
 LINE_S = 10.0
-SHOWN_BUCKETS = 8
 
 
 class Reporter:
@@ -101,7 +100,7 @@ class Reporter:
             say(text)
             return json.loads(path.read_text(encoding="utf-8"))
         summary = json.loads(json.dumps(self._summary(timelines)))
-        write_summary(path, summary)
+        summaries.write(path, summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
             title = f"{self.dataset.name}, {self.mine.model.name}, {self.comm.size} ranks"
@@ -109,7 +108,7 @@ class Reporter:
             written.append(self.folder / "loss.png")
         if self.options.trace:
             written += self._trace(Path(self.options.trace), timelines)
-        print(table(summary, written), flush=True)
+        print(summaries.table(summary, written), flush=True)
         say(text)
         return summary
 
@@ -155,7 +154,7 @@ class Reporter:
         if self.mine.mesh.pp.size > 1 and timelines[0]:
             summary["bubble"], summary["bubble_in_theory"] = trace.bubbles(self.options, self.mine, timelines)
         if self.mine.reducers:
-            summary["compression"] = compression(self.mine, self.comm)
+            summary["compression"] = summaries.compression(self.mine, self.comm)
         if regression:
             summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit
             summary["test_r2"] = 1 - last["test_loss"] / constant if constant else 0.0
@@ -268,100 +267,6 @@ def say(text: bytes) -> None:
     """A sample of text, below the table."""
     if text:
         print(f"\n{text.decode('utf-8', 'replace')}", flush=True)
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """summary.json, written beside and renamed."""
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-def table(summary: dict[str, Any], written: list[Path]) -> str:
-    """The final table, for stdout."""
-    regression = summary["test_accuracy"] is None
-    unit = "bytes" if "bits_per_byte" in summary else "samples"
-    rows = [
-        ("ranks", f"{summary['ranks']}{_axes(summary['mesh'])} ({summary['mpi']})"),
-        ("parameters", f"{summary['parameters']:,}"),
-        ("steps", f"{summary['steps']:,}"),
-        ("training loss", f"{summary['epoch_losses'][-1]:.4f}" if summary["epoch_losses"] else "-"),
-        ("test loss", f"{summary['test_loss']:.4f}{_bits(summary)}"),
-    ]
-    if regression:
-        rows.append(("test R2", f"{summary['test_r2']:.4f}   (a constant predictor: 0)"))
-        rows.append(("test error", f"{summary['test_rmse']:.4g} (root mean square, in the label's unit)"))
-    else:
-        rows.append(
-            (
-                "test accuracy",
-                f"{summary['test_accuracy']:.4f}   (a constant predictor: {summary['constant_score']:.4f})",
-            )
-        )
-    rows += [
-        ("throughput", f"{summary['samples_per_s']:,.0f} {unit}/s"),
-        ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),
-        ("wall time", f"{summary['wall_s']:.1f} s"),
-    ]
-    if "bubble" in summary:
-        rows.append(("pipeline", f"{summary['bubble']:.1%} idle in the last step, {summary['bubble_in_theory']:.1%} in theory"))
-    if any(count > 1 for count in summary["mesh"].values()) and (summary["options"]["zero"] or not _only_dp(summary["mesh"])):
-        kept = {name: size for name, size in summary["memory"].items() if size}
-        rows.append(("memory of a rank", ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in kept.items())))
-    if (said := summary.get("compression")) is not None:
-        rows.append(("compression", f"{said['name']}: {_compressed(said)}"))
-        shown = said["buckets"][:SHOWN_BUCKETS] if len(said["buckets"]) > 1 else []
-        rows += [("" if i else "  by bucket", f"{one['elements']:,} elements: {_compressed(one)}") for i, one in enumerate(shown)]
-        if len(shown) < len(said["buckets"]) and shown:
-            rows.append(("", f"and {len(said['buckets']) - len(shown)} more (in summary.json)"))
-    rows += [("written" if i == 0 else "", str(path)) for i, path in enumerate(written)]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-
-
-def _bits(summary: dict[str, Any]) -> str:
-    return f"   ({summary['bits_per_byte']:.4f} bits per byte)" if "bits_per_byte" in summary else ""
-
-
-def _axes(mesh: dict[str, int]) -> str:
-    """A mesh in words; nothing for data parallelism alone."""
-    return "" if _only_dp(mesh) else f" ({', '.join(f'{axis}={count}' for axis, count in mesh.items())})"
-
-
-def _only_dp(mesh: dict[str, int]) -> bool:
-    return mesh["tp"] == mesh["pp"] == 1
-
-
-def compression(mine: Replica, comm: Communicator) -> dict[str, Any]:
-    """What compression did in the last step and took on average, in all and for each bucket; errors are this rank's.
-
-    error: the norm of what this rank still owes over that of the mean that was delivered; None without a memory.
-    """
-    buckets, ranks = [], comm.size
-    for where, tally, state in zip(mine.buckets, mine.tallies, mine.reducer_states, strict=True):
-        sent = sum(sent_bytes(call, ranks) for call in tally.calls)
-        plain = sent_bytes(Sent("allreduce", 4 * (where.stop - where.start)), ranks)
-        owed, norm = memories.norm(state, comm), float(np.linalg.norm(mine.grads[where]))
-        buckets.append(
-            {
-                "elements": where.stop - where.start,
-                "sent_bytes": sent,
-                "plain_bytes": plain,
-                "coding_ms": 1e3 * tally.coding_s / max(1, tally.count),
-                "error": None if owed is None or not norm else owed / norm,
-            }
-        )
-    names = dict.fromkeys(reducer.name for reducer in mine.reducers)
-    total = {key: sum(one[key] for one in buckets) for key in ("elements", "sent_bytes", "plain_bytes", "coding_ms")}
-    return {"name": " and ".join(names), **total, "buckets": buckets}
-
-
-def _compressed(said: dict[str, Any]) -> str:
-    """What was sent instead of what, in words."""
-    ratio = f" ({said['plain_bytes'] / said['sent_bytes']:.1f}x)" if said["sent_bytes"] else ""
-    text = f"a rank sends {said['sent_bytes']:,.0f} bytes a step instead of {said['plain_bytes']:,.0f}{ratio}, "
-    owed = f", memory {said['error']:.0%} of the mean" if said.get("error") is not None else ""
-    return f"{text}coding {said['coding_ms']:.2f} ms{owed}"
 
 
 def require_matplotlib() -> None:

@@ -12,8 +12,9 @@ from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from hpcai.parallel.mesh import Sizes, mesh
 from hpcai.parallel.zero import WholeGradients
 from hpcai.train import checkpoint, config, memories, resume
+from hpcai.train.build import overlaps
 from hpcai.train.loop import fit, share
-from hpcai.train.replica import overlaps, replica
+from hpcai.train.replica import replica
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 

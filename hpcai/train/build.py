@@ -1,0 +1,164 @@
+"""From options to the parts of a replica: mesh, model and its stages, optimizer, reducers, schedule."""
+
+from __future__ import annotations
+
+import itertools
+from fnmatch import fnmatch
+
+import numpy as np
+
+from hpcai.arena import Layout
+from hpcai.comm.communicator import Communicator
+from hpcai.data.dataset import Dataset
+from hpcai.errors import UsageError
+from hpcai.nn import gpt, models
+from hpcai.nn.models import Model
+from hpcai.nn.split import WHOLE, Split
+from hpcai.optim import optimizers, schedules
+from hpcai.optim.optimizers import Optimizer
+from hpcai.optim.schedules import Schedule
+from hpcai.parallel import mesh as meshes
+from hpcai.parallel import schedules as plans
+from hpcai.parallel import stages as cuts
+from hpcai.parallel.mesh import Mesh
+from hpcai.parallel.pipeline import Stages
+from hpcai.parallel.schedules import Plan
+from hpcai.reduce.named import named
+from hpcai.reduce.policy import by_parts, policy
+from hpcai.reduce.reducer import Reducer
+from hpcai.train import config
+from hpcai.train.config import Options
+
+
+def build_mesh(options: Options, comm: Communicator) -> Mesh:
+    """The mesh that the options name, if the rest of them can be on it. Collective."""
+    axes = meshes.sizes(options.mesh, comm.size)
+    config.check_mesh(options, *axes)
+    return meshes.mesh(comm, axes)
+
+
+def gpt_shape(options: Options) -> gpt.Shape:
+    """The gpt that the options describe, over bytes."""
+    o = options
+    return gpt.Shape(o.layers, o.width, o.heads, o.context, norm=o.norm, tied=o.tied, dropout=o.dropout)
+
+
+def check(options: Options, ranks: int) -> None:
+    """Raise UsageError for what cannot be on so many ranks, as far as the options tell without the data."""
+    axes = meshes.sizes(options.mesh, ranks)
+    config.check_mesh(options, *axes)
+    if options.model == "gpt":
+        gpt.check(gpt_shape(options), axes.tp)
+        cuts.cut([1.0] * (2 * options.layers + 2), axes.pp * (options.chunks or 1))
+    if axes.pp > 1:
+        plans.plan(options.pipeline, axes.pp, options.micro_batches, options.chunks or 1)
+
+
+def build_plan(options: Options, mesh: Mesh) -> Plan:
+    """The pipeline's schedule; for a single stage, micro-batch after micro-batch."""
+    if mesh.pp.size == 1:
+        return plans.one_f_one_b(1, options.micro_batches)
+    return plans.plan(options.pipeline, mesh.pp.size, options.micro_batches, options.chunks or 1)
+
+
+def build_stages(options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype) -> tuple[Model, Stages]:
+    """This rank's layers: all, or those of its pipeline stages, cut by the seconds that they take on rank 0. Collective."""
+    ranks, chunks = mesh.pp.size, options.chunks or 1
+    if ranks == 1:
+        kept = tuple(cuts.groups(whole)) if options.recompute else None
+        return whole, Stages(whole, (slice(0, len(whole.layers)),), ((),), ((),), kept)
+    cuts.cut([1.0] * len(cuts.groups(whole)), ranks * chunks)
+    plans.plan(options.pipeline, ranks, options.micro_batches, chunks)
+    samples = max(1, options.batch // (mesh.dp.size * options.micro_batches))
+    groups = cuts.measure(whole, np.zeros((samples, *dataset.shape), np.int64 if dataset.context else dtype), dtype)
+    spans = cuts.cut(mesh.world.exchange([group.seconds for group in groups])[0], ranks * chunks)
+    mine = [groups[span] for span in spans[mesh.pp.rank :: ranks]]
+    layers = [slice(some[0].span.start, some[-1].span.stop) for some in mine]
+    model = models.parts(whole, layers)
+    ends = [0, *itertools.accumulate(span.stop - span.start for span in layers)]
+    return model, Stages(
+        model,
+        tuple(slice(a, b) for a, b in itertools.pairwise(ends)),
+        tuple(some[0].entering for some in mine),
+        tuple(some[-1].leaving for some in mine),
+        tuple(cuts.groups(model)) if options.recompute else None,
+    )
+
+
+def overlaps(options: Options, mesh: Mesh) -> bool:
+    """Whether gradients are reduced while backward computes the next: as the options say, else where ranks span nodes.
+
+    On one node memory is the wire, and a thread would only take the core from backward. Where other axes communicate within
+    backward, or shards do, a thread would come between.
+    """
+    comm = mesh.world
+    if options.overlap == "never" or comm.size == 1 or not mesh.only_dp or options.zero > 1:
+        return False
+    if not all(comm.exchange(comm.wire.serves_threads())):
+        if options.overlap == "always":
+            raise UsageError(f"--overlap always needs MPI_THREAD_SERIALIZED, which {comm.wire.describe()} does not offer here")
+        return False
+    return options.overlap == "always" or len(set(comm.exchange(comm.wire.node_color()))) > 1
+
+
+def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:
+    """The model that the options name, for this data's shape and classes; of a gpt the part that `split` says."""
+    if options.model == "gpt":
+        return gpt.gpt(gpt_shape(options), options.seed, split)
+    loss = models.default_loss(dataset.classes)
+    if options.model == "softmax":
+        return models.softmax(dataset.shape, dataset.outputs, loss)
+    if options.model == "mlp":
+        return models.mlp(dataset.shape, dataset.outputs, loss, options.hidden, options.activation)
+    return models.cnn(dataset.shape, dataset.outputs, loss, options.channels)
+
+
+def build_optimizer(options: Options, model: Model) -> Optimizer:
+    """The optimizer that the options name; sgd with momentum is momentum."""
+    name = "momentum" if options.optimizer == "sgd" and options.momentum else options.optimizer
+    decay = options.weight_decay if options.weight_decay is not None else 0.01 if name in ("adamw", "lamb") else 0.0
+    mu = 0.9 if options.momentum is None else options.momentum
+    if name == "sgd":
+        return optimizers.sgd(decay)
+    if name in ("momentum", "nesterov"):
+        return (optimizers.momentum if name == "momentum" else optimizers.nesterov)(mu, decay)
+    if name == "lamb":
+        return optimizers.lamb(model.layout, weight_decay=decay)
+    return optimizers.adam(weight_decay=decay, decoupled=name == "adamw")
+
+
+def build_reducers(options: Options, model: Model, buckets: list[slice], ranks: int) -> list[Reducer]:
+    """One for each bucket, or none at all where gradients are summed as they are."""
+    if options.compress in ("none", "reproducible"):
+        return []
+    return [_reducer(options, model.layout, bucket, ranks) for bucket in buckets]
+
+
+def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int) -> Reducer:
+    """Of one bucket: neighbouring arrays of the same choice are a part, which is reduced in one go."""
+    slots = [slot for slot in layout.slots if bucket.start <= slot.start and slot.stop <= bucket.stop]
+    choices = [_choice(options, slot.name) for slot in slots]
+    starts = [i for i in range(len(slots)) if i == 0 or choices[i] != choices[i - 1]]
+    parts = []
+    for first, after in zip(starts, [*starts[1:], len(slots)], strict=True):
+        begin, end = slots[first].start, slots[after].start if after < len(slots) else bucket.stop
+        places = [(slot.start - begin, slot.shape) for slot in slots[first:after]]
+        reducer = named(choices[first], ranks, places, options.seed, not options.no_error_feedback)
+        one = policy(reducer, options.compress_smallest, options.compress_warmup)
+        parts.append((slice(begin - bucket.start, end - bucket.start), one))
+    return parts[0][1] if len(parts) == 1 else by_parts(parts)
+
+
+def _choice(options: Options, name: str) -> str:
+    """How the array of that name travels."""
+    return next((choice for pattern, choice in options.compress_layers if fnmatch(name, pattern)), options.compress)
+
+
+def build_schedule(options: Options, steps: int) -> Schedule:
+    """The learning rate's course over `steps` steps."""
+    assert options.lr is not None
+    if options.schedule == "cosine":
+        return schedules.cosine(options.lr, steps, options.warmup)
+    if options.schedule == "step":
+        return schedules.step(options.lr, options.decay_steps, warmup=options.warmup)
+    return schedules.constant(options.lr, options.warmup)
