@@ -143,10 +143,11 @@ def _prepare(options: Options, ranks: int, folder: Path) -> Dataset:
         report.require_matplotlib()
     where = Path(options.data_dir) if options.data_dir else None
     dataset = sources.load(options.data, where, options.label, options.ignore, options.context)
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / ".writable"
-    probe.touch()
-    probe.unlink()
+    for place in [folder, *([Path(options.trace).parent] if options.trace else [])]:
+        place.mkdir(parents=True, exist_ok=True)
+        probe = place / ".writable"
+        probe.touch()
+        probe.unlink()
     for warning in dataset.warnings:
         print(f"hpcai: warning: {warning}", file=sys.stderr)
     return dataset

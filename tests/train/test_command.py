@@ -53,6 +53,11 @@ def csv(tmp_path, text):
     return ["--data", f"csv:{tmp_path / 't.csv'}", "--label", "y"]
 
 
+def short_text(tmp_path):
+    (tmp_path / "t.txt").write_text("short")
+    return ["--data", f"text:{tmp_path / 't.txt'}"]
+
+
 def truncated_idx(tmp_path):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"\0\0\0\x09" * 3 + b"123")
     return ["--data", "mnist", "--data-dir", tmp_path]
@@ -80,6 +85,10 @@ BAD = {
     "batch below ranks": (lambda p: ["--batch", "2"], 2, "smaller than the number of ranks, 3"),
     "unwritable folder": (in_the_way, 1, "file"),
     "unwritable metrics": (lambda p: ["--metrics", "/proc/metrics.jsonl"], 1, "/proc"),
+    "unwritable trace": (lambda p: ["--trace", "/proc/trace.json"], 1, "/proc"),
+    "mesh that does not fit": (lambda p: ["--mesh", "tp=2"], 2, "there are 3"),
+    "tp of a model without": (lambda p: ["--mesh", "tp=3"], 2, "tensor parallelism is for --model gpt"),
+    "text that is too short": (short_text, 1, "has 5 bytes"),
     "corrupt checkpoint": (corrupt_checkpoint, 1, "corrupt"),
     "loss that explodes": (lambda p: ["--optimizer", "sgd", "--lr", "1e30"], 1, "in step"),
 }
