@@ -29,7 +29,7 @@ class Group(NamedTuple):
 
 def groups(model: Model) -> list[slice]:
     """Spans of layers that no stage divides: a residual branch with its sum, layers whose names begin alike, and layers without
-    parameters with the one before.
+    parameters with the one before (the first with the one behind).
     """
     starts: list[int] = []
     i, layers = 0, model.layers
@@ -40,6 +40,8 @@ def groups(model: Model) -> list[slice]:
         if end is not None or not joins:
             starts.append(i)
         i = i + 1 if end is None else end + 1
+    if len(starts) > 1 and not any(layer.parameters for layer in layers[: starts[1]]):
+        del starts[1]
     return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]
 
 

@@ -86,6 +86,8 @@ def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
     """For `python -m hpcai.doctor --compress`: what each choice is predicted to take, in Markdown. Collective."""
     if options.dtype != "f32":
         raise UsageError(f"codecs work on f32; leave --dtype {options.dtype} out")
+    if options.mesh or options.zero:
+        raise UsageError("predictions are for data parallelism alone; leave --mesh and --zero out")
     plain = replica(_with(options, "none"), dataset, comm)
     computing = computing_s(plain, options, dataset, comm)
     predictions = predicted(options, plain, comm, ALL)

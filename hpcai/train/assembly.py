@@ -49,7 +49,8 @@ def collect(mine: Replica, arrays: dict[str, Array]) -> dict[str, Array]:
     for name, array in flat.items():
         if world.rank:
             if first:
-                world.send(array, 0).wait()
+                for piece in _pieces(array):
+                    world.send(piece, 0).wait()
             continue
         made = found[name] = np.zeros(where.size, array.dtype)
         views = arena.views(made, where)
@@ -59,11 +60,18 @@ def collect(mine: Replica, arrays: dict[str, Array]) -> dict[str, Array]:
             their = array
             if rank:
                 their = np.empty(told[1], array.dtype)
-                world.receive(their, rank).wait()
+                for piece in _pieces(their):
+                    world.receive(piece, rank).wait()
             for part in told[0]:
                 whole = views[part.name]
                 whole.reshape(part.shape)[part.part] = their[part.here].reshape(whole.reshape(part.shape)[part.part].shape)
     return found
+
+
+def _pieces(array: Array) -> list[Array]:
+    """Views of at most 2**30 bytes, as much as a message carries."""
+    step = (1 << 30) // array.itemsize
+    return [array[start : start + step] for start in range(0, array.size, step)]
 
 
 def distribute(mine: Replica, whole: dict[str, Array]) -> None:

@@ -127,17 +127,24 @@ def build_optimizer(options: Options, model: Model) -> Optimizer:
     return optimizers.adam(weight_decay=decay, decoupled=name == "adamw")
 
 
-def build_reducers(options: Options, model: Model, buckets: list[slice], ranks: int) -> list[Reducer]:
-    """One for each bucket, or none at all where gradients are summed as they are."""
+def build_reducers(
+    options: Options, model: Model, buckets: list[slice], ranks: int, tensor_parallel: bool = False
+) -> list[Reducer]:
+    """One for each bucket, or none at all where gradients are summed as they are.
+
+    Arrays that tensor-parallel ranks all have whole travel as they are: a codec would mix them with neighbours that differ
+    between those ranks, and the copies would drift apart.
+    """
     if options.compress in ("none", "reproducible"):
         return []
-    return [_reducer(options, model.layout, bucket, ranks) for bucket in buckets]
+    copies = {name for name, parameter in models.parameters(model).items() if tensor_parallel and parameter.whole is None}
+    return [_reducer(options, model.layout, bucket, ranks, copies) for bucket in buckets]
 
 
-def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int) -> Reducer:
+def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int, copies: set[str]) -> Reducer:
     """Of one bucket: neighbouring arrays of the same choice are a part, which is reduced in one go."""
     slots = [slot for slot in layout.slots if bucket.start <= slot.start and slot.stop <= bucket.stop]
-    choices = [_choice(options, slot.name) for slot in slots]
+    choices = ["none" if slot.name in copies else _choice(options, slot.name) for slot in slots]
     starts = [i for i in range(len(slots)) if i == 0 or choices[i] != choices[i - 1]]
     parts = []
     for first, after in zip(starts, [*starts[1:], len(slots)], strict=True):

@@ -292,6 +292,7 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
         (o.model == "gpt" and not text, f"--model gpt learns text: give --data text:PATH, got {o.data}"),
         (text and o.model != "gpt", f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt"),
         (o.sample < 0 or (o.sample > 0 and o.model != "gpt"), f"--sample {o.sample} writes text: from 0, with --model gpt"),
+        (grains and bool(o.trace), "--compress reproducible has no micro-batches to trace; leave --trace out"),
         (grains and o.dtype != "f32", f"--compress reproducible works on f32; leave --dtype {o.dtype} out"),
         (o.micro_batches < 1, f"--micro-batches starts at 1, got {o.micro_batches}"),
         (o.batch % max(1, o.micro_batches) > 0, f"--batch {o.batch} is not divisible by --micro-batches {o.micro_batches}"),
@@ -335,6 +336,10 @@ def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
             o.tied and pp > 1 and (o.zero > 1 or o.compress != "none"),
             f"--tied with pp={pp} keeps the embedding on two stages, whose gradients are summed whole; take --zero 0 or 1 and no "
             "--compress, or leave --tied out",
+        ),
+        (
+            o.compress == "auto" and split,
+            f"--mesh {mesh}: --compress auto predicts for dp alone; name a choice, as in --compress int8",
         ),
         (pp == 1 and (o.chunks or 1) > 1, f"--chunks {o.chunks} is for pipelines, and pp=1 in --mesh {mesh}"),
     ]

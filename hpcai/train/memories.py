@@ -25,11 +25,11 @@ def gather(mine: Replica) -> tuple[dict[str, Array], Any]:
     """(arrays, JSON) for a checkpoint, on every rank. Collective.
 
     Arrays: memories (P, n), owed (n,) by the owners, and common ones; JSON: each bucket's counters. Where ranks have parts of the
-    model, nothing: memories follow its cut, and what they owe is small.
+    model no arrays: memories follow its cut, and what they owe is small.
     """
     comm = mine.mesh.dp
-    if not mine.mesh.only_dp:
-        return {}, None
+    if mine.reducers and not mine.mesh.only_dp:
+        return {}, [_counters(state) for state in mine.reducer_states]
     if not mine.reducers:
         return {}, mine.reducer_states
     memories, by_owners = np.zeros((comm.size, mine.params.size), np.float32), np.zeros(mine.params.size, np.float32)
@@ -46,11 +46,16 @@ def gather(mine: Replica) -> tuple[dict[str, Array], Any]:
 
 
 def restore(mine: Replica, arrays: dict[str, Array], counters: Any) -> None:
-    """Fill the reducers' states from arrays that all ranks have. Without memories (a run that did not compress) they stay."""
+    """Fill the reducers' states from arrays that all ranks have. Without memories (of a run that did not compress, or of
+    parts of a model) only counters go on."""
     if mine.grain and counters and type(counters[0]) is int:
         mine.reducer_states[:] = counters
     comm = mine.mesh.dp
-    if not mine.reducers or "memories" not in arrays or not mine.mesh.only_dp:
+    if not mine.reducers or not counters:
+        return
+    if "memories" not in arrays or not mine.mesh.only_dp:
+        states = enumerate(mine.reducer_states)
+        mine.reducer_states[:] = [_with_counters(state, counters[min(i, len(counters) - 1)]) for i, state in states]
         return
     memories = arrays["memories"]
     by_owners = arrays.get("owed", np.zeros(memories.shape[1], np.float32))

@@ -126,7 +126,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         gradients = ShardedGradients(model, units, mesh.dp, dtype, storage)
         grads = gradients.flat
 
-    reducers = build.build_reducers(options, model, buckets, mesh.dp.size)
+    reducers = build.build_reducers(options, model, buckets, mesh.dp.size, mesh.tp.size > 1)
     states = [reducer.init(grads[bucket]) for reducer, bucket in zip(reducers, buckets, strict=False)]
     by_grains = options.compress == "reproducible"
     if by_grains:

@@ -114,6 +114,9 @@ class Reporter:
 
     def _trace(self, path: Path, timelines: list[list[Work]]) -> list[Path]:
         """The last step's timeline, and with --plot a picture of it."""
+        if not any(timelines):
+            self.line.lasting("no step was made, so there is no trace")
+            return []
         trace.write(path, timelines, self.mine)
         if not self.options.plot:
             return [path]

@@ -53,13 +53,13 @@ def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int,
         raise _non_finite_loss(replica, x, step, loss_sum)
 
     norm = _norm(replica)
+    unscale = 1.0 if replica.half is None else 1.0 / replica.half.scale
     if replica.half is not None and not replica.half.settle(math.isfinite(norm), step):
         return Report(loss_sum, targets, norm, perf_counter() - started, comm_s)
     if not math.isfinite(norm):
         raise _non_finite_gradient(replica, step)
     if replica.grain and sums is None:
         raise NonFiniteError(f"the gradient of a few samples (see --grain) was not finite in step {step + 1}")
-    unscale = 1.0 if replica.half is None else 1.0 / replica.half.scale
     norm *= unscale
     comm_s += _update(replica, step, lr, clip.factor(norm, replica.clip) * unscale)
     return Report(loss_sum, targets, norm, perf_counter() - started, comm_s)
@@ -83,13 +83,15 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
         total[0], _ = replica.pipeline.run(replica.plan, micros, replica.weights, replica.gradients, scale, step, eager)
 
     before = perf_counter()
-    if replica.borrowed is not None and replica.zero < 2:
+    if replica.borrowed is not None and replica.zero:  # while the gradients are whole
         replica.borrowed.comm.allreduce(replica.gradients.flat[replica.borrowed.where])
     for i in waiting:
         replica.carrier.start(_reduce, replica, i)
     total *= mesh.tp.rank == 0  # tensor-parallel ranks all have the sum
     replica.carrier.start(mesh.world.allreduce, total)
     replica.carrier.wait()
+    if replica.borrowed is not None and not replica.zero:  # last, so that both copies get the same bits
+        replica.borrowed.comm.allreduce(replica.grads[replica.borrowed.where])
     if replica.reducers:  # what a codec made of the elements that belong to no parameter
         for gap in replica.gaps:
             replica.grads[gap] = 0
@@ -164,6 +166,8 @@ def _update(replica: Replica, step: int, lr: float, factor: float) -> float:
     elif replica.zero:
         for unit in replica.units:
             replica.mesh.dp.allgather(replica.params[unit])
+    if replica.borrowed is not None and replica.zero:  # shards of the two copies were summed in different orders
+        replica.borrowed.comm.broadcast((replica.params if replica.half is None else replica.half.stored)[replica.borrowed.where])
     return perf_counter() - before
 
 

@@ -38,8 +38,7 @@ def test_groups_keep_residual_branches_and_the_head_together():
     assert found[1][-1] == "block1/attention/join"
     mlp = models.mlp((3,), 2, models.default_loss(2), (4, 4))
     assert [[layer.name for layer in mlp.layers[span]] for span in stages.groups(mlp)] == [
-        ["flatten"],
-        ["linear1", "relu1"],
+        ["flatten", "linear1", "relu1"],
         ["linear2", "relu2"],
         ["linear3"],
     ]
