@@ -82,18 +82,18 @@ def norm(name: str, width: int, kind: str = "layer", split: Split = WHOLE) -> La
         shapes["bias"] = Parameter((width,), 0.0, "constant")
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        y, normal = buffer(x.shape, x), buffer(x.shape, x)
-        cache["normal"], cache["inverse"] = normal, buffer((len(x),), x)
-        return ops.layer_norm_into(y, normal, cache["inverse"], x, params["weight"], params.get("bias"))
+        mean, inverse = buffer((len(x),), x), buffer((len(x),), x)
+        cache["x"], cache["mean"], cache["inverse"] = x, mean, inverse
+        return ops.layer_norm_into(buffer(x.shape, x), mean, inverse, x, params["weight"], params.get("bias"))
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
-        ops.layer_norm_gradients_into(grads["weight"], grads.get("bias"), dy, cache["normal"])
+        ops.layer_norm_gradients_into(grads["weight"], grads.get("bias"), dy, cache["x"], cache["mean"], cache["inverse"])
         for key in shapes:
             split.sum_into(grads[key])
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         dx = buffer(dy.shape, dy)
-        return ops.layer_norm_backward_into(dx, dy, cache["normal"], cache["inverse"], params["weight"], centred)
+        return ops.layer_norm_backward_into(dx, dy, cache["x"], cache["mean"], cache["inverse"], params["weight"], centred)
 
     return Layer(name, shapes, forward, backward, gradients)
 

@@ -42,7 +42,6 @@ _FUSED = (
     "lamb_step_into",
 )
 _SEQUENCE = (
-    "layer_norm_gradients_into",
     "embed_into",
     "embed_gradients_into",
     "dropout_into",
@@ -56,6 +55,7 @@ _ROWS = (
     "exponentials_into",
     "layer_norm_into",
     "layer_norm_backward_into",
+    "layer_norm_gradients_into",
 )
 _ATTENTION = ("attention_into", "attention_backward_into")
 _BLOCKS = (

@@ -60,27 +60,45 @@ def exponentials_into(out: Array, sums: Array, picked: Array, x: Array, top: Arr
     picked[:] = np.where(here, found - top, 0.0)
 
 
-def layer_norm_into(y: Array, normal: Array, inverse: Array, x: Array, weight: Array, bias: Array | None = None) -> Array:
+def layer_norm_into(y: Array, mean: Array, inverse: Array, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """LayerNorm (Ba et al., arXiv:1607.06450) of each row; without `bias` RMSNorm (Zhang & Sennrich, arXiv:1910.07467).
 
-    y, normal, x: (rows, width); inverse: (rows,); weight, bias: (width,). Writes y, the rows before weight and bias into
-    `normal`, and what they were multiplied with into `inverse`, for backward. Returns y.
+    y, x: (rows, width); mean, inverse: (rows,); weight, bias: (width,). Writes y, and for backward each row's mean (RMSNorm: 0)
+    and what x - mean was multiplied with. Returns y.
     """
-    arrays = (y, normal, inverse, x, weight)
-    if _by_kernel(*arrays, *([] if bias is None else [bias])):
-        places = [address(array) for array in arrays]
-        native.kernels().layer_norm(*places, 0 if bias is None else address(bias), *x.shape, sequence.EPSILON)
+    if _by_kernel(y, mean, inverse, x, weight, *_given(bias)):
+        places = [address(array) for array in (y, mean, inverse, x, weight)]
+        native.kernels().layer_norm(*places, _place(bias), *x.shape, sequence.EPSILON)
         return y
-    return sequence.layer_norm_into(y, normal, inverse, x, weight, bias)
+    return sequence.layer_norm_into(y, mean, inverse, x, weight, bias)
 
 
-def layer_norm_backward_into(dx: Array, dy: Array, normal: Array, inverse: Array, weight: Array, centred: bool = True) -> Array:
+def layer_norm_backward_into(
+    dx: Array, dy: Array, x: Array, mean: Array, inverse: Array, weight: Array, centred: bool = True
+) -> Array:
     """The input's gradient of layer_norm_into; `centred` as it was with a bias. Returns dx."""
-    arrays = (dx, dy, normal, inverse, weight)
+    arrays = (dx, dy, x, mean, inverse, weight)
     if _by_kernel(*arrays):
         native.kernels().layer_norm_backward(*(address(array) for array in arrays), centred, *dx.shape)
         return dx
-    return sequence.layer_norm_backward_into(dx, dy, normal, inverse, weight, centred)
+    return sequence.layer_norm_backward_into(dx, dy, x, mean, inverse, weight, centred)
+
+
+def layer_norm_gradients_into(dweight: Array, dbias: Array | None, dy: Array, x: Array, mean: Array, inverse: Array) -> None:
+    """The gradients of weight and bias (None for RMSNorm): sums over rows."""
+    if _by_kernel(dy, x, mean, inverse, dweight, *_given(dbias)):
+        places = [address(array) for array in (dy, x, mean, inverse)]
+        native.kernels().layer_norm_gradients(address(dweight), _place(dbias), *places, *dy.shape)
+        return
+    sequence.layer_norm_gradients_into(dweight, dbias, dy, x, mean, inverse)
+
+
+def _given(array: Array | None) -> list[Array]:
+    return [] if array is None else [array]
+
+
+def _place(array: Array | None) -> int:
+    return 0 if array is None else address(array)
 
 
 def _by_kernel(*arrays: Array) -> bool:

@@ -89,7 +89,7 @@ def _sum_of_lanes(lanes):
 
 
 @_compile
-def _layer_norm(y, normal, inverse, x, weight, bias, centred):
+def _layer_norm(y, means, inverse, x, weight, bias, centred):
     width = x.shape[1]
     whole = width - width % 8
     for i in range(x.shape[0]):
@@ -110,70 +110,64 @@ def _layer_norm(y, normal, inverse, x, weight, bias, centred):
             squares[0] += (x[i, j] - mean) * (x[i, j] - mean)
         scale = 1.0 / math.sqrt(_sum_of_lanes(squares) / width + EPSILON)
         middle, factor = x.dtype.type(mean), x.dtype.type(scale)
-        inverse[i] = factor
-        for j in range(width):
-            normal[i, j] = (x[i, j] - middle) * factor
+        means[i], inverse[i] = middle, factor
         if centred:
             for j in range(width):
-                y[i, j] = normal[i, j] * weight[j] + bias[j]
+                y[i, j] = (x[i, j] - middle) * factor * weight[j] + bias[j]
         else:
             for j in range(width):
-                y[i, j] = normal[i, j] * weight[j]
+                y[i, j] = x[i, j] * factor * weight[j]
 
 
-def layer_norm_into(y, normal, inverse, x, weight, bias=None):
-    """LayerNorm (Ba et al., arXiv:1607.06450) of each row; without `bias` RMSNorm (Zhang & Sennrich, arXiv:1910.07467).
-
-    y, normal, x: (rows, width); inverse: (rows,); weight, bias: (width,). Writes y, the rows before weight and bias into
-    `normal`, and what they were multiplied with into `inverse`, for backward. Returns y.
-    """
-    _layer_norm(y, normal, inverse, x, weight, weight if bias is None else bias, bias is not None)
+def layer_norm_into(y, mean, inverse, x, weight, bias=None):
+    """See rows.py."""
+    _layer_norm(y, mean, inverse, x, weight, weight if bias is None else bias, bias is not None)
     return y
 
 
 @_compile
-def _layer_norm_backward(dx, dy, normal, inverse, weight, centred):
+def _layer_norm_backward(dx, dy, x, means, inverse, weight, centred):
     width = dy.shape[1]
     whole = width - width % 8
     for i in range(dy.shape[0]):
-        sums, dots = np.zeros(8), np.zeros(8)
+        sums, dots, middle, factor = np.zeros(8), np.zeros(8), means[i], inverse[i]
         for j in range(0, whole, 8):
             for k in range(8):
                 g = dy[i, j + k] * weight[j + k]
                 sums[k] += g
-                dots[k] += g * normal[i, j + k]
+                dots[k] += g * (x[i, j + k] - middle)
         for j in range(whole, width):
             g = dy[i, j] * weight[j]
             sums[0] += g
-            dots[0] += g * normal[i, j]
-        mean = dx.dtype.type(_sum_of_lanes(sums) / width if centred else 0.0)
-        slope = dx.dtype.type(_sum_of_lanes(dots) / width)
-        factor = inverse[i]
+            dots[0] += g * (x[i, j] - middle)
+        shift = dx.dtype.type(_sum_of_lanes(sums) / width if centred else 0.0)
+        slope = dx.dtype.type(_sum_of_lanes(dots) * factor / width)
         for j in range(width):
-            dx[i, j] = (dy[i, j] * weight[j] - mean - normal[i, j] * slope) * factor
+            dx[i, j] = (dy[i, j] * weight[j] - shift - (x[i, j] - middle) * factor * slope) * factor
 
 
-def layer_norm_backward_into(dx, dy, normal, inverse, weight, centred=True):
-    """The input's gradient of layer_norm_into; `centred` as it was with a bias. Returns dx."""
-    _layer_norm_backward(dx, dy, normal, inverse, weight, centred)
+def layer_norm_backward_into(dx, dy, x, mean, inverse, weight, centred=True):
+    """See rows.py."""
+    _layer_norm_backward(dx, dy, x, mean, inverse, weight, centred)
     return dx
 
 
 @_compile
-def _layer_norm_gradients(dweight, dbias, dy, normal, centred):
+def _layer_norm_gradients(dweight, dbias, dy, x, means, inverse, centred):
     dweight[:] = 0
     dbias[:] = 0
     for i in range(dy.shape[0]):
+        middle, factor = means[i], inverse[i]
         for j in range(dy.shape[1]):
-            dweight[j] += dy[i, j] * normal[i, j]
+            dweight[j] += dy[i, j] * ((x[i, j] - middle) * factor)
         if centred:
             for j in range(dy.shape[1]):
                 dbias[j] += dy[i, j]
 
 
-def layer_norm_gradients_into(dweight, dbias, dy, normal):
-    """The gradients of weight and bias (None for RMSNorm): sums over rows."""
-    _layer_norm_gradients(dweight, np.empty(0, dy.dtype) if dbias is None else dbias, dy, normal, dbias is not None)
+def layer_norm_gradients_into(dweight, dbias, dy, x, mean, inverse):
+    """See rows.py."""
+    _layer_norm_gradients(dweight, np.empty(0, dy.dtype) if dbias is None else dbias, dy, x, mean, inverse, dbias is not None)
 
 
 # Embeddings.

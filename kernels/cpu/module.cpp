@@ -153,16 +153,23 @@ NB_MODULE(_native, m) {
         row_exponentials(reinterpret_cast<float*>(out), reinterpret_cast<double*>(sums), reinterpret_cast<const float*>(x),
                          reinterpret_cast<const float*>(top), rows, columns);
     }, nb::call_guard<nb::gil_scoped_release>());
-    m.def("layer_norm", [](Address y, Address normal, Address inverse, Address x, Address weight, Address bias, std::size_t rows,
+    m.def("layer_norm", [](Address y, Address mean, Address inverse, Address x, Address weight, Address bias, std::size_t rows,
                            std::size_t columns, float epsilon) {
-        layer_norm(reinterpret_cast<float*>(y), reinterpret_cast<float*>(normal), reinterpret_cast<float*>(inverse),
+        layer_norm(reinterpret_cast<float*>(y), reinterpret_cast<float*>(mean), reinterpret_cast<float*>(inverse),
                    reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(weight), reinterpret_cast<const float*>(bias), rows, columns,
                    epsilon);
     }, nb::call_guard<nb::gil_scoped_release>());
-    m.def("layer_norm_backward", [](Address dx, Address dy, Address normal, Address inverse, Address weight, bool centred, std::size_t rows,
-                                    std::size_t columns) {
-        layer_norm_backward(reinterpret_cast<float*>(dx), reinterpret_cast<const float*>(dy), reinterpret_cast<const float*>(normal),
-                            reinterpret_cast<const float*>(inverse), reinterpret_cast<const float*>(weight), centred, rows, columns);
+    m.def("layer_norm_backward", [](Address dx, Address dy, Address x, Address mean, Address inverse, Address weight, bool centred,
+                                    std::size_t rows, std::size_t columns) {
+        layer_norm_backward(reinterpret_cast<float*>(dx), reinterpret_cast<const float*>(dy), reinterpret_cast<const float*>(x),
+                            reinterpret_cast<const float*>(mean), reinterpret_cast<const float*>(inverse),
+                            reinterpret_cast<const float*>(weight), centred, rows, columns);
+    }, nb::call_guard<nb::gil_scoped_release>());
+    m.def("layer_norm_gradients", [](Address dweight, Address dbias, Address dy, Address x, Address mean, Address inverse,
+                                     std::size_t rows, std::size_t columns) {
+        layer_norm_gradients(reinterpret_cast<float*>(dweight), reinterpret_cast<float*>(dbias), reinterpret_cast<const float*>(dy),
+                             reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(mean), reinterpret_cast<const float*>(inverse),
+                             rows, columns);
     }, nb::call_guard<nb::gil_scoped_release>());
     m.attr("DESK_BYTES") = sizeof(Desk);
     m.def("fold_ranks", [](int type, int op, std::vector<Address> outs, std::vector<Address> xs, long divisor, std::size_t from, std::size_t to) {

@@ -89,44 +89,66 @@ PER_CPU void row_exponentials(float* out, double* sums, const float* x, const fl
     }
 }
 
-PER_CPU void layer_norm(float* y, float* normal, float* inverse, const float* x, const float* weight, const float* bias,
+PER_CPU void layer_norm(float* y, float* mean, float* inverse, const float* x, const float* weight, const float* bias,
                         std::size_t rows, std::size_t columns, float epsilon) {
-    for (std::size_t i = 0; i < rows; ++i, y += columns, normal += columns, x += columns) {
-        float mean = 0;
+    for (std::size_t i = 0; i < rows; ++i, y += columns, x += columns) {
+        float middle = 0;
         if (bias) {
             V total = {};
             along(columns, [&](std::size_t j, auto get, auto) INLINED { total += get(x + j); });
-            mean = sum_of(total) / float(columns);
+            middle = sum_of(total) / float(columns);
         }
         V squares = {};
         for (std::size_t j = 0; j + kLane <= columns; j += kLane) {
-            const V middle = load(x + j) - mean;
-            squares += middle * middle;
+            const V apart = load(x + j) - middle;
+            squares += apart * apart;
         }
         float square = sum_of(squares);
-        for (std::size_t j = columns / kLane * kLane; j < columns; ++j) square += (x[j] - mean) * (x[j] - mean);
-        const float factor = inverse[i] = 1.0f / std::sqrt(square / float(columns) + epsilon);
+        for (std::size_t j = columns / kLane * kLane; j < columns; ++j) square += (x[j] - middle) * (x[j] - middle);
+        const float factor = 1.0f / std::sqrt(square / float(columns) + epsilon);
+        mean[i] = middle;
+        inverse[i] = factor;
         along(columns, [&](std::size_t j, auto get, auto put) INLINED {
-            const V middle = (get(x + j) - mean) * factor;
-            put(normal + j, middle);
-            put(y + j, bias ? middle * get(weight + j) + get(bias + j) : middle * get(weight + j));
+            const V normal = (get(x + j) - middle) * factor;
+            put(y + j, bias ? normal * get(weight + j) + get(bias + j) : normal * get(weight + j));
         });
     }
 }
 
-PER_CPU void layer_norm_backward(float* dx, const float* dy, const float* normal, const float* inverse, const float* weight,
-                                 bool centred, std::size_t rows, std::size_t columns) {
-    for (std::size_t i = 0; i < rows; ++i, dx += columns, dy += columns, normal += columns) {
+PER_CPU void layer_norm_backward(float* dx, const float* dy, const float* x, const float* mean, const float* inverse,
+                                 const float* weight, bool centred, std::size_t rows, std::size_t columns) {
+    for (std::size_t i = 0; i < rows; ++i, dx += columns, dy += columns, x += columns) {
+        const float middle = mean[i], factor = inverse[i];
         V sums = {}, dots = {};
         along(columns, [&](std::size_t j, auto get, auto) INLINED {
             const V slope = get(dy + j) * get(weight + j);
             sums += slope;
-            dots += slope * get(normal + j);
+            dots += slope * (get(x + j) - middle);
         });
-        const float mean = centred ? sum_of(sums) / float(columns) : 0.0f, along_normal = sum_of(dots) / float(columns);
-        const float factor = inverse[i];
+        const float shift = centred ? sum_of(sums) / float(columns) : 0.0f, along_normal = sum_of(dots) * factor / float(columns);
         along(columns, [&](std::size_t j, auto get, auto put) INLINED {
-            put(dx + j, (get(dy + j) * get(weight + j) - mean - get(normal + j) * along_normal) * factor);
+            const V normal = (get(x + j) - middle) * factor;
+            put(dx + j, (get(dy + j) * get(weight + j) - shift - normal * along_normal) * factor);
+        });
+    }
+}
+
+PER_CPU void layer_norm_gradients(float* dweight, float* dbias, const float* dy, const float* x, const float* mean,
+                                  const float* inverse, std::size_t rows, std::size_t columns) {
+    constexpr std::size_t kTogether = 8;
+    std::memset(dweight, 0, columns * sizeof(float));
+    if (dbias) std::memset(dbias, 0, columns * sizeof(float));
+    for (std::size_t i = 0; i < rows; i += kTogether, dy += kTogether * columns, x += kTogether * columns) {
+        const std::size_t here = rows - i < kTogether ? rows - i : kTogether;
+        along(columns, [&](std::size_t j, auto get, auto put) INLINED {
+            V weights = get(dweight + j), biases = {};
+            for (std::size_t r = 0; r < here; ++r) {
+                const V slope = get(dy + r * columns + j);
+                weights += slope * ((get(x + r * columns + j) - mean[i + r]) * inverse[i + r]);
+                biases += slope;
+            }
+            put(dweight + j, weights);
+            if (dbias) put(dbias + j, get(dbias + j) + biases);
         });
     }
 }

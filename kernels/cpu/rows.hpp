@@ -19,12 +19,16 @@ void row_max(float* top, const float* x, std::size_t rows, std::size_t columns);
 // out = e**(x - top of the row), and sums = the sums of its rows.
 void row_exponentials(float* out, double* sums, const float* x, const float* top, std::size_t rows, std::size_t columns);
 
-// normal = (x - mean) * inverse of each row, inverse = 1 / sqrt(variance + epsilon), y = normal * weight + bias. Without bias (null)
-// the mean counts as zero: RMSNorm.
-void layer_norm(float* y, float* normal, float* inverse, const float* x, const float* weight, const float* bias, std::size_t rows,
+// y = (x - mean) * inverse * weight + bias of each row, inverse = 1 / sqrt(variance + epsilon). Without bias (null) the mean is zero:
+// RMSNorm.
+void layer_norm(float* y, float* mean, float* inverse, const float* x, const float* weight, const float* bias, std::size_t rows,
                 std::size_t columns, float epsilon);
 
-void layer_norm_backward(float* dx, const float* dy, const float* normal, const float* inverse, const float* weight, bool centred,
-                         std::size_t rows, std::size_t columns);
+void layer_norm_backward(float* dx, const float* dy, const float* x, const float* mean, const float* inverse, const float* weight,
+                         bool centred, std::size_t rows, std::size_t columns);
+
+// Sums over rows; dbias may be null.
+void layer_norm_gradients(float* dweight, float* dbias, const float* dy, const float* x, const float* mean, const float* inverse,
+                          std::size_t rows, std::size_t columns);
 
 }  // namespace hpcai::cpu

@@ -1,5 +1,9 @@
 """The laws of test_parity.py again under real MPI: run by `mpirun -n {2,3,4} pytest`."""
 
+import shutil
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,24 +21,34 @@ SPLITS = {
 }
 
 
+@pytest.fixture
+def folder(comm):
+    """One folder for all ranks. (pytest's tmp_path, used by several processes, leaves folders open and warns at its end.)"""
+    path = Path(comm.on_root(tempfile.mkdtemp))
+    yield path
+    comm.barrier()
+    if comm.rank == 0:
+        shutil.rmtree(path)
+
+
 @pytest.mark.parametrize("case", range(5))
-def test_a_mesh_of_processes_trains_the_model_of_one(tmp_path, comm, case):
+def test_a_mesh_of_processes_trains_the_model_of_one(folder, comm, case):
     splits = SPLITS.get(comm.size, [])
     if case >= len(splits):
         pytest.skip(f"{comm.size} ranks have {len(splits)} meshes to try")
-    text = tmp_path / "text.txt"
-    text.write_bytes(np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 4000).tobytes())
+    text = folder / "text.txt"
+    content = np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 4000)
+    comm.on_root(lambda: text.write_bytes(content.tobytes()))
     flags = ["--data", f"text:{text}", *MODEL, "--batch", "24", "--dtype", "f64", "--steps", "10"]
-    folder = comm.exchange(str(tmp_path))[0]
-    mine = config.parse([*flags, "--mesh", *splits[case].split(), "--run", f"{folder}/mesh"])
-    alone = config.parse([*flags, "--micro-batches", "1", "--run", str(tmp_path / "alone")])
+    mine = config.parse([*flags, "--mesh", *splits[case].split(), "--run", str(folder / "mesh")])
+    alone = config.parse([*flags, "--micro-batches", "1", "--run", str(folder / f"alone{comm.rank}")])
     found = fit(mine, comm)
     wanted = threads.run(1, lambda one: fit(alone, one))[0]
     assert found["epoch_losses"] == pytest.approx(wanted["epoch_losses"], rel=1e-10)
     assert found["test_loss"] == pytest.approx(wanted["test_loss"], rel=1e-10)
 
     def differences():
-        one, all_ = (checkpoint.read(resume.newest(tmp_path / run))[1].arrays for run in ("alone", "mesh"))
+        one, all_ = (checkpoint.read(resume.newest(folder / run))[1].arrays for run in ("alone0", "mesh"))
         return {name: float(np.abs(all_[name] - array).max()) for name, array in one.items()}
 
     for name, difference in comm.on_root(differences).items():
