@@ -261,17 +261,23 @@ def test_a_step_whose_gradients_overflow_f16_is_left_out_and_the_scale_is_halved
     assert checkpoint.read(resume.newest(tmp_path / "other"))[1].meta["loss_scale"] == [4.0, 0]
 
 
+def five_steps(chosen, comm, samples):
+    """A replica after five steps on so many random windows for each data-parallel rank."""
+    mine = replica(chosen, load(chosen, comm), comm)
+    rng = np.random.default_rng(mine.mesh.dp.rank)
+    for step in range(5):
+        x, y = rng.integers(0, 256, (2, samples, 8))
+        train_step(mine, x, y, samples * mine.mesh.dp.size, step, 1e-2)
+    return mine
+
+
 def test_arrays_that_tensor_parallel_ranks_all_have_stay_the_same_bits(tmp_path, text):
     """Whatever compression makes of their neighbours."""
     flags = [*text, "--dtype", "f32", "--mesh", "dp=2,tp=2", "--compress", "topk:0.05", "--compress-smallest", "0"]
     chosen = options(tmp_path, *flags)
 
     def program(comm):
-        mine = replica(chosen, load(chosen, comm), comm)
-        rng = np.random.default_rng(mine.mesh.dp.rank)
-        for step in range(5):
-            x, y = rng.integers(0, 256, (2, 8, 8))
-            train_step(mine, x, y, 16, step, 1e-2)
+        mine = five_steps(chosen, comm, 8)
         views = arena.views(mine.params, mine.model.layout)
         return {name: views[name].tobytes() for name, p in models.parameters(mine.model).items() if p.whole is None}
 
@@ -287,11 +293,7 @@ def test_two_copies_of_a_tied_embedding_stay_the_same_bits_on_a_ring(tmp_path, t
     chosen = options(tmp_path, *flags)
 
     def program(comm):
-        mine = replica(chosen, load(chosen, comm), comm)
-        rng = np.random.default_rng(mine.mesh.dp.rank)
-        for step in range(5):
-            x, y = rng.integers(0, 256, (2, 4, 8))
-            train_step(mine, x, y, 12, step, 1e-2)
+        mine = five_steps(chosen, comm, 4)
         return mine.params[mine.borrowed.where].tobytes()
 
     assert len(set(threads.run(6, program))) == 1
