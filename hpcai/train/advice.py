@@ -17,7 +17,7 @@ from hpcai.errors import UsageError
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Prediction
 from hpcai.reduce.combine import exact
-from hpcai.train import config, resume
+from hpcai.train import checks, resume
 from hpcai.train.build import build_reducers
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
@@ -48,7 +48,7 @@ def decided(options: Options, dataset: Dataset, comm: Communicator, folder: Path
     if comm.rank == 0:
         print(f"--compress auto takes {name} ({why})", file=sys.stderr)
     chosen = _with(options, name)
-    config.check(chosen)
+    checks.check(chosen)
     return chosen
 
 

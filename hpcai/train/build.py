@@ -26,14 +26,14 @@ from hpcai.parallel.schedules import Plan
 from hpcai.reduce.named import named
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
-from hpcai.train import config
+from hpcai.train import checks
 from hpcai.train.config import Options
 
 
 def build_mesh(options: Options, comm: Communicator) -> Mesh:
     """The mesh that the options name, if the rest of them can be on it. Collective."""
     axes = meshes.sizes(options.mesh, comm.size)
-    config.check_mesh(options, *axes)
+    checks.check_mesh(options, *axes)
     return meshes.mesh(comm, axes)
 
 
@@ -46,7 +46,7 @@ def gpt_shape(options: Options) -> gpt.Shape:
 def check(options: Options, ranks: int) -> None:
     """Raise UsageError for what cannot be on so many ranks, as far as the options tell without the data."""
     axes = meshes.sizes(options.mesh, ranks)
-    config.check_mesh(options, *axes)
+    checks.check_mesh(options, *axes)
     if options.model == "gpt":
         gpt.check(gpt_shape(options), axes.tp)
         cuts.cut([1.0] * (2 * options.layers + 2), axes.pp * (options.chunks or 1))
