@@ -37,5 +37,13 @@ class StallError(HpcaiError):
     """Another rank did not come to a collective within the time limit."""
 
 
+class Leave(HpcaiError):
+    """A run ended early, as it was asked to, with everything written. `exit_code` says whether it wants to be started again."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class NonFiniteError(HpcaiError):
     """A loss, gradient or parameter became NaN or infinite."""

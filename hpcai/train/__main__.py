@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import hpcai
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, RankMismatch
+from hpcai.errors import HpcaiError, Leave, RankMismatch
 from hpcai.train import config
 
 
@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hpcai.train.loop import fit
 
         fit(options, comm)
+    except Leave as left:
+        if comm is not None and comm.rank == 0:
+            print(f"hpcai.train: {left}", file=sys.stderr, flush=True)
+        return left.exit_code
     except (HpcaiError, OSError) as error:
         return _fail(comm, error)
     return 0

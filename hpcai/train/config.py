@@ -53,6 +53,12 @@ def patterns(value: Any) -> tuple[tuple[str, str], ...]:
     return tuple((pattern.strip(), choice.strip()) for pattern, choice in pairs)
 
 
+def signal_names(value: Any) -> tuple[str, ...]:
+    """Names of signals separated by commas, as in USR1,TERM, or none."""
+    given = tuple(str(name).upper().removeprefix("SIG") for name in names(value))
+    return () if given == ("NONE",) else given
+
+
 def option(default: Any, text: str, kind: Callable[[Any], Any] | None = None) -> Any:
     """A field with its help text, and how to read it where its type alone does not say."""
     return dataclasses.field(default=default, metadata={"help": text, "type": kind})
@@ -126,6 +132,11 @@ class Options:
     resume: str = option("never", "never, auto (the newest checkpoint of the run's folder, if any), or a checkpoint's path")
     checkpoint_steps: int = option(500, "write a checkpoint every so many steps, and at each epoch's end (0: only at the end)")
     keep: int = option(2, "checkpoints to keep")
+    signals: tuple[str, ...] = option(
+        ("USR1", "TERM"),
+        "signals at which all ranks write a checkpoint and leave with exit code 85: NAME,... or none",
+        signal_names,
+    )
 
 
 _LR = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}

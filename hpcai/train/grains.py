@@ -25,8 +25,9 @@ MARGIN = 8
 """The largest magnitude may grow by 2**8 from step to step before a step is computed again, and shrink by 2**16."""
 
 
-def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[float, float] | None:
-    """replica.grads = the sum over all grains of all ranks; returns the loss and the seconds spent in communication. Collective.
+def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[list[float], float] | None:
+    """replica.grads = the sum over all grains of all ranks; returns the loss with the votes, and the seconds that communication
+    took. Collective.
 
     x, target: this rank's whole grains of a global batch of `batch` samples. Returns None where a gradient is not finite.
     """
@@ -46,8 +47,9 @@ def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float
             break
     comm.allreduce(sums, algorithm=replica.algorithm)
     integers.from_fixed_into(replica.grads, sums, reproducible.unit_for(guess))
-    every = comm.exchange(losses)
-    return math.fsum(loss for some in every for loss in some), perf_counter() - before
+    every = comm.exchange((losses, replica.votes))
+    counted = sum(cast for _, cast in every)
+    return [math.fsum(loss for some, _ in every for loss in some), *counted], perf_counter() - before
 
 
 def _pass(

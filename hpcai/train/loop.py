@@ -16,7 +16,7 @@ from hpcai.data.dataset import Dataset, take
 from hpcai.errors import NonFiniteError
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, report, resume, sampling, trace
+from hpcai.train import advice, report, resume, sampling, signals, trace
 from hpcai.train.build import build_schedule, check
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
@@ -30,7 +30,7 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     """Train as the options say, on all ranks of `comm`; returns the summary, on all ranks.
 
     Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png.
-    Raises: UsageError, DataError, CheckpointError, NonFiniteError, OSError.
+    Raises: UsageError, DataError, CheckpointError, NonFiniteError, Leave, OSError.
     """
     folder = Path(options.run or "runs")
     dataset = share(comm, lambda: _prepare(options, comm.size, folder))
@@ -42,7 +42,7 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
     with contextlib.closing(report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)) as reporter:
         comm.on_root(reporter.open)
-        with _naming_last_checkpoint(folder):
+        with _naming_last_checkpoint(folder), signals.cast_into(mine.votes, options.signals, comm.rank == 0):
             _run(options, comm, dataset, mine, progress, reporter)
         timelines = trace.gather(mine)
         text = sampling.sample(mine, options.context, options.sample, options.seed) if options.sample else b""
@@ -75,8 +75,11 @@ def _run(
         epoch_ends, run_ends = progress.step % per_epoch == 0, progress.step == total
         if epoch_ends:
             reporter.epoch(progress.close_epoch(*evaluate(mine, dataset)))
-        if run_ends or (options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)):
+        leave = None if run_ends else signals.check(outcome.votes, progress.step)
+        if run_ends or leave or (options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)):
             resume.save(options, mine, progress, comm, Path(options.run or "runs"))
+        if leave is not None:
+            raise leave
 
     if progress.samples:  # the run ended within an epoch: its record is not in the checkpoint, where the epoch is still open
         reporter.epoch(progress.close_epoch(*evaluate(mine, dataset)))

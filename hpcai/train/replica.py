@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from hpcai.parallel.schedules import Plan
 from hpcai.parallel.zero import GatheredParameters, Piece, ShardedGradients, WholeGradients
 from hpcai.reduce.counting import Tally
 from hpcai.reduce.reducer import Reducer
-from hpcai.train import build, precision
+from hpcai.train import build, precision, votes
 from hpcai.train.config import Options
 from hpcai.train.precision import Half
 from hpcai.xp import DTYPES, Array
@@ -81,6 +81,7 @@ class Replica:
     reduction: str
     algorithm: str
     clip: float
+    votes: Array = field(default_factory=votes.none)
 
 
 def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:

@@ -23,13 +23,14 @@ from hpcai.xp import Array
 
 
 class Report(NamedTuple):
-    """What one step did, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds."""
+    """What one step did, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds, votes."""
 
     loss_sum: float
     targets: int
     grad_norm: float
     step_s: float
     comm_s: float
+    votes: Array
 
 
 def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int, lr: float) -> Report:
@@ -48,28 +49,29 @@ def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int,
 
     # Gradients are sums over samples, scaled by the global count, so that every sample weighs the same whatever its rank.
     sums = grains.sum_into(replica, x, target, batch, scale, step) if replica.grain else None
-    loss_sum, comm_s = sums or _sum_into(replica, x, target, batch, scale, step)
+    (loss_sum, *counted), comm_s = sums or _sum_into(replica, x, target, batch, scale, step)
     if not math.isfinite(loss_sum):
         raise _non_finite_loss(replica, x, step, loss_sum)
 
     norm = _norm(replica)
     unscale = 1.0 if replica.half is None else 1.0 / replica.half.scale
     if replica.half is not None and not replica.half.settle(math.isfinite(norm), step):
-        return Report(loss_sum, targets, norm, perf_counter() - started, comm_s)
+        return Report(loss_sum, targets, norm, perf_counter() - started, comm_s, np.array(counted))
     if not math.isfinite(norm):
         raise _non_finite_gradient(replica, step)
     if replica.grain and sums is None:
         raise NonFiniteError(f"the gradient of a few samples (see --grain) was not finite in step {step + 1}")
     norm *= unscale
     comm_s += _update(replica, step, lr, clip.factor(norm, replica.clip) * unscale)
-    return Report(loss_sum, targets, norm, perf_counter() - started, comm_s)
+    return Report(loss_sum, targets, norm, perf_counter() - started, comm_s, np.array(counted))
 
 
-def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[float, float]:
-    """replica.grads = the sum over data-parallel ranks, or this rank's shard of it; returns the loss, and the seconds that
-    communication took after backward.
+def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[list[float], float]:
+    """replica.grads = the sum over data-parallel ranks, or this rank's shard of it; returns the loss with the votes, and the
+    seconds that communication took after backward.
     """
-    mesh, waiting, total = replica.mesh, list(range(len(replica.buckets))) * (replica.zero < 2), np.zeros(1)
+    mesh, waiting = replica.mesh, list(range(len(replica.buckets))) * (replica.zero < 2)
+    total = np.array([0.0, *replica.votes])
 
     def reduce_filled(layer: int) -> None:
         while waiting and replica.buckets[waiting[0]].start >= replica.starts[layer]:
@@ -87,7 +89,7 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
         replica.borrowed.comm.allreduce(replica.gradients.flat[replica.borrowed.where])
     for i in waiting:
         replica.carrier.start(_reduce, replica, i)
-    total *= mesh.tp.rank == 0  # tensor-parallel ranks all have the sum
+    total[0] *= mesh.tp.rank == 0  # tensor-parallel ranks all have the sum
     replica.carrier.start(mesh.world.allreduce, total)
     replica.carrier.wait()
     if replica.borrowed is not None and not replica.zero:  # last, so that both copies get the same bits
@@ -95,7 +97,7 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
     if replica.reducers:  # what a codec made of the elements that belong to no parameter
         for gap in replica.gaps:
             replica.grads[gap] = 0
-    return float(total[0]), perf_counter() - before
+    return total.tolist(), perf_counter() - before
 
 
 def cut(x: Array, target: Array, first: int, count: int) -> list[Micro]:

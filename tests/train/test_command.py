@@ -166,6 +166,23 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim
     assert all(mine[name].tobytes() == whole[name].tobytes() for name in whole)
 
 
+@pytest.mark.parametrize(
+    "number, flags, wanted",
+    [
+        (signal.SIGUSR1, [], 85),
+        (signal.SIGTERM, ["--compress", "reproducible"], 85),
+        (signal.SIGHUP, ["--signals", "HUP"], 85),
+        (signal.SIGINT, [], 130),
+    ],
+)
+def test_a_signal_to_one_rank_makes_all_write_a_checkpoint_and_leave(tmp_path, number, flags, wanted):
+    code, _, err = disturbed(tmp_path, lambda process: os.kill(sorted(children(process))[1], number), *flags)
+    assert code == wanted, err
+    step = int(resume.newest(tmp_path / "run").name.split("-")[1])
+    assert f"left after step {step:,} with a checkpoint" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("flags", [[], ["--overlap", "always", "--bucket-bytes", "2000"]])
 def test_ctrl_c_ends_the_job_without_tracebacks(tmp_path, flags):
     code, seconds, err = disturbed(tmp_path, lambda process: process.send_signal(signal.SIGINT), *flags)

@@ -75,6 +75,8 @@ def test_hidden(text, numbers):
         (["--compress-warmup", "-1"], "--compress-warmup"),
         (["--bucket-bytes", "0"], "--bucket-bytes starts at 1"),
         (["--overlap", "on"], "--overlap wants one of auto, always, never, got 'on'"),
+        (["--signals", "USR1,QUUX"], "got QUUX"),
+        (["--signals", "KILL"], "cannot be handled"),
         (["stray"], "stray"),
     ],
 )

@@ -1,0 +1,128 @@
+"""Which options make no sense, alone or together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hpcai.errors import UsageError
+from hpcai.reduce.named import named
+from hpcai.reduce.reproducible import MOST
+from hpcai.train import signals
+
+if TYPE_CHECKING:
+    from hpcai.train.config import Options
+
+
+def check(o: Options) -> None:
+    """Raise UsageError for what makes no sense."""
+    for choice in [o.compress] * (o.compress != "auto") + [choice for _, choice in o.compress_layers]:
+        named(choice, 1)
+    refuse = [
+        (o.epochs is not None and o.epochs < 1, f"--epochs starts at 1, got {o.epochs}"),
+        (o.steps is not None and o.steps < 1, f"--steps starts at 1, got {o.steps}"),
+        (o.batch < 1, f"--batch starts at 1, got {o.batch}"),
+        (not 0 < (o.lr or 0) < float("inf"), f"--lr must be a positive number, got {o.lr}"),
+        (o.momentum is not None and not 0 <= o.momentum < 1, f"--momentum is from 0 to below 1, got {o.momentum}"),
+        (
+            o.momentum is not None and o.optimizer not in ("sgd", "momentum", "nesterov"),
+            f"--momentum is for sgd, momentum and nesterov; {o.optimizer} has its own",
+        ),
+        (
+            o.weight_decay is not None and not 0 <= o.weight_decay < float("inf"),
+            f"--weight-decay must not be negative, got {o.weight_decay}",
+        ),
+        (o.warmup < 0, f"--warmup must not be negative, got {o.warmup}"),
+        (o.decay_steps < 1, f"--decay-steps starts at 1, got {o.decay_steps}"),
+        (not o.clip >= 0, f"--clip must not be negative, got {o.clip}"),
+        (o.seed < 0, f"--seed must not be negative, got {o.seed}"),
+        (o.bucket_bytes is not None and o.bucket_bytes < 1, f"--bucket-bytes starts at 1, got {o.bucket_bytes}"),
+        (o.compress_warmup < 0, f"--compress-warmup must not be negative, got {o.compress_warmup}"),
+        (o.compress_smallest < 0, f"--compress-smallest must not be negative, got {o.compress_smallest}"),
+        (o.compress != "none" and o.dtype != "f32", f"--compress {o.compress} works on f32; leave --dtype {o.dtype} out"),
+        (o.compress_layers and o.compress == "none", "--compress-layers makes exceptions from --compress; give that too"),
+        (
+            "reproducible" in [o.compress, *(choice for _, choice in o.compress_layers)] and bool(o.compress_layers),
+            "--compress reproducible is for all arrays; leave --compress-layers out",
+        ),
+        (o.grain < 1, f"--grain starts at 1, got {o.grain}"),
+        (
+            o.compress == "reproducible" and o.batch > o.grain * MOST,
+            f"--compress reproducible sums up to {MOST} grains; --grain {o.grain} is too small for --batch {o.batch}",
+        ),
+        (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
+        (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
+        *((name not in signals.known(), f"--signals knows {', '.join(signals.known())}; got {name}") for name in o.signals),
+        (
+            bool({"KILL", "STOP", "INT"} & set(o.signals)),
+            "--signals: KILL and STOP cannot be handled, and INT (Ctrl-C) always means to leave",
+        ),
+        (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
+        *_refused_splits(o),
+    ]
+    for wrong, message in refuse:
+        if wrong:
+            raise UsageError(message)
+
+
+def _refused_splits(o: Options) -> list[tuple[bool, str]]:
+    """What makes no sense of models, micro-batches and shards, whatever the mesh."""
+    text = o.data.startswith("text:")
+    grains = o.compress == "reproducible"
+    return [
+        (o.model == "gpt" and not text, f"--model gpt learns text: give --data text:PATH, got {o.data}"),
+        (text and o.model != "gpt", f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt"),
+        (o.sample < 0 or (o.sample > 0 and o.model != "gpt"), f"--sample {o.sample} writes text: from 0, with --model gpt"),
+        (grains and bool(o.trace), "--compress reproducible has no micro-batches to trace; leave --trace out"),
+        (grains and o.dtype != "f32", f"--compress reproducible works on f32; leave --dtype {o.dtype} out"),
+        (o.micro_batches < 1, f"--micro-batches starts at 1, got {o.micro_batches}"),
+        (o.batch % max(1, o.micro_batches) > 0, f"--batch {o.batch} is not divisible by --micro-batches {o.micro_batches}"),
+        ((o.chunks or 1) < 1, f"--chunks starts at 1, got {o.chunks}"),
+        (
+            o.pipeline != "interleaved" and (o.chunks or 1) != 1,
+            f"--chunks is for --pipeline interleaved; {o.pipeline} has one stage a rank",
+        ),
+        (o.zero not in (0, 1, 2, 3), f"--zero is 0, 1, 2 or 3, got {o.zero}"),
+        (
+            o.zero > 1 and o.compress != "none",
+            f"--zero {o.zero} keeps no whole gradient that --compress {o.compress} could encode with its memory; take --zero 1",
+        ),
+        (o.zero > 0 and o.optimizer == "lamb", f"--optimizer lamb wants norms of whole arrays, --zero {o.zero} cuts them"),
+        (grains and o.zero > 0, "--compress reproducible sums whole gradients as integers; leave --zero out"),
+        (grains and o.micro_batches > 1, "--compress reproducible has its own small parts (--grain); leave --micro-batches out"),
+        (o.zero > 1 and o.overlap == "always", f"--zero {o.zero} reduces gradients within backward; leave --overlap always out"),
+        (
+            o.recompute and o.pipeline == "zb-h1",
+            "--pipeline zb-h1 puts weights' gradients off and needs their activations; leave --recompute out",
+        ),
+    ]
+
+
+def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
+    """Raise UsageError for what makes no sense on this mesh."""
+    mesh, grains = f"dp={dp},tp={tp},pp={pp}", o.compress == "reproducible"
+    split = tp > 1 or pp > 1
+    refuse = [
+        (tp > 1 and o.model != "gpt", f"--mesh {mesh}: tensor parallelism is for --model gpt; {o.model} takes dp and pp"),
+        (tp > 1 and o.optimizer == "lamb", "--optimizer lamb wants norms of whole arrays, which tp cuts"),
+        (
+            o.batch % (dp * o.micro_batches) > 0 and o.micro_batches > 1,
+            f"--batch {o.batch} does not divide into {o.micro_batches} micro-batches on each of dp={dp} ranks; "
+            f"it would with --batch {-(-o.batch // (dp * o.micro_batches)) * dp * o.micro_batches}",
+        ),
+        (o.batch < dp, f"--batch {o.batch} is smaller than the number of ranks, {dp}; give each rank a sample at least"),
+        (grains and split, f"--mesh {mesh}: --compress reproducible is for whole models; leave tp and pp out"),
+        (o.overlap == "always" and split, f"--mesh {mesh}: --overlap always is for dp alone; leave it out"),
+        (
+            o.tied and pp > 1 and (o.zero > 1 or o.compress != "none"),
+            f"--tied with pp={pp} keeps the embedding on two stages, whose gradients are summed whole; take --zero 0 or 1 and no "
+            "--compress, or leave --tied out",
+        ),
+        (
+            o.compress == "auto" and split,
+            f"--mesh {mesh}: --compress auto predicts for dp alone; name a choice, as in --compress int8",
+        ),
+        (pp == 1 and (o.chunks or 1) > 1, f"--chunks {o.chunks} is for pipelines, and pp=1 in --mesh {mesh}"),
+    ]
+    for wrong, message in refuse:
+        if wrong:
+            raise UsageError(message)
