@@ -327,6 +327,8 @@ class Communicator:
             assert self._memory is not None
             self._memory.raise_stall(kind)
         if status == node.UNREACHED:
+            assert self._memory is not None
+            self._memory.raise_if_unreached(kind)
             raise HpcaiError(
                 f"{kind}: the kernel refused access to another rank's memory half-way; set HPCAI_REACH=0 and start again"
             )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,9 @@ PAGE = 1 << 21
 POOL_BYTES = 256 << 20
 """Freed memory that is kept for the next arrays; beyond it, it is given back."""
 
+ENDING_S = 1.0
+"""How long after a process's memory was lost its end must be seen."""
+
 DONE, MISMATCH, STALLED, NOT_HERE, UNREACHED = range(5)
 
 
@@ -43,10 +47,11 @@ class Node:
         self.blocks: dict[int, _Block] = {}
         self.dropped: set[int] = set()
         self.made = 0
-        wire.on_failure(self.native.abort)
+        wire.on_failure(self.revoke)
         wire.exchange(None)  # all desks are set up
         self.reaches = all(wire.exchange(self.native.prove())) and os.environ.get("HPCAI_REACH") != "0"
         self.native.reach(self.reaches)
+        self.native.watch()
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array | None:
         """A symmetric array, or None where shared memory has run out. Collective: every rank makes the same one.
@@ -73,9 +78,26 @@ class Node:
 
     def raise_stall(self, what: str) -> None:
         """Say who has not come."""
-        if self.native.aborted:
-            raise RankFailed("another rank failed while this one waited for it")
+        self._raise_if_lost(what, self.native.missing())
         raise stall.error(self.wire.rank, self.native.timeout_s, what, self.native.missing())
+
+    def raise_if_unreached(self, what: str) -> None:
+        """After an access to another rank's memory that failed: raise RankFailed if that is because its process ended."""
+        end = time.monotonic() + ENDING_S
+        while time.monotonic() < end:  # its memory goes a little earlier than the process itself
+            self._raise_if_lost(what, list(range(self.wire.size)))
+            time.sleep(0.001)
+
+    def revoke(self) -> None:
+        """End all ranks' waits here, now and later, with RankFailed."""
+        self.native.revoke()
+
+    def _raise_if_lost(self, what: str, missing: list[int]) -> None:
+        """Raise RankFailed if the process of one of these ranks has ended, or another rank says that one has."""
+        ended = [rank for rank in self.native.ended() if rank in missing]
+        if ended or self.native.revoked:
+            whom = f"rank {ended[0]} ended" if ended else "another rank failed"
+            raise RankFailed(f"{whom} while rank {self.wire.rank} waited in {what}")
 
     def _reuse(self, stride: int) -> _Block | None:
         """A block that all ranks have dropped and that is large enough; what the pool cannot keep is given back."""

@@ -75,8 +75,10 @@ NB_MODULE(_native, m) {
         .def("missing", &Node::missing)
         .def("prove", &Node::prove)
         .def("reach", &Node::reach)
-        .def("abort", &Node::abort)
-        .def_prop_ro("aborted", &Node::aborted)
+        .def("watch", &Node::watch)
+        .def("ended", &Node::ended)
+        .def("revoke", &Node::revoke)
+        .def_prop_ro("revoked", &Node::revoked)
         .def("allreduce", &allreduce_fast)
         .def("agree", [](Node& node, std::vector<std::int64_t> key) {
             key.resize(kKey);

@@ -4,6 +4,7 @@
 #include <time.h>
 #if defined(__linux__)
 #include <linux/futex.h>
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -79,6 +80,52 @@ bool Node::prove() const {
 #endif
 }
 
+Node::~Node() {
+#if defined(__linux__)
+    for (int fd : watched_)
+        if (fd >= 0) close(fd);
+#endif
+}
+
+// A descriptor of a process becomes readable when the process ends, also when nobody has waited for it yet.
+bool Node::watch() {
+#if defined(__linux__) && defined(SYS_pidfd_open)
+    watched_.assign(size_, -1);
+    for (int r = 0; r < size_; ++r) {
+        if (desk(r).pid == getpid()) continue;
+        watched_[r] = int(syscall(SYS_pidfd_open, pid_t(desk(r).pid), 0));
+        if (watched_[r] < 0) return false;
+    }
+    return true;
+#else
+    return false;
+#endif
+}
+
+std::vector<int> Node::ended() const {
+    std::vector<int> ranks;
+#if defined(__linux__)
+    for (int r = 0; r < int(watched_.size()); ++r) {
+        pollfd asked{watched_[r], POLLIN, 0};
+        if (watched_[r] >= 0 && poll(&asked, 1, 0) == 1 && (asked.revents & POLLIN)) ranks.push_back(r);
+    }
+#endif
+    return ranks;
+}
+
+// A process that ended after it had come to this barrier is none that this barrier lacks.
+bool Node::anyone_lost(std::uint32_t target) const {
+    for (int r : ended())
+        if (std::int32_t(desk(r).arrivals.load(std::memory_order_acquire) - target) < 0) return true;
+    return false;
+}
+
+bool Node::revoked() const {
+    for (int r = 0; r < size_; ++r)
+        if (desk(r).revoked.load(std::memory_order_acquire)) return true;
+    return false;
+}
+
 bool Node::copy_from(int rank, std::size_t offset, void* out, std::size_t bytes) const {
 #if defined(__linux__)
     const std::uint64_t address = desk(rank).call[calls_ % kSlots].address + offset;
@@ -149,10 +196,12 @@ bool Node::wait_for(int rank, std::uint32_t target) {
     auto& sleepers = desk(rank).sleepers;
     sleepers.fetch_add(1, std::memory_order_seq_cst);
     bool here = came();
-    while (!here && !aborted() && now() < end) {
+    while (!here && now() < end) {
+        const bool over = revoked() || anyone_lost(target);
         const std::uint32_t seen = arrivals.load(std::memory_order_seq_cst);
-        if (std::int32_t(seen - target) < 0) futex_wait(arrivals, seen);
-        here = came();
+        if (std::int32_t(seen - target) < 0 && !over) futex_wait(arrivals, seen);
+        here = came();  // looked at last: who came and ended has come
+        if (over) break;
     }
     sleepers.fetch_sub(1, std::memory_order_seq_cst);
     return here;

@@ -15,7 +15,7 @@
 namespace hpcai::cpu {
 
 enum Kind : int { AGREE = 0, ALLREDUCE = 1, REDUCE_SCATTER = 2, ALLGATHER = 3, BROADCAST = 4 };
-enum Status : int { DONE = 0, MISMATCH = 1, STALLED = 2, UNREACHED = 4 };
+enum Status : int { DONE = 0, MISMATCH = 1, STALLED = 2, UNREACHED = 4 };  // 3 is NOT_HERE in module.cpp
 
 constexpr std::size_t kSmall = 8192;          // bytes of a message that travels with the call itself
 constexpr std::size_t kTiny = 512;            // up to here it does so although it is symmetric: one barrier instead of two
@@ -33,6 +33,7 @@ struct Call {
 struct alignas(64) Desk {
     alignas(64) std::atomic<std::uint32_t> arrivals;
     alignas(64) std::atomic<std::uint32_t> sleepers;
+    std::atomic<std::uint32_t> revoked;  // by this rank: nobody shall wait here any longer
     alignas(64) std::int64_t pid;  // whose memory `address` means, and a word there to prove it
     std::uint64_t proof_address, proof;
     alignas(64) Call call[kSlots];
@@ -44,6 +45,9 @@ class Node {
 public:
     // desks: `size` zeroed Desks in memory shared by all ranks. crowded: more ranks than cores, so yield early.
     Node(int rank, int size, void* desks, double timeout_s, bool crowded);
+    ~Node();
+    Node(const Node&) = delete;
+    Node& operator=(const Node&) = delete;
 
     // A block of the symmetric heap: rank r's part begins at base + r * stride. Ids are equal on all ranks.
     void add_block(std::int64_t id, void* base, std::size_t stride);
@@ -60,9 +64,13 @@ public:
                       const std::int64_t* key);
     // After STALLED: bit r is set for each rank (below 64) that has not come.
     std::vector<int> missing() const;
-    // End this rank's wait, now and later, with STALLED. From any thread.
-    void abort() { aborted_.store(true, std::memory_order_relaxed); }
-    bool aborted() const { return aborted_.load(std::memory_order_relaxed); }
+    // Notice from now on when another rank's process ends: its wait ends with STALLED. False where the kernel cannot tell.
+    bool watch();
+    // Ranks of this node whose processes have ended.
+    std::vector<int> ended() const;
+    // End all ranks' waits here, now and later, with STALLED. From any thread.
+    void revoke() { desk(rank_).revoked.store(1, std::memory_order_seq_cst); }
+    bool revoked() const;
     double timeout_s;
 
 private:
@@ -76,6 +84,7 @@ private:
     bool none_symmetric() const;
     bool barrier();
     bool wait_for(int rank, std::uint32_t target);
+    bool anyone_lost(std::uint32_t target) const;
 
     Status small(Type type, Op op, long divisor, void* x, std::size_t n);
     Status direct(Kind kind, Type type, Op op, long divisor, int root, std::int64_t place, std::size_t n, std::size_t itemsize);
@@ -94,8 +103,8 @@ private:
     bool reaches_ = false;
     std::uint64_t proof_;
     std::vector<unsigned char> scratch_;
-    std::atomic<bool> aborted_{false};
     std::vector<Block> blocks_;
+    std::vector<int> watched_;  // a descriptor of each other process, or -1
 };
 
 }  // namespace hpcai::cpu
