@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import mmap
 import os
-import socket
 import sys
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from hpcai import ops
-from hpcai.comm import background, cores, stall
+from hpcai.comm import background, cores, mapping, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch, pretended_node
-from hpcai.errors import HpcaiError, LaunchError
+from hpcai.errors import HpcaiError, LaunchError, RankFailed
 from hpcai.xp import Array, accumulation_dtype
 
 MESSAGE_BYTES = 1 << 30
@@ -73,8 +71,12 @@ def library() -> str:
 class MpiWire:
     """A wire on an mpi4py communicator, which it owns."""
 
-    def __init__(self, comm: Any):
+    def __init__(self, comm: Any, family: _Family | None = None):
+        """family: of the wire that this one was split from."""
         self.comm = comm
+        comm.Set_errhandler(_load().ERRORS_RETURN)  # errors become exceptions
+        self.family = family or _Family()
+        self.family.wires.add(self)
         self.rank, self.size = comm.rank, comm.size
         self.MPI = _load()
         self.timeout_s = stall.timeout_s()
@@ -95,10 +97,21 @@ class MpiWire:
         address = x.__array_interface__["data"][0]
         key = (what, address, x.nbytes, peer, lane)
         request = self._idle.pop(key, None)
-        if request is None:  # by address: an idle request keeps no array alive
-            request = init([self.MPI.buffer.fromaddress(address, x.nbytes), self.MPI.BYTE], peer, lane)
-        request.Start()
+        with self.failing(what):
+            if request is None:  # by address: an idle request keeps no array alive
+                request = init([self.MPI.buffer.fromaddress(address, x.nbytes), self.MPI.BYTE], peer, lane)
+            request.Start()
         return _Request(request, self, what, key)
+
+    @contextlib.contextmanager
+    def failing(self, what: str) -> Iterator[None]:
+        """Turn MPI's errors about failed processes into RankFailed."""
+        try:
+            yield
+        except self.MPI.Exception as error:
+            if not _is_failure(self.MPI, error):
+                raise
+            raise RankFailed(f"another rank failed while rank {self.rank} waited in {what}") from None
 
     def keep(self, request: Any, key: tuple[Any, ...]) -> None:
         """Put a completed persistent request by; the one that was idle longest goes."""
@@ -111,7 +124,9 @@ class MpiWire:
         n = len(key)
         self._key[:n] = key
         np.negative(self._key[:n], out=self._key[n : 2 * n])
-        _Request(self.comm.Iallreduce(self._key[: 2 * n], self._seen[: 2 * n], self.MPI.MAX), self, "a collective").wait()
+        with self.failing("a collective"):
+            request = self.comm.Iallreduce(self._key[: 2 * n], self._seen[: 2 * n], self.MPI.MAX)
+        _Request(request, self, "a collective").wait()
         return bool((self._seen[:n] == -self._seen[n : 2 * n]).all())
 
     def missing(self) -> list[int]:
@@ -131,58 +146,54 @@ class MpiWire:
 
     def exchange(self, value: Any) -> list[Any]:
         """MPI_Allgather of pickled values."""
-        return self.comm.allgather(value)
+        with self.failing("an exchange"):
+            return self.comm.allgather(value)
 
     def split(self, color: int | None, key: int) -> MpiWire | None:
         """MPI_Comm_split."""
-        made = self.comm.Split(self.MPI.UNDEFINED if color is None else color, key)
-        return None if color is None else MpiWire(made)
+        with self.failing("a split"):
+            made = self.comm.Split(self.MPI.UNDEFINED if color is None else color, key)
+        return None if color is None else MpiWire(made, self.family)
 
     def node_color(self) -> int:
         """The lowest rank that shares memory with this one."""
         pretended = pretended_node(self.rank)
         if pretended is not None:
             return pretended
-        shared = self.comm.Split_type(self.MPI.COMM_TYPE_SHARED)
-        lowest = shared.allreduce(self.rank, self.MPI.MIN)
-        shared.Free()
+        with self.failing("a split"):
+            shared = self.comm.Split_type(self.MPI.COMM_TYPE_SHARED)
+            shared.Set_errhandler(self.MPI.ERRORS_RETURN)
+            lowest = shared.allreduce(self.rank, self.MPI.MIN)
+            shared.Free()
         return lowest
 
     def shared(self, bytes_per_rank: int) -> Array | None:
-        """A file in shared memory, mapped by all ranks and unlinked before anyone uses it, so that no crash leaves it behind.
-
-        Each rank reserves its own part: memory that is not there is noticed now, not by a bus error later, and lies near its
-        rank.
-        """
-        folder = "/dev/shm"
-        here = (_boot_id(), os.stat(folder).st_ino, os.stat(folder).st_dev) if os.path.isdir(folder) else None
-        places = set(self.exchange(here))
-        if None in places or len(places) > 1:
-            return None
-        handle, name = tempfile.mkstemp(prefix="hpcai-", dir=folder) if self.rank == 0 else (-1, "")
-        name = self.exchange(name)[0]
-        try:
-            handle = handle if self.rank == 0 else os.open(name, os.O_RDWR)
-            os.posix_fallocate(handle, self.rank * bytes_per_rank, bytes_per_rank)
-            fine = True
-        except OSError:
-            fine = False
-        fine = all(self.exchange(fine))
-        memory = None
-        if fine:
-            mapped = mmap.mmap(handle, self.size * bytes_per_rank)
-            with contextlib.suppress(OSError, AttributeError):
-                mapped.madvise(mmap.MADV_HUGEPAGE)
-            memory = np.frombuffer(mapped, np.uint8)
-        if handle >= 0:
-            os.close(handle)
-        self.comm.Barrier()
-        if self.rank == 0:
-            os.unlink(name)
-        return memory
+        """Memory without a name, mapped by all ranks (see mapping.py)."""
+        return mapping.shared(self, bytes_per_rank)
 
     def on_failure(self, release: Callable[[], None]) -> None:
-        """Under MPI a failed rank ends the job: there is nobody to release."""
+        """Have it called by `revoke`, for as long as its owner lives."""
+        self.family.releases.append(weakref.WeakMethod(release))
+
+    def revoke(self) -> None:
+        """End all waits, of all ranks, on this wire and those split from it, now and later, with RankFailed."""
+        for method in self.family.releases:
+            if (release := method()) is not None:
+                release()
+        for wire in list(self.family.wires):
+            if not wire.comm.Is_revoked():
+                wire.comm.Revoke()
+
+    def shrink(self) -> MpiWire:
+        """A wire among the ranks that live, in their old order. All of them call it, after `revoke`."""
+        return MpiWire(self.comm.Shrink())
+
+    def all_fine(self, fine: bool) -> bool:
+        """True on all ranks that live if all of them say so and none has failed; it works on a revoked wire too."""
+        try:
+            return bool(self.comm.Agree(int(fine)))
+        except self.MPI.Exception:
+            return False
 
     def serves_threads(self) -> bool:
         """What MPI_Query_thread says."""
@@ -200,11 +211,24 @@ class MpiWire:
         for start in range(0, x.size, step):
             piece = x[start : start + step]
             acc = piece if wide == x.dtype else ops.cast_into(np.empty(piece.shape, wide), piece)
-            self.comm.Allreduce(self.MPI.IN_PLACE, acc, verb)
+            with self.failing("MPI_Allreduce"):
+                self.comm.Allreduce(self.MPI.IN_PLACE, acc, verb)
             if op == "mean":
                 ops.divide_into(acc, self.size)
             if acc is not piece:
                 ops.cast_into(piece, acc)
+
+
+class _Family:
+    """What a wire and those split from it share: each other, and whom to tell when they are revoked."""
+
+    def __init__(self) -> None:
+        self.wires: weakref.WeakSet[MpiWire] = weakref.WeakSet()
+        self.releases: list[weakref.WeakMethod] = []
+
+
+def _is_failure(MPI: Any, error: Any) -> bool:
+    return error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
 
 
 class _Request:
@@ -215,11 +239,19 @@ class _Request:
 
     def done(self) -> bool:
         """MPI_Test, until it says so once."""
-        if not self.complete and self.request.Test():
+        if not self.complete and self._test():
             self.complete = True
             if self.key:
                 self.wire.keep(self.request, self.key)
         return self.complete
+
+    def _test(self) -> bool:
+        try:
+            return self.request.Test()
+        except self.wire.MPI.Exception as error:
+            if not _is_failure(self.wire.MPI, error):
+                raise
+            raise RankFailed(f"another rank failed while rank {self.wire.rank} waited in {self.what}") from None
 
     def wait(self) -> None:
         """Poll, then poll and yield, then poll and nap; raise StallError after the time limit.
@@ -244,15 +276,6 @@ class _Request:
                 time.sleep(NAP_S)
             if waited > self.wire.timeout_s:
                 raise stall.error(self.wire.rank, self.wire.timeout_s, self.what, self.wire.missing())
-
-
-def _boot_id() -> str:
-    """Differs between machines, and between boots of one."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return socket.gethostname()
 
 
 def _load() -> Any:
