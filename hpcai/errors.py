@@ -30,7 +30,13 @@ class RankMismatch(HpcaiError):
 
 
 class RankFailed(HpcaiError):
-    """Another rank ended while this one waited for it (ranks as threads; under MPI the job is aborted)."""
+    """Another rank ended while this one waited for it."""
+
+
+class RanksLost(HpcaiError):
+    """Ranks failed together that had the only copies of something: the run can go on from a checkpoint alone."""
+
+    exit_code = 85
 
 
 class StallError(HpcaiError):

@@ -43,7 +43,11 @@ def shared(wire: Wire, bytes_per_rank: int) -> Array | None:
 
 
 def _mapped(wire: Wire, handle: int, bytes_per_rank: int) -> Array | None:
-    if not all(wire.exchange(_tried(lambda: os.posix_fallocate(handle, wire.rank * bytes_per_rank, bytes_per_rank) or 0) >= 0)):
+    def reserve() -> int:
+        os.posix_fallocate(handle, wire.rank * bytes_per_rank, bytes_per_rank)
+        return 0
+
+    if any(wire.exchange(_tried(reserve))):
         return None
     mapped = mmap.mmap(handle, wire.size * bytes_per_rank)
     with contextlib.suppress(OSError, AttributeError):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hpcai import ops
-from hpcai.comm import background, cores, mapping, stall
+from hpcai.comm import background, cores, mapping, stall, ulfm
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch, pretended_node
 from hpcai.errors import HpcaiError, LaunchError, RankFailed
@@ -35,6 +35,7 @@ ALARM_TAG, ALARM_S = 32000, 3.0
 """Messages by which waiting ranks find out who does not wait, and how long they listen."""
 
 _world: Communicator | None = None
+_outlived = False
 
 
 def init() -> Communicator:
@@ -52,7 +53,7 @@ def init() -> Communicator:
         MPI = _load()
         _refuse_singletons(MPI)
         _world = Communicator(MpiWire(MPI.COMM_WORLD.Dup()))
-        _install_hooks(MPI, _world)
+        _install_hooks(MPI)
         cores.share_cores()
         if _world.rank == 0 and not ops.is_native():
             print(
@@ -188,6 +189,10 @@ class MpiWire:
         """A wire among the ranks that live, in their old order. All of them call it, after `revoke`."""
         return MpiWire(self.comm.Shrink())
 
+    def why_not_elastic(self) -> str:
+        """What keeps ranks from outliving others here; empty if nothing does."""
+        return ulfm.why_not(library())
+
     def all_fine(self, fine: bool) -> bool:
         """True on all ranks that live if all of them say so and none has failed; it works on a revoked wire too."""
         try:
@@ -282,6 +287,7 @@ def _load() -> Any:
     """Import mpi4py.MPI, which starts MPI."""
     # Open MPI's one-sided component over UCX prints errors on machines without its devices; hpcai does not use it.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+    ulfm.prepare()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -290,6 +296,24 @@ def _load() -> Any:
             "or load your site's MPI module."
         ) from error
     return MPI
+
+
+def adopt(world: Communicator) -> None:
+    """Take this communicator, of the ranks that live, for that of all ranks."""
+    global _world, _outlived
+    _world, _outlived = world, True
+
+
+def end(code: int) -> int:
+    """Before a program ends with this exit code: where ranks have failed, end it here, since MPI_Finalize may hang then."""
+    if _outlived:
+        assert _world is not None
+        _world.leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _world.wire.all_fine(True)
+        os._exit(code)
+    return code
 
 
 def _refuse_singletons(MPI: Any) -> None:
@@ -308,33 +332,34 @@ def _refuse_singletons(MPI: Any) -> None:
     raise SystemExit(1)
 
 
-def _install_hooks(MPI: Any, world: Communicator) -> None:
+def _install_hooks(MPI: Any) -> None:
     """End the whole job when one rank fails: without this the others wait for it for ever."""
+    assert _world is not None
 
     def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
-        time.sleep(min(0.4 * world.rank, 4.0))
+        time.sleep(min(0.4 * init().rank, 4.0))
         if kind is KeyboardInterrupt:
             lines, code = ["interrupted\n"], 130
         elif issubclass(kind, HpcaiError):
             lines, code = [f"{kind.__name__}: {error}\n"], getattr(error, "exit_code", 1)
         else:
             lines, code = traceback.format_exception(kind, error, trace), 1
-        marked = "".join(f"[rank {world.rank}] {line}\n" for line in "".join(lines).splitlines())
+        marked = "".join(f"[rank {init().rank}] {line}\n" for line in "".join(lines).splitlines())
         sys.stdout.flush()
         sys.stderr.write(marked)
         sys.stderr.flush()
         time.sleep(0.2)  # MPICH's launcher drops what it has not read yet
         MPI.COMM_WORLD.Abort(code)
 
-    if world.size == 1:
+    if _world.size == 1:
         return
     sys.excepthook = abort
     threading.excepthook = lambda args: abort(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
 
     def leave() -> None:
         try:
-            world.leave()
+            init().leave()
         except HpcaiError as error:
             abort(type(error), error, None)
 

@@ -133,6 +133,22 @@ class ThreadWire:
         """Remember whom to release when a thread fails."""
         self.group.world.on_failure(release)
 
+    def revoke(self) -> None:
+        """Threads end together."""
+        raise NotImplementedError(self.why_not_elastic())
+
+    def shrink(self) -> ThreadWire:
+        """Threads end together."""
+        raise NotImplementedError(self.why_not_elastic())
+
+    def all_fine(self, fine: bool) -> bool:
+        """Threads end together."""
+        raise NotImplementedError(self.why_not_elastic())
+
+    def why_not_elastic(self) -> str:
+        """Why not."""
+        return "ranks that are threads end together"
+
     def serves_threads(self) -> bool:
         """Queues do."""
         return True

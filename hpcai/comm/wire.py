@@ -48,6 +48,18 @@ class Wire(Protocol):
     def on_failure(self, release: Callable[[], None]) -> None:
         """Have `release` called when another rank is known to have failed, if this wire ever knows."""
 
+    def revoke(self) -> None:
+        """End all waits of all ranks on this wire, and on those split from it, with RankFailed. For wires that outlive ranks."""
+
+    def shrink(self) -> Wire:
+        """A wire among the ranks that live, in their old order. All of them call it, after `revoke`."""
+
+    def all_fine(self, fine: bool) -> bool:
+        """True on all ranks that live if all of them say so and none has failed; on a revoked wire too."""
+
+    def why_not_elastic(self) -> str:
+        """What keeps ranks from outliving others on this wire; empty if nothing does."""
+
     def serves_threads(self) -> bool:
         """True if any thread may use it, one at a time."""
 

@@ -30,11 +30,11 @@ class Piece(NamedTuple):
     shard: slice
 
 
-def pieces(units: Sequence[slice], comm: Communicator) -> list[Piece]:
-    """This rank's chunk of every unit."""
+def pieces(units: Sequence[slice], comm: Communicator, rank: int | None = None) -> list[Piece]:
+    """The chunk of every unit that `rank` (default: this one) updates."""
     found, at = [], 0
     for unit in units:
-        chunk = comm.chunk(unit.stop - unit.start)
+        chunk = comm.chunk(unit.stop - unit.start, rank)
         size = chunk.stop - chunk.start
         found.append(Piece(slice(unit.start + chunk.start, unit.start + chunk.stop), slice(at, at + size)))
         at += size

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 
 import hpcai
-from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, Leave, RankMismatch
+from hpcai.errors import HpcaiError, Leave, RankFailed, RankMismatch
 from hpcai.train import config
 
 
@@ -27,24 +26,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         fit(options, comm)
     except Leave as left:
-        if comm is not None and comm.rank == 0:
-            print(f"hpcai.train: {left}", file=sys.stderr, flush=True)
-        return left.exit_code
+        return _end(left.exit_code, f"{left}")
     except (HpcaiError, OSError) as error:
-        return _fail(comm, error)
-    return 0
+        if comm is not None:
+            _share(error)
+        return _end(getattr(error, "exit_code", 1), f"error: {' '.join(str(error).split())}", started=comm is not None)
+    return _end(0)
 
 
-def _fail(comm: Communicator | None, error: HpcaiError | OSError) -> int:
-    """An error that all ranks share is one line from rank 0; one that only some have ends the job by the excepthook."""
-    if comm is not None:
-        try:
-            comm.leave()
-        except RankMismatch:
-            raise error from None
-    if comm is None or comm.rank == 0:
-        print(f"hpcai.train: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    return getattr(error, "exit_code", 1)
+def _share(error: HpcaiError | OSError) -> None:
+    """Return if all ranks have the error; one that only some have ends the job by the excepthook."""
+    try:
+        hpcai.init().leave()
+    except (RankMismatch, RankFailed):
+        raise error from None
+
+
+def _end(code: int, text: str = "", started: bool = True) -> int:
+    """Say on rank 0 how it ended, and return the exit code. hpcai.init() gives the ranks that are left."""
+    if text and (not started or hpcai.init().rank == 0):
+        print(f"hpcai.train: {text}", file=sys.stderr, flush=True)
+    if not started:
+        return code
+    from hpcai.comm import mpi
+
+    return mpi.end(code)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def check(o: Options) -> None:
         ),
         (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
         (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
+        *_refused_elastic(o),
         *((name not in signals.known(), f"--signals knows {', '.join(signals.known())}; got {name}") for name in o.signals),
         (
             bool({"KILL", "STOP", "INT"} & set(o.signals)),
@@ -62,6 +63,22 @@ def check(o: Options) -> None:
     for wrong, message in refuse:
         if wrong:
             raise UsageError(message)
+
+
+def _refused_elastic(o: Options) -> list[tuple[bool, str]]:
+    """What makes no sense where ranks may fail."""
+    return [
+        ((o.redundancy or 0) not in (0, 1), f"--redundancy is 0 or 1, got {o.redundancy}"),
+        (bool(o.redundancy) and not o.zero, "--redundancy is for shards: without --zero every rank has everything"),
+        (
+            bool(o.redundancy) and (o.zero == 3 or o.dtype in ("bf16", "f16")),
+            "--redundancy keeps optimizer state, not parameters; take --zero 1 or 2 and --dtype f32 or f64",
+        ),
+        (
+            o.elastic != "never" and (o.zero == 3 or (o.zero > 0 and o.dtype in ("bf16", "f16"))),
+            f"--elastic {o.elastic} wants parameters on every rank; take --zero 1 or 2 with --dtype f32 or f64, or --zero 0",
+        ),
+    ]
 
 
 def _refused_splits(o: Options) -> list[tuple[bool, str]]:
@@ -110,6 +127,10 @@ def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
             f"it would with --batch {-(-o.batch // (dp * o.micro_batches)) * dp * o.micro_batches}",
         ),
         (o.batch < dp, f"--batch {o.batch} is smaller than the number of ranks, {dp}; give each rank a sample at least"),
+        (
+            o.elastic != "never" and split,
+            f"--mesh {mesh}: --elastic {o.elastic} is for dp alone, where every rank has the whole model; leave tp and pp out",
+        ),
         (grains and split, f"--mesh {mesh}: --compress reproducible is for whole models; leave tp and pp out"),
         (o.overlap == "always" and split, f"--mesh {mesh}: --overlap always is for dp alone; leave it out"),
         (

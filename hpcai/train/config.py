@@ -132,6 +132,14 @@ class Options:
     resume: str = option("never", "never, auto (the newest checkpoint of the run's folder, if any), or a checkpoint's path")
     checkpoint_steps: int = option(500, "write a checkpoint every so many steps, and at each epoch's end (0: only at the end)")
     keep: int = option(2, "checkpoints to keep")
+    elastic: Literal["never", "shrink", "grow"] = option(
+        "never",
+        "when ranks fail, go on from memory without them, or with others in their place (mpirun --with-ft ulfm)",
+    )
+    redundancy: int | None = option(
+        None,
+        "copies of each shard of --zero that other ranks keep, so that it is not lost with its rank (1 with --elastic)",
+    )
     signals: tuple[str, ...] = option(
         ("USR1", "TERM"),
         "signals at which all ranks write a checkpoint and leave with exit code 85: NAME,... or none",
@@ -242,6 +250,7 @@ def _filled(given: Options) -> Options:
         model=model,
         epochs=given.epochs if given.epochs is not None or given.steps is not None else 20,
         lr=given.lr if given.lr is not None else _LR[given.optimizer],
+        redundancy=given.redundancy if given.redundancy is not None else int(given.elastic != "never" and given.zero > 0),
         chunks=given.chunks if given.chunks is not None else 2 if given.pipeline == "interleaved" else 1,
         run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{model}",
     )

@@ -13,13 +13,14 @@ import numpy as np
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding, sources
 from hpcai.data.dataset import Dataset, take
-from hpcai.errors import NonFiniteError
+from hpcai.errors import NonFiniteError, RankFailed
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, report, resume, sampling, signals, trace
+from hpcai.train import advice, elastic, report, resume, sampling, signals, trace
 from hpcai.train.build import build_schedule, check
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
+from hpcai.train.run import Run, room
 from hpcai.train.step import train_step
 from hpcai.xp import Array
 
@@ -30,64 +31,70 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     """Train as the options say, on all ranks of `comm`; returns the summary, on all ranks.
 
     Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png.
-    Raises: UsageError, DataError, CheckpointError, NonFiniteError, Leave, OSError.
+    Raises: UsageError, DataError, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
     """
     folder = Path(options.run or "runs")
+    elastic.check(options, comm)
     dataset = share(comm, lambda: _prepare(options, comm.size, folder))
     options = advice.decided(options, dataset, comm, folder)
     mine = replica(options, dataset, comm)
     progress = resume.start(options, mine, comm, folder)
+    if mine.backup is not None:
+        mine.backup.renew(mine.state)
 
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
     with contextlib.closing(report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)) as reporter:
         comm.on_root(reporter.open)
+        run = Run(options, dataset, comm, mine, progress, reporter, build_schedule(options, total), total, progress.step)
         with _naming_last_checkpoint(folder), signals.cast_into(mine.votes, options.signals, comm.rank == 0):
-            _run(options, comm, dataset, mine, progress, reporter)
-        timelines = trace.gather(mine)
-        text = sampling.sample(mine, options.context, options.sample, options.seed) if options.sample else b""
-        return comm.on_root(lambda: reporter.finish(timelines, text))
+            _train(run)
+        timelines = trace.gather(run.mine)
+        text = sampling.sample(run.mine, options.context, options.sample, options.seed) if options.sample else b""
+        return run.comm.on_root(lambda: reporter.finish(timelines, text))
 
 
-def _run(
-    options: Options,
-    comm: Communicator,
-    dataset: Dataset,
-    mine: Replica,
-    progress: resume.Progress,
-    reporter: report.Reporter,
-) -> None:
-    """All steps from where `progress` stands to the reporter's total."""
-    n, total, per_epoch = dataset.train_samples, reporter.total, reporter.per_epoch
-    dp, schedule = mine.mesh.dp, build_schedule(options, total)
-    grain = mine.grain or 1
-    grains = -(-min(options.batch, n) // grain)
-    rows = _rows(dataset, -(-grains // dp.size) * grain, mine)
-
-    for step in range(progress.step, total):
-        batch = sharding.global_batch(n, options.batch, options.seed, step)
-        index = sharding.shard(batch, dp.rank, dp.size, grain)
-        x, target = take(dataset, index, rows, phase=sharding.phase(dataset.context, options.seed, step // per_epoch))
-        outcome = train_step(mine, x, target, len(batch), step, schedule(step))
-        progress.add(outcome.loss_sum, outcome.targets)
-        reporter.step(progress.step, schedule(step), outcome)
-
-        epoch_ends, run_ends = progress.step % per_epoch == 0, progress.step == total
-        if epoch_ends:
-            reporter.epoch(progress.close_epoch(*evaluate(mine, dataset)))
-        leave = None if run_ends else signals.check(outcome.votes, progress.step)
-        if run_ends or leave or (options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)):
-            resume.save(options, mine, progress, comm, Path(options.run or "runs"))
-        if leave is not None:
-            raise leave
-
-    if progress.samples:  # the run ended within an epoch: its record is not in the checkpoint, where the epoch is still open
-        reporter.epoch(progress.close_epoch(*evaluate(mine, dataset)))
+def _train(run: Run) -> None:
+    """All steps that are left, and what comes between them; ranks that fail meanwhile are done without where that can be."""
+    while True:
+        try:
+            _between(run)
+            if run.progress.step == run.total:
+                return
+            _step(run)
+        except RankFailed as failure:
+            if run.options.elastic == "never":
+                raise
+            elastic.recover(run, failure)
 
 
-def _rows(dataset: Dataset, samples: int, mine: Replica) -> Array:
-    """A buffer for so many samples; text needs none."""
-    return np.empty((0 if dataset.context else samples, dataset.x_train.shape[-1]), mine.params.dtype)
+def _step(run: Run) -> None:
+    """One step on this rank's samples of the next global batch."""
+    options, dataset, mine, at = run.options, run.dataset, run.mine, run.progress.step
+    dp = mine.mesh.dp
+    batch = sharding.global_batch(dataset.train_samples, options.batch, options.seed, at)
+    index = sharding.shard(batch, dp.rank, dp.size, mine.grain or 1)
+    x, target = take(dataset, index, run.rows, phase=sharding.phase(dataset.context, options.seed, at // run.per_epoch))
+    if options.elastic != "never":
+        elastic.remember(mine, at)
+    run.completed(train_step(mine, x, target, len(batch), at, run.schedule(at)))
+
+
+def _between(run: Run) -> None:
+    """What is due after the last step: an epoch's evaluation, a checkpoint, leaving. Does nothing when it is called again."""
+    options, progress = run.options, run.progress
+    epoch_ends, run_ends = progress.step % run.per_epoch == 0, progress.step == run.total
+    if epoch_ends and progress.samples:
+        run.reporter.epoch(progress.close_epoch(*evaluate(run.mine, run.dataset)))
+    leave = None if run_ends else signals.check(run.counted, progress.step)
+    due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
+    if (run_ends or leave or due) and run.written < progress.step:
+        resume.save(options, run.mine, progress, run.comm, run.folder)
+        run.written = progress.step
+    if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
+        run.reporter.epoch(progress.close_epoch(*evaluate(run.mine, run.dataset)))
+    if leave is not None:
+        raise leave
 
 
 def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
@@ -96,7 +103,7 @@ def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
     most = max(1, EVALUATION_BATCH // dataset.targets_a_sample)
     index = sharding.shard(np.arange(n), mesh.dp.rank, mesh.dp.size)
     rounds = -(-max(mesh.dp.exchange(len(index))) // most)
-    rows, sums = _rows(dataset, most, mine), np.zeros(2)
+    rows, sums = room(dataset, most, mine), np.zeros(2)
     # All micro-batches at once would keep all their inputs; as many as there are stages fill a pipeline.
     depth = 2 * mesh.pp.size if mesh.pp.size > 1 else 1
     for start in range(0, rounds, depth):

@@ -123,3 +123,38 @@ def _with_counters(state: Any, saved: Any) -> Any:
         parts = [_with_counters(part, kept) for part, kept in zip(state, saved, strict=True)]
         return type(state)(*parts) if isinstance(state, (Remembered, Scattered)) else tuple(parts)
     return saved if type(state) is type(saved) is int else state
+
+
+def copied(state: Any, into: Any = None) -> Any:
+    """A copy of reducers' states, in the arrays of an earlier copy where that has them."""
+    if isinstance(state, np.ndarray):
+        if isinstance(into, np.ndarray) and into.shape == state.shape:
+            into[...] = state
+            return into
+        return state.copy()
+    if isinstance(state, (tuple, list)):
+        before = into if isinstance(into, (tuple, list)) and len(into) == len(state) else [None] * len(state)
+        parts = [copied(part, other) for part, other in zip(state, before, strict=True)]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return state
+
+
+def carry_over(old: Replica, fresh: Replica) -> None:
+    """Fill the reducers' states of a replica among other ranks from this rank's before: what it owed, as an owner too."""
+    if fresh.grain:
+        fresh.reducer_states[:] = old.reducer_states
+    if not fresh.reducers:
+        return
+    flat = np.zeros(old.params.size, np.float32)
+    for bucket, state in zip(old.buckets, old.reducer_states, strict=True):
+        for start, kept in _remembered(state, bucket.start):
+            flat[start : start + kept.memory.size] = owed(kept, old.mesh.dp)
+    same = old.buckets == fresh.buckets
+    for i, (bucket, state) in enumerate(zip(fresh.buckets, fresh.reducer_states, strict=True)):
+        for start, kept in _remembered(state, bucket.start):
+            kept.memory[:] = flat[start : start + kept.memory.size]
+        before = old.reducer_states[i if same else 0]
+        for array, known in zip(_common(state), _common(before), strict=False) if same else ():
+            if array.shape == known.shape:
+                array[...] = known
+        fresh.reducer_states[i] = _with_counters(state, _counters(before))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from hpcai.optim.optimizers import Optimizer, State
 from hpcai.parallel import tensor, zero
 from hpcai.parallel.mesh import Mesh
 from hpcai.parallel.pipeline import Pipeline
+from hpcai.parallel.redundancy import Backup
 from hpcai.parallel.schedules import Plan
 from hpcai.parallel.zero import GatheredParameters, Piece, ShardedGradients, WholeGradients
 from hpcai.reduce.counting import Tally
@@ -28,6 +29,9 @@ from hpcai.train import build, precision, votes
 from hpcai.train.config import Options
 from hpcai.train.precision import Half
 from hpcai.xp import DTYPES, Array
+
+if TYPE_CHECKING:
+    from hpcai.train.step import Totals
 
 BUCKET_BYTES = 25 << 20
 OVERLAPPED_BUCKET_BYTES = 1 << 20
@@ -48,6 +52,9 @@ class Borrowed(NamedTuple):
 class Replica:
     """This rank's part of the model: where it stands in the mesh, its parameters, gradients and optimizer state or its shards of
     them, and how and by whom gradients are reduced.
+
+    decided, updated: the number and sums of the last step that was decided, and whether the parameters here have it; remembered:
+    what a step began with and changes before it is decided (see elastic.py).
     """
 
     mesh: Mesh
@@ -81,7 +88,11 @@ class Replica:
     reduction: str
     algorithm: str
     clip: float
+    backup: Backup | None
     votes: Array = field(default_factory=votes.none)
+    decided: tuple[int, Totals] | None = None
+    updated: bool = False
+    remembered: tuple[int, Any] | None = None
 
 
 def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
@@ -165,6 +176,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         reduction=options.reduction,
         algorithm=options.algorithm,
         clip=options.clip,
+        backup=Backup(units, mesh.dp, optimizer, dtype) if options.redundancy and options.zero and mesh.dp.size > 1 else None,
     )
     if half is not None:
         precision.publish(mine)

@@ -61,6 +61,18 @@ class Reporter:
         if self.progress.step:
             self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}")
 
+    def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
+        """Go on among other ranks; a new rank 0 takes over files and words."""
+        self.comm, self.mine, self.progress = comm, mine, progress
+        if self.silent and comm.rank == 0:
+            self.silent = False
+            self.open()
+
+    def say(self, text: str) -> None:
+        """A line on stderr that stays, from rank 0."""
+        if not self.silent:
+            self.line.lasting(text)
+
     def step(self, number: int, lr: float, done: Report) -> None:
         """After step `number`, counted from 1."""
         if self.silent:

@@ -22,6 +22,19 @@ from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
 
+class Totals(NamedTuple):
+    """What all ranks know when a step is *decided*: its gradients are summed, and what is left needs no further sums.
+
+    A rank that knows them knows that all others have the sums of the gradients, even if one of them fails now (see elastic.py).
+    """
+
+    loss_sum: float
+    targets: int
+    grad_norm: float
+    comm_s: float
+    votes: Array
+
+
 class Report(NamedTuple):
     """What one step did, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds, votes."""
 
@@ -40,6 +53,15 @@ def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int,
     Raises: NonFiniteError, on all ranks alike, if the loss or a gradient is NaN or infinite.
     """
     started = perf_counter()
+    totals = _decide(replica, x, target, batch, step)
+    replica.decided, replica.updated = (step, totals), False
+    update(replica, totals, step, lr)
+    comm_s = totals.comm_s + _share(replica)
+    return Report(totals.loss_sum, totals.targets, totals.grad_norm, perf_counter() - started, comm_s, totals.votes)
+
+
+def _decide(replica: Replica, x: Array, target: Array, batch: int, step: int) -> Totals:
+    """Everything up to the last sum over ranks."""
     dp, targets = replica.mesh.dp, batch * (target.shape[1] if target.ndim == 2 and target.dtype.kind == "i" else 1)
     scale = 1.0 if replica.reduction == "sum" else 1.0 / targets
     if replica.reducers:  # which take means
@@ -53,17 +75,23 @@ def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int,
     if not math.isfinite(loss_sum):
         raise _non_finite_loss(replica, x, step, loss_sum)
 
-    norm = _norm(replica)
-    unscale = 1.0 if replica.half is None else 1.0 / replica.half.scale
-    if replica.half is not None and not replica.half.settle(math.isfinite(norm), step):
-        return Report(loss_sum, targets, norm, perf_counter() - started, comm_s, np.array(counted))
-    if not math.isfinite(norm):
-        raise _non_finite_gradient(replica, step)
-    if replica.grain and sums is None:
+    if replica.backup is not None:
+        replica.backup.exchange(replica.grads, replica.owned, whole=replica.zero < 2)
+    norm = _norm(replica) / (1.0 if replica.half is None else replica.half.scale)
+    if replica.grain and sums is None and math.isfinite(norm):
         raise NonFiniteError(f"the gradient of a few samples (see --grain) was not finite in step {step + 1}")
-    norm *= unscale
-    comm_s += _update(replica, step, lr, clip.factor(norm, replica.clip) * unscale)
-    return Report(loss_sum, targets, norm, perf_counter() - started, comm_s, np.array(counted))
+    return Totals(loss_sum, targets, norm, comm_s, np.array(counted))
+
+
+def update(replica: Replica, totals: Totals, step: int, lr: float) -> None:
+    """Update the parameters, or this rank's share of them, in a decided step. Not collective unless it raises."""
+    norm = totals.grad_norm
+    unscale = 1.0 if replica.half is None else 1.0 / replica.half.scale
+    if replica.half is None or replica.half.settle(math.isfinite(norm), step):
+        if not math.isfinite(norm):
+            raise _non_finite_gradient(replica, step)
+        _update(replica, step, lr, clip.factor(norm, replica.clip) * unscale)
+    replica.updated = True
 
 
 def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[list[float], float]:
@@ -152,14 +180,20 @@ def _non_finite_gradient(replica: Replica, step: int) -> NonFiniteError:
     return NonFiniteError(f"{next(found, 'the gradient became infinite')} in step {step + 1}")
 
 
-def _update(replica: Replica, step: int, lr: float, factor: float) -> float:
-    """Update the parameters, or this rank's share and gather the others'; returns the seconds that communication took."""
+def _update(replica: Replica, step: int, lr: float, factor: float) -> None:
+    """Update the parameters, or this rank's share and the one that it keeps a copy of."""
     whole = replica.zero < 3 and replica.half is None
     for piece in replica.owned:
         params = replica.params[piece.flat if whole else piece.shard]
         grads = _wide(replica.grads[piece.flat if replica.zero < 2 else piece.shard])
         state = {name: array[piece.shard] for name, array in replica.state.items()}
         replica.optimizer.update(params, grads, state, step + 1, lr, factor)
+    if replica.backup is not None:
+        replica.backup.update(replica.params, replica.optimizer, step + 1, lr, factor)
+
+
+def _share(replica: Replica) -> float:
+    """Give the others this rank's share of the updated parameters and take theirs; returns the seconds that it took."""
     before = perf_counter()
     if replica.half is not None:
         precision.publish(replica)

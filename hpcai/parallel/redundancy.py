@@ -1,0 +1,63 @@
+"""Copies of shards, so that what one rank alone had is not lost with it.
+
+Every rank keeps its left neighbour's shard of optimizer state. It is not sent in every step: the neighbour's gradients are, and
+the update is made here too, with the same numbers in the same order, so that both copies have the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.optim.optimizers import Optimizer, State
+from hpcai.parallel import zero
+from hpcai.parallel.zero import Piece
+from hpcai.xp import Array
+
+MESSAGE_BYTES = 1 << 30
+
+
+class Backup:
+    """The left neighbour's shard. Cost a step: a message of a shard's gradients, and its update; memory: a shard of gradients and
+    of each array of optimizer state.
+    """
+
+    def __init__(self, units: Sequence[slice], comm: Communicator, optimizer: Optimizer, dtype: np.dtype):
+        self.comm = comm
+        self.left, self.right = (comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size
+        self.owned = zero.pieces(units, comm, self.left)
+        size = self.owned[-1].shard.stop if self.owned else 0
+        self.grads = np.zeros(size, dtype)
+        self.state: State = optimizer.init(self.grads)
+
+    def exchange(self, grads: Array, owned: Sequence[Piece], whole: bool) -> None:
+        """Give the right neighbour this rank's shard of the gradients and take the left one's. Collective.
+
+        whole: `grads` is the flat array; otherwise it is the shard.
+        """
+        self._pass_on(zero.scatter(grads, owned) if whole else grads, self.grads)
+
+    def renew(self, state: State) -> None:
+        """Take the left neighbour's optimizer state anew, after it was loaded. Collective."""
+        for name, array in state.items():
+            self._pass_on(array, self.state[name])
+
+    def update(self, params: Array, optimizer: Optimizer, step: int, lr: float, factor: float) -> None:
+        """The neighbour's update, here: of its state, and of its part of the flat parameters, which it will send anyway."""
+        for piece in self.owned:
+            state = {name: array[piece.shard] for name, array in self.state.items()}
+            optimizer.update(params[piece.flat], self.grads[piece.shard], state, step, lr, factor)
+
+    def _pass_on(self, mine: Array, theirs: Array) -> None:
+        pending = [self.comm.receive(part, self.left) for part in _parts(theirs)]
+        pending += [self.comm.send(part, self.right) for part in _parts(mine)]
+        for one in pending:
+            one.wait()
+
+
+def _parts(x: Array) -> Iterator[Array]:
+    """As much as a message carries at a time."""
+    step = MESSAGE_BYTES // x.itemsize
+    return (x[start : start + step] for start in range(0, x.size, step))

@@ -1,0 +1,71 @@
+"""What one rank's training under way consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.data import sharding
+from hpcai.data.dataset import Dataset
+from hpcai.optim.schedules import Schedule
+from hpcai.train import votes
+from hpcai.train.config import Options
+from hpcai.train.replica import Replica
+from hpcai.train.report import Reporter
+from hpcai.train.resume import Progress
+from hpcai.train.step import Report
+from hpcai.xp import Array
+
+
+@dataclass
+class Run:
+    """One rank's training: everything that a step changes, and all that it takes to go on without a rank that failed."""
+
+    options: Options
+    dataset: Dataset
+    comm: Communicator
+    mine: Replica
+    progress: Progress
+    reporter: Reporter
+    schedule: Schedule
+    total: int
+    written: int
+    """The step of the last checkpoint."""
+    counted: Array = field(default_factory=votes.none)
+    """All ranks' votes in the last step."""
+    recoveries: list[dict[str, Any]] = field(default_factory=list)
+    rows: Array = field(default_factory=lambda: np.empty(0))
+
+    def __post_init__(self) -> None:
+        self.resized()
+
+    @property
+    def folder(self) -> Path:
+        """Where it writes."""
+        return Path(self.options.run or "runs")
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return sharding.steps_per_epoch(self.dataset.train_samples, self.options.batch)
+
+    def resized(self) -> None:
+        """Make room for this rank's samples of a batch, after the number of ranks has changed."""
+        grain = self.mine.grain or 1
+        grains = -(-min(self.options.batch, self.dataset.train_samples) // grain)
+        self.rows = room(self.dataset, -(-grains // self.mine.mesh.dp.size) * grain, self.mine)
+
+    def completed(self, outcome: Report) -> None:
+        """Count a step."""
+        self.progress.add(outcome.loss_sum, outcome.targets)
+        self.counted = outcome.votes
+        self.reporter.step(self.progress.step, self.schedule(self.progress.step - 1), outcome)
+
+
+def room(dataset: Dataset, samples: int, mine: Replica) -> Array:
+    """A buffer for so many samples; text needs none."""
+    return np.empty((0 if dataset.context else samples, dataset.x_train.shape[-1]), mine.params.dtype)
