@@ -193,11 +193,11 @@ def tune(comm: Communicator, largest: int) -> int:
 
 def compress(comm: Communicator, training: Sequence[str]) -> int:
     """Print what each --compress is predicted to take in the training run that these options ask for. Returns the failures."""
-    from hpcai.train import advice, config, loop
+    from hpcai.train import advice, config, inputs
 
     try:
         options = comm.on_root(lambda: config.parse(training))
-        text = advice.table(options, loop.load(options, comm), comm)
+        text = advice.table(options, inputs.load(options, comm), comm)
     except (HpcaiError, OSError) as error:
         if comm.rank == 0:
             print(f"hpcai.doctor: error: {error}", file=sys.stderr)

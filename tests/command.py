@@ -21,8 +21,8 @@ def environment(**more):
     return kept | allow | more
 
 
-def start(ranks, *arguments, program=("-m", "hpcai.train"), **more):
-    command = [MPIRUN, "-n", str(ranks), sys.executable, *program, *map(str, arguments)]
+def start(ranks, *arguments, program=("-m", "hpcai.train"), launcher=(), **more):
+    command = [MPIRUN, *launcher, "-n", str(ranks), sys.executable, *program, *map(str, arguments)]
     return subprocess.Popen(command, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -63,6 +63,15 @@ def init() -> Communicator:
     return _world
 
 
+def join() -> Communicator:
+    """In a process that `MpiWire.grow` started: the communicator of the ranks that were there and, behind them, the new ones."""
+    MPI = _load()
+    adopt(Communicator(MpiWire(MPI.Comm.Get_parent().Merge(high=True))))
+    _install_hooks(MPI)
+    assert _world is not None
+    return _world
+
+
 def library() -> str:
     """The MPI library's own name and version, such as "Open MPI v5.0.11"."""
     text = _load().Get_library_version().strip("\0").replace("Version:", " ")
@@ -189,9 +198,18 @@ class MpiWire:
         """A wire among the ranks that live, in their old order. All of them call it, after `revoke`."""
         return MpiWire(self.comm.Shrink())
 
-    def why_not_elastic(self) -> str:
-        """What keeps ranks from outliving others here; empty if nothing does."""
-        return ulfm.why_not(library())
+    def grow(self, count: int, command: Sequence[str]) -> MpiWire:
+        """MPI_Comm_spawn and MPI_Intercomm_merge; the new ones call `join`. Raises LaunchError where they cannot be started."""
+        try:
+            with self.failing("the start of new ranks"):
+                between = self.comm.Spawn(command[0], list(command[1:]), maxprocs=count, root=0)
+                return MpiWire(between.Merge(high=False))
+        except self.MPI.Exception as error:
+            raise LaunchError(f"{count} ranks could not be started: {error}") from None
+
+    def why_not_elastic(self, growing: bool) -> str:
+        """What keeps ranks from outliving others here, or new ones from coming; empty if nothing does."""
+        return ulfm.why_not(library(), growing)
 
     def all_fine(self, fine: bool) -> bool:
         """True on all ranks that live if all of them say so and none has failed; it works on a revoked wire too."""
@@ -305,10 +323,11 @@ def adopt(world: Communicator) -> None:
 
 
 def end(code: int) -> int:
-    """Before a program ends with this exit code: where ranks have failed, end it here, since MPI_Finalize may hang then."""
-    if _outlived:
+    """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
+    if _outlived or ulfm.enabled():
         assert _world is not None
-        _world.leave()
+        with contextlib.suppress(RankFailed):
+            _world.leave()
         sys.stdout.flush()
         sys.stderr.flush()
         _world.wire.all_fine(True)
@@ -350,7 +369,7 @@ def _install_hooks(MPI: Any) -> None:
         sys.stderr.write(marked)
         sys.stderr.flush()
         time.sleep(0.2)  # MPICH's launcher drops what it has not read yet
-        MPI.COMM_WORLD.Abort(code)
+        init().wire.comm.Abort(code)  # type: ignore[attr-defined]
 
     if _world.size == 1:
         return

@@ -141,11 +141,15 @@ class ThreadWire:
         """Threads end together."""
         raise NotImplementedError(self.why_not_elastic())
 
+    def grow(self, count: int, command: Sequence[str]) -> ThreadWire:
+        """Threads end together."""
+        raise NotImplementedError(self.why_not_elastic())
+
     def all_fine(self, fine: bool) -> bool:
         """Threads end together."""
         raise NotImplementedError(self.why_not_elastic())
 
-    def why_not_elastic(self) -> str:
+    def why_not_elastic(self, growing: bool = False) -> str:
         """Why not."""
         return "ranks that are threads end together"
 

@@ -6,27 +6,49 @@ Everything is said through the environment, before MPI starts, so that users nee
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 ENABLED, COLLECTIVES = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_coll"
 """What mpirun --with-ft ulfm sets, and which of Open MPI's implementations of collectives are used."""
+
+RECOVERABLE = "state_base_recoverable"
+"""The launcher's parameter without which it calls the end of a rank that was started later a failure of the job."""
+
+
+def enabled() -> bool:
+    """True if the launcher lets ranks outlive others."""
+    return os.environ.get(ENABLED) == "1"
 
 
 def prepare() -> None:
     """Leave coll/han out, which after a failure gives wrong sums without an error (open-mpi/ompi#11794). Before MPI starts."""
     chosen = os.environ.get(COLLECTIVES, "")
-    if os.environ.get(ENABLED) == "1" and not _without_han(chosen) and (not chosen or chosen.startswith("^")):
+    if enabled() and not _without_han(chosen) and (not chosen or chosen.startswith("^")):
         os.environ[COLLECTIVES] = f"{chosen},han" if chosen else "^han"
 
 
-def why_not(library: str) -> str:
-    """What keeps ranks from outliving others under this MPI library and launcher; empty if nothing does."""
+def why_not(library: str, growing: bool = False) -> str:
+    """What keeps ranks from outliving others under this library and launcher, or, `growing`, new ones from coming; empty: nothing."""
     if "Open MPI" not in library:
         return f"{library} cannot go on without a failed rank; use Open MPI 5, or go on from checkpoints with --resume auto"
-    if os.environ.get(ENABLED) != "1":
-        return "the launcher would end all ranks when one fails; start with mpirun --with-ft ulfm"
+    if not enabled() or (growing and not _launcher_says(RECOVERABLE)):
+        option = f" --prtemca {RECOVERABLE} 1" * growing
+        return f"the launcher would end all ranks when one fails; start with mpirun --with-ft ulfm{option}"
     if not _without_han(os.environ.get(COLLECTIVES, "")):
         return "Open MPI's coll/han gives wrong sums after a failure; leave it out of --mca coll"
     return ""
+
+
+def _launcher_says(name: str) -> bool:
+    """False if this rank's launcher runs here and was not given that parameter, which it does not pass on to ranks."""
+    folder = Path(f"/proc/{os.getppid()}")
+    try:
+        if not (folder / "comm").read_text().startswith(("prterun", "mpirun", "mpiexec")):
+            return True
+        given = (folder / "cmdline").read_text().split("\0")
+        return name in given or f"PRTE_MCA_{name}=1" in (folder / "environ").read_text().split("\0")
+    except OSError:
+        return True
 
 
 def _without_han(chosen: str) -> bool:

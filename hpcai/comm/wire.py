@@ -54,11 +54,14 @@ class Wire(Protocol):
     def shrink(self) -> Wire:
         """A wire among the ranks that live, in their old order. All of them call it, after `revoke`."""
 
+    def grow(self, count: int, command: Sequence[str]) -> Wire:
+        """A wire of all ranks and, behind them, `count` new ones, which are started with this command."""
+
     def all_fine(self, fine: bool) -> bool:
         """True on all ranks that live if all of them say so and none has failed; on a revoked wire too."""
 
-    def why_not_elastic(self) -> str:
-        """What keeps ranks from outliving others on this wire; empty if nothing does."""
+    def why_not_elastic(self, growing: bool) -> str:
+        """What keeps ranks from outliving others on this wire, or new ones from coming; empty if nothing does."""
 
     def serves_threads(self) -> bool:
         """True if any thread may use it, one at a time."""

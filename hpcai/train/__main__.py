@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import hpcai
 from hpcai.comm.launcher import launch
@@ -18,19 +18,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launch().rank == 0:
             config.parse(arguments)
         return 0
-    comm = None
     try:
         comm = hpcai.init()
+    except HpcaiError as error:
+        print(f"hpcai.train: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+    def train() -> None:
         options = comm.on_root(lambda: config.parse(arguments))
         from hpcai.train.loop import fit
 
         fit(options, comm)
+
+    return ending(train)
+
+
+def ending(train: Callable[[], object]) -> int:
+    """Call it, say on rank 0 how it ended, and return the exit code."""
+    try:
+        train()
     except Leave as left:
         return _end(left.exit_code, f"{left}")
     except (HpcaiError, OSError) as error:
-        if comm is not None:
-            _share(error)
-        return _end(getattr(error, "exit_code", 1), f"error: {' '.join(str(error).split())}", started=comm is not None)
+        _share(error)
+        return _end(getattr(error, "exit_code", 1), f"error: {' '.join(str(error).split())}")
     return _end(0)
 
 
@@ -42,12 +53,10 @@ def _share(error: HpcaiError | OSError) -> None:
         raise error from None
 
 
-def _end(code: int, text: str = "", started: bool = True) -> int:
-    """Say on rank 0 how it ended, and return the exit code. hpcai.init() gives the ranks that are left."""
-    if text and (not started or hpcai.init().rank == 0):
+def _end(code: int, text: str = "") -> int:
+    """hpcai.init() gives the ranks that are left."""
+    if text and hpcai.init().rank == 0:
         print(f"hpcai.train: {text}", file=sys.stderr, flush=True)
-    if not started:
-        return code
     from hpcai.comm import mpi
 
     return mpi.end(code)

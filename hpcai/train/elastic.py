@@ -14,17 +14,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
-from hpcai.comm import mpi
+from hpcai.comm import cores, mpi
 from hpcai.comm.communicator import Communicator
-from hpcai.errors import NonFiniteError, RankFailed, RanksLost, UsageError
+from hpcai.data.dataset import Dataset
+from hpcai.errors import LaunchError, NonFiniteError, RankFailed, RanksLost, UsageError
 from hpcai.parallel import zero
 from hpcai.train import memories, precision, resume, step
 from hpcai.train.config import Options
+from hpcai.train.inputs import share
 from hpcai.train.replica import Replica, replica
 from hpcai.train.run import Run
 from hpcai.train.step import Report, Totals
@@ -38,19 +41,39 @@ class Told(NamedTuple):
     decided: tuple[int, Totals] | None
 
 
-def recover(run: Run, failure: RankFailed) -> None:
-    """Make `run` one of the ranks that live, at the same step on all. Called by each of them that met the failure.
+class Adopted(NamedTuple):
+    """What a run goes on with."""
+
+    comm: Communicator
+    mine: Replica
+    progress: resume.Progress
+
+
+def recover(run: Run) -> None:
+    """Make `run` one of the ranks that live, at the same step on all; with --elastic grow, have others started in place of
+    those that failed. Called by each rank that met a failure.
 
     Raises: RanksLost, on all alike, where the only copies of a shard were on ranks that failed.
     """
-    began, before = perf_counter(), run.comm.size
-    wire = run.comm.wire
-    adopted = None
+    began, before = perf_counter(), run.comm
+    _shrink(run)
+    if run.options.elastic == "grow":
+        _grow(run)
+    mpi.adopt(run.comm)
+    run.resized()
+    seconds = perf_counter() - began
+    run.reporter.moved(run.comm, run.mine, run.progress)
+    run.reporter.recovered(run.lost, before.size, seconds)
+
+
+def _shrink(run: Run) -> None:
+    """Go on among the ranks that live."""
+    wire, adopted = run.comm.wire, None
     while adopted is None:
         wire.revoke()
         wire = wire.shrink()
+        comm = Communicator(wire)
         try:
-            comm = Communicator(wire)
             adopted = _rebuilt(run, comm)
         except RankFailed:  # another one, meanwhile
             wire.revoke()
@@ -60,35 +83,98 @@ def recover(run: Run, failure: RankFailed) -> None:
         if not wire.all_fine(adopted is not None):
             adopted = None
     run.comm, run.mine, run.progress = adopted
-    mpi.adopt(run.comm)
-    run.resized()
-    seconds = perf_counter() - began
-    run.recoveries.append({"step": run.progress.step, "ranks": [before, run.comm.size], "seconds": seconds})
-    run.reporter.moved(run.comm, run.mine, run.progress)
-    run.reporter.say(
-        f"{failure}: {before - run.comm.size} of {before} ranks failed; going on with {run.comm.size} after step "
-        f"{run.progress.step:,}, {1e3 * seconds:.0f} ms later"
-    )
 
 
-def _rebuilt(run: Run, comm: Communicator) -> tuple[Communicator, Replica, resume.Progress]:
-    """The ranks' parts for another number of them, at the same step. Collective. `run` stays usable for another attempt."""
+def _rebuilt(run: Run, comm: Communicator) -> Adopted:
+    """The ranks' parts for fewer of them, at the same step. Collective. `run` stays usable for another attempt."""
     told = comm.exchange(Told(run.comm.rank, run.mine.decided))
-    _require_shards(run, [one.rank for one in told])
+    alive = {one.rank for one in told}
+    run.lost = [rank for rank in range(run.comm.size) if rank not in alive]
+    _require_shards(run, alive)
     _level(run, told)
     histories = comm.exchange(dataclasses.asdict(run.progress))
     progress = resume.Progress(**max(histories, key=lambda one: len(one["history"])))
-    fresh = replica(dataclasses.replace(run.options, mesh=""), run.dataset, comm)
-    _carry_over(run.mine, fresh, {one.rank for one in told})
-    return comm, fresh, progress
+    fresh = replica(_unmeshed(run.options), run.dataset, comm)
+    _carry_over(run.mine, fresh, alive)
+    return Adopted(comm, fresh, progress)
 
 
-def _require_shards(run: Run, alive: list[int]) -> None:
+def _grow(run: Run) -> None:
+    """Start as many ranks as the run began with lacks, and give them a part. Where they do not come, go on without."""
+    wire, larger, adopted = run.comm.wire, None, None
+    try:
+        larger = wire.grow(run.ranks - run.comm.size, [sys.executable, "-m", "hpcai.train.join"])
+        adopted = _welcomed(run, Communicator(larger))
+    except (RankFailed, LaunchError) as error:
+        run.reporter.say(f"no ranks came in place of those that failed: {error}")
+    if wire.all_fine(adopted is not None) and adopted is not None:
+        run.comm, run.mine, run.progress = adopted
+    elif larger is not None:
+        larger.revoke()
+
+
+def _welcomed(run: Run, comm: Communicator) -> Adopted:
+    """Give the last ranks of `comm`, which are new, options, data, state and place. Collective, with `join` there."""
+    comm.exchange(Invitation(run.options, run.progress, run.mine.decided, run.ranks, cores.core_share()))
+    share(comm, lambda: run.dataset)
+    fresh = replica(_unmeshed(run.options), run.dataset, comm)
+    _carry_over(run.mine, fresh, set(range(run.comm.size)))
+    _equal(fresh)
+    return Adopted(comm, fresh, run.progress)
+
+
+class Invitation(NamedTuple):
+    """What a new rank is told first."""
+
+    options: Options
+    progress: resume.Progress
+    decided: tuple[int, Totals] | None
+    ranks: int
+    cores: int
+
+
+def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
+    """What a new rank begins with, from the others. Collective."""
+    told = comm.exchange(None)[0]
+    assert isinstance(told, Invitation)
+    cores.limit_threads(told.cores)
+    dataset = share(comm, lambda: None)
+    fresh = replica(_unmeshed(told.options), dataset, comm)
+    if fresh.zero:
+        for array in (fresh.params, *fresh.state.values()):
+            whole = np.zeros(fresh.model.layout.size, array.dtype)
+            _add_bits(whole, comm)
+            array[:] = whole if array is fresh.params else zero.scatter(whole, fresh.owned)
+        if fresh.backup is not None:
+            fresh.backup.renew(fresh.state)
+    _equal(fresh)
+    fresh.decided, fresh.updated = told.decided, True
+    return told, dataset, fresh
+
+
+def _equal(fresh: Replica) -> None:
+    """Give new ranks what all others have alike. Collective."""
+    dp = fresh.mesh.dp
+    if not fresh.zero:
+        for array in (fresh.params, *fresh.state.values()):
+            dp.broadcast(array)
+    if fresh.half is not None:
+        fresh.half.scale, fresh.half.good = dp.exchange((fresh.half.scale, fresh.half.good))[0]
+        precision.publish(fresh)
+    memories.equal(fresh)
+
+
+def _unmeshed(options: Options) -> Options:
+    """Options for any number of ranks."""
+    return dataclasses.replace(options, mesh="")
+
+
+def _require_shards(run: Run, alive: set[int]) -> None:
     if not run.mine.zero:
         return
     size = run.comm.size
     copies = [{rank, (rank + 1) % size} if run.mine.backup is not None else {rank} for rank in range(size)]
-    lost = [rank for rank in range(size) if not copies[rank] & set(alive)]
+    lost = [rank for rank in range(size) if not copies[rank] & alive]
     if lost:
         raise RanksLost(
             f"rank {lost[0]}'s share of the optimizer state is lost: the ranks that had a copy failed together; start again with "
@@ -142,8 +228,12 @@ def _whole(old: Replica, name: str, kept: Array, alive: set[int], comm: Communic
     if old.backup is not None and old.backup.left not in alive:
         for piece in old.backup.owned:
             whole[piece.flat] = old.params[piece.flat] if name == "params" else old.backup.state[name][piece.shard]
-    comm.allreduce(whole.view(np.int32 if whole.itemsize == 4 else np.int64))
+    _add_bits(whole, comm)
     return whole
+
+
+def _add_bits(whole: Array, comm: Communicator) -> None:
+    comm.allreduce(whole.view(np.int32 if whole.itemsize == 4 else np.int64))
 
 
 def remember(mine: Replica, at: int) -> None:
@@ -154,5 +244,5 @@ def remember(mine: Replica, at: int) -> None:
 
 def check(options: Options, comm: Communicator) -> None:
     """Raise UsageError where a run cannot outlive ranks."""
-    if options.elastic != "never" and (reason := comm.wire.why_not_elastic()):
+    if options.elastic != "never" and (reason := comm.wire.why_not_elastic(options.elastic == "grow")):
         raise UsageError(f"--elastic {options.elastic}: {reason}")

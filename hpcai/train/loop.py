@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
-from hpcai.data import sharding, sources
+from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
 from hpcai.errors import NonFiniteError, RankFailed
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, elastic, report, resume, sampling, signals, trace
-from hpcai.train.build import build_schedule, check
+from hpcai.train import advice, elastic, inputs, report, resume, sampling, signals, trace
+from hpcai.train.build import build_schedule
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
 from hpcai.train.run import Run, room
 from hpcai.train.step import train_step
-from hpcai.xp import Array
 
 EVALUATION_BATCH = 1024
 
@@ -35,37 +34,60 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     """
     folder = Path(options.run or "runs")
     elastic.check(options, comm)
-    dataset = share(comm, lambda: _prepare(options, comm.size, folder))
+    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size, folder))
     options = advice.decided(options, dataset, comm, folder)
     mine = replica(options, dataset, comm)
     progress = resume.start(options, mine, comm, folder)
     if mine.backup is not None:
         mine.backup.renew(mine.state)
 
+    run = _run(options, dataset, comm, mine, progress)
+    comm.on_root(run.reporter.open)
+    return _through(run)
+
+
+def go_on(comm: Communicator, told: elastic.Invitation, dataset: Dataset, mine: Replica) -> dict[str, Any]:
+    """`fit` from where others are, for a rank that has joined them (elastic.join)."""
+    run = _run(told.options, dataset, comm, mine, told.progress)
+    run.ranks = told.ranks
+    return _through(run)
+
+
+def _run(options: Options, dataset: Dataset, comm: Communicator, mine: Replica, progress: resume.Progress) -> Run:
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
-    with contextlib.closing(report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)) as reporter:
-        comm.on_root(reporter.open)
-        run = Run(options, dataset, comm, mine, progress, reporter, build_schedule(options, total), total, progress.step)
-        with _naming_last_checkpoint(folder), signals.cast_into(mine.votes, options.signals, comm.rank == 0):
-            _train(run)
-        timelines = trace.gather(run.mine)
-        text = sampling.sample(run.mine, options.context, options.sample, options.seed) if options.sample else b""
-        return run.comm.on_root(lambda: reporter.finish(timelines, text))
+    reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)
+    return Run(options, dataset, comm, mine, progress, reporter, build_schedule(options, total), total, progress.step)
+
+
+def _through(run: Run) -> dict[str, Any]:
+    """The run to its end; ranks that fail meanwhile are done without where that can be. Returns the summary."""
+    watched = signals.cast_into(run.mine.votes, run.options.signals, run.comm.rank == 0)
+    with contextlib.closing(run.reporter), _naming_last_checkpoint(run.folder), watched:
+        while True:
+            try:
+                _train(run)
+                return _finish(run)
+            except RankFailed:
+                if run.options.elastic == "never":
+                    raise
+                elastic.recover(run)
 
 
 def _train(run: Run) -> None:
-    """All steps that are left, and what comes between them; ranks that fail meanwhile are done without where that can be."""
-    while True:
-        try:
-            _between(run)
-            if run.progress.step == run.total:
-                return
-            _step(run)
-        except RankFailed as failure:
-            if run.options.elastic == "never":
-                raise
-            elastic.recover(run, failure)
+    """All steps that are left, and what comes between them."""
+    _between(run)
+    while run.progress.step < run.total:
+        _step(run)
+        _between(run)
+
+
+def _finish(run: Run) -> dict[str, Any]:
+    """The last words."""
+    options = run.options
+    timelines = trace.gather(run.mine)
+    text = sampling.sample(run.mine, options.context, options.sample, options.seed) if options.sample else b""
+    return run.comm.on_root(lambda: run.reporter.finish(timelines, text))
 
 
 def _step(run: Run) -> None:
@@ -117,50 +139,6 @@ def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
     mesh.world.allreduce(sums)
     sums /= n * dataset.targets_a_sample
     return float(sums[0]), float(sums[1]) if dataset.classes else None
-
-
-def load(options: Options, comm: Communicator) -> Dataset:
-    """The data set that the options name, on all ranks."""
-    where = Path(options.data_dir) if options.data_dir else None
-    return share(comm, lambda: sources.load(options.data, where, options.label, options.ignore, options.context))
-
-
-def share(comm: Communicator, load: Callable[[], Dataset]) -> Dataset:
-    """Load on rank 0 and broadcast, so that one process reads the files and one error reaches all."""
-    loaded: list[Dataset] = []
-
-    def describe() -> Dataset:
-        loaded.append(load())
-        empty: dict[str, Any] = {name: (array.shape, array.dtype) for name, array in _arrays(loaded[0]).items()}
-        return loaded[0]._replace(**empty)
-
-    described = comm.on_root(describe)
-    arrays: dict[str, Array] = {}
-    for name, (shape, dtype) in _arrays(described).items():
-        array = np.require(_arrays(loaded[0])[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
-        arrays[name] = comm.broadcast(array)
-    return described._replace(**arrays)
-
-
-def _arrays(dataset: Dataset) -> dict[str, Any]:
-    return {name: getattr(dataset, name) for name in ("x_train", "y_train", "x_test", "y_test")}
-
-
-def _prepare(options: Options, ranks: int, folder: Path) -> Dataset:
-    """On rank 0, before anything is written: refuse what cannot work, load the data, see that the folder can be written."""
-    check(options, ranks)
-    if options.plot:
-        report.require_matplotlib()
-    where = Path(options.data_dir) if options.data_dir else None
-    dataset = sources.load(options.data, where, options.label, options.ignore, options.context)
-    for place in [folder, *([Path(options.trace).parent] if options.trace else [])]:
-        place.mkdir(parents=True, exist_ok=True)
-        probe = place / ".writable"
-        probe.touch()
-        probe.unlink()
-    for warning in dataset.warnings:
-        print(f"hpcai: warning: {warning}", file=sys.stderr)
-    return dataset
 
 
 @contextlib.contextmanager

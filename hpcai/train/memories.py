@@ -158,3 +158,16 @@ def carry_over(old: Replica, fresh: Replica) -> None:
             if array.shape == known.shape:
                 array[...] = known
         fresh.reducer_states[i] = _with_counters(state, _counters(before))
+
+
+def equal(mine: Replica) -> None:
+    """Give all ranks what is alike on those that were there before, from rank 0. Collective."""
+    comm = mine.mesh.dp
+    for state in mine.reducer_states:
+        for array in _common(state):
+            comm.broadcast(array)
+    counters = comm.exchange([_counters(state) for state in mine.reducer_states])[0]
+    if mine.grain:
+        mine.reducer_states[:] = counters
+    else:
+        mine.reducer_states[:] = [_with_counters(s, kept) for s, kept in zip(mine.reducer_states, counters, strict=True)]

@@ -10,12 +10,13 @@ import statistics
 import sys
 from math import isfinite, log, sqrt
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any, TextIO
 
 import numpy as np
 
 import hpcai
+from hpcai.comm.call import some
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
 from hpcai.data.dataset import Dataset, constant_score
@@ -53,6 +54,7 @@ class Reporter:
         self.started = self.epoch_started = perf_counter()
         self.reports: list[Report] = []
         self.metrics: Metrics | None = None
+        self.recoveries: list[dict[str, Any]] = []
 
     def open(self) -> None:
         """Open the metrics file and say where the run begins. May raise OSError."""
@@ -67,6 +69,12 @@ class Reporter:
         if self.silent and comm.rank == 0:
             self.silent = False
             self.open()
+
+    def recovered(self, lost: list[int], before: int, seconds: float) -> None:
+        """After ranks failed: which of how many, and how long until the others went on."""
+        now, step = self.comm.size, self.progress.step
+        self.recoveries.append({"step": step, "lost": lost, "of": before, "ranks": now, "seconds": seconds, "at": time()})
+        self.say(f"{some(lost)} of {before} failed; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later")
 
     def say(self, text: str) -> None:
         """A line on stderr that stays, from rank 0."""
@@ -168,6 +176,8 @@ class Reporter:
             summary["bits_per_byte"] = last["test_loss"] / log(2)
         if self.mine.mesh.pp.size > 1 and timelines[0]:
             summary["bubble"], summary["bubble_in_theory"] = trace.bubbles(self.options, self.mine, timelines)
+        if self.recoveries:
+            summary["recoveries"] = self.recoveries
         if self.mine.reducers:
             summary["compression"] = summaries.compression(self.mine, self.comm)
         if regression:

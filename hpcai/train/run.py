@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,10 +36,14 @@ class Run:
     """The step of the last checkpoint."""
     counted: Array = field(default_factory=votes.none)
     """All ranks' votes in the last step."""
-    recoveries: list[dict[str, Any]] = field(default_factory=list)
+    ranks: int = 0
+    """With how many it began."""
+    lost: list[int] = field(default_factory=list)
+    """Ranks that failed last."""
     rows: Array = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
+        self.ranks = self.ranks or self.comm.size
         self.resized()
 
     @property

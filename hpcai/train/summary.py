@@ -49,6 +49,10 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
         ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),
         ("wall time", f"{summary['wall_s']:.1f} s"),
     ]
+    if "recoveries" in summary:
+        worst = max(one["seconds"] for one in summary["recoveries"])
+        lost = sum(len(one["lost"]) for one in summary["recoveries"])
+        rows.append(("failures", f"{lost} ranks failed; the others went on, {worst:.2f} s later at the latest"))
     if "bubble" in summary:
         rows.append(("pipeline", f"{summary['bubble']:.1%} idle in the last step, {summary['bubble_in_theory']:.1%} in theory"))
     if any(count > 1 for count in summary["mesh"].values()) and (summary["options"]["zero"] or not _only_dp(summary["mesh"])):

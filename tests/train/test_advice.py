@@ -9,7 +9,7 @@ from hpcai.data import sources
 from hpcai.reduce.advice import KINDS, Curve, Wire
 from hpcai.reduce.policy import Parts
 from hpcai.train import advice, config
-from hpcai.train.loop import share
+from hpcai.train.inputs import share
 from hpcai.train.replica import replica
 from tests.train.test_loop import final, options, train
 

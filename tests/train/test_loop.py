@@ -13,7 +13,8 @@ from hpcai.parallel.mesh import Sizes, mesh
 from hpcai.parallel.zero import WholeGradients
 from hpcai.train import checkpoint, config, memories, resume
 from hpcai.train.build import overlaps
-from hpcai.train.loop import fit, share
+from hpcai.train.inputs import share
+from hpcai.train.loop import fit
 from hpcai.train.replica import replica
 
 pytestmark = pytest.mark.usefixtures("clean_environment")

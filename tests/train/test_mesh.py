@@ -11,7 +11,7 @@ from hpcai.errors import DataError, UsageError
 from hpcai.nn import models
 from hpcai.parallel import zero
 from hpcai.train import checkpoint, precision, resume
-from hpcai.train.loop import load
+from hpcai.train.inputs import load
 from hpcai.train.replica import memory_bytes, replica
 from hpcai.train.step import train_step
 from tests.train.test_loop import final, options, train

@@ -1,0 +1,177 @@
+"""Ranks that fail, at every place of a step: the others go on from memory and come to the same parameters. Wants Open MPI."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hpcai.comm import threads
+from hpcai.comm.ulfm import RECOVERABLE, why_not
+from hpcai.errors import UsageError
+from hpcai.train import checkpoint, resume
+from tests.command import MPIRUN, start
+from tests.train.test_loop import options, train
+
+FLAGS = ["--steps", "40", "--hidden", "24", "--batch", "64", "--dtype", "f64", "--checkpoint-steps", "20"]
+PROGRAM = Path(__file__).parent / "striking.py"
+
+
+def without_ulfm():
+    if not MPIRUN.exists():
+        return "there is no mpirun beside this Python"
+    version = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
+    return "" if "Open MPI" in version else "wants Open MPI"
+
+
+ulfm = pytest.mark.skipif(bool(without_ulfm()), reason=without_ulfm() or "-")
+
+
+def struck(tmp_path, strikes, *flags, ranks=4, elastic="shrink", run="run"):
+    """Run under mpirun --with-ft ulfm; returns (exit code, stderr)."""
+    flags = [*FLAGS, "--elastic", elastic, *flags, "--run", tmp_path / run]
+    launcher = ["--with-ft", "ulfm", *(["--prtemca", RECOVERABLE, "1"] if elastic == "grow" else [])]
+    process = start(ranks, *strikes.split(), "--", *flags, program=(PROGRAM,), launcher=launcher)
+    try:
+        _, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return process.returncode, err
+
+
+def parameters(folder):
+    return checkpoint.read(resume.newest(folder))[1].arrays["params"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(4, options(folder, *FLAGS))
+    return parameters(folder / "run")
+
+
+@ulfm
+@pytest.mark.parametrize(
+    "strikes, split",
+    [
+        ("0 backward 7", ""),
+        ("3 reducing 7", "--zero 1"),
+        ("2 deciding 7 1 deciding 30", "--zero 2 --bucket-bytes 4000"),
+        ("1 decided 7 2! deciding 7", ""),
+        ("1 decided 7 2! deciding 7", "--zero 1"),
+        ("2 updated 7 0! deciding 7", "--zero 2 --bucket-bytes 4000"),
+        ("2 updated 7", "--zero 1"),
+        ("1 evaluating 22", ""),
+        ("2 saving 19", "--zero 1"),
+        ("1 backward 7 3 recovering 7", "--zero 1"),
+    ],
+)
+def test_a_rank_that_dies_anywhere_costs_nothing(tmp_path, undisturbed, strikes, split):
+    code, err = struck(tmp_path, strikes, *split.split())
+    assert code == 0, err
+    np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    killed = len(re.findall(r"\b\d [a-z]", strikes))
+    assert sum(len(one["lost"]) for one in summary["recoveries"]) == killed
+    assert summary["ranks"] == 4 - killed
+    assert "Traceback" not in err
+
+
+@ulfm
+@pytest.mark.parametrize("strikes", ["1 backward 7 3 deciding 21", "2 decided 7 0! deciding 7"])
+def test_reproducible_training_comes_to_the_same_bits(tmp_path, strikes):
+    flags = ["--compress", "reproducible", "--dtype", "f32"]
+    train(2, options(tmp_path, *FLAGS, *flags, run="undisturbed"))
+    code, err = struck(tmp_path, strikes, *flags)
+    assert code == 0, err
+    assert parameters(tmp_path / "run").tobytes() == parameters(tmp_path / "undisturbed").tobytes()
+
+
+@ulfm
+@pytest.mark.parametrize("compress", ["int8", "sign", "powersgd:2", "topk:0.1", "int8sum", "bf16"])
+def test_compression_goes_on_with_what_is_owed(tmp_path, compress):
+    """Near the undisturbed run, and nearer than a run that forgets what it owes."""
+    flags = ["--compress", compress, "--dtype", "f32", "--compress-smallest", "1", "--steps", "100", "--optimizer", "sgd"]
+    plain = train(4, options(tmp_path, *FLAGS, *flags, run="undisturbed"))
+    code, err = struck(tmp_path, "1 decided 30 2! deciding 30 3 reducing 60", *flags)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test_loss"] == pytest.approx(plain["test_loss"], rel=0.03)
+
+
+@ulfm
+@pytest.mark.parametrize("split", ["", "--zero 1", "--compress int8 --dtype f32 --compress-smallest 1"])
+def test_new_ranks_come_in_place_of_those_that_failed(tmp_path, undisturbed, split):
+    code, err = struck(tmp_path, "1 decided 7 3 backward 20", *split.split(), elastic="grow")
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [one["ranks"] for one in summary["recoveries"]] == [4, 4]
+    assert summary["ranks"] == 4
+    if "compress" not in split:
+        np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
+
+
+@ulfm
+def test_shards_that_are_lost_with_both_copies_end_the_run_with_the_way_to_go_on(tmp_path):
+    code, err = struck(tmp_path, "1 backward 27 2 backward 27", "--zero", "1")
+    assert code == 85
+    assert "rank 1's share of the optimizer state is lost" in err
+    assert "--resume auto" in err
+    train(2, options(tmp_path, *FLAGS, "--zero", "1", "--resume", "auto"))
+
+
+@ulfm
+@pytest.mark.parametrize(
+    "elastic, launcher, words",
+    [("shrink", [], "mpirun --with-ft ulfm"), ("grow", ["--with-ft", "ulfm"], f"--with-ft ulfm --prtemca {RECOVERABLE} 1")],
+)
+def test_without_the_launchers_consent_it_is_refused(tmp_path, elastic, launcher, words):
+    process = start(2, *FLAGS, "--elastic", elastic, "--run", tmp_path / "run", launcher=launcher)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words in err
+
+
+def test_where_ranks_cannot_fail_alone_it_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="--elastic shrink: ranks that are threads"):
+        train(2, options(tmp_path, "--elastic", "shrink"))
+    assert "cannot go on without a failed rank" in why_not("MPICH 5.0.2")
+
+
+@pytest.mark.parametrize("chosen, wanted", [("", "^han"), ("^tuned", "^tuned,han"), ("^han", "^han"), ("basic,han", "basic,han")])
+def test_open_mpis_han_is_left_out(monkeypatch, chosen, wanted):
+    from hpcai.comm import ulfm
+
+    monkeypatch.setenv(ulfm.ENABLED, "1")
+    monkeypatch.setenv(ulfm.COLLECTIVES, chosen)
+    ulfm.prepare()
+    assert os.environ[ulfm.COLLECTIVES] == wanted
+    assert bool(ulfm.why_not("Open MPI v5")) == ("han" in wanted and "^" not in wanted)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
+def test_a_backup_has_the_bits_of_the_shard(tmp_path, optimizer):
+    from hpcai.train.inputs import load
+    from hpcai.train.replica import replica
+    from hpcai.train.step import train_step
+
+    chosen = options(tmp_path, *FLAGS, "--zero", "1", "--redundancy", "1", "--optimizer", optimizer, "--clip", "0.5")
+
+    def program(comm):
+        dataset = load(chosen, comm)
+        mine = replica(chosen, dataset, comm)
+        for at in range(5):
+            share = slice(10 * comm.rank, 10 * comm.rank + 10)
+            train_step(mine, dataset.x_train[share].astype("f8"), dataset.y_train[share], 10 * comm.size, at, 0.1)
+        mine.mesh.dp.barrier()
+        return mine.state, mine.backup.state
+
+    for ranks in (2, 3):
+        found = threads.run(ranks, program)
+        for rank in range(ranks):
+            for name, array in found[rank - 1][0].items():
+                assert found[rank][1][name].tobytes() == array.tobytes()
