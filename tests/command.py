@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,13 @@ def environment(**more):
     return kept | allow | more
 
 
-def start(ranks, *arguments, program=("-m", "hpcai.train"), launcher=(), **more):
+def start(ranks, *arguments, program=("-m", "hpcai.train"), launcher=(), errors=None, **more):
+    """The launcher's process; what it says on stderr goes to a pipe, or to the file `errors`."""
     command = [MPIRUN, *launcher, "-n", str(ranks), sys.executable, *program, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if errors is None:
+        return subprocess.Popen(command, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with errors.open("w") as file:
+        return subprocess.Popen(command, env=environment(**more), stdout=subprocess.DEVNULL, stderr=file)
 
 
 def run(ranks, *arguments, limit=60, **more):
@@ -34,3 +39,26 @@ def run(ranks, *arguments, limit=60, **more):
         process.kill()
         raise
     return process.returncode, out, err
+
+
+def children(process):
+    """The ranks that a launcher started, by their command line."""
+    found, tasks = [], [process.pid]
+    while tasks:
+        pid = tasks.pop()
+        kids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        tasks += [int(kid) for kid in kids]
+        found += [
+            int(kid)
+            for kid in kids
+            if b"hpcai.train" in Path(f"/proc/{kid}/cmdline").read_bytes()
+            and b"mpirun" not in Path(f"/proc/{kid}/cmdline").read_bytes()
+        ]
+    return [pid for pid in found if b"proxy" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def wait_for(what, limit=30):
+    end = time.monotonic() + limit
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

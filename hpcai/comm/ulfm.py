@@ -28,7 +28,7 @@ def prepare() -> None:
 
 
 def why_not(library: str, growing: bool = False) -> str:
-    """What keeps ranks from outliving others under this library and launcher, or, `growing`, new ones from coming; empty: nothing."""
+    """What keeps ranks from outliving others under this library and launcher, or (`growing`) new ones from coming; else empty."""
     if "Open MPI" not in library:
         return f"{library} cannot go on without a failed rank; use Open MPI 5, or go on from checkpoints with --resume auto"
     if not enabled() or (growing and not _launcher_says(RECOVERABLE)):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcai.train import checkpoint, resume
-from tests.command import environment, needs_mpirun, run, start
+from tests.command import children, environment, needs_mpirun, run, start, wait_for
 
 LINE = "hpcai.train: error: "
 
@@ -106,29 +106,6 @@ def test_bad_input_is_one_clear_line_and_a_code_on_all_ranks(tmp_path, case):
     assert words in lines[0]
     assert "Traceback" not in err
     assert "test accuracy" not in out
-
-
-def children(process):
-    """The ranks that a launcher started, by their command line."""
-    found, tasks = [], [process.pid]
-    while tasks:
-        pid = tasks.pop()
-        kids = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        tasks += [int(kid) for kid in kids]
-        found += [
-            int(kid)
-            for kid in kids
-            if b"hpcai.train" in Path(f"/proc/{kid}/cmdline").read_bytes()
-            and b"mpirun" not in Path(f"/proc/{kid}/cmdline").read_bytes()
-        ]
-    return [pid for pid in found if b"proxy" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def wait_for(what, limit=30):
-    end = time.monotonic() + limit
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def disturbed(tmp_path, strike, *flags):
