@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hpcai.comm import call, findings, stacks, watch
-from hpcai.errors import StallError
+from hpcai.errors import RankFailed, StallError
 
 TIMEOUT_S = 300.0
 """How long a rank waits for the others; $HPCAI_TIMEOUT_S overrides it, and `set_timeout` that."""
@@ -52,7 +53,7 @@ def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallEr
     late = _missing_in_memory(found.comm)
     if not _leads(watched, found.comm, late):
         time.sleep(PATIENCE_S)
-    answers = watched.ask(range(watched.world.size))
+    answers = watched.ask(range(watched.size))
     if found.peer is not None:
         late = [wire.ranks[found.peer]]
     elif late is None:
@@ -70,7 +71,7 @@ def _headline(wire: Any, what: str, found: stacks.Call | None, late: Sequence[in
 
 
 def _family() -> list[Any]:
-    return [] if watch.watch is None else list(watch.watch.world.family)
+    return [] if watch.watch is None else list(watch.watch.family)
 
 
 def _missing_in_memory(comm: Any) -> list[int] | None:
@@ -93,10 +94,11 @@ def _leads(watched: watch.Watch, comm: Any, late: Sequence[int] | None) -> bool:
 def watch_over(world: Any) -> None:
     """Have the ranks of this communicator watch each other, and warn when one keeps the others waiting. Collective."""
     if world.size == 1:
+        watch.stop()
         return
-    watch.start(world)
-    assert watch.watch is not None
-    watch.watch.look = _Warnings(watch.watch).look
+    with contextlib.suppress(RankFailed):  # meanwhile; the next collective will say so again
+        watched = watch.start(world)
+        watched.look = _Warnings(watched).look
 
 
 class _Warnings:
@@ -108,7 +110,7 @@ class _Warnings:
     def look(self) -> float:
         """Warn of waits that are too long; returns after how many seconds to look again."""
         limit_s = max(1.0, min(WARNING_S, timeout_s() / 10))
-        for comm in list(self.watched.world.family):
+        for comm in list(self.watched.family):
             since = comm.waiting_since
             stalled = (comm.path, comm.calls)
             if since and time.monotonic() - since > limit_s and stalled not in self.said:

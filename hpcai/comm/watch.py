@@ -8,6 +8,7 @@ sleeps; it wakes every few seconds to see whether this rank has waited so long t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hmac
 import json
@@ -46,7 +47,8 @@ class Watch:
 
     def __init__(self, world: Any):
         """Collective over `world`, a communicator."""
-        self.world, self.rank, self.closed = world, world.rank, False
+        self.rank, self.size, self.closed = world.rank, world.size, threading.Event()
+        self.family = world.family  # weak: a thread that outlives the program must not keep communicators
         self.listener = _listener()
         self.pid = os.getpid()
         mine = (here(self.listener.getsockname()[1] if self.listener else 0), secrets.token_bytes(DIGEST_BYTES))
@@ -58,30 +60,35 @@ class Watch:
         self.thread.start()
 
     def close(self) -> None:
-        """Answer no more."""
-        self.closed = True
+        """Answer no more, and end the thread, which would keep what it has seen beyond the interpreter's end."""
+        self.closed.set()
+        if self.pid == os.getpid():
+            if self.listener is not None:
+                with contextlib.suppress(OSError):
+                    self.listener.shutdown(socket.SHUT_RDWR)  # ends its wait
+            self.thread.join(1.0)
         if self.listener is not None:
             self.listener.close()
 
     def _serve(self) -> None:
         """Answer, and now and then look at the waits of this rank; `look` returns when to do so again."""
-        while not self.closed:
+        while not self.closed.is_set():
             try:
                 pause_s = self.look()
             except Exception:  # a rank that is being taken down
                 pause_s = 5.0
             if self.listener is None:
-                time.sleep(pause_s)
+                self.closed.wait(pause_s)
                 continue
             end = time.monotonic() + pause_s
-            while not self.closed and (left := end - time.monotonic()) > 0:
+            while not self.closed.is_set() and (left := end - time.monotonic()) > 0:
                 try:
                     self.listener.settimeout(left)
                     peer, _ = self.listener.accept()
                 except TimeoutError:
                     break
-                except OSError:
-                    time.sleep(0.1)  # closed, or no more descriptors
+                except OSError:  # closed, or no more descriptors
+                    self.closed.wait(0.1)
                     continue
                 with peer, contextlib.suppress(Exception):
                     self._answer(peer)
@@ -91,7 +98,7 @@ class Watch:
         challenge = secrets.token_bytes(DIGEST_BYTES)
         peer.sendall(challenge)
         if hmac.compare_digest(_receive(peer, DIGEST_BYTES), _digest(self.key, challenge)):
-            told = {"rank": self.rank, **stacks.tell(list(self.world.family))}
+            told = {"rank": self.rank, **stacks.tell(list(self.family))}
             peer.sendall(json.dumps(told).encode()[:ANSWER_BYTES])
 
     def ask(self, ranks: Iterable[int]) -> dict[int, Answer]:
@@ -111,7 +118,7 @@ class Watch:
         if process_state(there) in ("T", "t", "Z", "gone"):
             return Answer(None, False, process_state(there), there)
         if rank == self.rank:
-            return Answer({"rank": rank, **stacks.tell(list(self.world.family))}, True, "", there)
+            return Answer({"rank": rank, **stacks.tell(list(self.family))}, True, "", there)
         for address in there.seen_from(self.places[self.rank]) if there.port else ():
             if time.monotonic() > end:
                 break
@@ -155,21 +162,23 @@ watch: Watch | None = None
 """This process's watch, once `start` was called."""
 
 
-def start(world: Any) -> None:
+def start(world: Any) -> Watch:
     """Watch the ranks of this communicator, in place of those watched before. Collective."""
     global watch
-    if watch is not None:
-        watch.close()
+    stop()
     watch = Watch(world)
+    atexit.register(watch.close)
+    return watch
 
 
-def _forget() -> None:
-    """A forked child is no rank: it must not keep the port."""
+def stop() -> None:
+    """Watch nobody, and answer nobody."""
     global watch
     if watch is not None:
+        atexit.unregister(watch.close)
         watch.close()
         watch = None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=stop)  # a forked child is no rank: it must not keep the port
