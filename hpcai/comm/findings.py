@@ -13,12 +13,13 @@ GROUPS = 16
 
 
 def late(answers: Mapping[int, Answer], comm: Any) -> list[int]:
-    """Those of the ranks asked that do not wait in this communicator."""
-    path = list(comm.path)
+    """Those ranks of this communicator, of all that were asked, that do not wait in it."""
+    path, members = list(comm.path), set(comm.wire.ranks)
     return [
         rank
         for rank, answer in sorted(answers.items())
-        if answer.told is None or not any(one["path"] == path and one["waited_s"] for one in answer.told["calls"])
+        if rank in members
+        and (answer.told is None or not any(one["path"] == path and one["waited_s"] for one in answer.told["calls"]))
     ]
 
 

@@ -58,7 +58,7 @@ def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallEr
         late = [wire.ranks[found.peer]]
     elif late is None:
         late = findings.late(answers, found.comm)
-    if all(answer.told is None for rank, answer in answers.items() if rank != watched.rank):
+    if not any(watched.places[rank].port for rank in answers if rank != watched.rank):
         late = [wire.ranks[rank] for rank in missing()]  # nobody could be asked
     lines = [_headline(wire, what, found, late), *findings.report(answers, late, wire.timeout_s)]
     return StallError("\n".join(lines))
@@ -124,7 +124,8 @@ class _Warnings:
         if not _leads(self.watched, comm, late):
             return
         answers = self.watched.ask(comm.wire.ranks if late is None else late)
-        late = findings.late(answers, comm) if late is None else late
+        if late is None:
+            late = [rank for rank in findings.late(answers, comm) if self.watched.places[rank].port]
         since, found = comm.waiting_since, self._call(comm)
         if not late or not since or found is None:
             return  # they came

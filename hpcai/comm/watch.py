@@ -120,13 +120,15 @@ class Watch:
         if rank == self.rank:
             return Answer({"rank": rank, **stacks.tell(list(self.family))}, True, "", there)
         for address in there.seen_from(self.places[self.rank]) if there.port else ():
-            if time.monotonic() > end:
+            if reached or time.monotonic() > end:
                 break
             with contextlib.suppress(OSError, ValueError):
                 with socket.create_connection((address, there.port), timeout=CONNECT_S) as peer:
-                    reached = True
                     peer.settimeout(ANSWER_S)
-                    peer.sendall(_digest(self.key, _receive(peer, DIGEST_BYTES)))
+                    reached = True  # and is not asked again if it lets the time pass
+                    challenge = _receive(peer, DIGEST_BYTES)
+                    reached = False
+                    peer.sendall(_digest(self.key, challenge))
                     told = json.loads(_receive(peer, ANSWER_BYTES, whole=False))
                 if told["rank"] == rank:
                     return Answer(told, True, "", there)
