@@ -115,7 +115,7 @@ class Communicator:
 
     @property
     def waited_s(self) -> float:
-        """Seconds that this rank has waited for others to come to collectives here (the first microsecond of a wait does not
+        """Seconds that this rank has waited for others to come to collectives here (the first microseconds of a wait do not
         count, nor the transfer of data by messages). The rank that waits least is the one that the others wait for.
         """
         return self.wire.waited_s + (self._memory.native.waited_s if self._memory is not None else 0.0)

@@ -127,7 +127,7 @@ def program(comm):
         os._exit(0 if watch.watch is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
     watch.watch.rank = -1  # so that it asks itself over its port
-    assert watch.watch.ask([0])[0].reached
+    assert any(watch.watch.ask([0])[0].told for _ in range(10))  # a busy machine may need more than one
 threads.run(1, program)
 """
 
