@@ -19,23 +19,30 @@ KINDS = (
     "empty",
     "leave",
     "alltoall",
+    "node",
 )
 OPERATIONS = ("", "sum", "mean", "max", "min")
 ALGORITHMS = ("auto", "node", "hierarchical", "ring", "halving_doubling", "mpi")
 FOLDS = {"": 0, "sum": 0, "mean": 0, "max": 1, "min": 2}
 BYTES = len(CODES)
+SHOWN = 8
+"""So many ranks are named."""
 
 
-def key(rank: int, kind: str, x: Array, op: str, choice: int, problem: Exception | None) -> tuple[int, ...]:
-    """A call in numbers; those of two ranks differ if their calls do. See allreduce_fast in kernels/cpu/module.cpp."""
+def key(rank: int, kind: str, x: Array, op: str, choice: int, algorithm: str, problem: Exception | None) -> tuple[int, ...]:
+    """A call in numbers; those of two ranks differ if their calls do. See allreduce_fast in kernels/cpu/module.cpp.
+
+    Of algorithms "auto" and "node" are the same: both are shared memory where it is there.
+    """
     if problem is not None:
         return (0, rank, 0, 0, 0, 0, 0, 0)
     n, dtype, itemsize = (0, 0, 0) if x is None else (x.size, CODES.get(x.dtype, 16 + x.dtype.num), x.itemsize)
-    return (1, KINDS.index(kind), n, dtype, OPERATIONS.index(op), choice, itemsize, 0)
+    way = 0 if algorithm == "node" else ALGORITHMS.index(algorithm)
+    return (1, KINDS.index(kind), n, dtype, OPERATIONS.index(op), choice, itemsize, way)
 
 
-def describe(kind: str, x: Array, op: str, choice: int, calls: int) -> str:
-    """A call in words; `calls` counts those before it."""
+def describe(kind: str, x: Array, op: str, choice: int, calls: int, algorithm: str = "auto") -> str:
+    """A call in words; `calls` counts this one and those before it."""
     if kind == "leave":
         return "left (its program ended)"
     parts = [kind]
@@ -45,12 +52,14 @@ def describe(kind: str, x: Array, op: str, choice: int, calls: int) -> str:
         parts.append(f"op {op}")
     if choice:
         parts.append(f"choice {choice}")
+    if algorithm != "auto":
+        parts.append(f"by {algorithm}")
     return " ".join(parts) + f" (call {calls})"
 
 
 def some(ranks: list[int]) -> str:
-    """Ranks in words, the first eight by number."""
-    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    """Ranks in words, the first few by number."""
+    shown = ", ".join(map(str, ranks[:SHOWN])) + (f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else "")
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
 
 

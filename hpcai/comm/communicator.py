@@ -7,12 +7,13 @@ difference is an error on all of them that shows both sides, where plain MPI wou
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import call, halving, hierarchical, node, pairwise, ring, schedule, select
+from hpcai.comm import call, halving, hierarchical, node, pairwise, ring, schedule, select, stall
 from hpcai.comm.wire import Pending, Wire
 from hpcai.errors import HpcaiError, RankMismatch
 from hpcai.xp import CODES, Array, bfloat16
@@ -31,10 +32,14 @@ class Communicator:
     [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
     """
 
-    def __init__(self, wire: Wire):
+    def __init__(self, wire: Wire, parent: Communicator | None = None):
         self.wire = wire
         self.rank, self.size = wire.rank, wire.size
-        self._calls = 0
+        self._calls = self._splits = 0
+        self._memory: node.Node | None = None
+        self.path: tuple[int, ...] = () if parent is None else (*parent.path, parent._splits, wire.ranks[0])
+        self.family: weakref.WeakSet[Communicator] = weakref.WeakSet() if parent is None else parent.family
+        self.family.add(self)
         self._memory = node.attach(wire)
         self._divisors = {"sum": 1, "mean": wire.size, "max": 1, "min": 1}
         self._node: Communicator | None = None
@@ -52,6 +57,7 @@ class Communicator:
     def node(self) -> Communicator:
         """The ranks that share this rank's memory, as a communicator. Collective at its first use."""
         if self._node is None:
+            self._agree("node")
             made = self.split(self.wire.node_color())
             assert made is not None
             self._node = made
@@ -63,8 +69,9 @@ class Communicator:
         Collective over this communicator. A rank with color None gets None. Key: the rank, where none is given.
         """
         self._agree("split")
+        self._splits += 1
         wire = self.wire.split(color, self.rank if key is None else key)
-        return None if wire is None else Communicator(wire)
+        return None if wire is None else Communicator(wire, self)
 
     def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """An uninitialised *symmetric* array: collectives on it and on its slices need no copy where ranks share memory.
@@ -72,8 +79,7 @@ class Communicator:
         Collective: every rank makes one of the same shape and dtype. It is freed when it and all views of it are gone on all
         ranks. Where the ranks do not share memory it is an ordinary array.
         """
-        count = int(np.prod(shape, dtype=np.int64))
-        self._agree("empty", choice=count * np.dtype(dtype).itemsize)
+        self._agree("empty", np.broadcast_to(np.empty((), dtype), shape))  # shape and dtype without the memory
         made = None if self._memory is None else self._memory.empty(shape, dtype)
         return np.empty(shape, dtype) if made is None else made
 
@@ -94,6 +100,39 @@ class Communicator:
     def chunk(self, n: int, rank: int | None = None) -> slice:
         """The share of `rank` (default: this one) in an array of n elements: what `reduce_scatter` leaves with it."""
         return schedule.split(n, self.size, self.rank if rank is None else rank)
+
+    # Waiting.
+
+    @property
+    def calls(self) -> int:
+        """How many collectives this rank has called on this communicator."""
+        return self._calls
+
+    @property
+    def waiting_since(self) -> float:
+        """When this rank began to wait for others here, by time.monotonic(); 0 while it does not wait."""
+        return max(self.wire.waiting_since, self._memory.native.waiting_since if self._memory is not None else 0.0)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that this rank has waited for others to come to collectives here (the first microseconds of a wait do not
+        count, nor the transfer of data by messages). The rank that waits least is the one that the others wait for.
+        """
+        return self.wire.waited_s + (self._memory.native.waited_s if self._memory is not None else 0.0)
+
+    def missing(self) -> list[int] | None:
+        """While this rank waits: who has not come; None where only a question would tell (see watch.py). From any thread."""
+        return None if self._memory is None else self._memory.native.missing()
+
+    def set_timeout(self, seconds: float) -> None:
+        """How long this rank waits for others in a collective before it ends the job (300 s, or $HPCAI_TIMEOUT_S); here, and on
+        all communicators that were or will be split from the same.
+        """
+        stall.set_timeout(seconds)
+        for one in self.family:
+            one.wire.timeout_s = seconds
+            if one._memory is not None:
+                one._memory.native.timeout_s = seconds
 
     # Collectives on arrays.
 
@@ -121,9 +160,9 @@ class Communicator:
             )
             if status == node.DONE:
                 return x
-            self._calls -= 1
             if status != node.NOT_HERE:
-                self._refuse(status, "allreduce", x, op, 0, None)
+                self._refuse(status, "allreduce", x, op, 0, "auto", None)
+            self._calls -= 1
         self._collective("allreduce", x, op, 0, algorithm)
         return x
 
@@ -239,7 +278,7 @@ class Communicator:
         if problem is None and here is not None:
             flat = x.reshape(-1)
             self._calls += 1
-            key = call.key(self.rank, kind, x, op, root, None)
+            key = call.key(self.rank, kind, x, op, root, algorithm, None)
             status = here.native.collective(
                 call.KINDS.index(kind),
                 CODES.get(x.dtype, call.BYTES),
@@ -252,9 +291,9 @@ class Communicator:
                 key,
             )
             if status != node.DONE:
-                self._refuse(status, kind, x, op, root, None)
+                self._refuse(status, kind, x, op, root, algorithm, None)
             return flat
-        self._agree(kind, x, op, root, problem)
+        self._agree(kind, x, op, root, problem, algorithm)
         flat = x.reshape(-1)
         if self.size > 1 and flat.size:
             self._over_wire(kind, flat, op, root, algorithm)
@@ -307,21 +346,23 @@ class Communicator:
             return ValueError(f'algorithm="mpi" needs MPI; this communicator runs on {type(self.wire).__name__}')
         return None
 
-    def _agree(self, kind: str, x: Array = None, op: str = "", choice: int = 0, problem: Exception | None = None) -> None:
+    def _agree(
+        self, kind: str, x: Array = None, op: str = "", choice: int = 0, problem: Exception | None = None, algorithm: str = "auto"
+    ) -> None:
         """Compare this call with the other ranks'; all raise if they differ or if one of them has a `problem`."""
         self._calls += 1
         if self.size > 1:
-            key = call.key(self.rank, kind, x, op, choice, problem)
+            key = call.key(self.rank, kind, x, op, choice, algorithm, problem)
             if self._memory is not None:
                 status = self._memory.native.agree(key)
             else:
                 status = node.DONE if self.wire.agree(key) else node.MISMATCH
             if status != node.DONE:
-                self._refuse(status, kind, x, op, choice, problem)
+                self._refuse(status, kind, x, op, choice, algorithm, problem)
         if problem is not None:
             raise problem
 
-    def _refuse(self, status: int, kind: str, x: Array, op: str, choice: int, problem: Exception | None) -> None:
+    def _refuse(self, status: int, kind: str, x: Array, op: str, choice: int, algorithm: str, problem: Exception | None) -> None:
         """Raise what a call that did not come about deserves."""
         if status == node.STALLED:
             assert self._memory is not None
@@ -332,12 +373,14 @@ class Communicator:
             raise HpcaiError(
                 f"{kind}: the kernel refused access to another rank's memory half-way; set HPCAI_REACH=0 and start again"
             )
-        mine = f"{kind}, which failed there: {problem}" if problem else call.describe(kind, x, op, choice, self._calls)
+        mine = f"{kind}, which failed there: {problem}" if problem else call.describe(kind, x, op, choice, self._calls, algorithm)
         self._disagree(mine, problem)
 
     def _disagree(self, mine: str, problem: Exception | None) -> None:
         calls = self.wire.exchange(mine)
         if problem is None:
-            sides = {text: [r for r, other in enumerate(calls) if other == text] for text in dict.fromkeys(calls)}
+            sides = {
+                text: [self.wire.ranks[r] for r, other in enumerate(calls) if other == text] for text in dict.fromkeys(calls)
+            }
             shown = "; ".join(f"{call.some(ranks)}: {text}" for text, ranks in sides.items())
             raise RankMismatch(f"ranks disagree in a collective. {shown}. All ranks must make the same calls in the same order.")

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import socket
 import tempfile
 from collections.abc import Callable
 
 import numpy as np
 
+from hpcai.comm.host import boot_id
 from hpcai.comm.wire import Wire
 from hpcai.xp import Array
 
@@ -27,7 +27,7 @@ def shared(wire: Wire, bytes_per_rank: int) -> Array | None:
 
     Each rank reserves its own part: memory that is not there is noticed now, not by a bus error later, and lies near its rank.
     """
-    here = (_boot_id(), os.stat(FOLDER).st_ino, os.stat(FOLDER).st_dev) if os.path.isdir(FOLDER) else None
+    here = (boot_id(), os.stat(FOLDER).st_ino, os.stat(FOLDER).st_dev) if os.path.isdir(FOLDER) else None
     places = set(wire.exchange(here))
     if None in places or len(places) > 1:
         return None
@@ -95,12 +95,3 @@ def _tried(call: Callable[[], int]) -> int:
         return call()
     except OSError:
         return -1
-
-
-def _boot_id() -> str:
-    """Differs between machines, and between boots of one."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return socket.gethostname()

@@ -34,6 +34,9 @@ IDLE_REQUESTS = 1024
 ALARM_TAG, ALARM_S = 32000, 3.0
 """Messages by which waiting ranks find out who does not wait, and how long they listen."""
 
+AGREEMENT = "a collective"
+"""What a wait in `agree` is called: it ends when all ranks have come, so its time is lateness, not transfer."""
+
 _world: Communicator | None = None
 _outlived = False
 
@@ -53,6 +56,7 @@ def init() -> Communicator:
         MPI = _load()
         _refuse_singletons(MPI)
         _world = Communicator(MpiWire(MPI.COMM_WORLD.Dup()))
+        stall.watch_over(_world)
         _install_hooks(MPI)
         cores.share_cores()
         if _world.rank == 0 and not ops.is_native():
@@ -81,15 +85,15 @@ def library() -> str:
 class MpiWire:
     """A wire on an mpi4py communicator, which it owns."""
 
-    def __init__(self, comm: Any, family: _Family | None = None):
+    def __init__(self, comm: Any, family: _Family | None = None, ranks: Sequence[int] = ()):
         """family: of the wire that this one was split from."""
         self.comm = comm
         comm.Set_errhandler(_load().ERRORS_RETURN)  # errors become exceptions
         self.family = family or _Family()
         self.family.wires.add(self)
-        self.rank, self.size = comm.rank, comm.size
+        self.rank, self.size, self.ranks = comm.rank, comm.size, ranks or range(comm.size)
         self.MPI = _load()
-        self.timeout_s = stall.timeout_s()
+        self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
         self._idle: dict[tuple[Any, ...], Any] = {}
         self._key = np.empty(16, np.int64)
         self._seen = np.empty(16, np.int64)
@@ -134,13 +138,15 @@ class MpiWire:
         n = len(key)
         self._key[:n] = key
         np.negative(self._key[:n], out=self._key[n : 2 * n])
-        with self.failing("a collective"):
+        with self.failing(AGREEMENT):
             request = self.comm.Iallreduce(self._key[: 2 * n], self._seen[: 2 * n], self.MPI.MAX)
-        _Request(request, self, "a collective").wait()
+        _Request(request, self, AGREEMENT).wait()
         return bool((self._seen[:n] == -self._seen[n : 2 * n]).all())
 
     def missing(self) -> list[int]:
-        """After a wait in vain: tell all ranks that this one waits, listen for some seconds, and list who does not."""
+        """After a wait in vain where the watch got no answer: tell all ranks that this one waits, listen for some seconds, and
+        list who does not.
+        """
         word, status = bytearray(1), self.MPI.Status()
         for rank in range(self.size):
             self.comm.Isend([word, self.MPI.BYTE], rank, ALARM_TAG)
@@ -163,7 +169,8 @@ class MpiWire:
         """MPI_Comm_split."""
         with self.failing("a split"):
             made = self.comm.Split(self.MPI.UNDEFINED if color is None else color, key)
-        return None if color is None else MpiWire(made, self.family)
+            ranks = () if color is None else made.allgather(self.ranks[self.rank])
+        return None if color is None else MpiWire(made, self.family, ranks)
 
     def node_color(self) -> int:
         """The lowest rank that shares memory with this one."""
@@ -286,7 +293,16 @@ class _Request:
                 return
             if background.computing and not cores.spare_core():
                 break
-        begin, nap = time.monotonic(), BESIDE_NAP_S / 16
+        self.wire.waiting_since = time.monotonic()
+        try:
+            self._wait_long(self.wire.waiting_since)
+        finally:
+            if self.what == AGREEMENT:
+                self.wire.waited_s += time.monotonic() - self.wire.waiting_since
+            self.wire.waiting_since = 0.0
+
+    def _wait_long(self, begin: float) -> None:
+        nap = BESIDE_NAP_S / 16
         while not self.done():
             waited = time.monotonic() - begin
             if background.computing and not cores.spare_core():
@@ -298,7 +314,7 @@ class _Request:
             else:
                 time.sleep(NAP_S)
             if waited > self.wire.timeout_s:
-                raise stall.error(self.wire.rank, self.wire.timeout_s, self.what, self.wire.missing())
+                raise stall.error(self.wire, self.what, self.wire.missing)
 
 
 def _load() -> Any:

@@ -79,7 +79,7 @@ class Node:
     def raise_stall(self, what: str) -> None:
         """Say who has not come."""
         self._raise_if_lost(what, self.native.missing())
-        raise stall.error(self.wire.rank, self.native.timeout_s, what, self.native.missing())
+        raise stall.error(self.wire, what, self.native.missing)
 
     def raise_if_unreached(self, what: str) -> None:
         """After an access to another rank's memory that failed: raise RankFailed if that is because its process ended."""

@@ -1,25 +1,146 @@
-"""How long ranks wait for each other, and what is said when one does not come."""
+"""How long ranks wait for each other, and what is said when one does not come: first a line, then, at the limit, a report."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from hpcai.errors import StallError
+from hpcai.comm import call, findings, stacks, watch
+from hpcai.errors import RankFailed, StallError
 
 TIMEOUT_S = 300.0
-"""How long a rank waits for the others; $HPCAI_TIMEOUT_S overrides it."""
+"""How long a rank waits for the others; $HPCAI_TIMEOUT_S overrides it, and `set_timeout` that."""
+
+WARNING_S = 30.0
+"""After a tenth of the limit, but at most after so long, a person is told who keeps the others waiting."""
+
+PATIENCE_S = 6.0
+"""How long a waiting rank leaves the report to a lower one that waits too."""
+
+LOWER = 8
+"""So many of the lower ranks are asked whether they wait too."""
+
+_set_s: float | None = None
 
 
 def timeout_s() -> float:
     """The time limit of a wait in seconds."""
-    return float(os.environ.get("HPCAI_TIMEOUT_S") or TIMEOUT_S)
+    return _set_s or float(os.environ.get("HPCAI_TIMEOUT_S") or TIMEOUT_S)
 
 
-def error(rank: int, waited_s: float, what: str, missing: Sequence[int]) -> StallError:
-    """The error of a rank that waited in vain."""
-    whom = f"rank(s) {', '.join(map(str, missing))}, which did not come" if missing else "a message, though all ranks wait"
-    return StallError(
-        f"rank {rank} waited {waited_s:g} s in {what} for {whom}; look there for the reason, or raise $HPCAI_TIMEOUT_S "
-        "if they are only slow"
-    )
+def set_timeout(seconds: float) -> None:
+    """Limit the waits of communicators that are made from now on. See Communicator.set_timeout."""
+    global _set_s
+    _set_s = seconds
+
+
+def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallError:
+    """The error of a rank that waited in vain, on the thread that did; `missing` tells which of the wire's ranks did not come.
+
+    The lowest rank that waits asks all others what they are doing; the rest leave it to that one to end the job, and ask only if
+    it does not. Takes some seconds.
+    """
+    watched, family = watch.watch, _family()
+    found = stacks.current(sys._getframe(1), family)
+    if watched is None or found is None or found.comm is None:
+        return StallError(_headline(wire, what, found, [wire.ranks[rank] for rank in missing()]))
+    stacks.give_up(found)
+    late = _missing_in_memory(found.comm)
+    if not _leads(watched, found.comm, late):
+        time.sleep(PATIENCE_S)
+    answers = watched.ask(range(watched.size))
+    if found.peer is not None:
+        late = [wire.ranks[found.peer]]
+    elif late is None:
+        late = findings.late(answers, found.comm)
+    if not any(watched.places[rank].port for rank in answers if rank != watched.rank):
+        late = [wire.ranks[rank] for rank in missing()]  # nobody could be asked
+    lines = [_headline(wire, what, found, late), *findings.report(answers, late, wire.timeout_s)]
+    return StallError("\n".join(lines))
+
+
+def _headline(wire: Any, what: str, found: stacks.Call | None, late: Sequence[int]) -> str:
+    where = what if found is None else f"{found.text} at {found.place}"
+    whom = f"{call.some(list(late))}, which did not come" if late else "a message, though all ranks wait"
+    return f"rank {wire.ranks[wire.rank]} waited {wire.timeout_s:g} s in {where} for {whom}"
+
+
+def _family() -> list[Any]:
+    return [] if watch.watch is None else list(watch.watch.family)
+
+
+def _missing_in_memory(comm: Any) -> list[int] | None:
+    """Who has not come, in numbers of the world, where shared memory knows it."""
+    missing = comm.missing()
+    return None if missing is None else [comm.wire.ranks[rank] for rank in missing]
+
+
+def _leads(watched: watch.Watch, comm: Any, late: Sequence[int] | None) -> bool:
+    """Whether this rank is the lowest that waits in this communicator. Where the lowest ranks are all late nobody above them
+    leads, rather than everybody asking them.
+    """
+    lower = sorted(rank for rank in comm.wire.ranks if rank < watched.rank)
+    if late is not None:
+        return all(rank in late for rank in lower)
+    answers = watched.ask(lower[:LOWER])
+    return len(findings.late(answers, comm)) == len(lower)
+
+
+def watch_over(world: Any) -> None:
+    """Have the ranks of this communicator watch each other, and warn when one keeps the others waiting. Collective."""
+    if world.size == 1:
+        watch.stop()
+        return
+    with contextlib.suppress(RankFailed):  # meanwhile; the next collective will say so again
+        watched = watch.start(world)
+        watched.look = _Warnings(watched).look
+
+
+class _Warnings:
+    """One line for each stall, from the lowest rank that waits."""
+
+    def __init__(self, watched: watch.Watch):
+        self.watched, self.said = watched, set[tuple[Any, ...]]()
+
+    def look(self) -> float:
+        """Warn of waits that are too long; returns after how many seconds to look again."""
+        limit_s = max(1.0, min(WARNING_S, timeout_s() / 10))
+        for comm in list(self.watched.family):
+            since = comm.waiting_since
+            stalled = (comm.path, comm.calls)
+            if since and time.monotonic() - since > limit_s and stalled not in self.said:
+                self.said.add(stalled)
+                # On a thread of its own: this one must answer those who ask at the same time.
+                threading.Thread(target=self._warn, args=(comm,), daemon=True, name="hpcai warn").start()
+        return min(5.0, limit_s / 4)
+
+    def _warn(self, comm: Any) -> None:
+        late = _missing_in_memory(comm)
+        if not _leads(self.watched, comm, late):
+            return
+        answers = self.watched.ask(comm.wire.ranks if late is None else late)
+        if late is None:
+            late = [rank for rank in findings.late(answers, comm) if self.watched.places[rank].port]
+        since, found = comm.waiting_since, self._call(comm)
+        if not late or not since or found is None:
+            return  # they came
+        what = "; ".join(
+            f"{call.some(ranks)}: {text}" for text, ranks in findings.grouped(answers, late, short=True)[: call.SHOWN]
+        )
+        waited_s = time.monotonic() - since
+        print(
+            f"hpcai: {call.some(late)} kept others waiting for {waited_s:.0f} s in {found.text} at {found.place}. {what}. "
+            f"The job ends when a wait reaches {timeout_s():g} s.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _call(self, comm: Any) -> stacks.Call | None:
+        family = _family()
+        calls = [stacks.current(frame, family) for frame in sys._current_frames().values()]
+        return next((found for found in calls if found is not None and found.comm is comm), None)

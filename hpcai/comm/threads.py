@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from hpcai.comm import stall
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import pretended_node
 from hpcai.errors import RankFailed
@@ -40,8 +41,8 @@ class _World:
 class _Group:
     """What the ranks of one communicator share: a mailbox for each ordered pair and lane, a barrier, a table of values."""
 
-    def __init__(self, size: int, world: _World):
-        self.size, self.world = size, world
+    def __init__(self, size: int, world: _World, ranks: Sequence[int] = ()):
+        self.size, self.world, self.ranks = size, world, ranks or range(size)
         pairs = itertools.product(range(size), range(size), range(2))
         self.mail: dict[tuple[int, ...], queue.SimpleQueue] = {pair: queue.SimpleQueue() for pair in pairs}
         self.barrier = threading.Barrier(size)
@@ -86,7 +87,8 @@ class ThreadWire:
     """A wire between threads: messages are copies in queues."""
 
     def __init__(self, rank: int, group: _Group):
-        self.rank, self.size, self.group = rank, group.size, group
+        self.rank, self.size, self.ranks, self.group = rank, group.size, group.ranks, group
+        self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
 
     def send(self, x: Array, to: int, lane: int = 0) -> _Sent:
         """Copy `x` into the mailbox of rank `to`."""
@@ -110,8 +112,10 @@ class ThreadWire:
         """The ranks with this color get a group of their own."""
         places = self._gather((color, key, self.rank))
         if self.rank == 0:
-            colors = {place[0] for place in places if place[0] is not None}
-            self.group.children = {c: _Group(sum(p[0] == c for p in places), self.group.world) for c in colors}
+            self.group.children = {}
+            for c in {place[0] for place in places if place[0] is not None}:
+                ranks = [self.ranks[rank] for _, rank in sorted(p[1:] for p in places if p[0] == c)]
+                self.group.children[c] = _Group(len(ranks), self.group.world, ranks)
         self._meet()
         if color is None:
             return None

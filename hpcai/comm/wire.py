@@ -23,6 +23,14 @@ class Wire(Protocol):
 
     rank: int
     size: int
+    ranks: Sequence[int]
+    """What these ranks are called in the world: by that number messages name them."""
+    timeout_s: float
+    """How long a wait for another rank may take."""
+    waiting_since: float
+    """When this rank began to wait for a message, by time.monotonic(); 0 while it does not wait."""
+    waited_s: float
+    """Seconds that this rank has waited in `agree`, for others to come."""
 
     def send(self, x: Array, to: int, lane: int = 0) -> Pending:
         """Start to send a contiguous array of at most 2**30 bytes. Messages are in order within a lane (0, 1)."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import hpcai
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, Leave, RankFailed, RankMismatch
+from hpcai.errors import HpcaiError, Leave, RankFailed, RankMismatch, StallError
 from hpcai.train import config
 
 
@@ -47,6 +47,8 @@ def ending(train: Callable[[], object]) -> int:
 
 def _share(error: HpcaiError | OSError) -> None:
     """Return if all ranks have the error; one that only some have ends the job by the excepthook."""
+    if isinstance(error, (StallError, RankFailed)):
+        raise error  # to ask the others would be to wait for them again
     try:
         hpcai.init().leave()
     except (RankMismatch, RankFailed):

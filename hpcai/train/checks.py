@@ -50,6 +50,10 @@ def check(o: Options) -> None:
             f"--compress reproducible sums up to {MOST} grains; --grain {o.grain} is too small for --batch {o.batch}",
         ),
         (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
+        (
+            o.stall_timeout is not None and not 0 < o.stall_timeout < float("inf"),
+            f"--stall-timeout must be a positive number of seconds, got {o.stall_timeout}",
+        ),
         (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
         *_refused_elastic(o),
         *((name not in signals.known(), f"--signals knows {', '.join(signals.known())}; got {name}") for name in o.signals),

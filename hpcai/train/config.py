@@ -140,6 +140,9 @@ class Options:
         None,
         "copies of each shard of --zero that other ranks keep, so that it is not lost with its rank (1 with --elastic)",
     )
+    stall_timeout: float | None = option(
+        None, "seconds that ranks wait for one that does not come, before they say what it does and end the job (300)"
+    )
     signals: tuple[str, ...] = option(
         ("USR1", "TERM"),
         "signals at which all ranks write a checkpoint and leave with exit code 85: NAME,... or none",

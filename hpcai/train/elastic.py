@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcai.comm import cores, mpi
+from hpcai.comm import cores, mpi, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.errors import LaunchError, NonFiniteError, RankFailed, RanksLost, UsageError
@@ -60,6 +60,7 @@ def recover(run: Run) -> None:
     if run.options.elastic == "grow":
         _grow(run)
     mpi.adopt(run.comm)
+    stall.watch_over(run.comm)
     run.resized()
     seconds = perf_counter() - began
     run.reporter.moved(run.comm, run.mine, run.progress)
@@ -149,6 +150,7 @@ def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
             fresh.backup.renew(fresh.state)
     _equal(fresh)
     fresh.decided, fresh.updated = told.decided, True
+    stall.watch_over(comm)  # with the others, at the end of `recover`
     return told, dataset, fresh
 
 

@@ -32,6 +32,8 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png.
     Raises: UsageError, DataError, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
     """
+    if options.stall_timeout is not None:
+        comm.set_timeout(options.stall_timeout)
     folder = Path(options.run or "runs")
     elastic.check(options, comm)
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size, folder))
@@ -48,6 +50,8 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
 
 def go_on(comm: Communicator, told: elastic.Invitation, dataset: Dataset, mine: Replica) -> dict[str, Any]:
     """`fit` from where others are, for a rank that has joined them (elastic.join)."""
+    if told.options.stall_timeout is not None:
+        comm.set_timeout(told.options.stall_timeout)
     run = _run(told.options, dataset, comm, mine, told.progress)
     run.ranks = told.ranks
     return _through(run)
@@ -85,6 +89,7 @@ def _train(run: Run) -> None:
 def _finish(run: Run) -> dict[str, Any]:
     """The last words."""
     options = run.options
+    run.reporter.waiting.settle()
     timelines = trace.gather(run.mine)
     text = sampling.sample(run.mine, options.context, options.sample, options.seed) if options.sample else b""
     return run.comm.on_root(lambda: run.reporter.finish(timelines, text))
@@ -99,7 +104,9 @@ def _step(run: Run) -> None:
     x, target = take(dataset, index, run.rows, phase=sharding.phase(dataset.context, options.seed, at // run.per_epoch))
     if options.elastic != "never":
         elastic.remember(mine, at)
-    run.completed(train_step(mine, x, target, len(batch), at, run.schedule(at)))
+    with run.reporter.waiting.counted():
+        outcome = train_step(mine, x, target, len(batch), at, run.schedule(at))
+    run.completed(outcome)
 
 
 def _between(run: Run) -> None:

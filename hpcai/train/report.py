@@ -29,6 +29,7 @@ from hpcai.train.config import Options
 from hpcai.train.replica import Replica, memory_bytes
 from hpcai.train.resume import Progress
 from hpcai.train.step import Report
+from hpcai.train.waiting import Waiting
 
 REDRAW_S = 0.1
 LINE_S = 10.0
@@ -55,6 +56,7 @@ class Reporter:
         self.reports: list[Report] = []
         self.metrics: Metrics | None = None
         self.recoveries: list[dict[str, Any]] = []
+        self.waiting = Waiting(comm)
 
     def open(self) -> None:
         """Open the metrics file and say where the run begins. May raise OSError."""
@@ -65,7 +67,7 @@ class Reporter:
 
     def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
         """Go on among other ranks; a new rank 0 takes over files and words."""
-        self.comm, self.mine, self.progress = comm, mine, progress
+        self.comm, self.mine, self.progress, self.waiting = comm, mine, progress, Waiting(comm)
         if self.silent and comm.rank == 0:
             self.silent = False
             self.open()
@@ -172,6 +174,8 @@ class Reporter:
             "wall_s": perf_counter() - self.started,
             "options": dataclasses.asdict(self.options),
         }
+        if self.waiting.summary is not None:
+            summary["waiting"] = self.waiting.summary
         if self.dataset.context:
             summary["bits_per_byte"] = last["test_loss"] / log(2)
         if self.mine.mesh.pp.size > 1 and timelines[0]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.reduce.counting import Sent, sent_bytes
-from hpcai.train import memories
+from hpcai.train import memories, waiting
 from hpcai.train.replica import Replica
 
 SHOWN_BUCKETS = 8
@@ -53,6 +53,7 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
         worst = max(one["seconds"] for one in summary["recoveries"])
         lost = sum(len(one["lost"]) for one in summary["recoveries"])
         rows.append(("failures", f"{lost} ranks failed; the others went on, {worst:.2f} s later at the latest"))
+    rows += waiting.row(summary)
     if "bubble" in summary:
         rows.append(("pipeline", f"{summary['bubble']:.1%} idle in the last step, {summary['bubble_in_theory']:.1%} in theory"))
     if any(count > 1 for count in summary["mesh"].values()) and (summary["options"]["zero"] or not _only_dp(summary["mesh"])):

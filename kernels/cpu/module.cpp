@@ -68,6 +68,9 @@ NB_MODULE(_native, m) {
             new (self) Node(rank, size, reinterpret_cast<void*>(desks), timeout_s, crowded);
         })
         .def_rw("timeout_s", &Node::timeout_s)
+        .def_rw("checks", &Node::checks)
+        .def_prop_ro("waiting_since", [](const Node& node) { return node.waiting_since.load(std::memory_order_relaxed); })
+        .def_prop_ro("waited_s", [](const Node& node) { return node.waited_s.load(std::memory_order_relaxed); })
         .def("add_block", [](Node& node, std::int64_t id, Address base, std::size_t stride) {
             node.add_block(id, reinterpret_cast<void*>(base), stride);
         })

@@ -72,6 +72,10 @@ public:
     void revoke() { desk(rank_).revoked.store(1, std::memory_order_seq_cst); }
     bool revoked() const;
     double timeout_s;
+    // For benches, equal on all ranks: false leaves out what detection costs.
+    bool checks = true;
+    // When the present wait began (CLOCK_MONOTONIC; 0: there is none), and all waits beyond the spinning, in seconds.
+    std::atomic<double> waiting_since{0}, waited_s{0};
 
 private:
     struct Block { std::int64_t id; unsigned char* base; std::size_t stride; };
@@ -85,6 +89,7 @@ private:
     bool barrier();
     bool wait_for(int rank, std::uint32_t target);
     bool anyone_lost(std::uint32_t target) const;
+    bool waited(double begin);
 
     Status small(Type type, Op op, long divisor, void* x, std::size_t n);
     Status direct(Kind kind, Type type, Op op, long divisor, int root, std::int64_t place, std::size_t n, std::size_t itemsize);

@@ -16,7 +16,7 @@ def everywhere(size, program):
     return threads.run(size, guarded)
 
 
-@pytest.mark.parametrize(
+CALLS = pytest.mark.parametrize(
     "call, parts",
     [
         (lambda c: c.allreduce(np.ones(3 + c.rank)), ["float64[3]", "float64[4]"]),
@@ -29,8 +29,45 @@ def everywhere(size, program):
         (lambda c: c.barrier() if c.rank else c.allreduce(np.ones(3)), ["barrier", "allreduce"]),
         (lambda c: c.leave() if c.rank else c.allreduce(np.ones(3)), ["left", "allreduce"]),
         (lambda c: c.split(0) if c.rank else c.exchange(1), ["split", "exchange"]),
+        (lambda c: c.split(0) if c.rank else c.node, ["split", "node"]),
+        (lambda c: c.exchange(1) if c.rank else c.barrier(), ["exchange", "barrier"]),
+        (lambda c: c.on_root(int) if c.rank else c.barrier(), ["exchange", "barrier"]),
+        (lambda c: c.alltoall(np.ones((2, 3 + c.rank))), ["alltoall of float64[2, 3]", "alltoall of float64[2, 4]"]),
+        (lambda c: c.alltoall(np.ones((2, 2))) if c.rank else c.allgather(np.ones((2, 2))), ["alltoall", "allgather"]),
+        (lambda c: c.empty(3 + c.rank), ["empty of float32[3]", "empty of float32[4]"]),
+        (lambda c: c.empty(8 >> c.rank, ["f4", "f8"][c.rank]), ["empty of float32[8]", "empty of float64[4]"]),
+        (lambda c: c.empty(3) if c.rank else c.allreduce(np.ones(3, "f4")), ["empty of", "allreduce of"]),
+        (lambda c: c.reduce_scatter(np.ones(4)) if c.rank else c.allreduce(np.ones(4)), ["reduce_scatter", "allreduce"]),
+        (lambda c: c.broadcast(np.ones(4)) if c.rank else c.allgather(np.ones(4)), ["broadcast", "allgather"]),
+        (lambda c: [*c.allgather_each([np.ones(4)])] if c.rank else c.allreduce(np.ones(4)), ["allgather", "allreduce"]),
+        (lambda c: [c.allreduce(np.ones(n)) for n in ([3, 4], [4, 3])[c.rank]], ["float64[3]", "float64[4]"]),
+        (lambda c: c.allreduce(np.ones(3), algorithm=["auto", "ring"][c.rank]), ["allreduce", "by ring"]),
+        (lambda c: c.allreduce(np.ones(3), algorithm=["halving_doubling", "ring"][c.rank]), ["by halving_doubling", "by ring"]),
     ],
 )
+
+
+@CALLS
+@pytest.mark.parametrize("shared", ["0", "1"])
+def test_disagreement_in_a_part_of_the_ranks_names_them_by_their_numbers_in_the_world(call, parts, shared, monkeypatch):
+    monkeypatch.setenv("HPCAI_NODE", shared)
+
+    def program(comm):
+        pair = comm.split(comm.rank // 2)
+        if comm.rank < 2:
+            return None
+        with pytest.raises(RankMismatch) as caught:
+            call(pair)
+        return str(caught.value)
+
+    for text in threads.run(4, program)[2:]:
+        assert "rank 2: " in text
+        assert "rank 3: " in text
+        for part in parts:
+            assert part in text
+
+
+@CALLS
 def test_disagreement_is_an_error_on_all_ranks_that_shows_both_sides(call, parts):
     errors = everywhere(2, call)
     for error in errors:

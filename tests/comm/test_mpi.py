@@ -65,6 +65,33 @@ def test_mismatch_is_an_error_on_all_ranks(comm):
     assert comm.allreduce(np.ones(2))[0] == comm.size
 
 
+@pytest.mark.mpi(min_size=3)
+def test_mismatch_among_some_ranks_names_them_by_their_numbers_in_the_world(comm):
+    part = comm.split(comm.rank > 0)
+    assert part.path[1] == min(comm.rank, 1)
+    if comm.rank == 0:
+        return
+    with pytest.raises(RankMismatch, match=f"rank {comm.size - 1}: barrier") as caught:
+        if part.rank == part.size - 1:
+            part.barrier()
+        else:
+            part.alltoall(np.ones((part.size, 2)))
+    assert "rank 0" not in str(caught.value)
+
+
+def test_the_time_limit_is_set_for_all_communicators_and_those_to_come(comm):
+    before = comm.wire.timeout_s
+    try:
+        part = comm.split(0)
+        comm.set_timeout(77.0)
+        later = comm.split(0)
+        for one in (comm, part, later):
+            assert one.wire.timeout_s == 77.0
+            assert one._memory is None or one._memory.native.timeout_s == 77.0
+    finally:
+        comm.set_timeout(before)
+
+
 def test_split_and_node(comm):
     pair = comm.split(comm.rank // 2)
     assert pair.size in (1, 2)

@@ -221,7 +221,7 @@ def test_a_rank_that_never_comes_is_named_and_the_job_ends(shared, tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode != 0
     assert "waited 0.5 s" in err
-    assert "for rank(s) 1, which did not come" in err
+    assert "for rank 1, which did not come" in err
     assert time.perf_counter() - begin < 15
 
 

@@ -1,0 +1,84 @@
+"""Where a process is: its host's addresses, and what the kernel says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from typing import NamedTuple
+
+SIOCGIFADDR = 0x8915
+"""The system call that tells a network interface's IPv4 address (Linux)."""
+
+
+class Place(NamedTuple):
+    """A process as others may reach it. Where `boot` and `pids` are the same, its number means the same; port 0: it is silent."""
+
+    host: str
+    boot: str
+    pids: str
+    pid: int
+    started: str
+    port: int
+    addresses: tuple[str, ...]
+
+    def seen_from(self, other: Place) -> list[str]:
+        """Addresses to try from there, the likeliest first: its own if both are on one host, then those of a shared network."""
+        nets = {address.rsplit(".", 2)[0] for address in other.addresses}
+        likely = sorted(self.addresses, key=lambda address: address.rsplit(".", 2)[0] not in nets)
+        return ["127.0.0.1", *likely] if self.boot == other.boot else likely
+
+
+def here(port: int) -> Place:
+    """This process, which answers on `port`."""
+    return Place(socket.gethostname(), boot_id(), _namespace(), os.getpid(), _stat(os.getpid())[1], port, tuple(ipv4_addresses()))
+
+
+def process_state(there: Place) -> str:
+    """The kernel's letter for the state of that process (R, S, D, T, Z...), "gone", or "" if it cannot be known here."""
+    if not there.pids or (there.boot, there.pids) != (boot_id(), _namespace()):
+        return ""
+    state, started = _stat(there.pid)
+    return state if started == there.started else "gone"
+
+
+def ipv4_addresses() -> list[str]:
+    """The addresses of this host's interfaces but the loopback's."""
+    found: list[str] = []
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            for _, name in socket.if_nameindex():
+                with contextlib.suppress(OSError):  # an interface without an address
+                    request = struct.pack("256s", name.encode()[:15])
+                    found.append(socket.inet_ntoa(fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24]))
+    return [address for address in dict.fromkeys(found) if not address.startswith("127.")]
+
+
+def boot_id() -> str:
+    """Differs between machines, and between boots of one."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _namespace() -> str:
+    """Where process numbers are counted; "" without /proc."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> tuple[str, str]:
+    """State and start time of a process; empty if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]

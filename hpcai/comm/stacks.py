@@ -1,0 +1,147 @@
+"""What the threads of this process are doing, read from their Python frames: a rank that is asked must not have kept a diary.
+
+A collective that is under way stands on the stack of its thread, with its communicator and its arguments; so the calls
+themselves record nothing and cost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any, NamedTuple
+
+from hpcai.comm import call
+
+COMM = os.path.dirname(os.path.abspath(__file__)) + os.sep
+PACKAGE = os.path.dirname(os.path.dirname(COMM.rstrip(os.sep))) + os.sep
+LIBRARY = os.path.dirname(os.__file__) + os.sep
+DOOR, WIRE = f"{COMM}communicator.py", f"{COMM}mpi.py"
+
+INNERMOST = 8
+"""Frames of a stack that are told."""
+
+OWN = ("hpcai watch", "hpcai ask", "hpcai warn")
+"""Names of threads that watch, and are not told."""
+
+VAIN_S = 20.0
+"""How long a rank says that it has waited in vain: so long its end may take."""
+
+THREADS = 4
+"""Threads that are told; those in collectives come first."""
+
+
+class Call(NamedTuple):
+    """A collective, or a message, that a thread is in: as its program called it, the communicator and wire on which it is now
+    (a collective may be made of others), and the peer if it is a message.
+    """
+
+    text: str
+    place: str
+    comm: Any
+    wire: Any
+    peer: int | None = None
+
+
+def current(frame: FrameType | None, family: list[Any]) -> Call | None:
+    """The call that the stack ending in `frame` is in; `family`: the communicators by which a message's wire is recognised."""
+    outer, peer, message = None, None, ""
+    comm: Any = None
+    wire: Any = None
+    while frame is not None and frame.f_code.co_filename.startswith(COMM):
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if file == DOOR and "self" in frame.f_locals:
+            comm = comm or frame.f_locals["self"]
+            if name in call.KINDS or name == "allgather_each":
+                outer = frame
+        elif file == WIRE and name == "wait" and comm is None:
+            request = frame.f_locals["self"]
+            wire, message = request.wire, request.what
+            peer = request.key[3] if request.key else None
+        frame = frame.f_back
+    if outer is not None:
+        return Call(_words(outer, comm), place(frame), comm, comm.wire)
+    if wire is None:
+        return None
+    comm = next((one for one in family if one.wire is wire), None)
+    side = "" if peer is None else f" {'to' if 'send' in message else 'from'} rank {wire.ranks[peer]}"
+    return Call(message + side, place(frame), comm, wire, peer)
+
+
+def _words(frame: FrameType, inner: Any) -> str:
+    """The call of this frame of communicator.py; `inner` is the communicator that it has come to."""
+    values, kind = frame.f_locals, frame.f_code.co_name.removesuffix("_each")
+    comm, x = values["self"], values.get("x")
+    text = call.describe(kind, x if hasattr(x, "dtype") else None, values.get("op", ""), values.get("root", 0), comm.calls)
+    if inner is not comm and kind not in ("node", "split"):
+        text += f", now among {call.some(list(inner.wire.ranks))} of them"
+    return text
+
+
+def place(frame: FrameType | None) -> str:
+    """Where a frame stands: file:line function."""
+    return "" if frame is None else f"{_short(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+def _short(file: str) -> str:
+    """A file's name as a person would look for it: from the package's parent, from here, or from where Python or
+    other packages are installed.
+    """
+    here = os.getcwd() + os.sep
+    for start in (PACKAGE, here, LIBRARY):
+        file = file.removeprefix(start)
+    return file.split("site-packages" + os.sep)[-1]
+
+
+gave_up: dict[int, tuple[float, dict[str, Any]]] = {}
+"""Of a thread (by its number) that has waited in vain and is not yet ended: when it gave up, and its call."""
+
+
+def give_up(found: Call) -> None:
+    """This thread stops to wait in `found` and will end its program; for some seconds it still answers that it waited."""
+    gave_up[threading.get_ident()] = (time.monotonic(), _plain(found, found.wire.timeout_s))
+
+
+def tell(family: list[Any]) -> dict[str, Any]:
+    """This process in plain values: its calls under way and its stacks, innermost frame first; without the watch's threads."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    calls, stacks = [], []
+    for ident, frame in sys._current_frames().items():
+        name = names.get(ident, "a thread")
+        if name.startswith(OWN):
+            continue
+        found = current(frame, family)
+        since, vain = gave_up.get(ident, (0.0, None))
+        if vain is not None and time.monotonic() - since < VAIN_S:
+            calls.append(vain)
+        elif found is not None:
+            calls.append(_plain(found, _waited_s(found)))
+        stacks.append((found is None, name != "MainThread", name, _lines(frame)))
+    return {
+        "calls": calls,
+        "stacks": [[name, lines] for _, _, name, lines in sorted(stacks)[:THREADS]],
+        "made": sum(comm.calls for comm in family),
+    }
+
+
+def _plain(found: Call, waited_s: float) -> dict[str, Any]:
+    """A call in plain values, for an answer."""
+    path = None if found.comm is None else list(found.comm.path)
+    return {"text": found.text, "place": found.place, "path": path, "ranks": list(found.wire.ranks[:64]), "waited_s": waited_s}
+
+
+def _waited_s(found: Call) -> float:
+    """Seconds since this call has begun to wait for others; 0 while it does not."""
+    since = found.wire.waiting_since if found.comm is None else found.comm.waiting_since
+    return time.monotonic() - since if since else 0.0
+
+
+def _lines(frame: FrameType | None) -> list[str]:
+    lines: list[str] = []
+    while frame is not None and len(lines) < INNERMOST:
+        if "<frozen " not in frame.f_code.co_filename:
+            lines.append(place(frame)[:200])
+        frame = frame.f_back
+    return lines

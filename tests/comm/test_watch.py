@@ -1,0 +1,144 @@
+"""Asking and answering, among ranks as threads of this process: each has a watch with a port of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from hpcai.comm import host, threads, watch
+from tests.command import environment
+
+
+def watching(size, program):
+    """Run `program(comm, its watch)` on ranks as threads."""
+
+    def body(comm):
+        mine = watch.Watch(comm)
+        comm.barrier()
+        try:
+            return program(comm, mine)
+        finally:
+            comm.barrier()
+            mine.close()
+
+    return threads.run(size, body)
+
+
+def called(mine, key):
+    """What a caller with this key is answered."""
+    with socket.create_connection(("127.0.0.1", mine.listener.getsockname()[1]), timeout=5) as peer:
+        peer.settimeout(5)
+        peer.sendall(watch._digest(key, watch._receive(peer, watch.DIGEST_BYTES)))
+        return watch._receive(peer, watch.ANSWER_BYTES, whole=False)
+
+
+def test_a_rank_tells_its_collectives_and_its_stack():
+    def program(comm, mine):
+        comm.allreduce(np.ones(3))
+        comm.barrier()
+        return mine.ask([1])[1] if comm.rank == 0 else None
+
+    answer = watching(2, program)[0]
+    assert answer.reached
+    assert answer.told["rank"] == 1
+    assert answer.told["made"] >= 2
+    assert any("test_watch.py" in line for _, lines in answer.told["stacks"] for line in lines)
+
+
+def test_who_does_not_know_the_key_gets_no_answer():
+    def program(comm, mine):
+        return called(mine, mine.key), called(mine, bytes(32)), called(mine, mine.key)
+
+    right, wrong, again = watching(1, program)[0]
+    assert json.loads(right)["rank"] == json.loads(again)["rank"] == 0
+    assert wrong == b""
+
+
+def test_a_caller_that_says_nothing_holds_nobody_up():
+    def program(comm, mine):
+        if comm.rank:
+            return None
+        with socket.create_connection(("127.0.0.1", mine.places[1].port)):
+            begin = time.monotonic()
+            return mine.ask([1])[1].told is not None, time.monotonic() - begin
+
+    answered, seconds = watching(2, program)[0]
+    assert answered
+    assert seconds < 5
+
+
+def test_where_no_socket_can_be_opened_the_rank_is_silent(monkeypatch):
+    def refuse(*arguments, **more):
+        raise OSError("forbidden")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    answer = watching(2, lambda comm, mine: mine.ask([1 - comm.rank]))[0][1]
+    assert answer.told is None
+    assert not answer.place.port
+    assert answer.state in ("R", "S", "")
+
+
+def test_the_state_of_processes_of_this_host_is_known():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        place = host.here(1)._replace(pid=child.pid, started=host._stat(child.pid)[1])
+        if not place.pids:
+            pytest.skip("there is no /proc")
+        child.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 10
+        while host.process_state(place) != "T":
+            assert time.monotonic() < end
+    finally:
+        child.kill()
+    child.wait()
+    assert host.process_state(place) == "gone"
+    assert host.process_state(place._replace(pid=os.getpid())) == "gone"  # another process by that number
+    assert host.process_state(place._replace(boot="elsewhere")) == ""
+
+
+def test_ranks_of_a_dead_host_cost_a_report_seconds_not_minutes():
+    def program(comm, mine):
+        nowhere = mine.places[0]._replace(boot="elsewhere", addresses=("192.0.2.1", "192.0.2.2"))  # kept for documentation
+        mine.places = [nowhere] * 100
+        mine.rank = -1
+        begin = time.monotonic()
+        answers = mine.ask(range(100))
+        return answers, time.monotonic() - begin
+
+    answers, seconds = watching(1, program)[0]
+    assert all(answer.told is None for answer in answers.values())
+    assert seconds < watch.REPORT_S + 3
+
+
+FORKING = """
+import os, socket
+from hpcai.comm import threads, watch
+def program(comm):
+    watch.start(comm)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if watch.watch is None else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    with socket.create_connection(("127.0.0.1", watch.watch.places[0].port), timeout=20) as peer:
+        peer.sendall(watch._digest(watch.watch.key, watch._receive(peer, watch.DIGEST_BYTES)))
+        assert watch._receive(peer, watch.ANSWER_BYTES, whole=False)
+threads.run(1, program)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_has_no_watch_and_takes_none_away():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING], check=True, env=environment(), timeout=60)
+
+
+def test_a_closed_watch_leaves_no_thread():
+    before = threading.active_count()
+    watching(2, lambda comm, mine: None)
+    assert threading.active_count() <= before
