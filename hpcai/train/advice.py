@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import sys
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -29,14 +28,14 @@ CANDIDATES = ("none", "bf16", "int8", "int4", "powersgd:4")
 ALL = ("none", "bf16", "fp16", "fp8", "int8", "int8sum", "int4", "sign", "topk:0.01", "randomk:0.01", "powersgd:4")
 
 
-def decided(options: Options, dataset: Dataset, comm: Communicator, folder: Path) -> Options:
+def decided(options: Options, dataset: Dataset, comm: Communicator) -> Options:
     """The options with "auto" replaced by a choice: that of the run they go on from, else the best prediction. Collective.
 
     Rank 0 says on stderr what it is and why.
     """
     if options.compress != "auto":
         return options
-    kept = comm.on_root(lambda: resume.compression(options, folder))
+    kept = comm.on_root(lambda: resume.compression(options))
     if kept is not None:
         why, name = "as in the run that goes on", kept
     elif comm.size == 1:

@@ -1,4 +1,4 @@
-"""The whole model's arrays from the parts that ranks have, and back: what makes a checkpoint fit any mesh.
+"""What a rank keeps from step to step, as runs of flat arrays that a checkpoint can put together again on any mesh.
 
 A whole array is flat, in the layout of the model on a single rank. Every rank's arrays are pieces of it: some of the layers
 (pipeline), a part of each array (tensor), a shard of that (ZeRO).
@@ -6,27 +6,23 @@ A whole array is flat, in the layout of the model on a single rank. Every rank's
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from hpcai import arena
 from hpcai.arena import Layout
+from hpcai.comm import schedule
 from hpcai.nn import models
 from hpcai.nn.models import Model
-from hpcai.parallel import zero
-from hpcai.train import precision
+from hpcai.parallel.zero import GatheredParameters
+from hpcai.train import checkpoint, precision
+from hpcai.train.boxes import Part
+from hpcai.train.checkpoint import Laid, Opened
 from hpcai.train.replica import Replica
+from hpcai.train.shards import Run
 from hpcai.xp import Array
 
-
-class Part(NamedTuple):
-    """An array of this rank's layout: the whole array's name and shape, which part of it this is, and where it lies here."""
-
-    name: str
-    shape: tuple[int, ...]
-    part: tuple[slice, ...]
-    here: slice
+SMALLEST_SHARD_BYTES = 1 << 20
+"""Of arrays that all data-parallel ranks have, each writes a chunk, but no less than this: else fewer ranks write."""
 
 
 def whole_layout(model: Model) -> Layout:
@@ -34,58 +30,22 @@ def whole_layout(model: Model) -> Layout:
     return arena.layout({name: p.whole or p.shape for name, p in models.parameters(model).items()})
 
 
-def collect(mine: Replica, arrays: dict[str, Array]) -> dict[str, Array]:
-    """Whole arrays, on rank 0 of the world; nothing on others. Collective. arrays: this rank's, such as `arrays_of(mine)`.
-
-    Cost: every part is sent to rank 0 once.
-    """
-    flat = {name: _unsharded(mine, name, array) for name, array in arrays.items()}
-    if mine.mesh.only_dp:
-        return flat if mine.mesh.world.rank == 0 else {}
-    world, first = mine.mesh.world, mine.mesh.dp.rank == 0
-    known = world.exchange((parts(mine), mine.model.layout.size) if first else None)
-    where = whole_layout(mine.whole)
-    found: dict[str, Array] = {}
-    for name, array in flat.items():
-        if world.rank:
-            if first:
-                for piece in _pieces(array):
-                    world.send(piece, 0).wait()
-            continue
-        made = found[name] = np.zeros(where.size, array.dtype)
-        views = arena.views(made, where)
-        for rank, told in enumerate(known):
-            if told is None:
-                continue
-            their = array
-            if rank:
-                their = np.empty(told[1], array.dtype)
-                for piece in _pieces(their):
-                    world.receive(piece, rank).wait()
-            for part in told[0]:
-                whole = views[part.name]
-                whole.reshape(part.shape)[part.part] = their[part.here].reshape(whole.reshape(part.shape)[part.part].shape)
-    return found
+def laid(mine: Replica) -> Laid:
+    """How this rank's flat arrays are laid out."""
+    by_number = dict(zip(mine.whole.numbers, models.parameters(mine.whole), strict=True))
+    found = []
+    own = zip(models.parameters(mine.model).values(), mine.model.numbers, mine.model.layout.slots, strict=True)
+    for parameter, number, slot in own:
+        shape = parameter.whole or parameter.shape
+        cuts = (*parameter.part, *[slice(None)] * (len(shape) - len(parameter.part)))
+        box = tuple(cut.indices(n)[:2] for cut, n in zip(cuts, shape, strict=True))
+        found.append(Part(by_number[number], shape, box, slot.start))
+    return Laid(mine.model.layout.size, tuple(found))
 
 
-def _pieces(array: Array) -> list[Array]:
-    """Views of at most 2**30 bytes, as much as a message carries."""
-    step = (1 << 30) // array.itemsize
-    return [array[start : start + step] for start in range(0, array.size, step)]
-
-
-def distribute(mine: Replica, whole: dict[str, Array]) -> None:
-    """Fill this rank's arrays from whole ones, which rank 0 has. Collective. Cost: a broadcast of each."""
-    where, dtype = whole_layout(mine.whole), mine.params.dtype
-    for name, array in arrays_of(mine).items():
-        given = np.require(whole[name], requirements=["C", "W"]) if whole else np.empty(where.size, dtype)
-        views = arena.views(mine.mesh.world.broadcast(given), where)
-        flat = np.zeros(mine.model.layout.size, dtype)
-        for part in parts(mine):
-            flat[part.here] = views[part.name].reshape(part.shape)[part.part].reshape(-1)
-        array[...] = zero.scatter(flat, mine.owned) if _sharded(mine, name) else flat
-    if mine.half is not None:
-        precision.publish(mine)
+def number(mine: Replica) -> int:
+    """This rank's layout among the mesh's: ranks that differ along dp alone have the same."""
+    return mine.mesh.pp.rank * mine.mesh.tp.size + mine.mesh.tp.rank
 
 
 def arrays_of(mine: Replica) -> dict[str, Array]:
@@ -93,21 +53,50 @@ def arrays_of(mine: Replica) -> dict[str, Array]:
     return {"params": mine.params} | {f"optimizer.{name}": array for name, array in mine.state.items()}
 
 
-def parts(mine: Replica) -> list[Part]:
-    """Of which arrays of the whole model this rank has what."""
-    by_number = dict(zip(mine.whole.numbers, models.parameters(mine.whole), strict=True))
-    found = []
-    own = zip(models.parameters(mine.model).values(), mine.model.numbers, mine.model.layout.slots, strict=True)
-    for parameter, number, slot in own:
-        found.append(Part(by_number[number], parameter.whole or parameter.shape, parameter.part, slice(slot.start, slot.stop)))
+def runs(mine: Replica) -> list[Run]:
+    """What this rank writes of parameters and optimizer state: its shard, and its chunk of what all have. No copies."""
+    arrays, found = arrays_of(mine), []
+    shared_bytes = sum(array.nbytes for name, array in arrays.items() if not _sharded(mine, name))
+    writers = max(1, min(mine.mesh.dp.size, shared_bytes // SMALLEST_SHARD_BYTES))
+    for name, array in arrays.items():
+        if _sharded(mine, name):
+            found += [Run(name, piece.flat.start, array[piece.shard]) for piece in mine.owned]
+        elif mine.mesh.dp.rank < writers:
+            own = schedule.split(array.size, writers, mine.mesh.dp.rank)
+            found.append(Run(name, own.start, array[own]))
     return found
+
+
+def read(mine: Replica, source: Opened) -> dict[str, Array]:
+    """From a checkpoint what this rank must have of parameters and optimizer state: its shards, and its chunks of what all have,
+    which `restore` gathers. Nothing of `mine` changes. Raises: CheckpointError.
+    """
+    own, found = laid(mine), {}
+    for name, array in arrays_of(mine).items():
+        flat = np.zeros(own.size, array.dtype)  # of which only the pages that are filled take memory
+        wanted = _wanted(mine, name)
+        checkpoint.fill(flat, name, own, wanted, source, like=number(mine))
+        found[name] = np.concatenate([flat[one] for one in wanted])
+    return found
+
+
+def restore(mine: Replica, given: dict[str, Array]) -> None:
+    """Fill this rank's arrays from what `read` gave every rank. Collective among data-parallel ranks."""
+    for name, array in arrays_of(mine).items():
+        if _sharded(mine, name):
+            array[...] = given[name]
+        else:
+            array[mine.mesh.dp.chunk(array.size)] = given[name]
+            mine.mesh.dp.allgather(array)
+    if mine.half is not None:
+        precision.publish(mine)
+    elif isinstance(mine.weights, GatheredParameters):
+        mine.weights.forget()
+
+
+def _wanted(mine: Replica, name: str) -> list[slice]:
+    return [piece.flat for piece in mine.owned] if _sharded(mine, name) else [mine.mesh.dp.chunk(mine.model.layout.size)]
 
 
 def _sharded(mine: Replica, name: str) -> bool:
     return mine.zero > (2 if name == "params" and mine.half is None else 0)
-
-
-def _unsharded(mine: Replica, name: str, array: Array) -> Array:
-    if not _sharded(mine, name):
-        return array
-    return zero.gather(array, mine.units, mine.owned, mine.mesh.dp, mine.model.layout.size)

@@ -61,28 +61,38 @@ def build_plan(options: Options, mesh: Mesh) -> Plan:
     return plans.plan(options.pipeline, mesh.pp.size, options.micro_batches, options.chunks or 1)
 
 
-def build_stages(options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype) -> tuple[Model, Stages]:
-    """This rank's layers: all, or those of its pipeline stages, cut by the seconds that they take on rank 0. Collective."""
+Cut = list[list[int]] | None
+"""Of which groups of layers, from and to, each pipeline stage consists; None for a single stage."""
+
+
+def build_stages(
+    options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype, cut: Cut = None
+) -> tuple[Model, Stages, Cut]:
+    """This rank's layers: all, or those of its pipeline stages, cut as given or by the seconds that they take on rank 0; and how
+    they were cut. Collective.
+    """
     ranks, chunks = mesh.pp.size, options.chunks or 1
     if ranks == 1:
         kept = tuple(cuts.groups(whole)) if options.recompute else None
-        return whole, Stages(whole, (slice(0, len(whole.layers)),), ((),), ((),), kept)
+        return whole, Stages(whole, (slice(0, len(whole.layers)),), ((),), ((),), kept), None
     cuts.cut([1.0] * len(cuts.groups(whole)), ranks * chunks)
     plans.plan(options.pipeline, ranks, options.micro_batches, chunks)
     samples = max(1, options.batch // (mesh.dp.size * options.micro_batches))
     groups = cuts.measure(whole, np.zeros((samples, *dataset.shape), np.int64 if dataset.context else dtype), dtype)
-    spans = cuts.cut(mesh.world.exchange([group.seconds for group in groups])[0], ranks * chunks)
+    seconds = mesh.world.exchange([group.seconds for group in groups])[0]
+    spans = [slice(*span) for span in cut] if cut else cuts.cut(seconds, ranks * chunks)
     mine = [groups[span] for span in spans[mesh.pp.rank :: ranks]]
     layers = [slice(some[0].span.start, some[-1].span.stop) for some in mine]
     model = models.parts(whole, layers)
     ends = [0, *itertools.accumulate(span.stop - span.start for span in layers)]
-    return model, Stages(
+    stages = Stages(
         model,
         tuple(slice(a, b) for a, b in itertools.pairwise(ends)),
         tuple(some[0].entering for some in mine),
         tuple(some[-1].leaving for some in mine),
         tuple(cuts.groups(model)) if options.recompute else None,
     )
+    return model, stages, [[span.start, span.stop] for span in spans]
 
 
 def overlaps(options: Options, mesh: Mesh) -> bool:

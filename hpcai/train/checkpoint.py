@@ -1,93 +1,207 @@
-"""Checkpoints: a folder step-N with the arrays as safetensors and a manifest that carries their checksum.
+"""Checkpoints: a folder step-N with a shard for each rank that had something to write, and a manifest.
 
-A checkpoint is written beside its final name, synced and renamed, so that at any instant the folder holds whole ones only.
+A shard (see shards.py) holds runs of its writer's flat arrays. The manifest says how each writer's arrays were laid out
+(`layouts`, one for each place along the pipeline and tensor axes) and where which run lies, so that any number of ranks on any
+mesh finds what it needs. It has a checksum of everything, of itself too: a byte that changed anywhere is noticed by who reads it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from hpcai import arena
 from hpcai.errors import CheckpointError
+from hpcai.train import boxes, storage
+from hpcai.train.boxes import Part
+from hpcai.train.shards import Stored, checksum
+from hpcai.train.storage import MANIFEST, Place
 from hpcai.xp import Array
 
-FORMAT = 1
+FORMAT = 2
+
+_SEAL = ',\n "checksum": "'
+
+
+class Broken(CheckpointError):
+    """A checkpoint that cannot be read: absent, incomplete, damaged, or of another format."""
+
+
+class Laid(NamedTuple):
+    """How a writer's flat arrays were laid out: their length, and which part of which whole array lies where."""
+
+    size: int
+    parts: tuple[Part, ...]
 
 
 class Checkpoint(NamedTuple):
-    """Flat arrays by name, and what else a run needs to go on (JSON)."""
+    """Flat arrays by name, in the layout of one process, and what else a run needs to go on (JSON)."""
 
     arrays: dict[str, Array]
     meta: dict[str, Any]
 
 
-def write(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `folder/step-N` durably, then drop all but the newest `keep`. Call on one rank. Returns its path."""
-    from safetensors.numpy import save
-
-    path, beside = folder / f"step-{step:09d}", folder / f".writing-{step:09d}"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    raw = save(checkpoint.arrays)
-    manifest = {"format": FORMAT, "step": step, "sha256": hashlib.sha256(raw).hexdigest(), "meta": checkpoint.meta}
-    _write_synced(beside / "arrays.safetensors", raw)
-    _write_synced(beside / "manifest.json", json.dumps(manifest, indent=1).encode())
-    if path.exists():
-        shutil.rmtree(path)
-    beside.rename(path)
-    _sync_folder(folder)
-    for old in all_in(folder)[:-keep]:
-        shutil.rmtree(old)
-    return path
+def seal(manifest: dict[str, Any]) -> bytes:
+    """The manifest as a file, with its own checksum at the end."""
+    text = json.dumps(manifest)[:-1]
+    return f'{text}{_SEAL}{checksum(text.encode())}"}}\n'.encode()
 
 
-def read(path: Path) -> tuple[int, Checkpoint]:
-    """Step and content of one checkpoint.
+class Opened:
+    """A checkpoint whose manifest was read; `read` takes runs out of its shards."""
 
+    def __init__(self, place: Place, name: str, manifest: dict[str, Any]):
+        self.place, self.name, self.manifest = place, name, manifest
+        self.step, self.meta = int(manifest["step"]), manifest["meta"]
+        self.layouts = [Laid(size, tuple(boxes.part(*one) for one in parts)) for size, parts in manifest["layouts"]]
+        self.shards = [(one, [Stored(*run) for run in one["runs"]]) for one in manifest["shards"]]
+        self.dtypes = {run.array: np.dtype(run.dtype) for _, runs in self.shards for run in runs}
+        self._checked: set[str] = set()
+
+    @property
+    def path(self) -> str:
+        """How people call it."""
+        return self.place.path(self.name)
+
+    def read_into(self, into: Array, array: str, layout: int, wanted: Sequence[slice], partial: bool = False) -> None:
+        """Fill the wanted slices of a flat array of that layout. partial: what no run has stays as it is.
+
+        Raises: Broken if bytes are missing or differ from their checksum.
+        """
+        filled = []
+        for shard, runs in self.shards:
+            if shard["layout"] != layout:
+                continue
+            for run in runs:
+                found = [boxes.overlap(slice(run.start, run.stop), want) for want in wanted] if run.array == array else []
+                found = [one for one in found if one.start < one.stop]
+                if found:
+                    values = self._values(shard, run)
+                    for one in found:
+                        into[one] = values[one.start - run.start : one.stop - run.start]
+                    filled += found
+        if not partial and not boxes.covered(wanted, filled):
+            raise self._broken(f"it lacks a part of {array}")
+
+    def whole(self, array: str, layout: int) -> Array:
+        """An array that is not laid out like the parameters."""
+        runs = [(shard, run) for shard, runs in self.shards for run in runs if shard["layout"] == layout and run.array == array]
+        return np.concatenate([self._values(shard, run) for shard, run in sorted(runs, key=lambda one: one[1].start)])
+
+    def _values(self, shard: dict[str, Any], run: Stored) -> Array:
+        """A run, checked; and, the first time, its file's header."""
+        file = shard["file"]
+        if file not in self._checked:
+            end, wanted = shard["header"]
+            if checksum(self._bytes(file, 0, end)) != wanted:
+                raise self._broken(f"{file} differs from its checksum")
+            self._checked.add(file)
+        dtype = np.dtype(run.dtype)
+        raw = self._bytes(file, run.at, run.at + (run.stop - run.start) * dtype.itemsize)
+        if checksum(raw) != run.checksum:
+            raise self._broken(f"{file} differs from its checksum, in {run.array}[{run.start}:{run.stop}]")
+        return np.frombuffer(raw, dtype)
+
+    def _bytes(self, file: str, start: int, stop: int) -> bytes:
+        try:
+            raw = self.place.read(self.name, file, start, stop)
+        except FileNotFoundError:
+            raise self._broken(f"{file} is missing") from None
+        except OSError as error:
+            raise self._broken(f"{file} cannot be read ({error})") from None
+        if len(raw) != stop - start:
+            raise self._broken(f"{file} is cut short")
+        return raw
+
+    def _broken(self, what: str) -> Broken:
+        return Broken(f"checkpoint {self.path} is corrupt: {what}")
+
+
+def opened(place: Place, name: str) -> Opened:
+    """The checkpoint of that name.
+
+    Raises: Broken if it is absent, incomplete, of another format, or if its manifest differs from its checksum.
+    """
+    path = place.path(name)
+    try:
+        raw = place.read(name, MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Broken(f"{path} is not a complete checkpoint ({MANIFEST} is missing)") from None
+    except OSError as error:
+        raise Broken(f"checkpoint {path} cannot be read: {error}") from None
+    try:
+        manifest = json.loads(raw)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise Broken(f"checkpoint {path} is corrupt: {MANIFEST} is not JSON ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise Broken(f"checkpoint {path} is corrupt or of another version: its manifest does not say format {FORMAT}")
+    manifest.pop("checksum", None)
+    if seal(manifest) != raw:
+        raise Broken(f"checkpoint {path} is corrupt: {MANIFEST} differs from its checksum")
+    return Opened(place, name, manifest)
+
+
+def fill(
+    into: Array, array: str, mine: Laid, wanted: Sequence[slice], source: Opened, partial: bool = False, like: int = 0
+) -> None:
+    """Fill the wanted slices of a flat array laid out as `mine` from a checkpoint's runs, however those were laid out.
+
+    Where a writer's layout was the same (`like`: the one to take if several were) its bytes come back, those between arrays too;
+    else every array comes through its place in the whole one, and what lies between arrays stays as it is. Raises: Broken.
+    """
+    same = [i for i, laid in enumerate(source.layouts) if laid == mine]
+    if same:
+        source.read_into(into, array, like if like in same else same[0], wanted, partial)
+        return
+    for i, laid in enumerate(source.layouts):
+        shared = boxes.shared(laid.parts, mine.parts, wanted)
+        theirs = np.zeros(laid.size, into.dtype)  # of which only the pages that are filled take memory
+        source.read_into(theirs, array, i, boxes.merged(one.run for one in shared), partial)
+        for one in shared:
+            one.copy(theirs, into)
+
+
+def read(path: str | Path) -> tuple[int, Checkpoint]:
+    """Step and content of one checkpoint, a folder or a URL, in the layout of one process: what its ranks had, put together.
+
+    Memories of compression are (dp, n), a row for each data-parallel rank.
     Raises: CheckpointError if it is absent, incomplete, of another format, or differs from its checksum.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    where, name = storage.split(str(path))
+    found = opened(storage.place(where), name)
+    shapes = {name: tuple(shape) for name, shape in found.meta["identity"]["parameters"]}
+    whole = laid_out(arena.layout(shapes))
+    arrays: dict[str, Array] = {}
+    memories = sorted((name for name in found.dtypes if name.startswith("memory.")), key=lambda name: int(name[7:]))
+    for name, dtype in found.dtypes.items():
+        if name.startswith("reducer."):
+            if len(found.layouts) == 1:
+                arrays[name] = found.whole(name, 0)
+        elif name not in memories:
+            arrays[name] = np.zeros(whole.size, dtype)
+            fill(arrays[name], name, whole, [slice(0, whole.size)], found, partial=name == "owed")
+    if memories:
+        arrays["memories"] = np.zeros((found.meta["mesh"]["dp"], whole.size), found.dtypes[memories[0]])
+        for row, name in zip(arrays["memories"], memories, strict=True):
+            fill(row, name, whole, [slice(0, whole.size)], found, partial=True)
+    return found.step, Checkpoint(arrays, found.meta)
 
-    advice = "delete that folder to go on from an older one, or name another with --resume"
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        raw = (path / "arrays.safetensors").read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{path} is not a complete checkpoint ({Path(error.filename).name} is missing); {advice}") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"checkpoint {path} is corrupt: manifest.json is not JSON ({error}); {advice}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path} is corrupt or of another version: its manifest does not say format {FORMAT}; {advice}"
-        )
-    if hashlib.sha256(raw).hexdigest() != manifest.get("sha256"):
-        raise CheckpointError(f"checkpoint {path} is corrupt: arrays.safetensors differs from its checksum; {advice}")
-    try:
-        return int(manifest["step"]), Checkpoint(load(raw), manifest["meta"])
-    except (KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path} is corrupt ({type(error).__name__}: {error}); {advice}") from None
+
+def laid_out(where: arena.Layout) -> Laid:
+    """Of a model that one rank has whole."""
+    return Laid(where.size, tuple(Part(s.name, s.shape, tuple((0, n) for n in s.shape), s.start) for s in where.slots))
 
 
 def all_in(folder: Path) -> list[Path]:
-    """Checkpoints in `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    """Checkpoints in a local `folder`, oldest first."""
+    return [folder / name for name in storage.Local(folder).names()]
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def manifest(step: int, meta: dict[str, Any], layouts: Iterable[Laid], shards: list[dict[str, Any]]) -> bytes:
+    """The manifest's file."""
+    laid = [[one.size, [list(part) for part in one.parts]] for one in layouts]
+    return seal({"format": FORMAT, "step": step, "meta": meta, "layouts": laid, "shards": shards})

@@ -129,8 +129,9 @@ class Options:
     run: str | None = option(None, "folder for everything that is written (runs/DATA-MODEL)")
     metrics: str | None = option(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
     plot: bool = option(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
-    resume: str = option("never", "never, auto (the newest checkpoint of the run's folder, if any), or a checkpoint's path")
+    resume: str = option("never", "never, auto (the newest checkpoint that is whole, if any), or the path or URL of one")
     checkpoint_steps: int = option(500, "write a checkpoint every so many steps, and at each epoch's end (0: only at the end)")
+    checkpoints: str | None = option(None, "where checkpoints go: a folder or a URL, as s3://bucket/run (the run's folder)")
     keep: int = option(2, "checkpoints to keep")
     elastic: Literal["never", "shrink", "grow"] = option(
         "never",

@@ -21,6 +21,7 @@ from hpcai.train.build import build_schedule
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
 from hpcai.train.run import Run, room
+from hpcai.train.saving import Saver
 from hpcai.train.step import train_step
 
 EVALUATION_BATCH = 1024
@@ -37,13 +38,14 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     folder = Path(options.run or "runs")
     elastic.check(options, comm)
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size, folder))
-    options = advice.decided(options, dataset, comm, folder)
-    mine = replica(options, dataset, comm)
+    place = resume.prepare(options, comm)
+    options = advice.decided(options, dataset, comm)
+    mine = replica(options, dataset, comm, resume.cut(options, comm))
     progress = resume.start(options, mine, comm, folder)
     if mine.backup is not None:
         mine.backup.renew(mine.state)
 
-    run = _run(options, dataset, comm, mine, progress)
+    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep))
     comm.on_root(run.reporter.open)
     return _through(run)
 
@@ -52,22 +54,24 @@ def go_on(comm: Communicator, told: elastic.Invitation, dataset: Dataset, mine: 
     """`fit` from where others are, for a rank that has joined them (elastic.join)."""
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
-    run = _run(told.options, dataset, comm, mine, told.progress)
-    run.ranks = told.ranks
+    saver = Saver(mine, comm, resume.place(told.options), told.options.keep)
+    run = _run(told.options, dataset, told.progress, saver)
+    run.ranks, run.written = told.ranks, 0
     return _through(run)
 
 
-def _run(options: Options, dataset: Dataset, comm: Communicator, mine: Replica, progress: resume.Progress) -> Run:
+def _run(options: Options, dataset: Dataset, progress: resume.Progress, saver: Saver) -> Run:
+    mine, comm = saver.mine, saver.comm
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
     reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)
-    return Run(options, dataset, comm, mine, progress, reporter, build_schedule(options, total), total, progress.step)
+    return Run(options, dataset, comm, mine, progress, reporter, build_schedule(options, total), total, saver, progress.step)
 
 
 def _through(run: Run) -> dict[str, Any]:
     """The run to its end; ranks that fail meanwhile are done without where that can be. Returns the summary."""
     watched = signals.cast_into(run.mine.votes, run.options.signals, run.comm.rank == 0)
-    with contextlib.closing(run.reporter), _naming_last_checkpoint(run.folder), watched:
+    with contextlib.closing(run.reporter), _naming_last_checkpoint(run), watched:
         while True:
             try:
                 _train(run)
@@ -112,14 +116,17 @@ def _step(run: Run) -> None:
 def _between(run: Run) -> None:
     """What is due after the last step: an epoch's evaluation, a checkpoint, leaving. Does nothing when it is called again."""
     options, progress = run.options, run.progress
+    run.saver.heard(run.counted)
     epoch_ends, run_ends = progress.step % run.per_epoch == 0, progress.step == run.total
     if epoch_ends and progress.samples:
         run.reporter.epoch(progress.close_epoch(*evaluate(run.mine, run.dataset)))
     leave = None if run_ends else signals.check(run.counted, progress.step)
     due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
     if (run_ends or leave or due) and run.written < progress.step:
-        resume.save(options, run.mine, progress, run.comm, run.folder)
+        resume.save(options, run.mine, progress, run.saver)
         run.written = progress.step
+    if run_ends or leave:
+        run.saver.close()
     if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
         run.reporter.epoch(progress.close_epoch(*evaluate(run.mine, run.dataset)))
     if leave is not None:
@@ -149,11 +156,14 @@ def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
 
 
 @contextlib.contextmanager
-def _naming_last_checkpoint(folder: Path) -> Iterator[None]:
-    """Add to a NonFiniteError where the run can go on from."""
+def _naming_last_checkpoint(run: Run) -> Iterator[None]:
+    """Add to a NonFiniteError, which all ranks raise alike, where the run can go on from."""
     try:
         yield
     except NonFiniteError as error:
-        last = resume.newest(folder)
-        good = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+        with contextlib.suppress(RankFailed):
+            run.saver.finish()
+        place = run.saver.place
+        last = place.names()
+        good = f"the last good checkpoint is {place.path(last[-1])}" if last else "no checkpoint was written yet"
         raise NonFiniteError(f"{error}; {good}. Try a smaller --lr or --clip 1") from None

@@ -1,73 +1,102 @@
-"""What reducers remember between steps, as a checkpoint's arrays and JSON, for any number of ranks.
+"""What reducers remember between steps, out of them as runs of a rank's flat gradient, and back on any number of ranks and mesh.
 
-Every rank has its own memory. All of them are saved, and what owners owe to the mean (see combine.Scattered); with as many ranks
-each gets its own back, bit for bit. With another number each gets the mean of all memories, so that what is still owed to the
-gradient stays. The rest of a reducer's state, arrays and counters, is the same on all ranks.
+Every rank has its own memory. All of them are saved, and what owners owe to the mean (see combine.Scattered). With as many
+data-parallel ranks each gets its own back, on the same mesh bit for bit. With another number each gets the mean of all memories,
+so that what is still owed to the gradient stays. The rest of a reducer's state, arrays and counters, is the same on all of them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.reduce.combine import Remembered, Scattered, owed, share
 from hpcai.reduce.policy import Parts
+from hpcai.train import assembly, checkpoint
+from hpcai.train.checkpoint import Opened
 from hpcai.train.replica import Replica
+from hpcai.train.shards import Run
 from hpcai.xp import Array
 
-PREFIX = "reducer."
+MEMORY, OWED, COMMON = "memory.", "owed", "reducer."
+"""Names of a checkpoint's arrays: memory.D of data-parallel rank D; what owners owe; reducer.I.K, what bucket I's ranks share."""
 
 
-def gather(mine: Replica) -> tuple[dict[str, Array], Any]:
-    """(arrays, JSON) for a checkpoint, on every rank. Collective.
+class Kept(NamedTuple):
+    """For one rank: its memory and what owners owe, flat like its gradient, and by name the arrays that ranks share."""
 
-    Arrays: memories (P, n), owed (n,) by the owners, and common ones; JSON: each bucket's counters. Where ranks have parts of the
-    model no arrays: memories follow its cut, and what they owe is small.
-    """
-    comm = mine.mesh.dp
-    if mine.reducers and not mine.mesh.only_dp:
-        return {}, [_counters(state) for state in mine.reducer_states]
-    if not mine.reducers:
-        return {}, mine.reducer_states
-    memories, by_owners = np.zeros((comm.size, mine.params.size), np.float32), np.zeros(mine.params.size, np.float32)
-    arrays: dict[str, Array] = {}
-    for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):
+    memory: Array
+    by_owners: Array
+    common: dict[str, Array]
+
+
+def runs(mine: Replica) -> list[Run]:
+    """What this rank writes: its memory, its share of what owners owe, and, first among its likes, what they share. No copies."""
+    dp, found = mine.mesh.dp, []
+    for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=False) if mine.reducers else ()):
         for start, kept in _remembered(state, bucket.start):
-            memories[comm.rank, start : start + kept.memory.size] = kept.memory
+            found.append(Run(f"{MEMORY}{dp.rank}", start, kept.memory))
             if isinstance(kept.inner, Scattered):
-                own = share(kept.memory.size, comm.size, comm.rank)
-                by_owners[start + own.start : start + own.stop] = kept.inner.owed[own]
-        arrays |= {f"{PREFIX}{i}.{k}": array for k, array in enumerate(_common(state))}
-    arrays |= {"memories": comm.allgather(memories), "owed": comm.allreduce(by_owners)}
-    return arrays, [_counters(state) for state in mine.reducer_states]
+                own = share(kept.memory.size, dp.size, dp.rank)
+                found.append(Run(OWED, start + own.start, kept.inner.owed[own]))
+        if dp.rank == 0:
+            found += [Run(f"{COMMON}{i}.{k}", 0, array.reshape(-1)) for k, array in enumerate(_common(state))]
+    return found
 
 
-def restore(mine: Replica, arrays: dict[str, Array], counters: Any) -> None:
-    """Fill the reducers' states from arrays that all ranks have. Without memories (of a run that did not compress, or of
-    parts of a model) only counters go on."""
-    if mine.grain and counters and type(counters[0]) is int:
-        mine.reducer_states[:] = counters
-    comm = mine.mesh.dp
-    if not mine.reducers or not counters:
+def counters(mine: Replica) -> Any:
+    """The rest of the reducers' states, as JSON."""
+    return [_counters(state) for state in mine.reducer_states] if mine.reducers else list(mine.reducer_states)
+
+
+def read(mine: Replica, source: Opened) -> Kept | None:
+    """From a checkpoint what this rank should remember; None where there is nothing, of a run that did not compress, or by one
+    that does not. Nothing of `mine` changes. Raises: CheckpointError.
+    """
+    ranks = sum(name.startswith(MEMORY) for name in source.dtypes)
+    if not mine.reducers or not ranks:
+        return None
+    dp, laid = mine.mesh.dp, assembly.laid(mine)
+
+    def flat(name: str) -> Array:
+        made = np.zeros(laid.size, np.float32)
+        if name in source.dtypes:
+            checkpoint.fill(made, name, laid, [slice(0, laid.size)], source, partial=True, like=assembly.number(mine))
+        return made
+
+    if ranks == dp.size:
+        memory = flat(f"{MEMORY}{dp.rank}")
+    else:
+        total = np.zeros(laid.size)
+        for rank in range(ranks):
+            total += flat(f"{MEMORY}{rank}")
+        memory = (total / ranks).astype(np.float32)
+    common = {}
+    here = assembly.number(mine)
+    if here < len(source.layouts) and source.layouts[here] == laid:
+        common = {name: source.whole(name, here) for name in source.dtypes if name.startswith(COMMON)}
+    return Kept(memory, flat(OWED), common)
+
+
+def restore(mine: Replica, kept: Kept | None, counted: Any) -> None:
+    """Fill the reducers' states: from what this rank should remember, if anything, and from counters as `counters` gives them."""
+    if mine.grain and counted and type(counted[0]) is int:
+        mine.reducer_states[:] = counted
+    if not mine.reducers or not counted:
         return
-    if "memories" not in arrays or not mine.mesh.only_dp:
-        states = enumerate(mine.reducer_states)
-        mine.reducer_states[:] = [_with_counters(state, counters[min(i, len(counters) - 1)]) for i, state in states]
-        return
-    memories = arrays["memories"]
-    by_owners = arrays.get("owed", np.zeros(memories.shape[1], np.float32))
-    own = memories[comm.rank] if len(memories) == comm.size else memories.mean(0, dtype=np.float64).astype(np.float32)
     for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):
-        for start, kept in _remembered(state, bucket.start):
-            _fill(kept, own[start : start + kept.memory.size], by_owners[start : start + kept.memory.size], comm)
-        for k, array in enumerate(_common(state)):
-            saved = arrays.get(f"{PREFIX}{i}.{k}")
-            if saved is not None and saved.shape == array.shape:
-                array[...] = saved
-        mine.reducer_states[i] = _with_counters(state, counters[min(i, len(counters) - 1)])
+        if kept is not None:
+            for start, one in _remembered(state, bucket.start):
+                where = slice(start, start + one.memory.size)
+                _fill(one, kept.memory[where], kept.by_owners[where], mine.mesh.dp)
+            for k, array in enumerate(_common(state)):
+                saved = kept.common.get(f"{COMMON}{i}.{k}")
+                if saved is not None and saved.size == array.size:
+                    array[...] = saved.reshape(array.shape)
+        mine.reducer_states[i] = _with_counters(state, counted[min(i, len(counted) - 1)])
 
 
 def _fill(kept: Remembered, memory: Array, by_owners: Array, comm: Communicator) -> None:

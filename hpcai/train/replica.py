@@ -88,6 +88,7 @@ class Replica:
     reduction: str
     algorithm: str
     clip: float
+    cut: build.Cut
     backup: Backup | None
     votes: Array = field(default_factory=votes.none)
     decided: tuple[int, Totals] | None = None
@@ -95,8 +96,9 @@ class Replica:
     remembered: tuple[int, Any] | None = None
 
 
-def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
-    """A fresh replica, all of them together the same model on any mesh. Collective.
+def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.Cut = None) -> Replica:
+    """A fresh replica, all of them together the same model on any mesh. Collective. cut: of the pipeline's stages, where it is
+    not to be measured.
 
     Raises: UsageError where model and mesh do not fit.
     """
@@ -106,7 +108,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
     dtype = np.dtype(np.float32) if options.dtype in precision.STORAGE else storage
     if storage != dtype:
         whole = precision.rounding(whole, storage)
-    model, stages = build.build_stages(options, dataset, whole, mesh, dtype)
+    model, stages, cut = build.build_stages(options, dataset, whole, mesh, dtype, cut)
     borrowed = _borrowed(model, whole, mesh)
     optimizer = build.build_optimizer(options, model)
     overlap = build.overlaps(options, mesh)
@@ -176,6 +178,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator) -> Replica:
         reduction=options.reduction,
         algorithm=options.algorithm,
         clip=options.clip,
+        cut=cut,
         backup=Backup(units, mesh.dp, optimizer, dtype) if options.redundancy and options.zero and mesh.dp.size > 1 else None,
     )
     if half is not None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
-from hpcai.train import assembly, checkpoint, memories
-from hpcai.train.checkpoint import Checkpoint
+from hpcai.parallel.mesh import sizes
+from hpcai.train import assembly, checkpoint, memories, storage
+from hpcai.train.build import Cut
+from hpcai.train.checkpoint import Broken, Opened
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica
+from hpcai.train.saving import Saver
+from hpcai.train.storage import Place
 from hpcai.xp import Array
 
 WRITTEN = ("checkpoints", "metrics.jsonl", "summary.json", "loss.png")
@@ -68,56 +72,136 @@ class Progress:
         return record
 
 
-def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> Progress:
-    """Where to begin. With a checkpoint, `mine` is filled from it on every rank; without one an earlier run's files in
-    `folder` are moved to previous-N, so that nothing is lost and nothing is mixed.
+def place(options: Options) -> Place:
+    """Where the run's checkpoints go. Raises: CheckpointError for a URL that cannot be served."""
+    return storage.place(options.checkpoints or Path(options.run or "runs") / "checkpoints")
 
-    Raises: CheckpointError on all ranks.
+
+def prepare(options: Options, comm: Communicator) -> Place:
+    """The place, on all ranks, after a trial that it can be written, and without what an earlier run left half-written.
+
+    Collective. Raises: CheckpointError or OSError, on all ranks alike.
     """
+    said = ""
+    try:
+        where = place(options)
+    except CheckpointError as error:
+        said = str(error)
+    if refused := next((one for one in comm.exchange(said) if one), ""):
+        raise CheckpointError(refused)
 
-    loaded: list[Checkpoint] = []
+    def tried() -> None:
+        try:
+            where.probe()
+            where.discard()
+        except OSError as error:
+            raise CheckpointError(f"checkpoints cannot be written to {options.checkpoints or options.run}: {error}") from None
 
-    def find() -> tuple[Progress, Any, Any, Any] | None:
-        path = _chosen(options.resume, folder)
-        if path is None:
-            _set_aside(folder)
-            return None
-        _, found = checkpoint.read(path)
-        _check(path, found, options, mine)
-        loaded.append(found)
-        own = assembly.arrays_of(mine)
-        extra = {name: (array.shape, str(array.dtype)) for name, array in found.arrays.items() if name not in own}
-        return Progress(**found.meta["progress"]), found.meta.get("counters"), extra, found.meta.get("loss_scale")
-
-    begun = comm.on_root(find)
-    if begun is None:
-        return Progress()
-    progress, counters, extra, scale = begun
-    if mine.half is not None and scale:
-        mine.half.scale, mine.half.good = scale
-    assembly.distribute(mine, loaded[0].arrays if loaded else {})
-    kept: dict[str, Array] = {}
-    for name, (shape, dtype) in extra.items() if mine.reducers else ():
-        here = np.require(loaded[0].arrays[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
-        kept[name] = comm.broadcast(here)
-    memories.restore(mine, kept, counters)
-    return progress
+    comm.on_root(tried)
+    return where
 
 
-def save(options: Options, mine: Replica, progress: Progress, comm: Communicator, folder: Path) -> None:
-    """Write a checkpoint on rank 0; every rank waits until it is on disk."""
-    meta = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress), "ranks": comm.size}
-    meta["compress"] = options.compress
-    meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
-    arrays, meta["counters"] = memories.gather(mine)
-    made = Checkpoint(assembly.collect(mine, assembly.arrays_of(mine)) | arrays, meta)
-    comm.on_root(lambda: str(checkpoint.write(folder / "checkpoints", progress.step, made, options.keep)))
+def earlier(options: Options) -> dict[str, Any]:
+    """What the checkpoint that the run goes on from says beside its arrays; nothing where there is none. On one rank."""
+    for where, name in _candidates(options):
+        with contextlib.suppress(Broken):
+            return checkpoint.opened(where, name).meta
+    return {}
 
 
-def compression(options: Options, folder: Path) -> str | None:
+def compression(options: Options) -> str | None:
     """How gradients travelled in the run that `options` go on from; None where there is none."""
-    path = _chosen(options.resume, folder)
-    return None if path is None else checkpoint.read(path)[1].meta.get("compress")
+    return earlier(options).get("compress")
+
+
+def cut(options: Options, comm: Communicator) -> Cut:
+    """Where the run that `options` go on from cut its model into the same number of stages; else None. Collective."""
+
+    def find() -> Cut:
+        meta = earlier(options) if options.mesh else {}
+        same = meta.get("cut") and meta["mesh"]["pp"] == sizes(options.mesh, comm.size).pp
+        return meta["cut"] if same and len(meta["cut"]) == meta["mesh"]["pp"] * (options.chunks or 1) else None
+
+    return comm.on_root(find)
+
+
+def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> Progress:
+    """Where to begin. With a checkpoint, `mine` is filled from it; without one an earlier run's files in `folder` are moved to
+    previous-N, so that nothing is lost and nothing is mixed. Collective.
+
+    Of several checkpoints the newest that can be read: each broken one is named in a line on rank 0's stderr.
+    Raises: CheckpointError on all ranks: one was named that is broken, all are, or it belongs to another run.
+    """
+    candidates = comm.on_root(lambda: [name for _, name in _candidates(options)])
+    if not candidates:
+        comm.on_root(lambda: _refuse_or_set_aside(options, folder))
+        return Progress()
+    failures: list[str] = []
+    for name in candidates:
+        found, failure = _tried(name, options, mine, comm)
+        if found is not None:
+            return _restored(found, mine)
+        failures.append(failure)
+        if comm.rank == 0 and len(candidates) > 1:
+            print(f"hpcai: warning: {failure}; it is left out", file=sys.stderr, flush=True)
+    if len(failures) == 1:
+        raise CheckpointError(f"{failures[0]}; delete that folder to start afresh, or name another with --resume")
+    raise CheckpointError(f"all {len(failures)} checkpoints are broken; the newest: {failures[0]}; start afresh without --resume")
+
+
+def _tried(name: str, options: Options, mine: Replica, comm: Communicator) -> tuple[_Found | None, str]:
+    """What a checkpoint has for this rank, if all ranks can read theirs; else why not. Collective."""
+    opened: list[Opened] = []
+
+    def find() -> tuple[dict[str, Any] | None, str]:
+        where, _ = _named(options)
+        try:
+            opened.append(checkpoint.opened(where, name))
+        except Broken as error:
+            return None, str(error)
+        _check(opened[0], options, mine)
+        return opened[0].manifest, ""
+
+    manifest, failure = comm.on_root(find)
+    if manifest is None:
+        return None, failure
+    found = None
+    try:
+        source = opened[0] if opened else Opened(_named(options)[0], name, manifest)
+        found = _Found(source, assembly.read(mine, source), memories.read(mine, source))
+    except (CheckpointError, OSError) as error:
+        failure = str(error)
+    failure = next((one for one in comm.exchange(failure) if one), "")
+    return (None if failure else found), failure
+
+
+class _Found(NamedTuple):
+    """What a rank has read of a checkpoint."""
+
+    source: Opened
+    arrays: dict[str, Array]
+    kept: memories.Kept | None
+
+
+def _restored(found: _Found, mine: Replica) -> Progress:
+    meta = found.source.meta
+    if mine.half is not None and meta["loss_scale"]:
+        mine.half.scale, mine.half.good = meta["loss_scale"]
+    assembly.restore(mine, found.arrays)
+    here, counters = assembly.number(mine), meta["counters"]
+    memories.restore(mine, found.kept, counters[here if here < len(counters) else 0])
+    return Progress(**meta["progress"])
+
+
+def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> None:
+    """Start to write a checkpoint; see Saver.save."""
+    meta: dict[str, Any] = {
+        "identity": _identity(options, mine),
+        "progress": dataclasses.asdict(progress),
+        "compress": options.compress,
+    }
+    meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
+    saver.save(progress.step, meta)
 
 
 def newest(folder: Path) -> Path | None:
@@ -126,11 +210,32 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _chosen(resume: str, folder: Path) -> Path | None:
-    if resume in ("never", "auto"):
-        return newest(folder) if resume == "auto" else None
-    path = Path(resume)
-    return newest(path) or path if (path / "checkpoints").is_dir() else path
+def _candidates(options: Options) -> list[tuple[Place, str]]:
+    """Checkpoints that --resume names, newest first: one, or all of a run's folder or of a place of checkpoints."""
+    if options.resume == "never":
+        return []
+    where, name = _named(options)
+    return [(where, one) for one in ([name] if name else where.names()[::-1])]
+
+
+def _named(options: Options) -> tuple[Place, str]:
+    """The place that --resume means, and the name of the checkpoint in it; no name means any."""
+    if options.resume == "auto":
+        return place(options), ""
+    for one in (options.resume.rstrip("/") + "/checkpoints", options.resume):
+        if (where := storage.place(one)).names():
+            return where, ""
+    head, tail = storage.split(options.resume)
+    return storage.place(head), tail
+
+
+def _refuse_or_set_aside(options: Options, folder: Path) -> None:
+    """A fresh run: what an earlier one wrote is moved aside; where --checkpoints has some it is refused."""
+    if options.checkpoints and place(options).names():
+        raise CheckpointError(
+            f"{options.checkpoints} has checkpoints of an earlier run; go on with --resume auto, or give another --checkpoints"
+        )
+    _set_aside(folder)
 
 
 def _set_aside(folder: Path) -> None:
@@ -153,15 +258,16 @@ def _identity(options: Options, mine: Replica) -> dict[str, Any]:
     }
 
 
-def _check(path: Path, found: Checkpoint, options: Options, mine: Replica) -> None:
+def _check(found: Opened, options: Options, mine: Replica) -> None:
     """The checkpoint must be of this run: going on with another order of samples or another model is no continuation."""
     old, new = found.meta.get("identity", {}), _identity(options, mine)
     differing = [name for name in new if old.get(name) != new[name]]
     if differing:
         name = differing[0]
         said = f"{name} {old.get(name)!r}, this run has {new[name]!r}" if name != "parameters" else "other parameters"
-        raise CheckpointError(f"checkpoint {path} was made with {said}; give the same options, or start afresh without --resume")
-    size = assembly.whole_layout(mine.whole).size
+        raise CheckpointError(
+            f"checkpoint {found.path} was made with {said}; give the same options, or start afresh without --resume"
+        )
     for name, array in assembly.arrays_of(mine).items():
-        if name not in found.arrays or found.arrays[name].shape != (size,) or found.arrays[name].dtype != array.dtype:
-            raise CheckpointError(f"checkpoint {path} has no array {name} of {array.dtype}[{size}]")
+        if found.dtypes.get(name) != array.dtype:
+            raise CheckpointError(f"checkpoint {found.path} has no array {name} of {array.dtype}")

@@ -16,6 +16,7 @@ from hpcai.train.config import Options
 from hpcai.train.replica import Replica
 from hpcai.train.report import Reporter
 from hpcai.train.resume import Progress
+from hpcai.train.saving import Saver
 from hpcai.train.step import Report
 from hpcai.xp import Array
 
@@ -32,6 +33,7 @@ class Run:
     reporter: Reporter
     schedule: Schedule
     total: int
+    saver: Saver
     written: int
     """The step of the last checkpoint."""
     counted: Array = field(default_factory=votes.none)
