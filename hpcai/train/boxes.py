@@ -43,7 +43,8 @@ class Part(NamedTuple):
     def view(self, flat: Array, box: Box) -> Array:
         """A box within this one, as a view of the flat array."""
         own = flat[self.start : self.stop].reshape(self.extent)
-        return own[tuple(slice(a - at, b - at) for (a, b), (at, _) in zip(box, self.box, strict=True))]
+        cuts = [slice(a - at, b - at) for (a, b), (at, _) in zip(box, self.box, strict=True)]
+        return own[(*cuts, ...)]  # a view even where there is no dim
 
     def rows(self, wanted: Sequence[slice]) -> Iterator[Box]:
         """The rows of which something is wanted, of slices of the flat array, as boxes."""

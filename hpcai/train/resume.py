@@ -195,11 +195,8 @@ def _restored(found: _Found, mine: Replica) -> Progress:
 
 def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> None:
     """Start to write a checkpoint; see Saver.save."""
-    meta: dict[str, Any] = {
-        "identity": _identity(options, mine),
-        "progress": dataclasses.asdict(progress),
-        "compress": options.compress,
-    }
+    meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress)}
+    meta |= {"compress": options.compress, "cut": mine.cut}
     meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
     saver.save(progress.step, meta)
 
