@@ -87,6 +87,10 @@ class Opened:
         if not partial and not boxes.covered(wanted, filled):
             raise self._broken(f"it lacks a part of {array}")
 
+    def names(self, layout: int) -> set[str]:
+        """The arrays of which that layout's ranks wrote something."""
+        return {run.array for shard, runs in self.shards if shard["layout"] == layout for run in runs}
+
     def whole(self, array: str, layout: int) -> Array:
         """An array that is not laid out like the parameters."""
         runs = [(shard, run) for shard, runs in self.shards for run in runs if shard["layout"] == layout and run.array == array]

@@ -77,7 +77,7 @@ def read(mine: Replica, source: Opened) -> Kept | None:
     common = {}
     here = assembly.number(mine)
     if here < len(source.layouts) and source.layouts[here] == laid:
-        common = {name: source.whole(name, here) for name in source.dtypes if name.startswith(COMMON)}
+        common = {name: source.whole(name, here) for name in source.names(here) if name.startswith(COMMON)}
     return Kept(memory, flat(OWED), common)
 
 

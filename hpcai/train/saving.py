@@ -89,17 +89,14 @@ class Saver:
     def _begin(self) -> None:
         """Before the first checkpoint: what the manifest says of layouts; and nothing may be left of ranks that failed."""
         number, first = assembly.number(self.mine), self.mine.mesh.dp.rank == 0
-        before, self._before = self._before, None
-        lost = before
-        while lost is not None:
-            for work in (lost._writing, lost._committing):
+        while self._before is not None:  # their threads may still be writing
+            for work in (self._before._writing, self._before._committing):
                 if work is not None:
                     work.wait()
-            lost = lost._before
+            self._before = self._before._before
         told = [one for one in self.comm.exchange((number, assembly.laid(self.mine)) if first else None) if one is not None]
         self._layouts = [laid for _, laid in sorted(told, key=lambda one: one[0])]
-        if before is not None:
-            self.comm.on_root(lambda: self._attempt(self.place.discard))
+        self.comm.on_root(lambda: self._attempt(self.place.discard))
 
     def _write(self, counters: Any) -> dict[str, Any]:
         """This rank's shard, in its thread: what the manifest says of it."""

@@ -16,7 +16,7 @@ from hpcai import arena
 from hpcai.comm import threads
 from hpcai.errors import CheckpointError
 from hpcai.train import assembly, boxes, checkpoint, resume, saving, shards, storage
-from hpcai.train.loop import load
+from hpcai.train.inputs import load
 from hpcai.train.replica import replica
 from tests.train.test_loop import final, options, train
 from tests.train.test_mesh import text  # noqa: F401
