@@ -45,7 +45,7 @@ def load(name: str, folder: Path | None) -> Dataset:
     Raises: DataError when the files are absent (says how to get them), truncated, or not the published ones.
     """
     x_train, y_train, x_test, y_test = (
-        _read(_find(name, file, folder), digest) for file, digest in zip(_FILES, SHA256[name], strict=True)
+        _read(path, digest) for path, digest in zip(files(name, folder), SHA256[name], strict=True)
     )
     shape = x_train.shape[1:]
     rows = (
@@ -55,6 +55,11 @@ def load(name: str, folder: Path | None) -> Dataset:
         y_test.astype(np.int64),
     )
     return Dataset(name, *rows, shape=shape, classes=10, scale=2 / 255, shift=-1.0)
+
+
+def files(name: str, folder: Path | None) -> list[Path]:
+    """Where the four files of `name` are. Raises: DataError."""
+    return [_find(name, file, folder) for file in _FILES]
 
 
 def _find(name: str, file: str, folder: Path | None) -> Path:

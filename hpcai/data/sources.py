@@ -24,16 +24,28 @@ def load(
 
     Raises: UsageError for an unknown name, DataError for data that is absent or damaged.
     """
-    kind, _, path = spec.partition(":")
+    found, kind = files(spec, folder), spec.partition(":")[0]
     if spec == "digits":
         return digits()
     if spec in idx.SHA256:
         return idx.load(spec, folder)
-    if kind in ("csv", "npz") and path:
-        where = _existing(spec, Path(path).expanduser(), folder)
-        return table.load_csv(where, label, ignore) if kind == "csv" else table.load_npz(where)
-    if kind == "text" and path:
-        return text.load(_existing(spec, Path(path).expanduser(), folder), context)
+    if kind == "text":
+        return text.load(found[0], context)
+    return table.load_csv(found[0], label, ignore) if kind == "csv" else table.load_npz(found[0])
+
+
+def files(spec: str, folder: Path | None = None) -> list[Path]:
+    """The files that `load` would read for `spec`, found but not read; none for digits.
+
+    Raises: UsageError for an unknown name, DataError for files that are absent.
+    """
+    kind, _, path = spec.partition(":")
+    if spec == "digits":
+        return []
+    if spec in idx.SHA256:
+        return idx.files(spec, folder)
+    if kind in ("csv", "npz", "text") and path:
+        return [_existing(spec, Path(path).expanduser(), folder)]
     raise UsageError(f"unknown data set {spec!r}; there are {', '.join(NAMES)}")
 
 

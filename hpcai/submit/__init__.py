@@ -1,0 +1,1 @@
+"""`python -m hpcai.submit`: a batch script for Slurm, checked before it is queued, submitted and followed."""

@@ -1,0 +1,140 @@
+"""`python -m hpcai.submit`: write a batch script into the run's folder, submit it, and follow its log.
+
+    python -m hpcai.submit --nodes 2 --ranks-per-node 4 --time 1:00:00 -- --data fashion-mnist --model cnn --epochs 50
+    python -m hpcai.submit --sweep lr=0.1,0.01 --sweep seed=0,1,2 -- --optimizer sgd    # an array of six runs
+
+After -- come the options of hpcai.train. What would fail is refused now, not after a night in the queue. The job goes on from
+its newest checkpoint, and asks for another allocation when its time is up, it is pre-empted, or a node fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hpcai
+from hpcai.errors import HpcaiError, UsageError
+from hpcai.submit import checks, script, slurm, sweep
+from hpcai.submit.walltime import seconds
+from hpcai.train import config
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run with these arguments (default: the command line's); returns the exit code, with --follow the job's."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    chosen, training = _parser().parse_args(given[:cut]), given[cut + 1 :]
+    if config.asks_only(training):
+        config.parse(training)
+        return 0
+    try:
+        return _submit(chosen, training)
+    except (HpcaiError, OSError) as error:
+        print(f"hpcai.submit: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return getattr(error, "exit_code", 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hpcai.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--nodes", type=_count, default=1, help="nodes (1)")
+    parser.add_argument("--ranks-per-node", type=_count, default=1, help="ranks on each node (1)")
+    parser.add_argument("--time", default="1:00:00", help="walltime of one allocation, as sbatch takes it (1:00:00)")
+    parser.add_argument("--partition", help="partition")
+    parser.add_argument("--account", help="account")
+    parser.add_argument("--cpus-per-rank", type=_count, help="cores for each rank")
+    parser.add_argument("--gpus-per-rank", type=_count, help="GPUs for each rank")
+    parser.add_argument("--launcher", choices=script.LAUNCHERS, default="auto", help="how ranks are started (auto)")
+    parser.add_argument("--signal-seconds", type=_count, default=120, help="seconds before the end to write a checkpoint (120)")
+    parser.add_argument("--max-restarts", type=int, default=100, help="requeue no more often than this (100)")
+    parser.add_argument("--sweep", action="append", default=[], metavar="OPTION=V,V,...", help="an array job; may be repeated")
+    parser.add_argument("--name", help="the job's name (that of the run's folder)")
+    parser.add_argument("--site", type=Path, help="the site's settings (slurm/site.sh here, else beside the package)")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="=--OPTION", help="a further line for sbatch; may be repeated")
+    parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
+    parser.add_argument("--follow", action="store_true", help="print the log until the job ends, and end with its exit code")
+    return parser
+
+
+def _count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wants a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
+    seconds(chosen.time)
+    checks.check_flags(training)
+    if not chosen.dry_run:
+        slurm.require()
+    runs = sweep.runs(training, chosen.sweep)
+    ranks = chosen.nodes * chosen.ranks_per_node
+    expected = [checks.check(options, ranks, chosen.time, chosen.signal_seconds) for _, options in runs]
+    folder = Path(str(config.parse(training).run))
+    text = script.train(_job(chosen, training, folder, [flags for flags, _ in runs if flags]))
+    if chosen.dry_run:
+        sys.stdout.write(text)
+        return 0
+    slurm.trial(text)
+    job = slurm.submit(_written(folder / "train.sbatch", text))
+    for said in dict.fromkeys(expected):
+        checks.warn(said)
+    logs = [folder / f"slurm-{job}_{i}.log" for i in range(len(runs))] if chosen.sweep else [folder / f"slurm-{job}.log"]
+    many = f" ({len(runs)} tasks)" if chosen.sweep else ""
+    print(f"job {job}{many}, log {logs[0] if len(logs) == 1 else folder / f'slurm-{job}_*.log'}", flush=True)
+    if not chosen.follow:
+        return 0
+    try:
+        return slurm.follow(job, logs)
+    except KeyboardInterrupt:
+        checks.warn(f"no longer following; job {job} goes on (scancel {job} ends it)")
+        return 130
+
+
+def _job(chosen: argparse.Namespace, training: list[str], folder: Path, tasks: list[list[str]]) -> script.Job:
+    """What the script says. Paths are whole, so that it can be submitted again from anywhere but for training's own."""
+    return script.Job(
+        name=chosen.name or folder.name,
+        nodes=chosen.nodes,
+        ranks_per_node=chosen.ranks_per_node,
+        time=chosen.time,
+        partition=chosen.partition,
+        account=chosen.account,
+        cpus_per_rank=chosen.cpus_per_rank,
+        gpus_per_rank=chosen.gpus_per_rank,
+        signal_seconds=chosen.signal_seconds,
+        max_restarts=chosen.max_restarts,
+        launcher=chosen.launcher,
+        log=str(folder.absolute() / ("slurm-%A_%a.log" if tasks else "slurm-%j.log")),
+        python=sys.executable,
+        site=_site(chosen.site),
+        arguments=training,
+        tasks=tasks,
+        more=chosen.sbatch,
+    )
+
+
+def _site(given: Path | None) -> str:
+    """The file of the site's settings: the one named, or the first that is there; it need not be."""
+    if given is not None and not given.is_file():
+        raise UsageError(f"--site {given} is not a file")
+    near = [Path("slurm/site.sh"), Path(hpcai.__file__).parents[1] / "slurm" / "site.sh"]
+    found = given or next((path for path in near if path.is_file()), near[0])
+    return str(found.absolute())
+
+
+def _written(path: Path, text: str) -> Path:
+    """Write the script beside its name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

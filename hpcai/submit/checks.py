@@ -1,0 +1,77 @@
+"""What can be known of a run before it waits in a queue."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcai.data import sharding, sources
+from hpcai.data.dataset import Dataset
+from hpcai.errors import HpcaiError, UsageError
+from hpcai.submit import walltime
+from hpcai.train import build, report
+from hpcai.train.config import Options
+
+SMALL_BYTES = 256 << 20
+"""Data up to this size is read as training would; of more it is only seen that the files are there."""
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Raise UsageError for options of training that a requeued job cannot have."""
+    for i, word in enumerate(arguments):
+        name, _, value = word.partition("=")
+        if name == "--resume" and (value or next(iter(arguments[i + 1 :]), "")) != "auto":
+            raise UsageError(
+                "--resume is auto for a job that may be requeued; leave it out, and to start afresh name another folder by --run"
+            )
+
+
+def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
+    """Raise UsageError, in one line, for a run that could not train; returns what is expected of its duration."""
+    build.check(options, ranks)
+    if "USR1" not in options.signals:
+        raise UsageError(f"the batch script asks training to leave by USR1; add it to --signals {','.join(options.signals)}")
+    if options.plot:
+        report.require_matplotlib()
+    dataset = _data(options)
+    for folder in [options.run, *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
+        _writable(Path(str(folder)))
+    found = walltime.measured(options, ranks)
+    return walltime.check(time, lead_s, found, _total_steps(options, dataset), found is not None and found.where == Path(options.run or ""))
+
+
+def _data(options: Options) -> Dataset | None:
+    """The data set, or None if its files are too large to be read here."""
+    where = Path(options.data_dir) if options.data_dir else None
+    try:
+        files = sources.files(options.data, where)
+        if sum(path.stat().st_size for path in files) > SMALL_BYTES:
+            return None
+        return sources.load(options.data, where, options.label, options.ignore, options.context)
+    except (HpcaiError, OSError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _total_steps(options: Options, dataset: Dataset | None) -> int | None:
+    per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch) if dataset else None
+    by_epochs = options.epochs * per_epoch if options.epochs and per_epoch else None
+    return min((n for n in (options.steps, by_epochs) if n is not None), default=None)
+
+
+def _writable(folder: Path) -> None:
+    """Raise UsageError unless the folder, or the nearest one above it that is there, takes files. Leaves nothing behind."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UsageError(f"nothing can be written to {folder}: {error.strerror or error} ({place})") from None
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"hpcai.submit: {text}", file=sys.stderr, flush=True)

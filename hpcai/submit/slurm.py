@@ -1,0 +1,112 @@
+"""Slurm's commands: a trial, a submission, and a job's log until it ends."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcai.errors import HpcaiError, UsageError
+
+POLL_S = 1.0
+"""How often a followed log is read; Slurm is asked every third time."""
+
+GONE_AFTER = 5
+"""So many unanswered questions in a row end the following."""
+
+FAILED = {"CANCELLED": 143, "TIMEOUT": 124}
+"""Exit codes for jobs that ended without one of their own; others are 1."""
+
+GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STOPPED", "SIGNALING"}
+
+
+def require() -> None:
+    """Raise UsageError where there is no Slurm to submit to."""
+    if shutil.which("sbatch") is None:
+        raise UsageError("there is no sbatch on this machine; submit on a login node, or see the script by --dry-run")
+
+
+def trial(script: str) -> None:
+    """Let Slurm judge a script by `sbatch --test-only`; raise UsageError with its words if it would refuse."""
+    done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UsageError(f"Slurm refuses the job: {_words(done.stderr)}")
+
+
+def submit(path: Path) -> str:
+    """Queue the script; returns the job's number."""
+    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HpcaiError(f"Slurm refused {path}: {_words(done.stderr)}")
+    return done.stdout.strip().split(";")[0]
+
+
+def _words(stderr: str) -> str:
+    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line).strip() for line in stderr.splitlines()]
+    return "; ".join(line for line in lines if line) or "without saying why"
+
+
+def follow(job: str, logs: Sequence[Path]) -> int:
+    """Print what is added to the logs until all tasks of the job have ended, through requeues. Returns the job's exit code."""
+    read, unanswered, rounds, outcomes = dict.fromkeys(logs, 0), 0, 0, {}
+    while True:
+        for i, log in enumerate(logs):
+            read[log] = _print_new(log, read[log], f"[{i}] " if len(logs) > 1 else "")
+        if rounds % 3 == 0:
+            states = _states(job)
+            unanswered = 0 if states else unanswered + 1
+            outcomes = states or outcomes
+            ended = bool(states) and all(state not in GOING for state, _ in states.values())
+            if (ended and len(states) >= len(logs)) or unanswered >= GONE_AFTER:
+                break
+        rounds += 1
+        time.sleep(POLL_S)
+    for i, log in enumerate(logs):
+        _print_new(log, read[log], f"[{i}] " if len(logs) > 1 else "")
+    said = ", ".join(sorted({state for state, _ in outcomes.values()})) or "not known to Slurm any more"
+    print(f"hpcai.submit: job {job}: {said}", file=sys.stderr, flush=True)
+    return max((_code(*outcome) for outcome in outcomes.values()), default=1)
+
+
+def _print_new(log: Path, start: int, mark: str) -> int:
+    """Print the log's whole lines from byte `start`; returns where they end."""
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            new = file.read()
+    except OSError:
+        return start
+    whole = new[: new.rfind(b"\n") + 1]
+    for line in whole.decode("utf-8", "replace").splitlines():
+        print(f"{mark}{line}", flush=True)
+    return start + len(whole)
+
+
+def _states(job: str) -> dict[str, tuple[str, str]]:
+    """State and exit code of each task of a job, by its number; empty if Slurm does not answer."""
+    try:
+        done = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    found = {}
+    for line in done.stdout.splitlines():
+        words = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if {"JobId", "JobState", "ExitCode"} <= words.keys():
+            found[words["JobId"]] = words["JobState"], words["ExitCode"]
+    return found
+
+
+def _code(state: str, exit_code: str) -> int:
+    """A shell's exit code for a state and Slurm's CODE:SIGNAL.
+
+    >>> _code("COMPLETED", "0:0"), _code("FAILED", "85:0"), _code("FAILED", "0:9"), _code("NODE_FAIL", "0:0")
+    (0, 85, 137, 1)
+    """
+    code, _, number = exit_code.partition(":")
+    if state == "COMPLETED":
+        return 0
+    return int(code) or (128 + int(number) if number.isdigit() and int(number) else FAILED.get(state, 1))

@@ -1,0 +1,53 @@
+"""--sweep: options that take several values, and the runs that follow from them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcai.errors import UsageError
+from hpcai.train import config
+from hpcai.train.config import Options
+
+OWN = ("run", "resume", "config", "metrics", "trace", "signals")
+"""Options that runs of a sweep cannot differ in: they are the same for all, or follow from the run's folder."""
+
+
+def axes(sweeps: Sequence[str]) -> dict[str, list[str]]:
+    """Option and values of each `NAME=V,V,...`; values that have commas are separated by semicolons.
+
+    >>> axes(["lr=0.1,0.01", "hidden=64,32;128"])
+    {'lr': ['0.1', '0.01'], 'hidden': ['64,32', '128']}
+
+    Raises: UsageError.
+    """
+    found: dict[str, list[str]] = {}
+    for text in sweeps:
+        name, _, values = text.partition("=")
+        name = name.strip().removeprefix("--").replace("_", "-")
+        parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
+        if not name or not all(parts) or len(set(parts)) < len(parts):
+            raise UsageError(f"--sweep wants OPTION=VALUE,VALUE,... with different values, got {text!r}")
+        if name.replace("-", "_") not in Options.__dataclass_fields__ or name in OWN or name in found:
+            raise UsageError(f"--sweep cannot vary {name!r}: it wants an option of hpcai.train, once, and none of {', '.join(OWN)}")
+        found[name] = parts
+    return found
+
+
+def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str], Options]]:
+    """For each combination its further flags, ending with its own folder below the run's, and all its options.
+
+    Without a sweep it is one run without further flags. Raises: UsageError.
+    """
+    whole = config.parse(arguments)
+    varied = axes(sweeps)
+    if not varied:
+        return [([], whole)]
+    found = []
+    for values in itertools.product(*varied.values()):
+        pairs = list(zip(varied, values, strict=True))
+        folder = Path(str(whole.run)) / ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
+        flags = [f"--{name}={value}" for name, value in pairs] + [f"--run={folder}"]
+        found.append((flags, config.parse([*arguments, *flags])))
+    return found

@@ -1,0 +1,116 @@
+"""Whether a run fits into its walltime, by the step time of earlier runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple
+
+from hpcai.errors import UsageError
+from hpcai.train.config import Options
+from hpcai.train.resume import GPT_IDENTITY, IDENTITY
+
+FEW_STEPS = 5
+"""So many steps at least must fit between the start and the signal."""
+
+MEASURED_STEPS = 50
+"""The last steps of a run whose median time is taken."""
+
+ALIKE = (*(name for name in IDENTITY if name not in ("seed", "label", "ignore")), *GPT_IDENTITY, "mesh", "compress", "dtype")
+"""Options that another run must share for its step time to be taken."""
+
+
+class Measured(NamedTuple):
+    """A step time in seconds, the folder of the run that had it, and that run's last step."""
+
+    step_s: float
+    where: Path
+    steps: int
+
+
+def seconds(text: str) -> int:
+    """Slurm's way to write a time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+
+    >>> seconds("90"), seconds("1:30:00"), seconds("2-12")
+    (5400, 5400, 216000)
+
+    Raises: UsageError.
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not found:
+        raise UsageError(f"--time wants minutes, H:M:S or D-H:M:S, as in 1:00:00, got {text!r}")
+    days, first, second, third = found.groups()
+    if days is not None:
+        parts = [int(days) * 24 + int(first), int(second or 0), int(third or 0)]
+    elif third is not None:
+        parts = [int(first), int(second), int(third)]
+    else:
+        parts = [0, int(first), int(second or 0)]
+    if not sum(parts):
+        raise UsageError(f"--time {text} is no time at all")
+    return 3600 * parts[0] + 60 * parts[1] + parts[2]
+
+
+def duration(amount_s: float) -> str:
+    """H:M:S.
+
+    >>> duration(3725)
+    '1:02:05'
+    """
+    minutes, rest = divmod(ceil(amount_s), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def measured(options: Options, ranks: int) -> Measured | None:
+    """The step time of the run that is gone on with, else of a sibling folder's run that was alike on as many ranks."""
+    folder = Path(options.run or "runs")
+    own = _read(folder, None, ranks)
+    if own is not None:
+        return own
+    try:
+        siblings = sorted(path for path in folder.parent.iterdir() if path.is_dir() and path.name != folder.name)
+    except OSError:
+        return None
+    found = (_read(path, options, ranks) for path in siblings)
+    return next((one for one in found if one is not None), None)
+
+
+def _read(folder: Path, like: Options | None, ranks: int) -> Measured | None:
+    """What metrics.jsonl says; with `like`, only of a finished run with those options."""
+    try:
+        if like is not None and not _alike(json.loads((folder / "summary.json").read_text(encoding="utf-8")), like, ranks):
+            return None
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-MEASURED_STEPS:]
+        records = [json.loads(line) for line in lines if line.endswith("}")]
+        return Measured(statistics.median(record["step_ms"] for record in records) / 1e3, folder, records[-1]["step"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _alike(summary: dict, like: Options, ranks: int) -> bool:
+    had = summary["options"]
+    wanted = json.loads(json.dumps({name: getattr(like, name) for name in ALIKE}))
+    return summary["ranks"] == ranks and all(had.get(name) == value for name, value in wanted.items())
+
+
+def check(time: str, lead_s: int, found: Measured | None, total_steps: int | None, resumes: bool) -> str:
+    """What is expected of a run of so many steps in allocations of `time` that end `lead_s` early, in words.
+
+    Raises: UsageError for a walltime that leaves no time for a few steps.
+    """
+    usable, step_s = seconds(time) - lead_s, found.step_s if found else 0.0
+    if usable <= FEW_STEPS * step_s:
+        some = f" and {FEW_STEPS} steps of {step_s:.3g} s (measured in {found.where})" if found else ""
+        raise UsageError(f"--time {time} is too short for the signal {lead_s} s before its end{some}; ask for more time")
+    if found is None:
+        return "step time not known: no earlier run like this one beside its folder"
+    said = f"{1e3 * step_s:.1f} ms a step (measured in {found.where})"
+    if total_steps is None:
+        return said
+    left = max(0, total_steps - (found.steps if resumes else 0))
+    whole, allocations = left * step_s, max(1, ceil(left * step_s / usable))
+    fits = "fits" if allocations == 1 else f"takes about {allocations} allocations of {time}, requeued by itself"
+    return f"{left:,} steps of {said} take {duration(whole)} and start-up: it {fits}"
