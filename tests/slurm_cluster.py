@@ -139,19 +139,33 @@ class Cluster:
         self.nodes[name].kill()
         self.nodes[name].wait()
 
-    def run(self, *command, limit=30, **more):
+    def run(self, *command, limit=30, env=os.environ, cwd=None):
         """Run one of Slurm's commands, or another in this Slurm's environment."""
-        env = os.environ | self.environment | more
-        return subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=limit)
+        words = [str(word) for word in command]
+        return subprocess.run(words, env=env | self.environment, cwd=cwd, capture_output=True, text=True, timeout=limit)
 
-    def say(self, *command):
+    def say(self, *command, **more):
         """What a command prints, stripped."""
-        return self.run(*command).stdout.strip()
+        return self.run(*command, **more).stdout.strip()
 
     def state(self, job):
         """A job's state as scontrol says it, such as RUNNING; empty if Slurm does not know it."""
         said = self.say("scontrol", "show", "job", str(job))
         return said.split("JobState=")[1].split()[0] if "JobState=" in said else ""
+
+    def ends(self, job, limit=60):
+        """Wait until a job has ended; returns its state."""
+        going = {"", "PENDING", "RUNNING", "COMPLETING"}
+        return wait_for(lambda: (state := self.state(job)) not in going and state, f"the end of job {job}", limit)
+
+    def start_now(self, job, limit=30):
+        """Start a requeued job without the two minutes that Slurm holds it; the hold begins when it has left its nodes."""
+
+        def started():
+            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+            return self.state(job) != "PENDING"
+
+        wait_for(started, f"a start of job {job}", limit, pause=0.5)
 
     def close(self):
         """End everything and remove the folder."""
@@ -176,9 +190,9 @@ def free_ports(count):
 
 
 def wait_for(what, name, limit=60, pause=0.1):
-    """Until what() is true; returns it."""
+    """Until what() is true; returns it. `name` is a text, or a function that tells what is the case instead."""
     end = time.monotonic() + limit
     while not (found := what()):
-        assert time.monotonic() < end, f"waited in vain for {name}"
+        assert time.monotonic() < end, f"waited in vain for {name() if callable(name) else name}"
         time.sleep(pause)
     return found

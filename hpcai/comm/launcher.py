@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 
@@ -24,7 +25,7 @@ _LAUNCHERS = (
 )
 
 
-def launch(environment: dict[str, str] | os._Environ = os.environ) -> Launch:
+def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Read who started this process as which rank of how many.
 
     >>> launch({"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"})
@@ -32,12 +33,19 @@ def launch(environment: dict[str, str] | os._Environ = os.environ) -> Launch:
     >>> launch({})
     Launch(name='', rank=0, size=1, local_size=1)
     """
-    for name, rank, size, local_size in _LAUNCHERS:
+    for name, rank, size, local_size in reversed(_LAUNCHERS) if _srun_pmi2(environment) else _LAUNCHERS:
         if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
             local = environment.get(local_size, "").split("(")[0]
             count = int(environment[size])
             return Launch(name, int(environment[rank]), count, int(local) if local.isdigit() else count)
     return Launch("", 0, 1, 1)
+
+
+def _srun_pmi2(environment: Mapping[str, str]) -> bool:
+    """True under srun --mpi=pmi2, which sets mpiexec's variables as well, but not how many ranks are on the node."""
+    both = (("PMI_RANK", "SLURM_PROCID"), ("PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
+    same = all(pmi in environment and environment[pmi] == environment.get(slurm) for pmi, slurm in both)
+    return same and "MPI_LOCALNRANKS" not in environment
 
 
 def pretended_node(rank: int) -> int | None:

@@ -356,7 +356,8 @@ def _refuse_singletons(MPI: Any) -> None:
     if said.size == 1 or MPI.COMM_WORLD.size != 1:
         return
     if said.rank == 0:
-        hint = "srun --mpi=pmix or --mpi=pmi2" if said.name == "srun" else f"the launcher of {library()}"
+        pmi = "pmix" if "Open MPI" in library() else "pmi2"
+        hint = f"srun --mpi={pmi}" if said.name == "srun" else f"the launcher of {library()}"
         beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
         hint += f", here {beside} -n {said.size} ..." if os.path.exists(beside) and said.name != "srun" else ""
         raise LaunchError(

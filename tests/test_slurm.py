@@ -1,0 +1,178 @@
+"""hpcai on a real Slurm, which is started here: three nodes in namespaces of one machine, under the MPI that lies beside this Python."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpcai.train import resume
+from tests.command import MPIRUN, environment
+from tests.slurm_cluster import Cluster, refused, wait_for
+
+ROOT = Path(__file__).parents[1]
+OPEN_MPI = MPIRUN.exists() and "Open MPI" in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
+LAUNCHERS = {"srun-pmix": "srun --mpi=pmix", "mpirun": "mpirun"} if OPEN_MPI else {"srun-pmi2": "srun --mpi=pmi2"}
+TINY = ("--hidden", "16", "--batch", "64")
+
+pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="there is no mpirun beside this Python")
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    if why := refused():
+        pytest.skip(why)
+    cluster = Cluster()
+    yield cluster
+    cluster.close()
+
+
+class Run:
+    """A run of training that is submitted, and goes on until `finish` bounds its steps."""
+
+    def __init__(self, slurm, folder, *options, training=(), steps=10**6):
+        self.slurm, self.folder, self.config = slurm, folder / "run", folder / "options.yaml"
+        self.bound(steps)
+        self.options = [*options, "--", "--config", self.config, *TINY, "--run", self.folder, *training]
+        done = self.submit()
+        assert done.returncode == 0, done.stderr
+        self.job = re.match(r"job (\d+)", done.stdout)[1]
+
+    def submit(self, *more):
+        command = [sys.executable, "-m", "hpcai.submit", *more, *map(str, self.options)]
+        return subprocess.run(command, env=environment() | self.slurm.environment, capture_output=True, text=True, timeout=90)
+
+    def bound(self, steps):
+        self.config.write_text(f"steps: {steps}\n")
+
+    def log(self, task=""):
+        path = self.folder / f"slurm-{self.job}{task}.log"
+        return path.read_text() if path.exists() else ""
+
+    def wait(self, what, name, limit=60):
+        wait_for(what, lambda: f"{name}; job {self.slurm.state(self.job)}, log:\n{self.log()}", limit)
+
+    def wait_for_state(self, state, limit=60):
+        self.wait(lambda: self.slurm.state(self.job) == state, state, limit)
+
+    def wait_for_training(self, epoch=2):
+        self.wait(lambda: f"epoch {epoch:>3}/" in self.log(), "an epoch")
+
+    def step(self, folder=None):
+        return int(resume.newest(folder or self.folder).name.split("-")[1])
+
+    def finish(self):
+        """Once it is pending after a requeue: bound it, start it now instead of in two minutes, and see it end."""
+        self.wait_for_state("PENDING")
+        step = self.step()
+        self.bound(step + 30)
+        self.slurm.start_now(self.job)
+        self.wait_for_state("COMPLETED")
+        assert f"going on after step {step:,}" in self.log()
+        assert json.loads((self.folder / "summary.json").read_text())["steps"] == step + 30
+
+
+TWO_BY_TWO = ("--nodes", "2", "--ranks-per-node", "2")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_run_on_two_nodes_is_followed_to_its_end(slurm, tmp_path, launcher):
+    run = Run(slurm, tmp_path, *TWO_BY_TWO, "--launcher", launcher, steps=10)
+    run.wait_for_state("COMPLETED")
+    assert LAUNCHERS[launcher] in run.log()
+    assert json.loads((run.folder / "summary.json").read_text())["ranks"] == 4
+    again = run.submit("--follow")  # nothing is left to do
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nothing was left to do" in again.stdout
+    assert "COMPLETED" in again.stderr
+
+
+def test_the_scripts_by_hand_choose_the_launcher(slurm, tmp_path):
+    for script, flags, words in (
+        ("train", (*TINY, "--steps", "10", "--run", tmp_path / "run"), "ranks          4"),
+        ("bench", ("-e", "4", "-n", "3"), "MPI_Allreduce"),
+    ):
+        log = tmp_path / f"{script}.log"
+        asked = ("--parsable", "-N", "2", "--ntasks-per-node=2", f"--output={log}")
+        variables = environment(PATH=f"{MPIRUN.parent}:/usr/bin:/bin")
+        job = slurm.say("sbatch", *asked, f"slurm/{script}.sbatch", *flags, cwd=ROOT, env=variables)
+        assert slurm.ends(job) == "COMPLETED", log.read_text()
+        assert words in log.read_text()
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_usr1_leaves_a_checkpoint_and_the_requeued_job_goes_on(slurm, tmp_path, launcher):
+    run = Run(slurm, tmp_path, *TWO_BY_TWO, "--launcher", launcher, training=("--checkpoint-steps", "0"))
+    run.wait_for_training()
+    slurm.run("scancel", "--batch", "--signal=USR1", run.job)
+    run.wait(lambda: "a checkpoint is written; requeued" in run.log(), "the requeue", 30)
+    assert "left after step" in run.log()
+    run.finish()
+
+
+def test_a_job_that_comes_first_is_made_room_for(slurm, tmp_path):
+    run = Run(slurm, tmp_path, "--nodes", "3", "--cpus-per-rank", "2", training=("--checkpoint-steps", "0"))
+    run.wait_for_training()
+    first = slurm.say("sbatch", "--parsable", "-p", "high", "-N", "3", "-c", "4", "--output=/dev/null", "--wrap=true")
+    assert slurm.ends(first, 30) == "COMPLETED"
+    assert "a checkpoint is written; requeued" in run.log()
+    run.finish()
+    assert "restarts: 1" in run.log()
+
+
+def test_scancel_leaves_a_checkpoint_and_does_not_requeue(slurm, tmp_path):
+    run = Run(slurm, tmp_path, training=("--checkpoint-steps", "0"))
+    run.wait_for_training()
+    slurm.run("scancel", run.job)
+    run.wait_for_state("CANCELLED")
+    run.wait(lambda: "Slurm is ending the job" in run.log() or "ended with exit code" in run.log(), "the end")
+    assert run.step() > 0
+    assert slurm.state(run.job) == "CANCELLED"
+
+
+def test_a_job_whose_node_dies_goes_on_elsewhere(slurm, tmp_path):
+    """Under Open MPI by mpirun, which ends with 0 when it loses a node."""
+    launcher = "mpirun" if OPEN_MPI else "srun-pmi2"
+    run = Run(slurm, tmp_path, *TWO_BY_TWO, "--launcher", launcher, training=("--checkpoint-steps", "20"))
+    run.wait_for_training()
+    slurm.kill_node("node2")
+    try:
+        run.wait_for_state("PENDING", 80)
+        run.finish()
+        said = slurm.say("scontrol", "show", "job", run.job)
+        assert "NodeList=node[1,3]" in said
+    finally:
+        slurm.start_node("node2")
+        wait_for(lambda: slurm.say("sinfo", "-h", "-n", "node2", "-o", "%t").startswith("idle"), "node2")
+
+
+def test_a_sweep_is_an_array_whose_tasks_are_requeued_one_by_one(slurm, tmp_path):
+    run = Run(slurm, tmp_path, "--sweep", "lr=0.1,0.01", training=("--checkpoint-steps", "0"))
+    folders = [run.folder / "lr=0.1", run.folder / "lr=0.01"]
+    logs = ["_0", "_1"]
+    run.wait(lambda: all("epoch   2/" in run.log(task) for task in logs), "both tasks")
+    slurm.run("scancel", "--batch", "--signal=USR1", f"{run.job}_1")
+    run.wait(lambda: "requeued" in run.log("_1"), "the requeue")
+    assert slurm.state(f"{run.job}_0") == "RUNNING"
+    slurm.run("scancel", "--batch", "--signal=USR1", f"{run.job}_0")
+    run.wait(lambda: all(slurm.state(f"{run.job}{task}") == "PENDING" for task in logs), "both pending")
+    steps = max(run.step(folder) for folder in folders) + 10
+    run.bound(steps)
+    for task in logs:
+        slurm.start_now(f"{run.job}{task}")
+    run.wait(lambda: all(slurm.state(f"{run.job}{task}") == "COMPLETED" for task in logs), "both tasks' end")
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert [one["options"]["lr"] for one in summaries] == [0.1, 0.01]
+    assert [one["steps"] for one in summaries] == [steps] * 2
+
+
+@pytest.mark.parametrize("launch", ["srun", "srun --mpi=pmi2" if OPEN_MPI else "srun --mpi=pmix"])
+def test_a_wrong_launcher_is_refused(slurm, tmp_path, launch):
+    log, line = tmp_path / "log", f"{launch} {sys.executable} -m hpcai.train --steps 1 --run {tmp_path / 'run'}"
+    asked = ("--parsable", "-N2", "--ntasks-per-node=2", f"--output={log}", f"--wrap={line}")
+    assert slurm.ends(slurm.say("sbatch", *asked, env=environment())) == "FAILED"
+    hint = f"Start with srun --mpi={'pmix' if OPEN_MPI else 'pmi2'}"
+    assert hint in log.read_text() or "unsupported PMI version PMIx" in log.read_text()
+    assert not (tmp_path / "run").exists()
