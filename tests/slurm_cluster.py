@@ -159,7 +159,11 @@ class Cluster:
         return wait_for(lambda: (state := self.state(job)) not in going and state, f"the end of job {job}", limit)
 
     def start_now(self, job, limit=30):
-        """Start a requeued job without the two minutes that Slurm holds it; the hold begins when it has left its nodes."""
+        """Start a requeued job without the two minutes that Slurm holds it, but not before its nodes have cleared up: under pmi2
+        a step that follows within a second on one of the same name fails ("failed to send temp kvs to compute nodes")."""
+        number = self.say("scontrol", "-o", "show", "job", str(job)).split("JobId=")[1].split()[0]
+        left = f"spool-*/*[_.]{number}.*"
+        wait_for(lambda: not list(self.folder.glob(left)), f"job {job} to leave its nodes", limit)
 
         def started():
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now")

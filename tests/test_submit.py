@@ -1,0 +1,266 @@
+"""python -m hpcai.submit without a Slurm: the scripts' text, and what is refused before anything is queued."""
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hpcai.errors import UsageError
+from hpcai.submit import __main__ as submit
+from hpcai.submit import checks, script, slurm, sweep, walltime
+from hpcai.train import config
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+def run(capsys, *arguments):
+    code = submit.main([str(one) for one in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.skipif(not (ROOT / "slurm").is_dir(), reason="installed without slurm/")
+@pytest.mark.parametrize(
+    "name, made",
+    [("train", script.train(script.Job())), ("bench", script.bench(script.Job(name="hpcai-bench", time="0:15:00")))],
+)
+def test_the_scripts_in_the_repository_are_what_is_written(name, made):
+    """If this fails: python -m hpcai.submit.script train > slurm/train.sbatch, the same for bench."""
+    assert (ROOT / "slurm" / f"{name}.sbatch").read_text() == made
+
+
+def test_scripts_are_bash(tmp_path):
+    job = script.Job(arguments=["--data", "csv:a b'c.csv"], tasks=[["--lr=1"], ["--lr=2"]], python="/a b/python", more=["--qos=x"])
+    for text in (script.train(script.Job()), script.train(job), script.bench(script.Job())):
+        subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    settings = script.train(job).split("say()")[0] + 'printf "%s\\n" "${python[@]}" "${options[@]}"'
+    done = subprocess.run(["bash"], input=settings, text=True, capture_output=True, env={"SLURM_ARRAY_TASK_ID": "1"}, check=True)
+    assert done.stdout.splitlines() == ["/a b/python", "--resume", "auto", "--data", "csv:a b'c.csv", "--lr=2"]
+
+
+def test_what_is_asked_of_slurm(capsys, tmp_path):
+    flags = ["--nodes", 2, "--ranks-per-node", 4, "--time", "2-0", "--partition", "p", "--account", "a", "--gpus-per-rank", 1]
+    flags += ["--cpus-per-rank", 3, "--signal-seconds", 60, "--name", "n", "--launcher", "mpirun", "--sbatch=--qos=q"]
+    code, out, _ = run(capsys, *flags, "--dry-run", "--", "--run", tmp_path / "run")
+    assert code == 0
+    asked = [line.removeprefix("#SBATCH --") for line in out.splitlines() if line.startswith("#SBATCH")]
+    assert asked == [
+        "job-name=n",
+        "nodes=2",
+        "ntasks-per-node=4",
+        "cpus-per-task=3",
+        "gpus-per-task=1",
+        "time=2-0",
+        "partition=p",
+        "account=a",
+        f"output={tmp_path / 'run' / 'slurm-%j.log'}",
+        "requeue",
+        "open-mode=append",
+        "signal=B:USR1@60",
+        "qos=q",
+    ]
+    assert "launcher=mpirun\n" in out
+    assert not (tmp_path / "run").exists()
+    plain = run(capsys, "--dry-run", "--", "--run", tmp_path / "run")[1]
+    assert "gpus" not in plain
+    assert "cpus-per-task" not in plain
+
+
+def test_a_sweep_has_a_task_and_a_folder_for_each_combination(capsys, tmp_path):
+    flags = ["--sweep", "lr=0.1,0.01", "--sweep", "hidden=64,32;16", "--dry-run"]
+    code, out, _ = run(capsys, *flags, "--", "--run", tmp_path)
+    assert code == 0
+    assert "#SBATCH --array=0-3" in out
+    assert "slurm-%A_%a.log" in out
+    tasks = sweep.runs(["--run", str(tmp_path)], ["lr=0.1,0.01", "hidden=64,32;16"])
+    assert [(one.lr, one.hidden) for _, one in tasks] == [(0.1, (64, 32)), (0.1, (16,)), (0.01, (64, 32)), (0.01, (16,))]
+    assert tasks[1][1].run == str(tmp_path / "lr=0.1,hidden=16")
+    assert len({one.run for _, one in tasks}) == 4
+
+
+def absent_text(folder):
+    return ["--data", "text:absent.txt"]
+
+
+def damaged_csv(folder):
+    (folder / "t.csv").write_text("x,y\n1,2\none,2\n3,4\n")
+    return ["--data", f"csv:{folder / 't.csv'}", "--label", "y"]
+
+
+def measured(folder, step_ms, steps=10, **options):
+    """A finished run of default options on 2 ranks."""
+    folder.mkdir(parents=True)
+    lines = [json.dumps({"step": i + 1, "step_ms": step_ms}) for i in range(steps)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    had = config.parse([f"--{name}={value}" for name, value in options.items()])
+    summary = {"ranks": 2, "options": {name: getattr(had, name) for name in config.Options.__dataclass_fields__}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def slow(folder):
+    measured(folder / "run", 20_000)
+    return []
+
+
+BAD = {
+    "unknown option": ([], ["--bacth", "3"], "--bacth"),
+    "wrong value": ([], ["--optimizer", "none"], "--optimizer wants one of"),
+    "mesh": (["--nodes", "3"], ["--mesh", "dp=2"], "a multiple of 2 ranks, there are 3"),
+    "batch below ranks": (["--ranks-per-node", "64"], ["--batch", "32"], "smaller than the number of ranks"),
+    "tp without gpt": (["--nodes", "2"], ["--mesh", "tp=2"], "tensor parallelism is for --model gpt"),
+    "data absent": ([], absent_text, "there is no file absent.txt"),
+    "data unknown": ([], ["--data", "cifar"], "unknown data set"),
+    "data damaged": ([], damaged_csv, "'one' is not a number"),
+    "folder": ([], ["--run", "/proc/run"], "nothing can be written to /proc/run"),
+    "metrics": ([], ["--metrics", "/proc/nowhere/m.jsonl"], "nothing can be written to /proc/nowhere"),
+    "time": (["--time", "soon"], [], "--time wants minutes"),
+    "no time": (["--time", "0"], [], "no time at all"),
+    "time shorter than the signal": (["--time", "2:00"], [], "too short for the signal 120 s before its end"),
+    "time shorter than steps": (["--time", "3:00"], slow, "5 steps of 20 s (measured in"),
+    "signals": ([], ["--signals", "TERM"], "add it to --signals"),
+    "afresh": ([], ["--resume", "never"], "--resume is auto"),
+    "elsewhere": ([], ["--resume=old/checkpoints/step-1"], "--resume is auto"),
+    "sweep of nothing": (["--sweep", "lr"], [], "--sweep wants OPTION=VALUE"),
+    "sweep of an unknown option": (["--sweep", "speed=1,2"], [], "cannot vary 'speed'"),
+    "sweep of folders": (["--sweep", "run=a,b"], [], "cannot vary 'run'"),
+    "sweep twice": (["--sweep", "lr=1,2", "--sweep", "lr=3"], [], "cannot vary 'lr'"),
+    "sweep with a wrong value": (["--sweep", "lr=0.1,fast"], [], "--lr wants a number"),
+    "sweep with equal values": (["--sweep", "seed=1,1"], [], "different values"),
+    "site": (["--site", "absent.sh"], [], "--site absent.sh is not a file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_would_fail_is_refused_in_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    flags, training, words = BAD[case]
+    more = training(tmp_path) if callable(training) else training
+    before = sorted(tmp_path.rglob("*"))
+    given = [] if "--run" in more else ["--run", str(tmp_path / "run")]
+    code, out, err = run(capsys, *flags, "--dry-run", "--", *given, *more)
+    assert (code, out) == (2, "")
+    assert err.startswith("hpcai.submit: error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flags", [["--nodes", "0"], ["--ranks-per-node", "two"], ["--launcher", "ssh"], ["--node", "2"]])
+def test_options_of_its_own_are_checked(capsys, flags):
+    with pytest.raises(SystemExit) as end:
+        submit.main(flags)
+    assert end.value.code == 2
+
+
+def test_without_sbatch_only_the_script_is_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, out, err = run(capsys, "--", "--run", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert "there is no sbatch on this machine" in err
+    assert run(capsys, "--dry-run", "--", "--run", tmp_path / "run")[0] == 0
+    assert not (tmp_path / "run").exists()
+
+
+SBATCH = """#!/bin/sh
+case "$1" in
+--test-only) cat > /dev/null; {trial} ;;
+*) cp "$2" {folder}/submitted; echo "7;cluster" ;;
+esac
+"""
+
+
+def pretend(monkeypatch, folder, trial="exit 0", **programs):
+    """An sbatch that judges by `trial`, and other programs of Slurm, first on the path."""
+    folder.mkdir()
+    for name, text in (programs | {"sbatch": SBATCH.format(trial=trial, folder=folder)}).items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_what_slurm_refuses_is_not_queued_and_leaves_nothing(capsys, tmp_path, monkeypatch):
+    pretend(monkeypatch, tmp_path / "bin", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    code, _, err = run(capsys, "--partition", "x", "--", "--run", tmp_path / "run")
+    assert code == 2
+    assert "Slurm refuses the job: invalid partition specified: x" in err
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "bin" / "submitted").exists()
+
+
+def test_the_script_lies_in_the_run_folder_and_job_and_log_are_said(capsys, tmp_path, monkeypatch):
+    pretend(monkeypatch, tmp_path / "bin")
+    code, out, _ = run(capsys, "--", "--run", tmp_path / "run")
+    assert (code, out) == (0, f"job 7, log {tmp_path / 'run' / 'slurm-7.log'}\n")
+    assert (tmp_path / "run" / "train.sbatch").read_text() == (tmp_path / "bin" / "submitted").read_text()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.sbatch"]
+    code, out, _ = run(capsys, "--sweep", "seed=0,1", "--", "--run", tmp_path / "sweep")
+    assert out == f"job 7 (2 tasks), log {tmp_path / 'sweep' / 'slurm-7_*.log'}\n"
+
+
+SCONTROL = """#!/bin/sh
+n=$(cat {folder}/asked 2>/dev/null || echo 0)
+echo $((n + 1)) > {folder}/asked
+state=$(sed -n "$((n + 1))p" {folder}/states)
+[ -n "$state" ] && echo "JobId=7 JobName=x JobState=${{state%,*}} Restarts=0 ExitCode=${{state#*,}}"
+"""
+
+
+@pytest.mark.parametrize(
+    "states, code",
+    [
+        (["PENDING,0:0", "RUNNING,0:0", "", "PENDING,0:0", "RUNNING,0:0", "COMPLETED,0:0"], 0),
+        (["RUNNING,0:0", "FAILED,3:0"], 3),
+        (["RUNNING,0:0", "CANCELLED,0:15"], 143),
+        (["TIMEOUT,0:0"], 124),
+        (["RUNNING,0:0"], 1),
+    ],
+)
+def test_following_ends_with_the_job_as_the_job(capsys, tmp_path, monkeypatch, states, code):
+    folder = tmp_path / "bin"
+    pretend(monkeypatch, folder, scontrol=SCONTROL.format(folder=folder))
+    monkeypatch.setattr(slurm, "POLL_S", 0.0)
+    (folder / "states").write_text("\n".join(states) + "\n")
+    (tmp_path / "log").write_text("first\nlast")
+    assert slurm.follow("7", [tmp_path / "log"]) == code
+    assert capsys.readouterr().out == "first\n"
+
+
+def test_the_step_time_is_that_of_the_run_or_of_a_run_like_it(tmp_path):
+    options = config.parse(["--run", str(tmp_path / "new")])
+    assert walltime.measured(options, 2) is None
+    measured(tmp_path / "other-model", 5.0, hidden="16")
+    measured(tmp_path / "like", 7.0, seed=3, run="like")
+    assert walltime.measured(options, 2).where == tmp_path / "like"
+    assert walltime.measured(options, 3) is None
+    measured(tmp_path / "new", 9.0)
+    found = walltime.measured(options, 3)
+    assert (found.step_s, found.where, found.steps) == (0.009, tmp_path / "new", 10)
+    (tmp_path / "new" / "metrics.jsonl").write_text("no json}\n")
+    assert walltime.measured(options, 2).where == tmp_path / "like"
+
+
+def test_how_many_allocations_a_run_takes(tmp_path):
+    found = walltime.Measured(1.0, tmp_path, 100)
+    assert "it fits" in walltime.check("1:00:00", 120, found, 3000, False)
+    assert "takes about 3 allocations of 1:00:00" in walltime.check("1:00:00", 120, found, 3480 * 2 + 1, False)
+    assert "100 steps" in walltime.check("1:00:00", 120, found, 200, True)
+    assert "not known" in walltime.check("1:00:00", 120, None, 200, False)
+    with pytest.raises(UsageError, match="too short"):
+        walltime.check("2:05", 120, found, 10, False)
+
+
+@pytest.mark.parametrize("text, wanted", [("5", 300), ("5:30", 330), ("1:02:03", 3723), ("1-2", 93600), ("1-2:03:04", 93784)])
+def test_times_are_read_as_slurm_reads_them(text, wanted):
+    assert walltime.seconds(text) == wanted
+
+
+def test_large_data_is_only_looked_for(tmp_path, monkeypatch):
+    flags = damaged_csv(tmp_path)
+    monkeypatch.setattr(checks, "SMALL_BYTES", 3)
+    options = config.parse([*flags, "--run", str(tmp_path / "run")])
+    assert "not known" in checks.check(options, 1, "1:00:00", 120)
