@@ -11,7 +11,7 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp kernels/include/*/*.hpp)
 
-.PHONY: train doctor test lint types unit mpi-test command-test big fuzz bench clean help
+.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts big fuzz bench clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
@@ -37,7 +37,13 @@ mpi-test: $(VENV)/dev-$(MPI)
 	mpirun -n 4 pytest
 
 command-test: $(VENV)/dev-$(MPI)
-	pytest tests/train/test_command.py tests/test_doctor.py tests/comm/test_two_hosts.py
+	pytest tests/train/test_command.py tests/test_doctor.py tests/comm/test_two_hosts.py tests/test_slurm.py
+
+slurm-test: $(VENV)/dev-$(MPI)  ## only the tests on a real Slurm, which is started for them (root, Debian's Slurm)
+	pytest tests/test_slurm.py
+
+slurm-scripts: $(VENV)/run-$(MPI)  ## write slurm/*.sbatch anew, after a change of hpcai/submit/script.py
+	for name in train bench; do python -m hpcai.submit.script $$name > slurm/$$name.sbatch || exit 1; done
 
 big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 	mpirun -n 2 pytest -m big --timeout 600

@@ -91,11 +91,11 @@ def test_a_run_on_two_nodes_is_followed_to_its_end(slurm, tmp_path, launcher):
 
 def test_the_scripts_by_hand_choose_the_launcher(slurm, tmp_path):
     for script, flags, words in (
-        ("train", (*TINY, "--steps", "10", "--run", tmp_path / "run"), "ranks          4"),
-        ("bench", ("-e", "4", "-n", "3"), "MPI_Allreduce"),
+        ("train", (*TINY, "--steps", "10", "--run", tmp_path / "run"), "ranks          2"),
+        ("bench", ("-e", "4", "-n", "1", "-w", "0"), "MPI_Allreduce"),
     ):
         log = tmp_path / f"{script}.log"
-        asked = ("--parsable", "-N", "2", "--ntasks-per-node=2", f"--output={log}")
+        asked = ("--parsable", "-N", "2", "--ntasks-per-node=1", f"--output={log}")
         variables = environment(PATH=f"{MPIRUN.parent}:/usr/bin:/bin")
         job = slurm.say("sbatch", *asked, f"slurm/{script}.sbatch", *flags, cwd=ROOT, env=variables)
         assert slurm.ends(job) == "COMPLETED", log.read_text()
@@ -135,7 +135,7 @@ def test_scancel_leaves_a_checkpoint_and_does_not_requeue(slurm, tmp_path):
 def test_a_job_whose_node_dies_goes_on_elsewhere(slurm, tmp_path):
     """Under Open MPI by mpirun, which ends with 0 when it loses a node."""
     launcher = "mpirun" if OPEN_MPI else "srun-pmi2"
-    run = Run(slurm, tmp_path, *TWO_BY_TWO, "--launcher", launcher, training=("--checkpoint-steps", "20"))
+    run = Run(slurm, tmp_path, "--nodes", "2", "--launcher", launcher, training=("--checkpoint-steps", "20"))
     run.wait_for_training()
     slurm.kill_node("node2")
     try:

@@ -35,7 +35,9 @@ def test_the_scripts_in_the_repository_are_what_is_written(name, made):
 
 
 def test_scripts_are_bash(tmp_path):
-    job = script.Job(arguments=["--data", "csv:a b'c.csv"], tasks=[["--lr=1"], ["--lr=2"]], python="/a b/python", more=["--qos=x"])
+    job = script.Job(
+        arguments=["--data", "csv:a b'c.csv"], tasks=[["--lr=1"], ["--lr=2"]], python="/a b/python", more=["--qos=x"]
+    )
     for text in (script.train(script.Job()), script.train(job), script.bench(script.Job())):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     settings = script.train(job).split("say()")[0] + 'printf "%s\\n" "${python[@]}" "${options[@]}"'

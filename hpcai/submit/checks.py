@@ -39,7 +39,9 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     for folder in [options.run, *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
         _writable(Path(str(folder)))
     found = walltime.measured(options, ranks)
-    return walltime.check(time, lead_s, found, _total_steps(options, dataset), found is not None and found.where == Path(options.run or ""))
+    return walltime.check(
+        time, lead_s, found, _total_steps(options, dataset), found is not None and found.where == Path(options.run or "")
+    )
 
 
 def _data(options: Options) -> Dataset | None:

@@ -30,7 +30,9 @@ def axes(sweeps: Sequence[str]) -> dict[str, list[str]]:
         if not name or not all(parts) or len(set(parts)) < len(parts):
             raise UsageError(f"--sweep wants OPTION=VALUE,VALUE,... with different values, got {text!r}")
         if name.replace("-", "_") not in Options.__dataclass_fields__ or name in OWN or name in found:
-            raise UsageError(f"--sweep cannot vary {name!r}: it wants an option of hpcai.train, once, and none of {', '.join(OWN)}")
+            raise UsageError(
+                f"--sweep cannot vary {name!r}: it wants an option of hpcai.train, once, and none of {', '.join(OWN)}"
+            )
         found[name] = parts
     return found
 
