@@ -53,9 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sweep", action="append", default=[], metavar="OPTION=V,V,...", help="an array job; may be repeated")
     parser.add_argument("--name", help="the job's name (that of the run's folder)")
     parser.add_argument("--site", type=Path, help="the site's settings (slurm/site.sh here, else beside the package)")
-    parser.add_argument(
-        "--sbatch", action="append", default=[], metavar="=--OPTION", help="a further line; may be repeated"
-    )
+    parser.add_argument("--sbatch", action="append", default=[], metavar="=--OPTION", help="a further line; may be repeated")
     parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
     parser.add_argument("--follow", action="store_true", help="print the log until the job ends, and end with its exit code")
     return parser

@@ -39,9 +39,8 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     for folder in [options.run, *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
         _writable(Path(str(folder)))
     found = walltime.measured(options, ranks)
-    return walltime.check(
-        time, lead_s, found, _total_steps(options, dataset), found is not None and found.where == Path(options.run or "")
-    )
+    goes_on = found is not None and found.where == Path(str(options.run))
+    return walltime.check(time, lead_s, found, _total_steps(options, dataset), goes_on)
 
 
 def _data(options: Options) -> Dataset | None:

@@ -40,8 +40,8 @@ def train(job: Job) -> str:
     """The batch script of a training run, or of an array of them if the job has tasks: further options for each."""
     lines = [
         "#!/bin/bash",
-        "# Trains on the nodes of this allocation, goes on from the newest checkpoint, and asks for another allocation when this one",
-        "# ends first. Written by `python -m hpcai.submit`; slurm/README.md says how to use it by hand.",
+        "# Trains on the nodes of this allocation, goes on from the newest checkpoint, and asks for another allocation when",
+        "# this one ends first. Written by `python -m hpcai.submit`; slurm/README.md says how to use it by hand.",
         *_asked(job),
         "#SBATCH --requeue",
         "#SBATCH --open-mode=append",
@@ -106,7 +106,10 @@ if [[ -n $SLURM_CPUS_PER_TASK ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER
 library=$("${python[@]}" -c 'import mpi4py
 mpi4py.rc.initialize = False
 from mpi4py import MPI
-print(MPI.Get_library_version().strip("\0"))' 2>&1) || { say "error: ${python[*]} has no MPI library: ${library##*$'\n'}"; exit 1; }
+print(MPI.Get_library_version().strip("\0"))' 2>&1) || {
+    say "error: ${python[*]} has no MPI library: ${library##*$'\n'}"
+    exit 1
+}
 if [[ $launcher == auto ]]; then
     if [[ $library != *"Open MPI"* ]]; then launcher=srun-pmi2
     elif [[ $(srun --mpi=list 2>&1) == *pmix* ]]; then launcher=srun-pmix
@@ -170,7 +173,8 @@ elif [[ -n $asked ]] && ((code > 128)); then
     requeue "asked to leave before training had begun"
 elif [[ $code == 0 && $launcher == mpirun ]] && ((SLURM_NNODES > 1)); then
     # mpirun ends with 0 when a node is lost. A step that reaches all nodes tells that from a run that is finished.
-    timeout -k 1 30 srun --overlap --mpi=none -N "$SLURM_NNODES" -n "$SLURM_NNODES" --ntasks-per-node=1 true || requeue "a node was lost"
+    all_nodes=(-N "$SLURM_NNODES" -n "$SLURM_NNODES" --ntasks-per-node=1)
+    timeout -k 1 30 srun --overlap --mpi=none "${all_nodes[@]}" true || requeue "a node was lost"
 fi
 say "training ended with exit code $code"
 exit "$code"

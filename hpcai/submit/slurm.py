@@ -52,7 +52,8 @@ def _words(stderr: str) -> str:
 
 def follow(job: str, logs: Sequence[Path]) -> int:
     """Print what is added to the logs until all tasks of the job have ended, through requeues. Returns the job's exit code."""
-    read, unanswered, rounds, outcomes = dict.fromkeys(logs, 0), 0, 0, {}
+    outcomes: dict[str, tuple[str, str]] = {}
+    read, unanswered, rounds = dict.fromkeys(logs, 0), 0, 0
     while True:
         for i, log in enumerate(logs):
             read[log] = _print_new(log, read[log], f"[{i}] " if len(logs) > 1 else "")
