@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from hpcai.errors import UsageError
 from hpcai.submit import __main__ as submit
 from hpcai.submit import checks, script, slurm, sweep, walltime
 from hpcai.train import config
+from tests.slurm_cluster import wait_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -266,3 +268,104 @@ def test_large_data_is_only_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "SMALL_BYTES", 3)
     options = config.parse([*flags, "--run", str(tmp_path / "run")])
     assert "not known" in checks.check(options, 1, "1:00:00", 120)
+
+
+LAUNCH = """#!/bin/bash
+case "$*" in
+*--overlap*) exit {ping} ;;
+*--mpi=list*) echo "MPI plugin types are... pmi2 pmix" ;;
+*) echo "$(basename "$0") $*" >> {folder}/launched; {does} ;;
+esac
+"""
+
+
+def script_run(monkeypatch, folder, does, *, state="RUNNING", ping=0, library="MPICH 5", strike=None, flags="", **variables):
+    """Run the batch script with programs that pretend; returns its exit code, what it said, and what was requeued."""
+    launch = LAUNCH.format(ping=ping, folder=folder / "bin", does=does)
+    pretend(
+        monkeypatch,
+        folder / "bin",
+        srun=launch,
+        mpirun=launch,
+        python=f"#!/bin/sh\necho '{library}'\n",
+        squeue=f"#!/bin/sh\necho {state}\n",
+        scontrol=f'#!/bin/sh\necho "$@" >> {folder}/bin/requeued\n',
+    )
+    (folder / "script").write_text(script.train(script.Job(max_restarts=3)))
+    slurms = {"SLURM_JOB_ID": "41", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"} | variables
+    command = ["bash", "script", *flags.split()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | slurms
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if strike is not None:
+        wait_for(lambda: (folder / "bin" / "ready").exists(), "the launcher")
+        process.send_signal(strike)
+    out = process.communicate(timeout=60)[0]
+    requeued = folder / "bin" / "requeued"
+    return process.returncode, out, requeued.read_text() if requeued.exists() else ""
+
+
+OPEN_MPI = {"library": "Open MPI v5", "HPCAI_LAUNCHER": "mpirun"}
+ENDS = {
+    "a checkpoint": ("exit 85", {}, 0, "requeue 41\n", "requeued, it goes on"),
+    "a task of an array": ("exit 85", {"SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "2"}, 0, "requeue 41_2\n", "requeued"),
+    "cancelled": ("exit 85", {"state": "COMPLETING"}, 85, "", "Slurm is ending the job"),
+    "too often": ("exit 85", {"SLURM_RESTART_COUNT": "3"}, 85, "", "restarted 3 times"),
+    "not too often": ("exit 85", {"SLURM_RESTART_COUNT": "2"}, 0, "requeue 41\n", "restarts: 2"),
+    "an error": ("exit 3", {}, 3, "", "exit code 3"),
+    "finished": ("exit 0", {}, 0, "", "exit code 0"),
+    "finished under mpirun": ("exit 0", OPEN_MPI, 0, "", "exit code 0"),
+    "a lost node under mpirun": ("exit 0", OPEN_MPI | {"ping": 1}, 0, "requeue 41\n", "a node was lost"),
+    "a lost node under mpirun, one": ("exit 0", OPEN_MPI | {"ping": 1, "SLURM_NNODES": "1"}, 0, "", "exit code 0"),
+    "killed": ("kill -KILL $$", {}, 137, "", "exit code 137"),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_how_training_ends_decides_whether_the_job_is_requeued(monkeypatch, tmp_path, case):
+    does, more, code, requeued, words = ENDS[case]
+    found = script_run(monkeypatch, tmp_path, does, **more)
+    assert (found[0], found[2]) == (code, requeued), found[1]
+    assert words in found[1]
+
+
+@pytest.mark.parametrize("strike", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "does, words",
+    [
+        ("trap 'echo got USR1; exit 85' USR1; touch {ready}; while :; do sleep 0.1; done", "a checkpoint is written; requeued"),
+        ("touch {ready}; exec sleep 60", "before training had begun; requeued"),
+    ],
+)
+def test_signals_reach_training_as_usr1(monkeypatch, tmp_path, strike, does, words):
+    code, out, requeued = script_run(monkeypatch, tmp_path, does.format(ready=tmp_path / "bin" / "ready"), strike=strike)
+    assert (code, requeued) == (0, "requeue 41\n"), out
+    assert words in out
+    assert ("got USR1" in out) == ("got USR1" in does)
+
+
+@pytest.mark.parametrize(
+    "variables, words",
+    [
+        ({}, "srun --mpi=pmi2 --kill-on-bad-exit=1 python -m hpcai.train --resume auto --lr 1"),
+        ({"library": "Open MPI v5"}, "srun --mpi=pmix python -m"),
+        (OPEN_MPI, "mpirun --bind-to none --map-by ppr:2:node python -m"),
+        ({"HPCAI_LAUNCHER": "mpirun", "HPCAI_LAUNCHER_OPTIONS": "-ppn 2"}, "mpirun -ppn 2 python -m"),
+    ],
+)
+def test_the_launcher_is_that_of_the_mpi_library(monkeypatch, tmp_path, variables, words):
+    code, out, _ = script_run(monkeypatch, tmp_path, "exit 0", flags="--lr 1", **variables)
+    assert code == 0
+    assert words in out
+    assert (tmp_path / "bin" / "launched").read_text().startswith(words.split(" python")[0])
+
+
+def test_the_site_has_its_say_before_training(monkeypatch, tmp_path):
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "site.sh").write_text("python=(env python)\nHPCAI_LAUNCHER=mpirun\n")
+    assert "mpirun env python -m hpcai.train" in script_run(monkeypatch, tmp_path, "exit 0")[1]
+
+
+def test_a_launcher_that_there_is_not_ends_the_job(monkeypatch, tmp_path):
+    code, out, _ = script_run(monkeypatch, tmp_path, "exit 0", HPCAI_LAUNCHER="rsh")
+    assert code == 2
+    assert "there is no launcher rsh" in out
