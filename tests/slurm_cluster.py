@@ -158,18 +158,23 @@ class Cluster:
         going = {"", "PENDING", "RUNNING", "COMPLETING"}
         return wait_for(lambda: (state := self.state(job)) not in going and state, f"the end of job {job}", limit)
 
-    def start_now(self, job, limit=30):
-        """Start a requeued job without the two minutes that Slurm holds it, but not before its nodes have cleared up: under pmi2
-        a step that follows within a second on one of the same name fails ("failed to send temp kvs to compute nodes")."""
-        number = self.say("scontrol", "-o", "show", "job", str(job)).split("JobId=")[1].split()[0]
-        left = f"spool-*/*[_.]{number}.*"
-        wait_for(lambda: not list(self.folder.glob(left)), f"job {job} to leave its nodes", limit)
+    def starts_again(self, job, limit=60):
+        """Wait until a job is requeued and has started anew, without the two minutes that Slurm may hold it.
+
+        But not before its nodes have cleared up: under pmi2 a step that follows within a second on one of the same name fails
+        ("failed to send temp kvs to compute nodes").
+        """
 
         def started():
-            self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return self.state(job) != "PENDING"
+            said = self.say("scontrol", "-o", "show", "job", str(job))
+            if "Restarts=" not in said or "Restarts=0" in said or "JobState=PENDING" not in said:
+                return "Restarts=" in said and "Restarts=0" not in said
+            number = said.split("JobId=")[1].split()[0]
+            if not list(self.folder.glob(f"spool-*/*[_.]{number}.*")):
+                self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+            return False
 
-        wait_for(started, f"a start of job {job}", limit, pause=0.5)
+        wait_for(started, f"a restart of job {job}", limit, pause=0.5)
 
     def close(self):
         """End everything and remove the folder."""
