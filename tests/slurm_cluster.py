@@ -8,6 +8,7 @@ munge, libpmix2 and slurm-wlm-basic-plugins.
 import contextlib
 import glob
 import os
+import re
 import shutil
 import signal
 import socket
@@ -167,12 +168,12 @@ class Cluster:
 
         def started():
             said = self.say("scontrol", "-o", "show", "job", str(job))
-            if "Restarts=" not in said or "Restarts=0" in said or "JobState=PENDING" not in said:
-                return "Restarts=" in said and "Restarts=0" not in said
-            number = said.split("JobId=")[1].split()[0]
-            if not list(self.folder.glob(f"spool-*/*[_.]{number}.*")):
+            state, restarts = (re.search(rf"\b{name}=(\w+)", said) for name in ("JobState", "Restarts"))
+            if state is None or restarts is None or restarts[1] == "0" or state[1] in ("COMPLETING", "REQUEUED"):
+                return False
+            if state[1] == "PENDING" and not list(self.folder.glob(f"spool-*/*[_.]{re.search('JobId=(.+?) ', said)[1]}.*")):
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return False
+            return state[1] != "PENDING"
 
         wait_for(started, f"a restart of job {job}", limit, pause=0.5)
 

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _submit(chosen, training)
     except (HpcaiError, OSError) as error:
-        print(f"hpcai.submit: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        _say(f"error: {' '.join(str(error).split())}")
         return getattr(error, "exit_code", 1)
 
 
@@ -82,7 +82,7 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
     slurm.trial(text)
     job = slurm.submit(_written(folder / "train.sbatch", text))
     for said in dict.fromkeys(expected):
-        checks.warn(said)
+        _say(said)
     logs = [folder / f"slurm-{job}_{i}.log" for i in range(len(runs))] if chosen.sweep else [folder / f"slurm-{job}.log"]
     many = f" ({len(runs)} tasks)" if chosen.sweep else ""
     print(f"job {job}{many}, log {logs[0] if len(logs) == 1 else folder / f'slurm-{job}_*.log'}", flush=True)
@@ -91,8 +91,13 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
     try:
         return slurm.follow(job, logs)
     except KeyboardInterrupt:
-        checks.warn(f"no longer following; job {job} goes on (scancel {job} ends it)")
+        _say(f"no longer following; job {job} goes on (scancel {job} ends it)")
         return 130
+
+
+def _say(text: str) -> None:
+    """One line on stderr."""
+    print(f"hpcai.submit: {text}", file=sys.stderr, flush=True)
 
 
 def _job(chosen: argparse.Namespace, training: list[str], folder: Path, tasks: list[list[str]]) -> script.Job:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,8 +70,3 @@ def _writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(f"nothing can be written to {folder}: {error.strerror or error} ({place})") from None
-
-
-def warn(text: str) -> None:
-    """One line on stderr."""
-    print(f"hpcai.submit: {text}", file=sys.stderr, flush=True)

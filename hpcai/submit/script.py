@@ -147,6 +147,7 @@ trap pass_on USR1 TERM
 say "${launch[*]} ${python[*]} -m hpcai.train ${options[*]} $*  (restarts: ${SLURM_RESTART_COUNT:-0})"
 "${launch[@]}" "${python[@]}" -m hpcai.train "${options[@]}" "$@" &
 child=$!
+if [[ -n $asked ]]; then kill -USR1 "$child"; fi
 while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
 wait "$child"
 ended=$?
