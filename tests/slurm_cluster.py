@@ -162,18 +162,23 @@ class Cluster:
     def starts_again(self, job, limit=60):
         """Wait until a job is requeued and has started anew, without the two minutes that Slurm may hold it.
 
-        But not before its nodes have cleared up: under pmi2 a step that follows within a second on one of the same name fails
-        ("failed to send temp kvs to compute nodes").
+        But not before its nodes have cleared up and two seconds more: in the second of its end a job is not started again ("Job
+        credential revoked"), and under pmi2 a step that follows at once on one of the same name fails ("failed to send temp kvs").
         """
+        clear = []
 
         def started():
             said = self.say("scontrol", "-o", "show", "job", str(job))
             state, restarts = (re.search(rf"\b{name}=(\w+)", said) for name in ("JobState", "Restarts"))
             if state is None or restarts is None or restarts[1] == "0" or state[1] in ("COMPLETING", "REQUEUED"):
                 return False
-            if state[1] == "PENDING" and not list(self.folder.glob(f"spool-*/*[_.]{re.search('JobId=(.+?) ', said)[1]}.*")):
+            number = re.search("JobId=(.+?) ", said)[1]
+            if state[1] != "PENDING" or list(self.folder.glob(f"spool-*/*[_.]{number}.*")):
+                return state[1] != "PENDING"
+            clear.append(time.monotonic())
+            if clear[-1] - clear[0] > 2:
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-            return state[1] != "PENDING"
+            return False
 
         wait_for(started, f"a restart of job {job}", limit, pause=0.5)
 

@@ -295,11 +295,17 @@ def script_run(monkeypatch, folder, does, *, state="RUNNING", ping=0, library="M
     slurms = {"SLURM_JOB_ID": "41", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"} | variables
     command = ["bash", "script", *flags.split()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | slurms
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     if strike is not None:
         wait_for(lambda: (folder / "bin" / "ready").exists(), "the launcher")
         process.send_signal(strike)
-    out = process.communicate(timeout=60)[0]
+    try:
+        out = process.communicate(timeout=60)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     requeued = folder / "bin" / "requeued"
     return process.returncode, out, requeued.read_text() if requeued.exists() else ""
 
