@@ -173,7 +173,8 @@ class Cluster:
             if state is None or restarts is None or restarts[1] == "0" or state[1] in ("COMPLETING", "REQUEUED"):
                 return False
             number = re.search("JobId=(.+?) ", said)[1]
-            if state[1] != "PENDING" or list(self.folder.glob(f"spool-*/*[_.]{number}.*")):
+            alive = [name for name, child in self.nodes.items() if child.poll() is None]
+            if state[1] != "PENDING" or any(list(self.folder.glob(f"spool-{name}/*[_.]{number}.*")) for name in alive):
                 return state[1] != "PENDING"
             clear.append(time.monotonic())
             if clear[-1] - clear[0] > 2:
