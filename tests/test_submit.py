@@ -85,6 +85,8 @@ def test_a_sweep_has_a_task_and_a_folder_for_each_combination(capsys, tmp_path):
     assert [(one.lr, one.hidden) for _, one in tasks] == [(0.1, (64, 32)), (0.1, (16,)), (0.01, (64, 32)), (0.01, (16,))]
     assert tasks[1][1].run == str(tmp_path / "lr=0.1,hidden=16")
     assert len({one.run for _, one in tasks}) == 4
+    tasks = sweep.runs(["--checkpoints", "s3://bucket/all/"], ["seed=0,1"])
+    assert [one.checkpoints for _, one in tasks] == ["s3://bucket/all/seed=0", "s3://bucket/all/seed=1"]
 
 
 def absent_text(folder):
@@ -122,6 +124,8 @@ BAD = {
     "data damaged": ([], damaged_csv, "'one' is not a number"),
     "folder": ([], ["--run", "/proc/run"], "nothing can be written to /proc/run"),
     "metrics": ([], ["--metrics", "/proc/nowhere/m.jsonl"], "nothing can be written to /proc/nowhere"),
+    "checkpoints": ([], ["--checkpoints", "/proc/nowhere"], "nothing can be written to /proc/nowhere"),
+    "metrics of a sweep": (["--sweep", "lr=1,2"], ["--metrics", "m.jsonl"], "one file for all runs"),
     "time": (["--time", "soon"], [], "--time wants minutes"),
     "no time": (["--time", "0"], [], "no time at all"),
     "time shorter than the signal": (["--time", "2:00"], [], "too short for the signal 120 s before its end"),

@@ -35,7 +35,8 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     if options.plot:
         report.require_matplotlib()
     dataset = _data(options)
-    for folder in [options.run, *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
+    here = [options.checkpoints] if options.checkpoints and "://" not in options.checkpoints else []
+    for folder in [options.run, *here, *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
         _writable(Path(str(folder)))
     found = walltime.measured(options, ranks)
     goes_on = found is not None and found.where == Path(str(options.run))

@@ -10,7 +10,7 @@ from hpcai.errors import UsageError
 from hpcai.train import config
 from hpcai.train.config import Options
 
-OWN = ("run", "resume", "config", "metrics", "trace", "signals")
+OWN = ("run", "resume", "config", "metrics", "trace", "signals", "checkpoints")
 """Options that runs of a sweep cannot differ in: they are the same for all, or follow from the run's folder."""
 
 
@@ -46,10 +46,15 @@ def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str
     varied = axes(sweeps)
     if not varied:
         return [([], whole)]
+    for name in ("metrics", "trace"):
+        if getattr(whole, name):
+            raise UsageError(f"--{name} {getattr(whole, name)} is one file for all runs of --sweep; leave it out")
     found = []
     for values in itertools.product(*varied.values()):
         pairs = list(zip(varied, values, strict=True))
-        folder = Path(str(whole.run)) / ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
-        flags = [f"--{name}={value}" for name, value in pairs] + [f"--run={folder}"]
+        below = ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
+        flags = [f"--{name}={value}" for name, value in pairs] + [f"--run={Path(str(whole.run)) / below}"]
+        if whole.checkpoints:
+            flags.append(f"--checkpoints={whole.checkpoints.rstrip('/')}/{below}")
         found.append((flags, config.parse([*arguments, *flags])))
     return found
