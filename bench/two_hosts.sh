@@ -3,6 +3,9 @@
 # under Open MPI, and all of it removed again. Needs root and iproute2.
 #
 #   bench/two_hosts.sh RATE RANKS_PER_HOST COMMAND...      e.g. bench/two_hosts.sh 1gbit 2 python -m bench.allreduce --of auto
+#
+# STRIKE=FILE strikes as soon as that file is there: the link is cut, for CUT_S seconds or for good; with KILL=1 everything on the
+# second host is killed instead.
 set -euo pipefail
 rate=$1 per_host=$2
 shift 2
@@ -10,6 +13,7 @@ name=hpcai$$ link=hp$$
 work=$(mktemp -d)
 
 clean() {
+    if [ -n "${striking:-}" ]; then kill "$striking" 2>/dev/null || true; fi
     ip netns del "$name-1" 2>/dev/null || true
     ip netns del "$name-2" 2>/dev/null || true
     rm -rf "$work"
@@ -33,6 +37,23 @@ for i in 1 2; do
     ip -n "$name-$i" route replace 10.77.7.0/24 dev eth0 src "10.77.7.$i" congctl "${CONGESTION:-cubic}"
     ip netns exec "$name-$i" tc qdisc replace dev eth0 root tbf rate "$rate" burst ${burst}kb latency 50ms
 done
+
+strike() {
+    while [ ! -e "$STRIKE" ]; do sleep 0.05; done
+    if [ -n "${KILL:-}" ]; then
+        ip netns pids "$name-2" | xargs -r kill -KILL
+        return
+    fi
+    ip -n "$name-2" link set eth0 down
+    if [ -n "${CUT_S:-}" ]; then
+        sleep "$CUT_S"
+        ip -n "$name-2" link set eth0 up
+    fi
+}
+if [ -n "${STRIKE:-}" ]; then
+    strike &
+    striking=$!
+fi
 
 half=$(($(nproc) / 2))
 cores() { if [ "$half" -eq 0 ]; then echo 0; elif [ "$1" = 1 ]; then echo "0-$((half - 1))"; else echo "$half-$((2 * half - 1))"; fi; }

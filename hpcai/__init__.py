@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcai.comm.background import Background as Background
     from hpcai.comm.communicator import Communicator as Communicator
-    from hpcai.comm.mpi import init as init
+    from hpcai.comm.job import init as init
     from hpcai.comm.threads import run as run_threads  # noqa: F401
     from hpcai.errors import DataError as DataError
     from hpcai.errors import HpcaiError as HpcaiError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "init": "hpcai.comm.mpi:init",
+    "init": "hpcai.comm.job:init",
     "run_threads": "hpcai.comm.threads:run",
     "Communicator": "hpcai.comm.communicator:Communicator",
     "Background": "hpcai.comm.background:Background",

@@ -43,6 +43,20 @@ def process_state(there: Place) -> str:
     return state if started == there.started else "gone"
 
 
+def name(pid: int) -> str:
+    """A process's name; empty if there is none."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def started(pid: int) -> str:
+    """When a process was started, in the kernel's units."""
+    return _stat(pid)[1]
+
+
 def ipv4_addresses() -> list[str]:
     """The addresses of this host's interfaces but the loopback's."""
     found: list[str] = []

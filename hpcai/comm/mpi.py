@@ -1,14 +1,10 @@
-"""MPI as a wire. The only file that imports mpi4py: starting, the guard against lonely ranks, and the end of a failed job."""
+"""MPI as a wire. The only file that imports mpi4py."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import sys
-import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,9 +13,8 @@ import numpy as np
 
 from hpcai import ops
 from hpcai.comm import background, cores, mapping, stall, ulfm
-from hpcai.comm.communicator import Communicator
-from hpcai.comm.launcher import launch, pretended_node
-from hpcai.errors import HpcaiError, LaunchError, RankFailed
+from hpcai.comm.launcher import pretended_node
+from hpcai.errors import LaunchError, RankFailed
 from hpcai.xp import Array, accumulation_dtype
 
 MESSAGE_BYTES = 1 << 30
@@ -37,48 +32,10 @@ ALARM_TAG, ALARM_S = 32000, 3.0
 AGREEMENT = "a collective"
 """What a wait in `agree` is called: it ends when all ranks have come, so its time is lateness, not transfer."""
 
-_world: Communicator | None = None
-_outlived = False
-
-
-def init() -> Communicator:
-    """Start MPI, once, and return the communicator of all ranks. Without a launcher it is a world of one.
-
-    From here on an exception that nobody catches ends the job on all ranks with a traceback that names its rank, a rank that
-    ends while others wait for it in a collective is an error there, and numpy's BLAS uses this rank's share of the cores
-    (unless OMP_NUM_THREADS or its like is set).
-
-    Raises: LaunchError if the launcher started several processes but each is alone, as happens when the launcher belongs to
-            another MPI than mpi4py's library.
-    """
-    global _world
-    if _world is None:
-        MPI = _load()
-        _refuse_singletons(MPI)
-        _world = Communicator(MpiWire(MPI.COMM_WORLD.Dup()))
-        stall.watch_over(_world)
-        _install_hooks(MPI)
-        cores.share_cores()
-        if _world.rank == 0 and not ops.is_native():
-            print(
-                "hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)",
-                file=sys.stderr,
-            )
-    return _world
-
-
-def join() -> Communicator:
-    """In a process that `MpiWire.grow` started: the communicator of the ranks that were there and, behind them, the new ones."""
-    MPI = _load()
-    adopt(Communicator(MpiWire(MPI.Comm.Get_parent().Merge(high=True))))
-    _install_hooks(MPI)
-    assert _world is not None
-    return _world
-
 
 def library() -> str:
     """The MPI library's own name and version, such as "Open MPI v5.0.11"."""
-    text = _load().Get_library_version().strip("\0").replace("Version:", " ")
+    text = load().Get_library_version().strip("\0").replace("Version:", " ")
     return " ".join(text.splitlines()[0].split(",")[0].split())
 
 
@@ -88,11 +45,11 @@ class MpiWire:
     def __init__(self, comm: Any, family: _Family | None = None, ranks: Sequence[int] = ()):
         """family: of the wire that this one was split from."""
         self.comm = comm
-        comm.Set_errhandler(_load().ERRORS_RETURN)  # errors become exceptions
+        comm.Set_errhandler(load().ERRORS_RETURN)  # errors become exceptions
         self.family = family or _Family()
         self.family.wires.add(self)
         self.rank, self.size, self.ranks = comm.rank, comm.size, ranks or range(comm.size)
-        self.MPI = _load()
+        self.MPI = load()
         self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
         self._idle: dict[tuple[Any, ...], Any] = {}
         self._key = np.empty(16, np.int64)
@@ -317,7 +274,7 @@ class _Request:
                 raise stall.error(self.wire, self.what, self.wire.missing)
 
 
-def _load() -> Any:
+def load() -> Any:
     """Import mpi4py.MPI, which starts MPI."""
     # Open MPI's one-sided component over UCX prints errors on machines without its devices; hpcai does not use it.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
@@ -330,73 +287,3 @@ def _load() -> Any:
             "or load your site's MPI module."
         ) from error
     return MPI
-
-
-def adopt(world: Communicator) -> None:
-    """Take this communicator, of the ranks that live, for that of all ranks."""
-    global _world, _outlived
-    _world, _outlived = world, True
-
-
-def end(code: int) -> int:
-    """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
-    if _outlived or ulfm.enabled():
-        assert _world is not None
-        with contextlib.suppress(RankFailed):
-            _world.leave()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        _world.wire.all_fine(True)
-        os._exit(code)
-    return code
-
-
-def _refuse_singletons(MPI: Any) -> None:
-    said = launch()
-    if said.size == 1 or MPI.COMM_WORLD.size != 1:
-        return
-    if said.rank == 0:
-        pmi = "pmix" if "Open MPI" in library() else "pmi2"
-        hint = f"srun --mpi={pmi}" if said.name == "srun" else f"the launcher of {library()}"
-        beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
-        hint += f", here {beside} -n {said.size} ..." if os.path.exists(beside) and said.name != "srun" else ""
-        raise LaunchError(
-            f"{said.name} started {said.size} processes, but this Python's MPI is {library()} and each process is rank 0 of 1. "
-            f"Start with {hint}, or install the mpi library that belongs to your launcher."
-        )
-    time.sleep(1.0)  # let rank 0 speak
-    raise SystemExit(1)
-
-
-def _install_hooks(MPI: Any) -> None:
-    """End the whole job when one rank fails: without this the others wait for it for ever."""
-    assert _world is not None
-
-    def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
-        time.sleep(min(0.4 * init().rank, 4.0))
-        if kind is KeyboardInterrupt:
-            lines, code = ["interrupted\n"], 130
-        elif issubclass(kind, HpcaiError):
-            lines, code = [f"{kind.__name__}: {error}\n"], getattr(error, "exit_code", 1)
-        else:
-            lines, code = traceback.format_exception(kind, error, trace), 1
-        marked = "".join(f"[rank {init().rank}] {line}\n" for line in "".join(lines).splitlines())
-        sys.stdout.flush()
-        sys.stderr.write(marked)
-        sys.stderr.flush()
-        time.sleep(0.2)  # MPICH's launcher drops what it has not read yet
-        init().wire.comm.Abort(code)  # type: ignore[attr-defined]
-
-    if _world.size == 1:
-        return
-    sys.excepthook = abort
-    threading.excepthook = lambda args: abort(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
-
-    def leave() -> None:
-        try:
-            init().leave()
-        except HpcaiError as error:
-            abort(type(error), error, None)
-
-    atexit.register(leave)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hpcai.comm import host
+
 ENABLED, COLLECTIVES = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_coll"
 """What mpirun --with-ft ulfm sets, and which of Open MPI's implementations of collectives are used."""
 
@@ -42,9 +44,9 @@ def why_not(library: str, growing: bool = False) -> str:
 def _launcher_says(name: str) -> bool:
     """False if this rank's launcher runs here and was not given that parameter, which it does not pass on to ranks."""
     folder = Path(f"/proc/{os.getppid()}")
+    if not host.name(os.getppid()).startswith(("prterun", "mpirun", "mpiexec")):
+        return True
     try:
-        if not (folder / "comm").read_text().startswith(("prterun", "mpirun", "mpiexec")):
-            return True
         given = (folder / "cmdline").read_text().split("\0")
         return name in given or f"PRTE_MCA_{name}=1" in (folder / "environ").read_text().split("\0")
     except OSError:

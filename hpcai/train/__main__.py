@@ -59,9 +59,9 @@ def _end(code: int, text: str = "") -> int:
     """hpcai.init() gives the ranks that are left."""
     if text and hpcai.init().rank == 0:
         print(f"hpcai.train: {text}", file=sys.stderr, flush=True)
-    from hpcai.comm import mpi
+    from hpcai.comm import job
 
-    return mpi.end(code)
+    return job.end(code)
 
 
 if __name__ == "__main__":

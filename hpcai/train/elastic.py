@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcai.comm import cores, mpi, stall
+from hpcai.comm import cores, job, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.errors import LaunchError, NonFiniteError, RankFailed, RanksLost, UsageError
@@ -59,7 +59,7 @@ def recover(run: Run) -> None:
     _shrink(run)
     if run.options.elastic == "grow":
         _grow(run)
-    mpi.adopt(run.comm)
+    job.adopt(run.comm)
     stall.watch_over(run.comm)
     run.saver, run.written = run.saver.moved(run.mine, run.comm), 0  # what was due here is written anew, by all
     run.resized()
@@ -80,7 +80,7 @@ def _shrink(run: Run) -> None:
         except RankFailed:  # another one, meanwhile
             wire.revoke()
         except (RanksLost, NonFiniteError):
-            mpi.adopt(comm)
+            job.adopt(comm)
             raise
         if not wire.all_fine(adopted is not None):
             adopted = None

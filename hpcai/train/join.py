@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hpcai.comm import mpi
+from hpcai.comm import job
 from hpcai.train import elastic
 from hpcai.train.__main__ import ending
 from hpcai.train.loop import go_on
@@ -12,7 +12,7 @@ from hpcai.train.loop import go_on
 
 def main() -> int:
     """Take a part of the run that is under way, and end as all do."""
-    comm = mpi.join()
+    comm = job.join()
     return ending(lambda: go_on(comm, *elastic.join(comm)))
 
 

@@ -57,6 +57,7 @@ static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op
 
 NB_MODULE(_native, m) {
     using namespace hpcai::cpu;
+    nb::set_leak_warnings(false);  // what a program still holds when it ends goes with its process
     m.def("fold", [](int type, int op, Address acc, Address x, std::size_t n) {
         must(fold(Type(type), Op(op), reinterpret_cast<void*>(acc), reinterpret_cast<const void*>(x), n));
     }, nb::call_guard<nb::gil_scoped_release>());

@@ -1,0 +1,148 @@
+"""A job under MPI: its start, the guard against lonely ranks, and its end, also when a rank fails."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+from hpcai import ops
+from hpcai.comm import cores, host, mpi, stall, ulfm
+from hpcai.comm.communicator import Communicator
+from hpcai.comm.launcher import launch
+from hpcai.errors import HpcaiError, LaunchError, RankFailed
+
+LAST_RESORT_S = 10
+"""How long after an abort the launcher may take to end the job."""
+
+_world: Communicator | None = None
+_outlived = False
+
+
+def init() -> Communicator:
+    """Start MPI, once, and return the communicator of all ranks. Without a launcher it is a world of one.
+
+    From here on an exception that nobody catches ends the job on all ranks with a traceback that names its rank, a rank that
+    ends while others wait for it in a collective is an error there, and numpy's BLAS uses this rank's share of the cores
+    (unless OMP_NUM_THREADS or its like is set).
+
+    Raises: LaunchError if the launcher started several processes but each is alone, as happens when the launcher belongs to
+            another MPI than mpi4py's library.
+    """
+    global _world
+    if _world is None:
+        MPI = mpi.load()
+        _refuse_singletons(MPI)
+        _world = Communicator(mpi.MpiWire(MPI.COMM_WORLD.Dup()))
+        stall.watch_over(_world)
+        _install_hooks(MPI)
+        cores.share_cores()
+        if _world.rank == 0 and not ops.is_native():
+            print(
+                "hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)",
+                file=sys.stderr,
+            )
+    return _world
+
+
+def join() -> Communicator:
+    """In a process that `MpiWire.grow` started: the communicator of the ranks that were there and, behind them, the new ones."""
+    MPI = mpi.load()
+    adopt(Communicator(mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))))
+    _install_hooks(MPI)
+    assert _world is not None
+    return _world
+
+
+def adopt(world: Communicator) -> None:
+    """Take this communicator, of the ranks that live, for that of all ranks."""
+    global _world, _outlived
+    _world, _outlived = world, True
+
+
+def end(code: int) -> int:
+    """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
+    if _outlived or ulfm.enabled():
+        assert _world is not None
+        with contextlib.suppress(RankFailed):
+            _world.leave()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _world.wire.all_fine(True)
+        os._exit(code)
+    return code
+
+
+def _refuse_singletons(MPI: Any) -> None:
+    said = launch()
+    if said.size == 1 or MPI.COMM_WORLD.size != 1:
+        return
+    if said.rank == 0:
+        pmi = "pmix" if "Open MPI" in mpi.library() else "pmi2"
+        hint = f"srun --mpi={pmi}" if said.name == "srun" else f"the launcher of {mpi.library()}"
+        beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
+        hint += f", here {beside} -n {said.size} ..." if os.path.exists(beside) and said.name != "srun" else ""
+        raise LaunchError(
+            f"{said.name} started {said.size} processes, but this Python's MPI is {mpi.library()} and each process is rank 0 "
+            f"of 1. Start with {hint}, or install the mpi library that belongs to your launcher."
+        )
+    time.sleep(1.0)  # let rank 0 speak
+    raise SystemExit(1)
+
+
+def _install_hooks(MPI: Any) -> None:
+    """End the whole job when one rank fails: without this the others wait for it for ever."""
+    assert _world is not None
+
+    def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
+        time.sleep(min(0.4 * init().rank, 4.0))
+        if kind is KeyboardInterrupt:
+            lines, code = ["interrupted\n"], 130
+        elif issubclass(kind, HpcaiError):
+            lines, code = [f"{kind.__name__}: {error}\n"], getattr(error, "exit_code", 1)
+        else:
+            lines, code = traceback.format_exception(kind, error, trace), 1
+        marked = "".join(f"[rank {init().rank}] {line}\n" for line in "".join(lines).splitlines())
+        sys.stdout.flush()
+        sys.stderr.write(marked)
+        sys.stderr.flush()
+        time.sleep(0.2)  # MPICH's launcher drops what it has not read yet
+        _last_resort()
+        init().wire.comm.Abort(code)  # type: ignore[attr-defined]
+
+    if _world.size == 1:
+        return
+    sys.excepthook = abort
+    threading.excepthook = lambda args: abort(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
+
+    def leave() -> None:
+        try:
+            init().leave()
+        except HpcaiError as error:
+            abort(type(error), error, None)
+
+    atexit.register(leave)
+
+
+def _last_resort() -> None:
+    """Leave a process behind that kills Open MPI's launcher if it does not end the job: it waits for ever for a node that it
+    cannot reach any more.
+    """
+    parent, name = os.getppid(), host.name(os.getppid())
+    if not name.startswith(("prterun", "prted", "mpirun", "mpiexec")) or "Open MPI" not in mpi.library():
+        return
+    script = (
+        'alive() { [ "$(cut -d" " -f22 "/proc/$1/stat" 2>/dev/null)" = "$2" ]; }; '
+        'for i in $(seq "$3"); do alive "$1" "$2" || exit; sleep 0.2; done; alive "$1" "$2" && kill -KILL "$1"'
+    )
+    told = [str(parent), host.started(parent), str(5 * LAST_RESORT_S)]
+    quiet = subprocess.DEVNULL
+    with contextlib.suppress(OSError):
+        subprocess.Popen(["sh", "-c", script, "sh", *told], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
