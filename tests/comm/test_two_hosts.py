@@ -4,12 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from hpcai.train import checkpoint, resume
-from tests.command import MPIRUN, environment, run
+from tests.command import MPIRUN, environment, run, wait_for
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "two_hosts.sh"
 PROGRAM = """
@@ -68,3 +69,43 @@ def test_reproducible_training_gives_the_same_bits_across_a_link_as_on_one_rank(
     one, *others = (checkpoint.read(resume.newest(tmp_path / name))[1].arrays for name in ("0", "1", "2"))
     for other in others:
         assert all(array.tobytes() == other[name].tobytes() for name, array in one.items())
+
+
+def struck(tmp_path, epochs, **how):
+    """Training across two hosts, struck after its first checkpoint; returns exit code, seconds from then to the end, stderr."""
+    sign, run_folder = tmp_path / "now", tmp_path / "run"
+    flags = ["--hidden", "64", "--checkpoint-steps", "20", "--stall-timeout", "4", "--epochs", epochs, "--run", run_folder]
+    command = ["bash", SCRIPT, "1gbit", "1", sys.executable, "-m", "hpcai.train", *map(str, flags)]
+    variables = environment(LIMIT_S="60", STRIKE=str(sign), **how)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+    wait_for(lambda: process.poll() is not None or (run_folder.exists() and resume.newest(run_folder)), limit=60)
+    sign.touch()
+    begin = time.perf_counter()
+    _, err = process.communicate(timeout=90)
+    return process.returncode, time.perf_counter() - begin, err
+
+
+def test_a_link_that_comes_back_costs_the_time_it_was_away(tmp_path):
+    code, _, err = struck(tmp_path, 20, CUT_S="2")
+    assert code == 0, err
+    assert resume.newest(tmp_path / "run").name == "step-000000240"
+
+
+def test_a_link_that_is_cut_for_good_ends_the_job_with_who_is_missing(tmp_path):
+    code, seconds, err = struck(tmp_path, 5000)
+    assert code not in (0, 124, 137)
+    assert "waited 4 s in" in err
+    assert "for rank 1, which did not come" in err or "for rank 0, which did not come" in err
+    assert seconds < 40
+
+
+def test_a_lost_host_ends_the_job_and_the_run_goes_on_elsewhere(tmp_path):
+    """Open MPI's launcher ends with 0 then, which is why the batch script looks whether all nodes are there (slurm/)."""
+    _, seconds, err = struck(tmp_path, 5000, KILL="1")
+    assert seconds < 20
+    assert "lost communication with a remote daemon" in err
+    step = int(resume.newest(tmp_path / "run").name.split("-")[1])
+    flags = ["--hidden", "64", "--steps", step + 5, "--resume", "auto", "--run", tmp_path / "run"]
+    code, _, err = run(2, "--checkpoint-steps", "0", *flags)
+    assert code == 0, err
+    assert int(resume.newest(tmp_path / "run").name.split("-")[1]) == step + 5
