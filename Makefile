@@ -11,7 +11,11 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp kernels/include/*/*.hpp)
 
-.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts big fuzz bench clean help
+# Tests that start launchers and wait for them; the longest first, since each file runs beside others.
+STARTING := tests/test_slurm.py tests/train/test_elastic.py tests/comm/test_stall.py tests/train/test_command.py \
+    tests/comm/test_two_hosts.py tests/test_doctor.py
+
+.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts big fuzz torture bench clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
@@ -19,7 +23,7 @@ train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 doctor: $(VENV)/run-$(MPI)  ## what MPI, launcher and memory can do here
 	mpirun -n $(RANKS) python -m hpcai.doctor
 
-test: lint types unit mpi-test  ## everything that must be green
+test: lint types unit mpi-test command-test  ## everything that must be green
 
 lint: $(VENV)/dev-$(MPI)
 	ruff check .
@@ -29,7 +33,7 @@ types: $(VENV)/dev-$(MPI)
 	mypy
 
 unit: $(VENV)/dev-$(MPI)
-	pytest
+	pytest -n 2 $(STARTING:%=--ignore=%)
 
 mpi-test: $(VENV)/dev-$(MPI)
 	mpirun -n 2 pytest
@@ -37,7 +41,7 @@ mpi-test: $(VENV)/dev-$(MPI)
 	mpirun -n 4 pytest
 
 command-test: $(VENV)/dev-$(MPI)
-	pytest tests/train/test_command.py tests/test_doctor.py tests/comm/test_two_hosts.py tests/test_slurm.py
+	pytest -n 2 --dist loadfile $(STARTING)
 
 slurm-test: $(VENV)/dev-$(MPI)  ## only the tests on a real Slurm, which is started for them (root, Debian's Slurm)
 	pytest tests/test_slurm.py
@@ -50,6 +54,10 @@ big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 
 fuzz: $(VENV)/dev-$(MPI)  ## 160,000 random collectives, on 1 to 8 ranks
 	for n in 1 2 3 4 5 6 7 8; do HPCAI_FUZZ=20000 HPCAI_FUZZ_SEED=$$n mpirun -n $$n pytest tests/comm/test_fuzz.py || exit 1; done
+
+torture: $(VENV)/dev-$(MPI)  ## 1,000 ranks killed at random instants (MPI=openmpi), 1,000 kills while checkpoints are written
+	$(if $(filter openmpi,$(MPI)),python -m tests.torture --kills 1000)
+	HPCAI_TORTURE=1000 pytest tests/train/test_checkpoint.py -k kill --timeout 1800
 
 bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, pipelines, scaling, all-reduce against MPI and Gloo (installs torch)
 	pip install -q torch==2.13.0

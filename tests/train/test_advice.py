@@ -1,6 +1,5 @@
 """`--compress auto` takes what is predicted to be quickest, says why, and stays with it; layers can have their own choice."""
 
-import numpy as np
 import pytest
 
 from hpcai.comm import threads
@@ -94,7 +93,7 @@ def test_without_error_feedback_nothing_is_remembered(tmp_path):
     summary = train(2, options(tmp_path, "--compress", "sign", "--no-error-feedback", "--compress-smallest", "1", "--steps", "5"))
     assert summary["compression"]["name"] == "sign"
     assert summary["compression"]["buckets"][0]["error"] is None
-    assert not np.any(final(tmp_path)["memories"])
+    assert "memories" not in final(tmp_path)
 
 
 def test_a_run_reports_bytes_coding_and_error_for_each_bucket(tmp_path, capsys):

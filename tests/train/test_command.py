@@ -59,7 +59,8 @@ def short_text(tmp_path):
 
 
 def truncated_idx(tmp_path):
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"\0\0\0\x09" * 3 + b"123")
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{name}-ubyte").write_bytes(b"\0\0\x08\x03" + b"\0\0\0\x09" * 3 + b"123")
     return ["--data", "mnist", "--data-dir", tmp_path]
 
 
