@@ -15,7 +15,7 @@ import numpy as np
 
 from hpcai.comm import call, halving, hierarchical, node, pairwise, ring, schedule, select, stall
 from hpcai.comm.wire import Pending, Wire
-from hpcai.errors import HpcaiError, RankMismatch
+from hpcai.errors import HpcaiError, RankFailed, RankMismatch
 from hpcai.xp import CODES, Array, bfloat16
 
 T = TypeVar("T")
@@ -92,6 +92,11 @@ class Communicator:
     def reaches(self) -> bool:
         """True if the kernel lets the ranks read and write each other's private memory too."""
         return self._memory is not None and self._memory.reaches
+
+    @property
+    def notices_ends(self) -> bool:
+        """True if a rank that waits for another notices when that one's process ends."""
+        return self._memory is None or self._memory.notices_ends
 
     def addresses(self, x: Array) -> list[int] | None:
         """Where each rank's part of the symmetric array `x` lies in this process's memory; None if `x` is not symmetric."""
@@ -379,6 +384,8 @@ class Communicator:
     def _disagree(self, mine: str, problem: Exception | None) -> None:
         calls = self.wire.exchange(mine)
         if problem is None:
+            if ulfm.enabled() and len(set(calls)) == 1:
+                raise RankFailed("all ranks make the same call, but their comparison came out wrong: a rank failed in it")
             sides = {
                 text: [self.wire.ranks[r] for r, other in enumerate(calls) if other == text] for text in dict.fromkeys(calls)
             }

@@ -32,12 +32,12 @@ class Place(NamedTuple):
 
 def here(port: int) -> Place:
     """This process, which answers on `port`."""
-    return Place(socket.gethostname(), boot_id(), _namespace(), os.getpid(), _stat(os.getpid())[1], port, tuple(ipv4_addresses()))
+    return Place(socket.gethostname(), boot_id(), namespace(), os.getpid(), _stat(os.getpid())[1], port, tuple(ipv4_addresses()))
 
 
 def process_state(there: Place) -> str:
     """The kernel's letter for the state of that process (R, S, D, T, Z...), "gone", or "" if it cannot be known here."""
-    if not there.pids or (there.boot, there.pids) != (boot_id(), _namespace()):
+    if not there.pids or (there.boot, there.pids) != (boot_id(), namespace()):
         return ""
     state, started = _stat(there.pid)
     return state if started == there.started else "gone"
@@ -80,7 +80,7 @@ def boot_id() -> str:
         return socket.gethostname()
 
 
-def _namespace() -> str:
+def namespace() -> str:
     """Where process numbers are counted; "" without /proc."""
     try:
         return os.readlink("/proc/self/ns/pid")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from hpcai import ops
-from hpcai.comm import cores, host, mpi, stall, ulfm
+from hpcai.comm import cores, host, mpi, stall, ulfm, watch
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
 from hpcai.errors import HpcaiError, LaunchError, RankFailed
@@ -41,7 +43,7 @@ def init() -> Communicator:
         _refuse_singletons(MPI)
         _world = Communicator(mpi.MpiWire(MPI.COMM_WORLD.Dup()))
         stall.watch_over(_world)
-        _install_hooks(MPI)
+        _install_hooks()
         cores.share_cores()
         if _world.rank == 0 and not ops.is_native():
             print(
@@ -51,11 +53,16 @@ def init() -> Communicator:
     return _world
 
 
-def join() -> Communicator:
-    """In a process that `MpiWire.grow` started: the communicator of the ranks that were there and, behind them, the new ones."""
-    MPI = mpi.load()
-    adopt(Communicator(mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))))
-    _install_hooks(MPI)
+def merged() -> mpi.MpiWire:
+    """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
+    with limited("joining the others"):
+        return mpi.MpiWire(mpi.load().Comm.Get_parent().Merge(high=True))
+
+
+def join(wire: mpi.MpiWire) -> Communicator:
+    """Take the ranks of this wire for all ranks, as `init` does."""
+    adopt(Communicator(wire))
+    _install_hooks()
     assert _world is not None
     return _world
 
@@ -74,9 +81,49 @@ def end(code: int) -> int:
             _world.leave()
         sys.stdout.flush()
         sys.stderr.flush()
-        _world.wire.all_fine(True)
-        os._exit(code)
+        with limited("the end"):
+            _world.wire.all_fine(True)
+        quit(code)
     return code
+
+
+def quit(code: int = 0) -> int:
+    """End this process without MPI_Finalize."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def limited(what: str) -> Iterator[None]:
+    """Limit what MPI itself does not: calls that wait for all ranks that live, of which some may be frozen. After the time limit
+    of waits those that are stopped on this node are ended; after as long again this process is.
+    """
+    over, limit_s = threading.Event(), stall.timeout_s()
+
+    def look() -> None:
+        for round in range(2):
+            if over.wait(limit_s):
+                return
+            frozen = [place for place in watch.places() if host.process_state(place) in ("T", "t")] if round == 0 else []
+            for place in frozen:
+                sys.stderr.write(f"hpcai: process {place.pid} is frozen and keeps others waiting in {what}; it is ended\n")
+                os.kill(place.pid, signal.SIGKILL)
+            if not frozen:
+                break
+        else:
+            over.wait(limit_s)
+        if not over.is_set():
+            sys.stderr.write(f"StallError: {what} did not end within {limit_s:g} s; a rank may be frozen\n")
+            sys.stderr.flush()
+            _last_resort()
+            os._exit(1)
+
+    threading.Thread(target=look, daemon=True, name="hpcai limit").start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _refuse_singletons(MPI: Any) -> None:
@@ -96,7 +143,7 @@ def _refuse_singletons(MPI: Any) -> None:
     raise SystemExit(1)
 
 
-def _install_hooks(MPI: Any) -> None:
+def _install_hooks() -> None:
     """End the whole job when one rank fails: without this the others wait for it for ever."""
     assert _world is not None
 

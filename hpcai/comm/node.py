@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcai.comm import stall
+from hpcai.comm import host, stall
 from hpcai.comm.launcher import launch
 from hpcai.comm.wire import Wire
 from hpcai.errors import RankFailed
@@ -48,10 +48,11 @@ class Node:
         self.dropped: set[int] = set()
         self.made = 0
         wire.on_failure(self.revoke)
-        wire.exchange(None)  # all desks are set up
-        self.reaches = all(wire.exchange(self.native.prove())) and os.environ.get("HPCAI_REACH") != "0"
+        same = len(set(wire.exchange((host.boot_id(), host.namespace())))) == 1  # and all desks are set up
+        known = wire.exchange((self.native.prove(), same and self.native.watch()))
+        self.reaches = all(proved for proved, _ in known) and os.environ.get("HPCAI_REACH") != "0"
+        self.notices_ends = all(watched for _, watched in known)
         self.native.reach(self.reaches)
-        self.native.watch()
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array | None:
         """A symmetric array, or None where shared memory has run out. Collective: every rank makes the same one.

@@ -164,6 +164,11 @@ watch: Watch | None = None
 """This process's watch, once `start` was called."""
 
 
+def places() -> list[Place]:
+    """Where the processes are that are watched."""
+    return [] if watch is None else watch.places
+
+
 def start(world: Any) -> Watch:
     """Watch the ranks of this communicator, in place of those watched before. Collective."""
     global watch

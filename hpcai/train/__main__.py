@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -59,6 +60,8 @@ def _end(code: int, text: str = "") -> int:
     """hpcai.init() gives the ranks that are left."""
     if text and hpcai.init().rank == 0:
         print(f"hpcai.train: {text}", file=sys.stderr, flush=True)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # too late to mean anything
     from hpcai.comm import job
 
     return job.end(code)

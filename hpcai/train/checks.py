@@ -79,6 +79,10 @@ def _refused_elastic(o: Options) -> list[tuple[bool, str]]:
             "--redundancy keeps optimizer state, not parameters; take --zero 1 or 2 and --dtype f32 or f64",
         ),
         (
+            o.elastic != "never" and o.algorithm == "mpi",
+            f"--elastic {o.elastic}: the library's own sums are not to be trusted when a rank fails; leave --algorithm mpi out",
+        ),
+        (
             o.elastic != "never" and (o.zero == 3 or (o.zero > 0 and o.dtype in ("bf16", "f16"))),
             f"--elastic {o.elastic} wants parameters on every rank; take --zero 1 or 2 with --dtype f32 or f64, or --zero 0",
         ),
@@ -126,7 +130,7 @@ def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
         (tp > 1 and o.model != "gpt", f"--mesh {mesh}: tensor parallelism is for --model gpt; {o.model} takes dp and pp"),
         (tp > 1 and o.optimizer == "lamb", "--optimizer lamb wants norms of whole arrays, which tp cuts"),
         (
-            o.batch % (dp * o.micro_batches) > 0 and o.micro_batches > 1,
+            o.batch % (dp * o.micro_batches) > 0 and o.micro_batches > 1 and (split or o.elastic == "never"),
             f"--batch {o.batch} does not divide into {o.micro_batches} micro-batches on each of dp={dp} ranks; "
             f"it would with --batch {-(-o.batch // (dp * o.micro_batches)) * dp * o.micro_batches}",
         ),

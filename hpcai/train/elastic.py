@@ -56,9 +56,10 @@ def recover(run: Run) -> None:
     Raises: RanksLost, on all alike, where the only copies of a shard were on ranks that failed.
     """
     began, before = perf_counter(), run.comm
-    _shrink(run)
-    if run.options.elastic == "grow":
-        _grow(run)
+    with job.limited("the recovery from a failure"):
+        _shrink(run)
+        if run.options.elastic == "grow":
+            _grow(run)
     job.adopt(run.comm)
     stall.watch_over(run.comm)
     run.saver, run.written = run.saver.moved(run.mine, run.comm), 0  # what was due here is written anew, by all
@@ -70,12 +71,12 @@ def recover(run: Run) -> None:
 
 def _shrink(run: Run) -> None:
     """Go on among the ranks that live."""
-    wire, adopted = run.comm.wire, None
+    wire, adopted, comm = run.comm.wire, None, run.comm
     while adopted is None:
         wire.revoke()
         wire = wire.shrink()
-        comm = Communicator(wire)
         try:
+            comm = Communicator(wire)
             adopted = _rebuilt(run, comm)
         except RankFailed:  # another one, meanwhile
             wire.revoke()
@@ -103,21 +104,31 @@ def _rebuilt(run: Run, comm: Communicator) -> Adopted:
 
 def _grow(run: Run) -> None:
     """Start as many ranks as the run began with lacks, and give them a part. Where they do not come, go on without."""
-    wire, larger, adopted = run.comm.wire, None, None
+    wire, larger, adopted, failure = run.comm.wire, None, None, ""
     try:
         larger = wire.grow(run.ranks - run.comm.size, [sys.executable, "-m", "hpcai.train.join"])
-        adopted = _welcomed(run, Communicator(larger))
     except (RankFailed, LaunchError) as error:
-        run.reporter.say(f"no ranks came in place of those that failed: {error}")
-    if wire.all_fine(adopted is not None) and adopted is not None:
-        run.comm, run.mine, run.progress = adopted
+        failure = str(error)
+    if not wire.all_fine(larger is not None):  # with nobody missing, so that all vote with the new ones or none does
+        if larger is not None:
+            larger.revoke()
     elif larger is not None:
-        larger.revoke()
+        try:
+            adopted = _welcomed(run, Communicator(larger))
+        except RankFailed as error:
+            failure = str(error)
+            larger.revoke()
+        if not larger.all_fine(adopted is not None):
+            adopted = None
+    if adopted is not None:
+        run.comm, run.mine, run.progress = adopted
+    else:
+        run.reporter.say(f"no ranks came in place of those that failed ({failure or 'others failed meanwhile'})")
 
 
 def _welcomed(run: Run, comm: Communicator) -> Adopted:
     """Give the last ranks of `comm`, which are new, options, data, state and place. Collective, with `join` there."""
-    comm.exchange(Invitation(run.options, run.progress, run.mine.decided, run.ranks, cores.core_share()))
+    comm.exchange(Invitation(run.options, run.progress, run.mine.decided, run.counted, run.ranks, cores.core_share()))
     share(comm, lambda: run.dataset)
     fresh = replica(_unmeshed(run.options), run.dataset, comm)
     _carry_over(run.mine, fresh, set(range(run.comm.size)))
@@ -131,12 +142,13 @@ class Invitation(NamedTuple):
     options: Options
     progress: resume.Progress
     decided: tuple[int, Totals] | None
+    counted: Array
     ranks: int
     cores: int
 
 
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
-    """What a new rank begins with, from the others. Collective."""
+    """What a new rank begins with, from the others. Collective; the others then vote whether it is to go on with them."""
     told = comm.exchange(None)[0]
     assert isinstance(told, Invitation)
     cores.limit_threads(told.cores)
@@ -151,7 +163,6 @@ def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
             fresh.backup.renew(fresh.state)
     _equal(fresh)
     fresh.decided, fresh.updated = told.decided, True
-    stall.watch_over(comm)  # with the others, at the end of `recover`
     return told, dataset, fresh
 
 
@@ -247,5 +258,10 @@ def remember(mine: Replica, at: int) -> None:
 
 def check(options: Options, comm: Communicator) -> None:
     """Raise UsageError where a run cannot outlive ranks."""
-    if options.elastic != "never" and (reason := comm.wire.why_not_elastic(options.elastic == "grow")):
+    if options.elastic == "never":
+        return
+    reason = comm.wire.why_not_elastic(options.elastic == "grow")
+    if not reason and not comm.notices_ends:
+        reason = "ranks cannot see another's end here (that wants Linux 5.3 and one PID namespace); HPCAI_NODE=0 leaves it to MPI"
+    if reason:
         raise UsageError(f"--elastic {options.elastic}: {reason}")

@@ -56,7 +56,7 @@ def go_on(comm: Communicator, told: elastic.Invitation, dataset: Dataset, mine: 
         comm.set_timeout(told.options.stall_timeout)
     saver = Saver(mine, comm, resume.place(told.options), told.options.keep)
     run = _run(told.options, dataset, told.progress, saver)
-    run.ranks, run.written = told.ranks, 0
+    run.ranks, run.written, run.counted = told.ranks, 0, told.counted
     return _through(run)
 
 

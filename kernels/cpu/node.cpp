@@ -177,8 +177,25 @@ bool Node::barrier() {
     desk(rank_).arrivals.store(target, std::memory_order_seq_cst);
     if (desk(rank_).sleepers.load(std::memory_order_seq_cst)) futex_wake(desk(rank_).arrivals);
     for (int step = 1; step < size_; ++step)
-        if (!wait_for((rank_ + step) % size_, target)) return false;
+        if (!wait_for((rank_ + step) % size_, target)) {
+            desk(rank_).out.store(1, std::memory_order_seq_cst);
+            return false;
+        }
     return true;
+}
+
+// After a closing barrier that failed: others may still be writing into this rank's array, which its owner may now free. Wait
+// until each has come to the barrier, has left the collective as well, or has ended.
+void Node::settle() const {
+    const double end = now() + 2.0;
+    for (bool writing = true; writing && now() < end;) {
+        const std::vector<int> gone = ended();
+        writing = false;
+        for (int r = 0; r < size_; ++r)
+            writing |= std::int32_t(desk(r).arrivals.load(std::memory_order_acquire) - epoch_) < 0 &&
+                       !desk(r).out.load(std::memory_order_acquire) && std::find(gone.begin(), gone.end(), r) == gone.end();
+        if (writing) sched_yield();
+    }
 }
 
 bool Node::wait_for(int rank, std::uint32_t target) {
@@ -345,7 +362,10 @@ Status Node::reached(Kind kind, Type type, Op op, long divisor, int root, unsign
     } else if (rank_ != root) {
         fine = copy_all(root, 0, x, n * itemsize);
     }
-    if (!barrier()) return STALLED;
+    if (!barrier()) {
+        settle();
+        return STALLED;
+    }
     return fine ? DONE : UNREACHED;
 }
 

@@ -34,6 +34,7 @@ struct alignas(64) Desk {
     alignas(64) std::atomic<std::uint32_t> arrivals;
     alignas(64) std::atomic<std::uint32_t> sleepers;
     std::atomic<std::uint32_t> revoked;  // by this rank: nobody shall wait here any longer
+    std::atomic<std::uint32_t> out;      // this rank has left a collective half-way, and writes nothing any more
     alignas(64) std::int64_t pid;  // whose memory `address` means, and a word there to prove it
     std::uint64_t proof_address, proof;
     alignas(64) Call call[kSlots];
@@ -89,6 +90,7 @@ private:
     bool barrier();
     bool wait_for(int rank, std::uint32_t target);
     bool anyone_lost(std::uint32_t target) const;
+    void settle() const;
     bool waited(double begin);
 
     Status small(Type type, Op op, long divisor, void* x, std::size_t n);
