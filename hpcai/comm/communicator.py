@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import call, halving, hierarchical, node, pairwise, ring, schedule, select, stall
+from hpcai.comm import call, halving, hierarchical, node, pairwise, ring, schedule, select, stall, ulfm
 from hpcai.comm.wire import Pending, Wire
 from hpcai.errors import HpcaiError, RankFailed, RankMismatch
 from hpcai.xp import CODES, Array, bfloat16
