@@ -3,6 +3,7 @@ PYTHON ?= python3
 MPI ?= mpich
 VENV ?= .venv$(if $(filter mpich,$(MPI)),,-$(MPI))
 RANKS ?= 2
+MPI_RANKS ?= 2 3 4
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # More ranks than cores, and root in a container, are fine for a try-out: Open MPI wants to be told.
 export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
@@ -36,9 +37,7 @@ unit: $(VENV)/dev-$(MPI)
 	pytest -n 2 $(STARTING:%=--ignore=%)
 
 mpi-test: $(VENV)/dev-$(MPI)
-	mpirun -n 2 pytest
-	mpirun -n 3 pytest
-	mpirun -n 4 pytest
+	for n in $(MPI_RANKS); do mpirun -n $$n pytest || exit 1; done
 
 command-test: $(VENV)/dev-$(MPI)
 	pytest -n 2 --dist loadfile $(STARTING)
