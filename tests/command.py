@@ -41,7 +41,7 @@ def run(ranks, *arguments, limit=60, **more):
     return process.returncode, out, err
 
 
-def children(process):
+def children(process, program=b"hpcai.train"):
     """The ranks that a launcher started, by their command line."""
     found, tasks = [], [process.pid]
     while tasks:
@@ -51,8 +51,7 @@ def children(process):
         found += [
             int(kid)
             for kid in kids
-            if b"hpcai.train" in Path(f"/proc/{kid}/cmdline").read_bytes()
-            and b"mpirun" not in Path(f"/proc/{kid}/cmdline").read_bytes()
+            if program in Path(f"/proc/{kid}/cmdline").read_bytes() and b"mpirun" not in Path(f"/proc/{kid}/cmdline").read_bytes()
         ]
     return [pid for pid in found if b"proxy" not in Path(f"/proc/{pid}/cmdline").read_bytes()]
 

@@ -58,7 +58,12 @@ def _mapped(wire: Wire, handle: int, bytes_per_rank: int) -> Array | None:
 def _without_name(wire: Wire) -> int:
     """A descriptor of the same new file on all ranks, or -1 where it cannot be had."""
     handle = _tried(lambda: os.open(FOLDER, os.O_TMPFILE | os.O_RDWR, 0o600)) if wire.rank == 0 else -1
-    pid, number, *file = wire.exchange((os.getpid(), handle, *_file(handle)))[0]
+    try:
+        pid, number, *file = wire.exchange((os.getpid(), handle, *_file(handle)))[0]
+    except BaseException:
+        if handle >= 0:
+            os.close(handle)
+        raise
     if wire.rank == 0 or number < 0:
         return handle
     mine = _tried(lambda: os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR))

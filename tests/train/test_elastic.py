@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from hpcai.comm import threads
 from hpcai.comm.ulfm import RECOVERABLE, why_not
 from hpcai.errors import UsageError
 from hpcai.train import checkpoint, resume
-from tests.command import MPIRUN, start
+from tests.command import MPIRUN, children, start, wait_for
 from tests.train.test_loop import options, train
 
 FLAGS = ["--steps", "40", "--hidden", "24", "--batch", "64", "--dtype", "f64", "--checkpoint-steps", "20"]
@@ -68,6 +70,8 @@ def undisturbed(tmp_path_factory):
         ("1 evaluating 22", ""),
         ("2 saving 19", "--zero 1"),
         ("1 backward 7 3 recovering 7", "--zero 1"),
+        ("1 backward 7 3 shrunk 7", ""),
+        ("1 backward 7", "--micro-batches 2"),
     ],
 )
 def test_a_rank_that_dies_anywhere_costs_nothing(tmp_path, undisturbed, strikes, split):
@@ -113,6 +117,40 @@ def test_new_ranks_come_in_place_of_those_that_failed(tmp_path, undisturbed, spl
     assert summary["ranks"] == 4
     if "compress" not in split:
         np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
+
+
+@ulfm
+def test_ranks_that_fail_while_new_ones_come_cost_nothing_either(tmp_path, undisturbed):
+    """The new rank, which had its part already, leaves, and others come in its place."""
+    code, err = struck(tmp_path, "1 decided 7 0 welcomed 7", elastic="grow")
+    assert code == 0, err
+    np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
+    assert err.count("epoch   2/2") == 1
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == 4
+    assert "Traceback" not in err
+
+
+@ulfm
+def test_a_rank_that_is_frozen_while_others_recover_is_ended(tmp_path, undisturbed):
+    code, err = struck(tmp_path, "1 backward 7 2- backward 7", "--stall-timeout", "3")
+    assert code == 0, err
+    assert "is frozen and keeps others waiting" in err
+    np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
+
+
+@ulfm
+def test_a_signal_to_leave_survives_a_failure_and_reaches_new_ranks(tmp_path):
+    """A rank dies while all write the checkpoint with which they leave."""
+    flags = ["--elastic", "grow", "--run", tmp_path / "run", "--epochs", "400", "--hidden", "24", "--checkpoint-steps", "0"]
+    launcher = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"]
+    process = start(3, "2", "leaving", "0", "--", *flags, program=(PROGRAM,), launcher=launcher)
+    wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists())
+    time.sleep(1)
+    os.kill(sorted(children(process, b"striking.py"))[0], signal.SIGUSR1)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 85, err
+    assert "asked to leave" in err
+    assert resume.newest(tmp_path / "run")
 
 
 @ulfm
