@@ -11,7 +11,7 @@ import pytest
 
 from hpcai.errors import UsageError
 from hpcai.submit import __main__ as submit
-from hpcai.submit import checks, script, slurm, sweep, walltime
+from hpcai.submit import checks, finished, script, slurm, sweep, walltime
 from hpcai.train import config
 from tests.slurm_cluster import wait_for
 
@@ -44,7 +44,7 @@ def test_scripts_are_bash(tmp_path):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     settings = script.train(job).split("say()")[0] + 'printf "%s\\n" "${python[@]}" "${options[@]}"'
     done = subprocess.run(["bash"], input=settings, text=True, capture_output=True, env={"SLURM_ARRAY_TASK_ID": "1"}, check=True)
-    assert done.stdout.splitlines() == ["/a b/python", "--resume", "auto", "--data", "csv:a b'c.csv", "--lr=2"]
+    assert done.stdout.splitlines() == ["/a b/python", "--data", "csv:a b'c.csv", "--lr=2"]
 
 
 def test_what_is_asked_of_slurm(capsys, tmp_path):
@@ -98,14 +98,19 @@ def damaged_csv(folder):
     return ["--data", f"csv:{folder / 't.csv'}", "--label", "y"]
 
 
-def measured(folder, step_ms, steps=10, **options):
+def measured(folder, step_ms, made=10, **options):
     """A finished run of default options on 2 ranks."""
     folder.mkdir(parents=True)
-    lines = [json.dumps({"step": i + 1, "step_ms": step_ms}) for i in range(steps)]
+    lines = [json.dumps({"step": i + 1, "step_ms": step_ms}) for i in range(made)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     had = config.parse([f"--{name}={value}" for name, value in options.items()])
-    summary = {"ranks": 2, "options": {name: getattr(had, name) for name in config.Options.__dataclass_fields__}}
+    summary = {"ranks": 2, "steps": made, "options": {name: getattr(had, name) for name in config.Options.__dataclass_fields__}}
     (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def elsewhere(folder):
+    (folder / "options.yaml").write_text("resume: old/checkpoints/step-1\n")
+    return ["--config", str(folder / "options.yaml")]
 
 
 def slow(folder):
@@ -133,6 +138,9 @@ BAD = {
     "signals": ([], ["--signals", "TERM"], "add it to --signals"),
     "afresh": ([], ["--resume", "never"], "--resume is auto"),
     "elsewhere": ([], ["--resume=old/checkpoints/step-1"], "--resume is auto"),
+    "elsewhere by a file": ([], elsewhere, "--resume is auto"),
+    "elastic under srun": (["--launcher", "srun-pmix"], ["--elastic", "shrink"], "srun ends all ranks when one fails"),
+    "sweep of elastic": (["--sweep", "elastic=never,shrink"], [], "cannot vary 'elastic'"),
     "sweep of nothing": (["--sweep", "lr"], [], "--sweep wants OPTION=VALUE"),
     "sweep of an unknown option": (["--sweep", "speed=1,2"], [], "cannot vary 'speed'"),
     "sweep of folders": (["--sweep", "run=a,b"], [], "cannot vary 'run'"),
@@ -156,6 +164,48 @@ def test_what_would_fail_is_refused_in_one_line_and_leaves_nothing(capsys, tmp_p
     assert err.count("\n") == 1
     assert words in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("elastic", ["never", "shrink", "grow"])
+def test_the_script_knows_whether_ranks_may_fail(capsys, tmp_path, elastic):
+    (tmp_path / "options.yaml").write_text(f"elastic: {elastic}\n")
+    out = run(capsys, "--dry-run", "--", "--run", tmp_path / "run", "--config", tmp_path / "options.yaml")[1]
+    assert f"\nelastic={elastic}\n" in out
+
+
+def test_a_job_goes_on_whatever_a_file_says(monkeypatch, tmp_path):
+    (tmp_path / "options.yaml").write_text("resume: never\n")
+    flags = f"--config {tmp_path / 'options.yaml'}"
+    assert config.parse(["--resume", "auto", *flags.split()]).resume == "never"
+    script_run(monkeypatch, tmp_path, "exit 0", flags=flags, **OPEN_MPI)
+    for name in ("launched", "judged"):
+        given = (tmp_path / "bin" / name).read_text().split("hpcai.", 1)[1].split()[1:]
+        assert config.parse(given).resume == "auto"
+
+
+@pytest.mark.parametrize(
+    "had, now, steps, found, code",
+    [
+        ({"epochs": 2}, ["--epochs", "2"], 24, [], 0),
+        ({"epochs": 2}, ["--epochs", "4"], 24, [], 3),
+        ({"epochs": 2}, ["--epochs", "1"], 24, [], 0),
+        ({"steps": 9}, ["--steps", "10"], 9, [], 3),
+        ({"steps": 9}, ["--steps", "10"], 9, [10], 0),
+        ({"steps": 9}, ["--steps", "9", "--help"], 9, [], 0),
+        ({"steps": 9}, ["--steps", "nine"], 9, [], 1),
+    ],
+)
+def test_files_tell_whether_a_run_is_finished(capsys, tmp_path, had, now, steps, found, code):
+    """Each epoch of the digits has 12 steps of 128 samples."""
+    given = ["--run", str(tmp_path / "run"), *now]
+    if code == 0 and "--help" not in now:
+        assert finished.main(given) == finished.NOT_FINISHED
+    measured(tmp_path / "run", 1.0, made=steps, **had)
+    for step in found:
+        (tmp_path / "run" / "checkpoints" / f"step-{step:09d}").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / f"step-{step:09d}" / "manifest.json").write_text("{}")
+    assert finished.main(given) == code
+    assert bool(capsys.readouterr().err) == (code == 1)
 
 
 @pytest.mark.parametrize("flags", [["--nodes", "0"], ["--ranks-per-node", "two"], ["--launcher", "ssh"], ["--node", "2"]])
@@ -276,24 +326,44 @@ def test_large_data_is_only_looked_for(tmp_path, monkeypatch):
 
 LAUNCH = """#!/bin/bash
 case "$*" in
-*--overlap*) exit {ping} ;;
+*--overlap*) echo >> {folder}/pings; {ping} ;;
 *--mpi=list*) echo "MPI plugin types are... pmi2 pmix" ;;
 *) echo "$(basename "$0") $*" >> {folder}/launched; {does} ;;
 esac
 """
 
 
-def script_run(monkeypatch, folder, does, *, state="RUNNING", ping=0, library="MPICH 5", strike=None, flags="", **variables):
+PYTHON = """#!/bin/bash
+case "$*" in
+*hpcai.submit.finished*) echo "$*" > {folder}/judged; exit {finished} ;;
+*) {probe}; echo "{library}" ;;
+esac
+"""
+
+ANSWER = """#!/bin/bash
+echo >> {folder}/{name}-asked
+(($(wc -l < {folder}/{name}-asked) > {fails})) || exit 1
+{does}
+"""
+"""A program that fails so many times before it does what it is for."""
+
+
+def script_run(
+    monkeypatch, folder, does, *, state="RUNNING", ping="exit 0", library="MPICH 5", strike=None, flags="", finished=0, probe=":",
+    fails=0, **variables,
+):  # fmt: skip
     """Run the batch script with programs that pretend; returns its exit code, what it said, and what was requeued."""
-    launch = LAUNCH.format(ping=ping, folder=folder / "bin", does=does)
+    bin = folder / "bin"
+    launch = LAUNCH.format(ping=ping, folder=bin, does=does)
     pretend(
         monkeypatch,
         folder / "bin",
         srun=launch,
         mpirun=launch,
-        python=f"#!/bin/sh\necho '{library}'\n",
-        squeue=f"#!/bin/sh\necho {state}\n",
-        scontrol=f'#!/bin/sh\necho "$@" >> {folder}/bin/requeued\n',
+        python=PYTHON.format(folder=bin, finished=finished, library=library, probe=probe),
+        squeue=ANSWER.format(folder=bin, name="squeue", fails=fails, does=f"echo {state}"),
+        scontrol=ANSWER.format(folder=bin, name="scontrol", fails=min(fails, 3), does=f'echo "$@" >> {bin}/requeued'),
+        sleep='#!/bin/sh\n[ "${1%.*}" -ge 1 ] && [ "$1" -lt 60 ] || exec /bin/sleep "$1"\n',
     )
     (folder / "script").write_text(script.train(script.Job(max_restarts=3)))
     slurms = {"SLURM_JOB_ID": "41", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2"} | variables
@@ -315,6 +385,8 @@ def script_run(monkeypatch, folder, does, *, state="RUNNING", ping=0, library="M
 
 
 OPEN_MPI = {"library": "Open MPI v5", "HPCAI_LAUNCHER": "mpirun"}
+CANNOT_SAY = OPEN_MPI | {"finished": 1}
+ELASTIC = OPEN_MPI | {"SLURM_NNODES": "1", "HPCAI_ELASTIC": "shrink"}
 ENDS = {
     "a checkpoint": ("exit 85", {}, 0, "requeue 41\n", "requeued, it goes on"),
     "a task of an array": ("exit 85", {"SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "2"}, 0, "requeue 41_2\n", "requeued"),
@@ -323,9 +395,17 @@ ENDS = {
     "not too often": ("exit 85", {"SLURM_RESTART_COUNT": "2"}, 0, "requeue 41\n", "restarts: 2"),
     "an error": ("exit 3", {}, 3, "", "exit code 3"),
     "finished": ("exit 0", {}, 0, "", "exit code 0"),
-    "finished under mpirun": ("exit 0", OPEN_MPI, 0, "", "exit code 0"),
-    "a lost node under mpirun": ("exit 0", OPEN_MPI | {"ping": 1}, 0, "requeue 41\n", "a node was lost"),
-    "a lost node under mpirun, one": ("exit 0", OPEN_MPI | {"ping": 1, "SLURM_NNODES": "1"}, 0, "", "exit code 0"),
+    "finished under mpirun": ("exit 0", OPEN_MPI | {"ping": "exit 1"}, 0, "", "exit code 0"),
+    "a lost node under mpirun": ("exit 0", OPEN_MPI | {"finished": 3}, 0, "requeue 41\n", "ranks or a node were lost; requeued"),
+    "a lost node, files do not say": ("exit 0", CANNOT_SAY | {"ping": "exit 1"}, 0, "requeue 41\n", "a node was lost; requeued"),
+    "no lost node, files do not say": ("exit 0", CANNOT_SAY, 0, "", "exit code 0"),
+    "a probe that fails once": ("exit 0", CANNOT_SAY | {"ping": "[[ $(wc -l < {pings}) == 2 ]]"}, 0, "", "exit code 0"),
+    "mpirun on one node": ("exit 0", OPEN_MPI | {"finished": 3, "SLURM_NNODES": "1"}, 0, "", "exit code 0"),
+    "all ranks lost under ulfm": ("exit 0", ELASTIC | {"finished": 3}, 0, "requeue 41\n", "ranks or a node were lost; requeued"),
+    "finished under ulfm": ("exit 0", ELASTIC, 0, "", "exit code 0"),
+    "squeue fails": ("exit 85", {"fails": 3}, 0, "requeue 41\n", "requeued, it goes on"),
+    "squeue never answers": ("exit 85", {"fails": 99}, 0, "requeue 41\n", "requeued, it goes on"),
+    "squeue fails, then says that the job ends": ("exit 85", {"fails": 3, "state": "COMPLETING"}, 85, "", "is ending the job"),
     "killed": ("kill -KILL $$", {}, 137, "", "exit code 137"),
 }
 
@@ -333,6 +413,8 @@ ENDS = {
 @pytest.mark.parametrize("case", ENDS)
 def test_how_training_ends_decides_whether_the_job_is_requeued(monkeypatch, tmp_path, case):
     does, more, code, requeued, words = ENDS[case]
+    if "ping" in more:
+        more = more | {"ping": more["ping"].replace("{pings}", str(tmp_path / "bin" / "pings"))}
     found = script_run(monkeypatch, tmp_path, does, **more)
     assert (found[0], found[2]) == (code, requeued), found[1]
     assert words in found[1]
@@ -353,12 +435,31 @@ def test_signals_reach_training_as_usr1(monkeypatch, tmp_path, strike, does, wor
     assert ("got USR1" in out) == ("got USR1" in does)
 
 
+@pytest.mark.parametrize("probe", [":", "exit 1"])
+@pytest.mark.parametrize("when", ["site", "probe"])
+def test_a_signal_before_the_launch_requeues_the_job(monkeypatch, tmp_path, when, probe):
+    """While site.sh loads modules or Python looks for its MPI, which the signal may have ended."""
+    slow = f"touch {tmp_path}/bin/ready; sleep 0.5"
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "site.sh").write_text(slow if when == "site" else "")
+    probe = probe if when == "site" else f"{slow}; {probe}"
+    code, out, requeued = script_run(monkeypatch, tmp_path, "exit 0", strike=signal.SIGUSR1, probe=probe)
+    assert (code, requeued) == (0, "requeue 41\n"), out
+    assert "before training had begun; requeued" in out
+    assert not (tmp_path / "bin" / "launched").exists()
+
+
 @pytest.mark.parametrize(
     "variables, words",
     [
-        ({}, "srun --mpi=pmi2 --kill-on-bad-exit=1 python -m hpcai.train --resume auto --lr 1"),
+        ({}, "srun --mpi=pmi2 --kill-on-bad-exit=1 python -m hpcai.train --lr 1 --resume auto"),
         ({"library": "Open MPI v5"}, "srun --mpi=pmix python -m"),
         (OPEN_MPI, "mpirun --bind-to none --map-by ppr:2:node python -m"),
+        (
+            {"library": "Open MPI v5", "HPCAI_ELASTIC": "shrink"},
+            "mpirun --bind-to none --map-by ppr:2:node --with-ft ulfm python -m",
+        ),
+        (OPEN_MPI | {"HPCAI_ELASTIC": "grow"}, "--with-ft ulfm --prtemca state_base_recoverable 1 python -m"),
         ({"HPCAI_LAUNCHER": "mpirun", "HPCAI_LAUNCHER_OPTIONS": "-ppn 2"}, "mpirun -ppn 2 python -m"),
     ],
 )
@@ -366,7 +467,7 @@ def test_the_launcher_is_that_of_the_mpi_library(monkeypatch, tmp_path, variable
     code, out, _ = script_run(monkeypatch, tmp_path, "exit 0", flags="--lr 1", **variables)
     assert code == 0
     assert words in out
-    assert (tmp_path / "bin" / "launched").read_text().startswith(words.split(" python")[0])
+    assert words.split(" python")[0] in (tmp_path / "bin" / "launched").read_text()
 
 
 def test_the_site_has_its_say_before_training(monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import checks, script, slurm, sweep
 from hpcai.submit.walltime import seconds
 from hpcai.train import config
+from hpcai.train.config import Options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,10 +73,12 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
     if not chosen.dry_run:
         slurm.require()
     runs = sweep.runs(training, chosen.sweep)
+    whole = config.parse(training)
+    checks.check_launcher(whole, chosen.launcher)
     ranks = chosen.nodes * chosen.ranks_per_node
     expected = [checks.check(options, ranks, chosen.time, chosen.signal_seconds) for _, options in runs]
-    folder = Path(str(config.parse(training).run))
-    text = script.train(_job(chosen, training, folder, [flags for flags, _ in runs if flags]))
+    folder = Path(str(whole.run))
+    text = script.train(_job(chosen, training, whole, [flags for flags, _ in runs if flags]))
     if chosen.dry_run:
         sys.stdout.write(text)
         return 0
@@ -100,8 +103,9 @@ def _say(text: str) -> None:
     print(f"hpcai.submit: {text}", file=sys.stderr, flush=True)
 
 
-def _job(chosen: argparse.Namespace, training: list[str], folder: Path, tasks: list[list[str]]) -> script.Job:
+def _job(chosen: argparse.Namespace, training: list[str], whole: Options, tasks: list[list[str]]) -> script.Job:
     """What the script says. Paths are whole, so that it can be submitted again from anywhere but for training's own."""
+    folder = Path(str(whole.run))
     return script.Job(
         name=chosen.name or folder.name,
         nodes=chosen.nodes,
@@ -114,6 +118,7 @@ def _job(chosen: argparse.Namespace, training: list[str], folder: Path, tasks: l
         signal_seconds=chosen.signal_seconds,
         max_restarts=chosen.max_restarts,
         launcher=chosen.launcher,
+        elastic=whole.elastic,
         log=str(folder.absolute() / ("slurm-%A_%a.log" if tasks else "slurm-%j.log")),
         python=sys.executable,
         site=_site(chosen.site),

@@ -16,34 +16,44 @@ from hpcai.train.config import Options
 SMALL_BYTES = 256 << 20
 """Data up to this size is read as training would; of more it is only seen that the files are there."""
 
+NO_RESUME = "--resume is auto for a job that may be requeued; leave it out, and to start afresh name another folder by --run"
+
 
 def check_flags(arguments: Sequence[str]) -> None:
     """Raise UsageError for options of training that a requeued job cannot have."""
     for i, word in enumerate(arguments):
         name, _, value = word.partition("=")
         if name == "--resume" and (value or next(iter(arguments[i + 1 :]), "")) != "auto":
-            raise UsageError(
-                "--resume is auto for a job that may be requeued; leave it out, and to start afresh name another folder by --run"
-            )
+            raise UsageError(NO_RESUME)
+
+
+def check_launcher(options: Options, launcher: str) -> None:
+    """Raise UsageError for a launcher that ends all ranks where some are to go on."""
+    if options.elastic != "never" and launcher.startswith("srun"):
+        raise UsageError(
+            f"--elastic {options.elastic} with --launcher {launcher}: srun ends all ranks when one fails; take mpirun, or auto"
+        )
 
 
 def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     """Raise UsageError, in one line, for a run that could not train; returns what is expected of its duration."""
+    if options.resume not in ("never", "auto"):  # from a file of options; never is also what is there if nothing is said
+        raise UsageError(NO_RESUME)
     build.check(options, ranks)
     if "USR1" not in options.signals:
         raise UsageError(f"the batch script asks training to leave by USR1; add it to --signals {','.join(options.signals)}")
     if options.plot:
         report.require_matplotlib()
-    dataset = _data(options)
+    dataset = data(options)
     here = [options.checkpoints] if options.checkpoints and "://" not in options.checkpoints else []
     for folder in [options.run, *here, *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
         _writable(Path(str(folder)))
     found = walltime.measured(options, ranks)
     goes_on = found is not None and found.where == Path(str(options.run))
-    return walltime.check(time, lead_s, found, _total_steps(options, dataset), goes_on)
+    return walltime.check(time, lead_s, found, total_steps(options, dataset), goes_on)
 
 
-def _data(options: Options) -> Dataset | None:
+def data(options: Options) -> Dataset | None:
     """The data set, or None if its files are too large to be read here."""
     where = Path(options.data_dir) if options.data_dir else None
     try:
@@ -55,7 +65,8 @@ def _data(options: Options) -> Dataset | None:
         raise UsageError(str(error)) from None
 
 
-def _total_steps(options: Options, dataset: Dataset | None) -> int | None:
+def total_steps(options: Options, dataset: Dataset | None) -> int | None:
+    """The number of steps of a whole run; None if that depends on data that is not given."""
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch) if dataset else None
     by_epochs = options.epochs * per_epoch if options.epochs and per_epoch else None
     return min((n for n in (options.steps, by_epochs) if n is not None), default=None)

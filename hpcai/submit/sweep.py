@@ -10,7 +10,7 @@ from hpcai.errors import UsageError
 from hpcai.train import config
 from hpcai.train.config import Options
 
-OWN = ("run", "resume", "config", "metrics", "trace", "signals", "checkpoints")
+OWN = ("run", "resume", "config", "metrics", "trace", "signals", "checkpoints", "elastic")
 """Options that runs of a sweep cannot differ in: they are the same for all, or follow from the run's folder."""
 
 

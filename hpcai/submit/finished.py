@@ -1,0 +1,58 @@
+"""`python -m hpcai.submit.finished OPTIONS`: whether the run that options of hpcai.train describe is finished, by its files.
+
+Exit code 0: it is. 3: it is not. Another: that cannot be said. For batch scripts, where a launcher's 0 does not tell a finished
+run from one whose node was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpcai.errors import HpcaiError, UsageError
+from hpcai.submit import checks
+from hpcai.train import config, resume
+from hpcai.train.config import Options
+
+NOT_FINISHED = 3
+"""The exit code that says so."""
+
+BOUNDS = ("data", "batch", "epochs", "steps")
+"""Options that say how many steps a run has."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run with these arguments (default: the command line's); returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if config.asks_only(given):
+        return 0
+    try:
+        return 0 if finished(config.parse(given)) else NOT_FINISHED
+    except (HpcaiError, OSError) as error:
+        print(f"hpcai.submit: cannot say whether the run is finished: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def finished(options: Options) -> bool:
+    """True if the run has its summary and all its steps.
+
+    Raises: UsageError if the number of steps is not known; CheckpointError or OSError for checkpoints that cannot be listed.
+    """
+    try:
+        summary = json.loads((Path(str(options.run)) / "summary.json").read_text(encoding="utf-8"))
+        had, steps = summary["options"], int(summary["steps"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    if all(had.get(name) == getattr(options, name) for name in BOUNDS):
+        return True
+    total = checks.total_steps(options, checks.data(options) if options.epochs else None)
+    if total is None:
+        raise UsageError(f"{options.data} is too large to count the steps of --epochs {options.epochs}")
+    names = resume.place(options).names()
+    return max(steps, int(names[-1].split("-")[1]) if names else 0) >= total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

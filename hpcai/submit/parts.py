@@ -1,0 +1,134 @@
+"""What all batch scripts have in common, in bash: signals, requeueing, the launcher, and the judgement of how training ended.
+
+Texts that hpcai.submit.script puts together. They read what a script sets first: python, site, launcher, and for training
+max_restarts, elastic (as the option of training) and options.
+"""
+
+SAY = r"""
+say() { printf '%(%F %T)T hpcai: %s\n' -1 "$*"; }
+"""
+
+REFUSE = r"""
+refuse() { say "error: $2"; exit "$1"; } # EXIT-CODE WORDS
+"""
+
+ASKED = r"""
+# Slurm's USR1 (time is nearly up, or another job comes first) and TERM reach this shell alone, at any time from now on. Ranks get
+# both as USR1, since launchers take TERM as an order to kill. The trap uses nothing but builtins: a signal is lost while a trap
+# waits for a command.
+child=
+asked=
+pass_on() {
+    asked=1
+    if [[ -n $child ]]; then kill -USR1 "$child" 2>/dev/null; fi
+}
+trap pass_on USR1 TERM
+
+patiently() { # COMMAND: until it succeeds, five times at most, since a controller that is busy or restarted does not answer
+    local pause
+    for pause in 1 2 4 8; do
+        "$@" && return
+        sleep "$pause"
+    done
+    "$@"
+}
+
+requeue() { # REASON: ask for another allocation, unless Slurm is ending the job anyway or it was restarted too often
+    local job=$SLURM_JOB_ID state
+    if [[ -n $SLURM_ARRAY_JOB_ID ]]; then job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi # a bare number may mean the array
+    state=$(patiently squeue -h -j "$job" -o %T)
+    if [[ -n $state && $state != RUNNING ]]; then
+        say "$1; Slurm is ending the job. What is checkpointed is kept: the same command goes on from it"
+    elif ((${SLURM_RESTART_COUNT:-0} >= max_restarts)); then
+        say "$1, but it was restarted $SLURM_RESTART_COUNT times, which is the most allowed; the same command goes on"
+    elif patiently scontrol requeue "$job"; then
+        say "$1; requeued, it goes on from the newest checkpoint"
+        exit
+    else
+        say "$1, but it could not be requeued; the same command goes on from the newest checkpoint"
+    fi
+}
+
+refuse() { # EXIT-CODE WORDS: end, for good unless Slurm asked to leave: then that may be what failed
+    if [[ -n $asked ]]; then requeue "asked to leave before training had begun"; fi
+    say "error: $2"
+    exit "$1"
+}
+"""
+
+LAUNCH = r"""
+# What the site says: modules, environment, launcher, network (HPCAI_SITE names another file).
+site=${HPCAI_SITE:-$site}
+if [[ $python == /* ]]; then PATH=${python%/*}:$PATH; fi
+if [[ -e $site ]]; then . "$site"; fi
+if [[ $launcher == auto && ${elastic:-never} != never ]]; then launcher=mpirun; fi # srun ends all ranks when one fails
+if [[ $launcher == auto ]]; then launcher=${HPCAI_LAUNCHER:-auto}; fi
+if [[ -n $SLURM_CPUS_PER_TASK ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # srun does not ask sbatch for it
+
+# The launcher that belongs to Python's MPI library.
+library=$("${python[@]}" -c 'import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+print(MPI.Get_library_version().strip("\0"))' 2>&1) || refuse 1 "${python[*]} has no MPI library: ${library##*$'\n'}"
+if [[ $launcher == auto ]]; then
+    if [[ $library != *"Open MPI"* ]]; then launcher=srun-pmi2
+    elif [[ $(srun --mpi=list 2>&1) == *pmix* ]]; then launcher=srun-pmix
+    else launcher=mpirun; fi
+fi
+case $launcher in
+srun-pmix) launch=(srun --mpi=pmix) ;;
+srun-pmi2) launch=(srun --mpi=pmi2 --kill-on-bad-exit=1) ;; # by itself pmi2 lets the others wait for a rank that died
+mpirun)
+    launch=(mpirun)
+    if [[ $library == *"Open MPI"* ]]; then
+        launch+=(--bind-to none)
+        if [[ -n $SLURM_NTASKS_PER_NODE ]]; then launch+=(--map-by "ppr:$SLURM_NTASKS_PER_NODE:node"); fi
+        if [[ ${elastic:-never} != never ]]; then launch+=(--with-ft ulfm); fi
+        if [[ ${elastic:-never} == grow ]]; then launch+=(--prtemca state_base_recoverable 1); fi
+    fi
+    ;;
+*) refuse 2 "there is no launcher $launcher, but srun-pmix, srun-pmi2, mpirun and auto" ;;
+esac
+launch+=($HPCAI_LAUNCHER_OPTIONS)
+"""
+
+BENCH = r"""
+exec "${launch[@]}" "${python[@]}" -m bench.allreduce "$@"
+"""
+
+TRAIN = r"""
+if [[ -n $asked ]]; then
+    requeue "asked to leave before training had begun"
+    exit 85
+fi
+options+=("$@" --resume auto) # last, so that nothing else is taken, as from a file of options
+say "${launch[*]} ${python[*]} -m hpcai.train ${options[*]}  (restarts: ${SLURM_RESTART_COUNT:-0})"
+"${launch[@]}" "${python[@]}" -m hpcai.train "${options[@]}" &
+child=$!
+if [[ -n $asked ]]; then kill -USR1 "$child"; fi
+while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
+wait "$child"
+ended=$?
+child=
+if [[ $ended != 127 ]]; then code=$ended; fi
+
+all_nodes() { # whether a step reaches all nodes
+    timeout -k 1 30 srun --overlap --mpi=none -N "$SLURM_NNODES" -n "$SLURM_NNODES" --ntasks-per-node=1 true
+}
+
+if [[ $code == 85 ]]; then
+    requeue "a checkpoint is written"
+elif [[ -n $asked ]] && ((code > 128)); then
+    requeue "asked to leave before training had begun"
+elif [[ $code == 0 && $launcher == mpirun ]] && [[ $SLURM_NNODES -gt 1 || $elastic != never ]]; then
+    # mpirun ends with 0 also when a node is lost, and with ulfm when all ranks are. Files tell whether the run is finished.
+    timeout -k 1 600 "${python[@]}" -m hpcai.submit.finished "${options[@]}"
+    case $? in
+    0) ;;
+    3) requeue "ranks or a node were lost" ;;
+    *) all_nodes || { sleep 10; all_nodes; } || requeue "a node was lost" ;;
+    esac
+fi
+say "training ended with exit code $code"
+exit "$code"
+"""
