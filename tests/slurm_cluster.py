@@ -44,7 +44,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=100000
 SlurmctldParameters=preempt_send_user_signal
 SlurmdParameters=config_overrides
 ReturnToService=2
@@ -181,7 +181,7 @@ class Cluster:
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
             return False
 
-        wait_for(started, f"a restart of job {job}", limit, pause=0.5)
+        wait_for(started, f"a restart of job {job}", limit, pause=0.25)
 
     def close(self):
         """End everything and remove the folder."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.slurm_cluster import Cluster, refused, wait_for
 ROOT = Path(__file__).parents[1]
 OPEN_MPI = MPIRUN.exists() and "Open MPI" in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
 LAUNCHERS = {"srun-pmix": "srun --mpi=pmix", "mpirun": "mpirun"} if OPEN_MPI else {"srun-pmi2": "srun --mpi=pmi2"}
+WRONG = ("srun", "srun --mpi=pmi2" if OPEN_MPI else "srun --mpi=pmix")
 TINY = ("--hidden", "16", "--batch", "64")
 
 pytestmark = pytest.mark.skipif(not MPIRUN.exists(), reason="there is no mpirun beside this Python")
@@ -63,18 +65,49 @@ class Run:
 
     def finish(self, limit=60):
         """After the strike: bound the run, start it again instead of in two minutes, and see it end."""
+        self.ends_after(self.start_again(limit))
+
+    def start_again(self, limit=60):
+        """Returns the step that it goes on from."""
         step = self.step()
         self.bound(step + 30)
         self.slurm.starts_again(self.job, limit)
+        return step
+
+    def ends_after(self, step):
         self.wait_for_state("COMPLETED")
         assert f"going on after step {step:,}" in self.log()
         assert json.loads((self.folder / "summary.json").read_text())["steps"] == step + 30
 
 
-TWO_BY_TWO = ("--nodes", "2", "--ranks-per-node", "2")
+class Short(NamedTuple):
+    """A job that trains some steps at most."""
+
+    job: str
+    log: Path
+    run: Path
 
 
-def test_a_run_is_followed_to_its_end(slurm, tmp_path):
+@pytest.fixture(scope="module")
+def short(slurm, tmp_path_factory):
+    """Jobs that need no look while they run, all queued at once: by hand by the scripts, and by wrong launchers."""
+    folder, jobs = tmp_path_factory.mktemp("short"), {}
+
+    def queue(name, ranks, *command, **more):
+        log, run = folder / f"{name}.log", folder / name.replace(" ", "-")
+        asked = ("--parsable", "-N2", f"--ntasks-per-node={ranks}", f"--output={log}")
+        jobs[name] = Short(slurm.say("sbatch", *asked, *(str(one).format(run=run) for one in command), **more), log, run)
+
+    variables = environment(PATH=f"{MPIRUN.parent}:/usr/bin:/bin")
+    queue("train", 1, "slurm/train.sbatch", *TINY, "--steps", "10", "--run", "{run}", cwd=ROOT, env=variables)
+    queue("bench", 1, "slurm/bench.sbatch", "-e", "4", "-n", "1", "-w", "0", cwd=ROOT, env=variables)
+    for launch in WRONG:
+        line = f"{launch} {sys.executable} -m hpcai.train --steps 1 --run {{run}}"
+        queue(launch, 2, f"--wrap={line}", env=environment())
+    return jobs
+
+
+def test_a_run_is_followed_to_its_end(slurm, short, tmp_path):
     run = Run(slurm, tmp_path, "--nodes", "2", steps=10, follow=["--follow"])
     assert "ranks          2" in run.said.stdout
     assert "training ended with exit code 0" in run.said.stdout
@@ -82,29 +115,39 @@ def test_a_run_is_followed_to_its_end(slurm, tmp_path):
     assert slurm.state(run.job) == "COMPLETED"
 
 
-def test_the_scripts_by_hand_choose_the_launcher(slurm, tmp_path):
-    for script, flags, words in (
-        ("train", (*TINY, "--steps", "10", "--run", tmp_path / "run"), "ranks          2"),
-        ("bench", ("-e", "4", "-n", "1", "-w", "0"), "MPI_Allreduce"),
-    ):
-        log = tmp_path / f"{script}.log"
-        asked = ("--parsable", "-N", "2", "--ntasks-per-node=1", f"--output={log}")
-        variables = environment(PATH=f"{MPIRUN.parent}:/usr/bin:/bin")
-        job = slurm.say("sbatch", *asked, f"slurm/{script}.sbatch", *flags, cwd=ROOT, env=variables)
-        assert slurm.ends(job) == "COMPLETED", log.read_text()
-        assert words in log.read_text()
+@pytest.mark.parametrize("script, words", [("train", "ranks          2"), ("bench", "MPI_Allreduce")])
+def test_the_scripts_by_hand_choose_the_launcher(slurm, short, script, words):
+    assert slurm.ends(short[script].job) == "COMPLETED", short[script].log.read_text()
+    assert words in short[script].log.read_text()
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_usr1_leaves_a_checkpoint_and_the_requeued_job_goes_on(slurm, tmp_path, launcher):
-    run = Run(slurm, tmp_path, *TWO_BY_TWO, "--launcher", launcher, training=("--checkpoint-steps", "0"))
-    run.wait_for_training()
-    slurm.run("scancel", "--batch", "--signal=USR1", run.job)
-    run.wait(lambda: "a checkpoint is written; requeued" in run.log(), "the requeue", 30)
-    assert "left after step" in run.log()
-    run.finish()
-    assert run.log().count(f"hpcai: {LAUNCHERS[launcher]} ") == 2
-    assert json.loads((run.folder / "summary.json").read_text())["ranks"] == 4
+@pytest.mark.parametrize("launch", WRONG)
+def test_a_wrong_launcher_is_refused(slurm, short, launch):
+    assert slurm.ends(short[launch].job) == "FAILED"
+    said = short[launch].log.read_text()
+    assert f"Start with srun --mpi={'pmix' if OPEN_MPI else 'pmi2'}" in said or "unsupported PMI version PMIx" in said
+    assert not short[launch].run.exists()
+
+
+def test_usr1_leaves_a_checkpoint_and_the_requeued_job_goes_on(slurm, tmp_path):
+    """By each launcher, beside each other."""
+    runs, ranks = {}, {launcher: 1 if launcher == "mpirun" else 2 for launcher in LAUNCHERS}
+    for launcher in LAUNCHERS:
+        (tmp_path / launcher).mkdir()
+        flags = ("--nodes", "2", "--ranks-per-node", ranks[launcher], "--launcher", launcher)
+        runs[launcher] = Run(slurm, tmp_path / launcher, *flags, training=("--checkpoint-steps", "0"))
+    for run in runs.values():
+        run.wait_for_training()
+    for run in runs.values():
+        slurm.run("scancel", "--batch", "--signal=USR1", run.job)
+    for run in runs.values():
+        run.wait(lambda run=run: "a checkpoint is written; requeued" in run.log(), "the requeue", 30)
+        assert "left after step" in run.log()
+    steps = {run: run.start_again() for run in runs.values()}
+    for launcher, run in runs.items():
+        run.ends_after(steps[run])
+        assert run.log().count(f"hpcai: {LAUNCHERS[launcher]} ") == 2
+        assert json.loads((run.folder / "summary.json").read_text())["ranks"] == 2 * ranks[launcher]
 
 
 def test_a_job_that_comes_first_is_made_room_for(slurm, tmp_path):
@@ -117,16 +160,6 @@ def test_a_job_that_comes_first_is_made_room_for(slurm, tmp_path):
     assert "restarts: 1" in run.log()
 
 
-def test_scancel_leaves_a_checkpoint_and_does_not_requeue(slurm, tmp_path):
-    run = Run(slurm, tmp_path, training=("--checkpoint-steps", "0"))
-    run.wait_for_training()
-    slurm.run("scancel", run.job)
-    run.wait_for_state("CANCELLED")
-    run.wait(lambda: "Slurm is ending the job" in run.log() or "ended with exit code" in run.log(), "the end")
-    assert run.step() > 0
-    assert slurm.state(run.job) == "CANCELLED"
-
-
 def test_a_job_whose_node_dies_goes_on_elsewhere(slurm, tmp_path):
     """Under Open MPI by mpirun, which ends with 0 when it loses a node."""
     launcher = "mpirun" if OPEN_MPI else "srun-pmi2"
@@ -135,6 +168,9 @@ def test_a_job_whose_node_dies_goes_on_elsewhere(slurm, tmp_path):
     slurm.kill_node("node2")
     try:
         time.sleep(2)  # a checkpoint that is being written is complete, and there are no more steps
+        if OPEN_MPI:
+            run.wait(lambda: "ranks or a node were lost; requeued" in run.log(), "the requeue")
+            slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=killed")  # instead of SlurmdTimeout
         run.finish(80)
         assert "NodeList=node[1,3]" in slurm.say("scontrol", "show", "job", run.job)
     finally:
@@ -142,7 +178,13 @@ def test_a_job_whose_node_dies_goes_on_elsewhere(slurm, tmp_path):
         wait_for(lambda: slurm.say("sinfo", "-h", "-n", "node2", "-o", "%t").startswith("idle"), "node2")
 
 
-def test_a_sweep_is_an_array_whose_tasks_are_requeued_one_by_one(slurm, tmp_path):
+@pytest.fixture(scope="module")
+def cancelled(slurm, tmp_path_factory):
+    """A run that is under way, to be cancelled."""
+    return Run(slurm, tmp_path_factory.mktemp("cancelled"), training=("--checkpoint-steps", "0"))
+
+
+def test_a_sweep_is_an_array_whose_tasks_are_requeued_one_by_one(slurm, cancelled, tmp_path):
     run = Run(slurm, tmp_path, "--sweep", "lr=0.1,0.01", training=("--checkpoint-steps", "0"))
     folders = [run.folder / "lr=0.1", run.folder / "lr=0.01"]
     logs = ["_0", "_1"]
@@ -162,11 +204,11 @@ def test_a_sweep_is_an_array_whose_tasks_are_requeued_one_by_one(slurm, tmp_path
     assert [one["steps"] for one in summaries] == [steps] * 2
 
 
-@pytest.mark.parametrize("launch", ["srun", "srun --mpi=pmi2" if OPEN_MPI else "srun --mpi=pmix"])
-def test_a_wrong_launcher_is_refused(slurm, tmp_path, launch):
-    log, line = tmp_path / "log", f"{launch} {sys.executable} -m hpcai.train --steps 1 --run {tmp_path / 'run'}"
-    asked = ("--parsable", "-N2", "--ntasks-per-node=2", f"--output={log}", f"--wrap={line}")
-    assert slurm.ends(slurm.say("sbatch", *asked, env=environment())) == "FAILED"
-    hint = f"Start with srun --mpi={'pmix' if OPEN_MPI else 'pmi2'}"
-    assert hint in log.read_text() or "unsupported PMI version PMIx" in log.read_text()
-    assert not (tmp_path / "run").exists()
+def test_scancel_leaves_a_checkpoint_and_does_not_requeue(slurm, cancelled):
+    run = cancelled
+    run.wait_for_training()
+    slurm.run("scancel", run.job)
+    run.wait_for_state("CANCELLED")
+    run.wait(lambda: "Slurm is ending the job" in run.log() or "ended with exit code" in run.log(), "the end")
+    assert run.step() > 0
+    assert slurm.state(run.job) == "CANCELLED"
