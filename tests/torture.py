@@ -119,7 +119,7 @@ def wait_until_gone_on(errors, times, process):
 
 
 def judged(drawn, code, struck, run, said, spread):
-    killed, last = sum(killed for _, killed in struck), said[-1500:]
+    killed, last = sum(killed for _, killed in struck), said[said.find("*** Process") :][:3000] + said[-1500:]
     if code == 85 and LOST in said and "--zero" in drawn.flags:
         return Outcome("ended: both copies of a shard lost", killed, [])
     if code != 0 or not (run / "summary.json").exists():

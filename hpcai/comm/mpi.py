@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import time
 import weakref
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 
 from hpcai import ops
 from hpcai.comm import background, cores, mapping, stall, ulfm
+from hpcai.comm.host import boot_id
 from hpcai.comm.launcher import pretended_node
 from hpcai.errors import LaunchError, RankFailed
 from hpcai.xp import Array, accumulation_dtype
@@ -28,7 +27,7 @@ POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0004
 IDLE_REQUESTS = 1024
 """Persistent requests that are kept for the next message between the same buffer and peer."""
 
-ALARM_TAG, ALARM_S = 32000, 3.0
+ALARM_TAG, EXCHANGE_TAG, ALARM_S = 32000, 31999, 3.0
 """Messages by which waiting ranks find out who does not wait, and how long they listen."""
 
 AGREEMENT = "a collective"
@@ -122,18 +121,28 @@ class MpiWire:
     def exchange(self, value: Any) -> list[Any]:
         """MPI_Allgather of pickled values."""
         with self.failing("an exchange"):
-            if not ulfm.enabled():
-                return self.comm.allgather(value)
-            raw = pickle.dumps(value)
-            try:
-                return [_unsealed(*one) for one in self.comm.allgather((zlib.crc32(raw), raw))]
-            except self.MPI.Exception:
-                raise
-            except Exception as error:  # when a rank fails, MPI_Allgather may return garbage without an error
-                raise RankFailed(f"what rank {self.rank} got in an exchange is damaged ({error})") from None
+            return self._exchange_by_messages(value) if ulfm.enabled() else self.comm.allgather(value)
+
+    def _exchange_by_messages(self, value: Any) -> list[Any]:
+        """By way of rank 0. When a rank fails in one of the library's collectives the others may get garbage without an error."""
+        if self.rank:
+            self.comm.send(value, 0, EXCHANGE_TAG)
+            return self.comm.recv(source=0, tag=EXCHANGE_TAG)
+        values = [value, *(self.comm.recv(source=rank, tag=EXCHANGE_TAG) for rank in range(1, self.size))]
+        for rank in range(1, self.size):
+            self.comm.send(values, rank, EXCHANGE_TAG)
+        return values
 
     def split(self, color: int | None, key: int) -> MpiWire | None:
-        """MPI_Comm_split."""
+        """MPI_Comm_split, or where ranks may fail MPI_Comm_create_group after an exchange."""
+        if ulfm.enabled():
+            told = self.exchange((color, key))
+            members = [rank for _, rank in sorted((place[1], rank) for rank, place in enumerate(told) if place[0] == color)]
+            if color is None:
+                return None
+            with self.failing("a split"):
+                made = self.comm.Create_group(self.comm.Get_group().Incl(members))
+            return MpiWire(made, self.family, [self.ranks[rank] for rank in members])
         with self.failing("a split"):
             made = self.comm.Split(self.MPI.UNDEFINED if color is None else color, key)
             ranks = () if color is None else made.allgather(self.ranks[self.rank])
@@ -144,6 +153,8 @@ class MpiWire:
         pretended = pretended_node(self.rank)
         if pretended is not None:
             return pretended
+        if ulfm.enabled():
+            return (hosts := self.exchange(boot_id())).index(hosts[self.rank])
         with self.failing("a split"):
             shared = self.comm.Split_type(self.MPI.COMM_TYPE_SHARED)
             shared.Set_errhandler(self.MPI.ERRORS_RETURN)
@@ -222,12 +233,6 @@ class _Family:
     def __init__(self) -> None:
         self.wires: weakref.WeakSet[MpiWire] = weakref.WeakSet()
         self.releases: list[weakref.WeakMethod] = []
-
-
-def _unsealed(checksum: int, raw: bytes) -> Any:
-    if zlib.crc32(raw) != checksum:
-        raise ValueError("its checksum is wrong")
-    return pickle.loads(raw)
 
 
 def _is_failure(MPI: Any, error: Any) -> bool:
