@@ -11,6 +11,7 @@ import errno
 import fcntl
 import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,9 @@ from hpcai.errors import CheckpointError
 from hpcai.xp import Array
 
 MANIFEST = "manifest.json"
+
+OURS = re.compile(r"shard-\d{5,}-of-\d{5,}\.safetensors|manifest\.json")
+"""The files of a checkpoint: where folders are shared with others, nothing else is deleted."""
 
 ALIGNED = 4096
 """Past the page cache bytes go in multiples of this, from memory at a multiple of it."""
@@ -54,6 +58,9 @@ class Place(Protocol):
     def remove(self, name: str) -> None:
         """Delete a checkpoint."""
 
+    def set_aside(self, names: list[str]) -> str:
+        """Move checkpoints where `names` has them no more; returns the place where they are then."""
+
     def discard(self, name: str | None = None) -> None:
         """Delete what was written of a checkpoint that did not become complete, or of all such."""
 
@@ -81,13 +88,24 @@ def named(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def next_previous(names: Iterable[str]) -> str:
+    """A name for what is set aside, beside those that are there.
+
+    >>> next_previous(["previous-2", "previous-one", "step-000000003"])
+    'previous-3'
+    """
+    numbers = [int(name[9:]) for name in names if name.startswith("previous-") and name[9:].isdecimal()]
+    return f"previous-{max(numbers, default=0) + 1}"
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Those names that are checkpoints', by step.
 
-    >>> in_order(["step-000000020", "step-000000003", "step-x", ".writing-step-000000030"])
+    >>> in_order(["step-000000020", "step-000000003", "step-1000", ".writing-step-000000030"])
     ['step-000000003', 'step-000000020']
     """
-    return sorted((name for name in names if name.startswith("step-") and name[5:].isdecimal()), key=lambda name: int(name[5:]))
+    steps = [int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdecimal() and name == named(int(name[5:]))]
+    return [named(step) for step in sorted(steps)]
 
 
 class Local:
@@ -146,17 +164,27 @@ class Local:
         path.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
+    def set_aside(self, names: list[str]) -> str:
+        """Beside the others, the newest first, so that no newer one is found by a run that is killed meanwhile."""
+        aside = self.folder / next_previous(path.name for path in self.folder.iterdir())
+        aside.mkdir()
+        for name in reversed(in_order(names)):
+            (self.folder / name).rename(aside / name)
+        _sync_folder(aside)
+        _sync_folder(self.folder)
+        return str(aside)
+
     def discard(self, name: str | None = None) -> None:
         """What lies beside. A checkpoint that was to be replaced, and was not, comes back."""
         if name is not None:
             shutil.rmtree(self._beside(name), ignore_errors=True)
             return
-        for old in self.folder.glob(".replaced-*"):
+        for old in self._left(".replaced-"):
             path = self.folder / old.name.removeprefix(".replaced-")
             if not path.exists():
                 old.rename(path)
-        for pattern in (".writing-*", ".removed-*", ".replaced-*"):
-            for path in self.folder.glob(pattern):
+        for prefix in (".writing-", ".removed-", ".replaced-"):
+            for path in self._left(prefix):
                 shutil.rmtree(path, ignore_errors=True)
 
     def probe(self) -> None:
@@ -167,6 +195,10 @@ class Local:
         (self.folder / ".writable").unlink()
         if fresh:
             self.folder.rmdir()
+
+    def _left(self, prefix: str) -> list[Path]:
+        names = in_order(path.name.removeprefix(prefix) for path in self.folder.glob(f"{prefix}*"))
+        return [self.folder / f"{prefix}{name}" for name in names]
 
     def _beside(self, name: str) -> Path:
         return self.folder / f".writing-{name}"
@@ -218,11 +250,24 @@ class Remote:
         self._delete(name, MANIFEST)
         self.discard(name)
 
+    def set_aside(self, names: list[str]) -> str:
+        """Copies, then the originals are deleted, the newest first; others' objects stay where they are."""
+        aside = next_previous(self._within(self.root))
+        for name in reversed(in_order(names)):
+            self._make_folder(self._at(f"{aside}/{name}"))
+            for file in sorted(self._ours(name), key=lambda file: file == MANIFEST):
+                self._do("copy", self._at(name, file), self._at(f"{aside}/{name}", file))
+            self.remove(name)
+        return self.path(aside)
+
     def discard(self, name: str | None = None) -> None:
-        """Objects that have no manifest."""
+        """Shards that have no manifest. Whatever else there is may be somebody's, and stays."""
         for one in in_order(self._within(self.root)) if name is None else [name]:
-            if self._within(self._at(one)) and not self._do("exists", self._at(one, MANIFEST)):
-                self._do("rm", self._at(one), recursive=True)
+            shards = self._ours(one)
+            if shards and MANIFEST not in shards:
+                self._do("rm", [self._at(one, file) for file in shards])
+                if self._has_folders() and not self._within(self._at(one)):
+                    self._do("rmdir", self._at(one))
 
     def probe(self) -> None:
         """Write and delete an object."""
@@ -241,9 +286,16 @@ class Remote:
             return []
         return [path.rstrip("/").rpartition("/")[2] for path in found]
 
-    def _make_folder(self, folder: str) -> None:
+    def _ours(self, name: str) -> list[str]:
+        """The files of a checkpoint that are ours."""
+        return [file for file in self._within(self._at(name)) if OURS.fullmatch(file)]
+
+    def _has_folders(self) -> bool:
         protocols = self.files.protocol
-        if BUCKETS.isdisjoint([protocols] if isinstance(protocols, str) else protocols):
+        return BUCKETS.isdisjoint([protocols] if isinstance(protocols, str) else protocols)
+
+    def _make_folder(self, folder: str) -> None:
+        if self._has_folders():
             self._do("makedirs", folder, exist_ok=True)
 
     def _delete(self, name: str, file: str) -> None:

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 
 fsspec = pytest.importorskip("fsspec")
 
+SHARD = "shard-00000-of-00001.safetensors"
+
 
 @pytest.fixture(params=["folder", "file", "memory", "s3"])
 def where(request, tmp_path):
@@ -69,47 +71,81 @@ def test_a_checkpoint_appears_at_its_commit_alone(where):
     assert place.names() == []
     for name in ("step-000000003", "step-000000012"):
         content = np.random.default_rng(0).bytes(10_000)
-        place.write(name, "shard", memoryview(content))
-        assert place.sizes(name) == {"shard": 10_000}
+        place.write(name, SHARD, memoryview(content))
+        assert place.sizes(name) == {SHARD: 10_000}
         assert name not in place.names()
         place.commit(name, b"manifest")
         assert place.names()[-1] == name
-        assert place.read(name, "shard") == content
-        assert place.read(name, "shard", 4095, 4097) == content[4095:4097]
-        assert place.read(name, "shard", 9_999, 20_000) == content[9_999:]
+        assert place.read(name, SHARD) == content
+        assert place.read(name, SHARD, 4095, 4097) == content[4095:4097]
+        assert place.read(name, SHARD, 9_999, 20_000) == content[9_999:]
         assert place.read(name, storage.MANIFEST) == b"manifest"
     place.remove("step-000000003")
     assert place.names() == ["step-000000012"]
     with pytest.raises(FileNotFoundError):
-        place.read("step-000000003", "shard")
+        place.read("step-000000003", SHARD)
 
 
 def test_what_did_not_become_complete_is_deleted(where):
     place = storage.place(where)
     for name in ("step-000000001", "step-000000002", "step-000000003"):
-        place.write(name, "shard", memoryview(b"x" * 5000))
+        place.write(name, SHARD, memoryview(b"x" * 5000))
     place.commit("step-000000001", b"manifest")
     place.discard("step-000000002")
     assert place.sizes("step-000000002") == {}
-    assert place.sizes("step-000000003") == {"shard": 5000}
+    assert place.sizes("step-000000003") == {SHARD: 5000}
     place.discard()
     assert place.sizes("step-000000003") == {}
-    assert place.read("step-000000001", "shard") == b"x" * 5000
+    assert place.read("step-000000001", SHARD) == b"x" * 5000
+
+
+def put(where, path, content=b"theirs"):
+    """An object of somebody else, in a place of any kind."""
+    files, root = fsspec.core.url_to_fs(where)
+    if not where.startswith("s3:"):
+        files.makedirs(f"{root}/{path}".rpartition("/")[0], exist_ok=True)
+    files.pipe_file(f"{root}/{path}", content)
+    return lambda: files.invalidate_cache() or files.exists(f"{root}/{path}")
+
+
+def test_what_others_have_in_the_same_place_stays(where):
+    theirs = ["step-1000/model.pt", "step-000001000/model.pt", "step-1000/shard-00000-of-00001.safetensors", "step-3/manifest.json"]
+    theirs += ["step-000000002/notes.txt", ".writing-mine/x"]
+    there = {path: put(where, path) for path in theirs}
+    place = storage.place(where)
+    place.write("step-000000002", SHARD, memoryview(b"x"))
+    place.discard()
+    assert place.sizes("step-000000002").keys() <= {"notes.txt"}
+    assert [path for path, exists in there.items() if not exists()] == []
+    assert not {"step-1000", "step-3"} & set(place.names())
+
+
+def test_what_is_set_aside_is_found_there_alone(where):
+    place = storage.place(where)
+    for step in (1, 2, 3):
+        place.write(storage.named(step), SHARD, memoryview(b"x" * step))
+        place.commit(storage.named(step), b"manifest")
+    aside = storage.place(place.set_aside([storage.named(2), storage.named(3)]))
+    assert place.names() == [storage.named(1)]
+    assert aside.names() == [storage.named(2), storage.named(3)]
+    assert aside.read(storage.named(3), SHARD) == b"xxx"
+    assert aside.read(storage.named(3), storage.MANIFEST) == b"manifest"
+    assert place.set_aside([storage.named(1)]).endswith("previous-2")
 
 
 def test_a_checkpoint_of_the_same_name_is_replaced(where):
     place = storage.place(where)
     for content in (b"old", b"newer"):
-        place.write("step-000000001", "shard", memoryview(content))
+        place.write("step-000000001", SHARD, memoryview(content))
         place.commit("step-000000001", content)
-    assert place.read("step-000000001", "shard") == place.read("step-000000001", storage.MANIFEST) == b"newer"
+    assert place.read("step-000000001", SHARD) == place.read("step-000000001", storage.MANIFEST) == b"newer"
 
 
 def test_a_crash_while_one_is_replaced_leaves_the_old_one(tmp_path, monkeypatch):
     place = storage.place(tmp_path)
-    place.write("step-000000001", "shard", memoryview(b"old"))
+    place.write("step-000000001", SHARD, memoryview(b"old"))
     place.commit("step-000000001", b"old")
-    place.write("step-000000001", "shard", memoryview(b"newer"))
+    place.write("step-000000001", SHARD, memoryview(b"newer"))
 
     def dies(self, to):
         if self.name.startswith(".writing"):
@@ -123,7 +159,7 @@ def test_a_crash_while_one_is_replaced_leaves_the_old_one(tmp_path, monkeypatch)
     assert place.names() == []
     place.discard()
     assert place.names() == ["step-000000001"]
-    assert place.read("step-000000001", "shard") == b"old"
+    assert place.read("step-000000001", SHARD) == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
 
 
@@ -137,8 +173,8 @@ def test_every_byte_is_written_past_the_page_cache_or_through_it(tmp_path, size,
     memory = storage.buffer(size + skip)
     memory[:] = np.random.default_rng(size).integers(0, 256, memory.size, np.uint8)
     content = memoryview(memory)[skip : size + skip]
-    storage.place(tmp_path).write("step-1", "shard", content)
-    assert (tmp_path / ".writing-step-1" / "shard").read_bytes() == bytes(content)
+    storage.place(tmp_path).write("step-1", SHARD, content)
+    assert (tmp_path / ".writing-step-1" / SHARD).read_bytes() == bytes(content)
 
 
 @pytest.mark.parametrize("split", ["--mesh dp=3 --zero 3", "--mesh dp=3 --compress int8 --compress-smallest 1"])
