@@ -123,6 +123,7 @@ def _between(run: Run) -> None:
     leave = None if run_ends else signals.check(run.counted, progress.step)
     due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
     if (run_ends or leave or due) and run.written < progress.step:
+        run.reporter.flush()
         resume.save(options, run.mine, progress, run.saver)
         run.written = progress.step
     if run_ends or leave:

@@ -11,7 +11,7 @@ import sys
 from math import isfinite, log, sqrt
 from pathlib import Path
 from time import perf_counter, time
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from hpcai.train import summary as summaries
 from hpcai.train import trace
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
+from hpcai.train.metrics import Metrics, lines
 from hpcai.train.replica import Replica, memory_bytes
 from hpcai.train.resume import Progress
 from hpcai.train.step import Report
@@ -52,6 +53,7 @@ class Reporter:
         self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
         self.folder = Path(options.run or "runs")
         self.metrics_path = Path(options.metrics) if options.metrics else self.folder / "metrics.jsonl"
+        self.first = progress.step
         self.started = self.epoch_started = perf_counter()
         self.reports: list[Report] = []
         self.metrics: Metrics | None = None
@@ -60,17 +62,26 @@ class Reporter:
 
     def open(self) -> None:
         """Open the metrics file and say where the run begins. May raise OSError."""
+        self._begin().open()
+
+    def _begin(self) -> Metrics:
         self.metrics = Metrics(self.metrics_path, after_step=self.progress.step)
         self.line = ProgressLine(self.total, self.per_epoch, self.progress.step, self.dataset.unit)
         if self.progress.step:
             self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}")
+        return self.metrics
 
     def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
         """Go on among other ranks; a new rank 0 takes over files and words."""
         self.comm, self.mine, self.progress, self.waiting = comm, mine, progress, Waiting(comm)
         if self.silent and comm.rank == 0:
             self.silent = False
-            self.open()
+            self._begin().flush()  # which opens it, or warns
+
+    def flush(self) -> None:
+        """Before a checkpoint: the steps that it has are in the metrics too."""
+        if self.metrics is not None:
+            self.metrics.flush()
 
     def recovered(self, lost: list[int], before: int, seconds: float) -> None:
         """After ranks failed: which of how many, and how long until the others went on."""
@@ -117,10 +128,11 @@ class Reporter:
         """Write the summary, the plot and the trace, print the table and a text. On rank 0; returns the summary."""
         self.close()
         path = self.folder / "summary.json"
-        if not self.reports and path.exists():
+        earlier = summaries.read(path) if not self.reports and self.progress.step == self.first else {}
+        if earlier.get("steps", -1) >= self.progress.step:
             self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
             say(text)
-            return json.loads(path.read_text(encoding="utf-8"))
+            return earlier
         summary = json.loads(json.dumps(self._summary(timelines)))
         summaries.write(path, summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
@@ -262,36 +274,6 @@ def _launcher_pid() -> int:
     return found
 
 
-class Metrics:
-    """A file of JSON lines, one a step. Going on after a checkpoint, lines of later steps are dropped first."""
-
-    def __init__(self, path: Path, after_step: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= after_step] if after_step else []
-        self.file: TextIO = path.open("w", encoding="utf-8")
-        self.file.writelines(kept)
-        self.flushed = perf_counter()
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Add one line; they reach the disk within a second."""
-        self.file.write(json.dumps(record) + "\n")
-        if perf_counter() - self.flushed > 1.0:
-            self.file.flush()
-            self.flushed = perf_counter()
-
-    def close(self) -> None:
-        """Flush and close."""
-        self.file.close()
-
-
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a metrics file; a last one cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return [line for line in file if line.endswith("}\n")]
-
-
 def say(text: bytes) -> None:
     """A sample of text, below the table."""
     if text:
@@ -313,7 +295,7 @@ def plot(metrics: Path, epoch_losses: list[float], steps_per_epoch: int, path: P
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = [json.loads(line) for line in _lines(metrics)]
+    records = [json.loads(line) for line in lines(metrics)]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     axes.plot([r["step"] for r in records], [r["loss"] for r in records], color="0.75", linewidth=0.8, label="step")
     at = [steps_per_epoch * (i + 0.5) for i in range(len(epoch_losses))]

@@ -104,7 +104,9 @@ def in_order(names: Iterable[str]) -> list[str]:
     >>> in_order(["step-000000020", "step-000000003", "step-1000", ".writing-step-000000030"])
     ['step-000000003', 'step-000000020']
     """
-    steps = [int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdecimal() and name == named(int(name[5:]))]
+    steps = [
+        int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdecimal() and name == named(int(name[5:]))
+    ]
     return [named(step) for step in sorted(steps)]
 
 

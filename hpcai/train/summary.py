@@ -23,6 +23,15 @@ def write(path: Path, summary: dict[str, Any]) -> None:
     beside.replace(path)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """An earlier summary.json; nothing where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def table(summary: dict[str, Any], written: list[Path]) -> str:
     """The final table, for stdout."""
     regression = summary["test_accuracy"] is None

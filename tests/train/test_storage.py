@@ -109,7 +109,12 @@ def put(where, path, content=b"theirs"):
 
 
 def test_what_others_have_in_the_same_place_stays(where):
-    theirs = ["step-1000/model.pt", "step-000001000/model.pt", "step-1000/shard-00000-of-00001.safetensors", "step-3/manifest.json"]
+    theirs = [
+        "step-1000/model.pt",
+        "step-000001000/model.pt",
+        "step-1000/shard-00000-of-00001.safetensors",
+        "step-3/manifest.json",
+    ]
     theirs += ["step-000000002/notes.txt", ".writing-mine/x"]
     there = {path: put(where, path) for path in theirs}
     place = storage.place(where)
