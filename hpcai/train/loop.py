@@ -21,7 +21,7 @@ from hpcai.train.build import build_schedule
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
 from hpcai.train.run import Run, room
-from hpcai.train.saving import Saver
+from hpcai.train.saving import Saver, on_root_beside
 from hpcai.train.step import train_step
 
 EVALUATION_BATCH = 1024
@@ -47,6 +47,8 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
 
     run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep))
     comm.on_root(run.reporter.open)
+    if progress.step < run.total:
+        on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
     return _through(run)
 
 
@@ -126,8 +128,10 @@ def _between(run: Run) -> None:
         run.reporter.flush()
         resume.save(options, run.mine, progress, run.saver)
         run.written = progress.step
-    if run_ends or leave:
+    if run_ends:
         run.saver.close()
+    if leave and run.saver.finish():  # said already; older checkpoints are there
+        leave = signals.check(run.counted, progress.step, written=False)
     if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
         run.reporter.epoch(progress.close_epoch(*evaluate(run.mine, run.dataset)))
     if leave is not None:

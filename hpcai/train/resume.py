@@ -193,6 +193,17 @@ def _restored(found: _Found, mine: Replica) -> Progress:
     return Progress(**meta["progress"])
 
 
+def leave_branch(place: Place, step: int) -> None:
+    """Set later checkpoints aside where a run goes on after `step`. They are broken, or of a branch that it leaves, and --resume
+    auto would take them for its own. On rank 0.
+    """
+    later = [name for name in place.names() if int(name[5:]) > step]
+    if later:
+        aside = place.set_aside(later)
+        said = f"the run goes on after step {step:,}; {len(later)} later checkpoints were set aside, to {aside}"
+        print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
+
+
 def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> None:
     """Start to write a checkpoint; see Saver.save."""
     meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress)}
@@ -238,8 +249,7 @@ def _refuse_or_set_aside(options: Options, folder: Path) -> None:
 def _set_aside(folder: Path) -> None:
     present = [folder / name for name in WRITTEN if (folder / name).exists()]
     if present:
-        numbers = [int(p.name.split("-")[1]) for p in folder.glob("previous-*") if p.name.split("-")[1].isdigit()]
-        old = folder / f"previous-{max(numbers, default=0) + 1}"
+        old = folder / storage.next_previous(path.name for path in folder.iterdir())
         old.mkdir()
         for path in present:
             path.rename(old / path.name)

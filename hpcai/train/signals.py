@@ -54,14 +54,14 @@ def cast_into(cast: Array, names: Sequence[str], speaks: bool) -> Iterator[None]
             signal.signal(number, handler)
 
 
-def check(counted: Array, step: int) -> Leave | None:
-    """How the run ends after step `step`, by all ranks' votes; None if it goes on."""
+def check(counted: Array, step: int, written: bool = True) -> Leave | None:
+    """How the run ends after step `step`, by all ranks' votes; None if it goes on. written: whether the checkpoint is."""
+    how = "with a checkpoint" if written else "without a checkpoint of it, which could not be written"
     if counted[votes.INTERRUPT]:
-        return Leave(f"interrupted: left after step {step:,} with a checkpoint; --resume auto goes on from it", INTERRUPTED)
+        return Leave(f"interrupted: left after step {step:,} {how}; --resume auto goes on from the last one", INTERRUPTED)
     if counted[votes.LEAVE]:
         return Leave(
-            f"asked to leave: left after step {step:,} with a checkpoint; exit code {REQUEUE} asks for a restart with "
-            "--resume auto",
+            f"asked to leave: left after step {step:,} {how}; exit code {REQUEUE} asks for a restart with --resume auto",
             REQUEUE,
         )
     return None

@@ -1,0 +1,82 @@
+"""The checkpoints of a run as a series in one place: what makes the next one complete, and what is dropped for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from hpcai.errors import CheckpointError
+from hpcai.train import checkpoint, storage
+from hpcai.train.checkpoint import Laid
+from hpcai.train.storage import Place
+
+
+class Next(NamedTuple):
+    """What the manifest of the checkpoint under way says besides its shards."""
+
+    step: int
+    meta: dict[str, Any]
+    layouts: list[Laid]
+
+
+class Series:
+    """On rank 0, most of it in a thread. It knows nothing of ranks, so it outlives them."""
+
+    def __init__(self, place: Place, keep: int):
+        self.place, self.keep = place, keep
+        self.last = "no checkpoint was written yet"
+        self._whole: set[str] = set()
+
+    def conclude(self, what: Next, entries: list[dict[str, Any]], failed: list[tuple[int, str]]) -> None:
+        """Write the manifest, if all shards are there. Raises: CheckpointError, after a warning."""
+        name = storage.named(what.step)
+        try:
+            if failed:
+                others = f" (and {len(failed) - 1} more ranks)" if len(failed) > 1 else ""
+                raise CheckpointError(f"rank {failed[0][0]}: {failed[0][1]}{others}")
+            self._check_sizes(name, entries)
+            counters = {entry["layout"]: entry["counters"] for entry in entries if entry["counters"] is not None}
+            shards = [{k: v for k, v in entry.items() if k != "counters"} for entry in entries if entry["runs"]]
+            meta = what.meta | {"counters": [counters[i] for i in range(len(what.layouts))]}
+            self.place.commit(name, checkpoint.manifest(what.step, meta, what.layouts, shards))
+        except BaseException as error:
+            attempt(lambda: self.place.discard(name))
+            path, why = self.place.path(name), " ".join(str(error).split())
+            said = f"checkpoint {path} could not be written: {why}"
+            print(f"hpcai: warning: {said}; the run goes on; {self.last}", file=sys.stderr, flush=True)
+            raise CheckpointError(said) from None
+        self.last = f"the last good checkpoint is {self.place.path(name)}"
+        self._whole.add(name)
+        attempt(lambda: self._prune(name))
+
+    def has(self, name: str) -> bool:
+        """Whether that checkpoint is complete: its manifest is ours, and all shards that it names have their length."""
+        if name not in self._whole and checkpoint.complete(self.place, name):
+            self._whole.add(name)
+        return name in self._whole
+
+    def _check_sizes(self, name: str, entries: list[dict[str, Any]]) -> None:
+        found = self.place.sizes(name)
+        for entry in entries:
+            file, size = entry["file"], entry["bytes"]
+            if entry["runs"] and found.get(file) != size:
+                raise CheckpointError(
+                    f"rank 0 does not find the shard that rank {entry['rank']} wrote ({file}, {size:,} bytes); the folder must "
+                    "be on a file system that all nodes share, see --checkpoints"
+                )
+
+    def _prune(self, newest: str) -> None:
+        """Drop all but the newest `keep`, never the one that was just written. Broken ones do not count, and stay."""
+        others = [name for name in self.place.names() if name != newest and self.has(name)]
+        for name in others[: max(0, len(others) - (self.keep - 1))]:
+            self.place.remove(name)
+            self._whole.discard(name)
+
+
+def attempt(work: Callable[[], object]) -> None:
+    """What may fail without harm: another checkpoint's turn will try again."""
+    try:
+        work()
+    except OSError as error:
+        print(f"hpcai: warning: {error}", file=sys.stderr, flush=True)
