@@ -116,6 +116,7 @@ class Saver:
 
         def tidied() -> bool:
             attempt(place.discard)
+            attempt(series.look)
             return recovered and series.has(name)
 
         return on_root_beside(self.comm, tidied)

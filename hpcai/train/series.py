@@ -28,6 +28,12 @@ class Series:
         self.last = "no checkpoint was written yet"
         self._whole: set[str] = set()
 
+    def look(self) -> None:
+        """Find the last good one, of before this process."""
+        found = [name for name in self.place.names() if self.has(name)]
+        if found:
+            self._good(found[-1])
+
     def conclude(self, what: Next, entries: list[dict[str, Any]], failed: list[tuple[int, str]]) -> None:
         """Write the manifest, if all shards are there. Raises: CheckpointError, after a warning."""
         name = storage.named(what.step)
@@ -46,8 +52,7 @@ class Series:
             said = f"checkpoint {path} could not be written: {why}"
             print(f"hpcai: warning: {said}; the run goes on; {self.last}", file=sys.stderr, flush=True)
             raise CheckpointError(said) from None
-        self.last = f"the last good checkpoint is {self.place.path(name)}"
-        self._whole.add(name)
+        self._good(name)
         attempt(lambda: self._prune(name))
 
     def has(self, name: str) -> bool:
@@ -55,6 +60,10 @@ class Series:
         if name not in self._whole and checkpoint.complete(self.place, name):
             self._whole.add(name)
         return name in self._whole
+
+    def _good(self, name: str) -> None:
+        self.last = f"the last good checkpoint is {self.place.path(name)}"
+        self._whole.add(name)
 
     def _check_sizes(self, name: str, entries: list[dict[str, Any]]) -> None:
         found = self.place.sizes(name)
