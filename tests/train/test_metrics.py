@@ -108,7 +108,7 @@ def test_a_run_whose_disk_is_full_goes_on_to_its_end(tmp_path, capsys, monkeypat
         train(2, chosen)
         assert steps(disk / "run" / "metrics.jsonl") == list(range(1, 101))
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def reporter(tmp_path, comm, chosen, step):
