@@ -44,6 +44,7 @@ class Saver:
         self._step, self._meta = 0, dict[str, Any]()
         self._writing: _Work | None = None
         self._committing: _Work | None = None
+        self._tidying: _Work | None = None
         self._failure = ""
 
     @property
@@ -100,7 +101,8 @@ class Saver:
         """
         fresh = Saver(mine, comm, self.place, self.series.keep)
         fresh.series = self.series
-        fresh._before = [work for work in (*(self._before or []), self._writing, self._committing) if work is not None]
+        works = (*(self._before or []), self._writing, self._committing, self._tidying)
+        fresh._before = [work for work in works if work is not None]
         return fresh
 
     def _begin(self, name: str) -> bool:
@@ -119,7 +121,10 @@ class Saver:
             attempt(series.look)
             return recovered and series.has(name)
 
-        return on_root_beside(self.comm, tidied)
+        work = self._tidying = _Work(tidied) if self.comm.rank == 0 else _Work.none()
+        _all_done(self.comm, [work])
+        self._tidying = None
+        return bool(self.comm.on_root(lambda: work.result))
 
     def _commit(self) -> None:
         """Exchange what was written, and have rank 0's thread make it a checkpoint, or take it away. Collective."""
