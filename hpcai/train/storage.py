@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 OURS = re.compile(r"shard-\d{5,}-of-\d{5,}\.safetensors|manifest\.json")
 """The files of a checkpoint: where folders are shared with others, nothing else is deleted."""
 
-ALIGNED = 4096
+ALIGNED, HUGE = 4096, 1 << 21
 """Past the page cache bytes go in multiples of this, from memory at a multiple of it."""
 
 BUCKETS = frozenset(("s3", "gs", "gcs", "abfs", "az", "oci", "oss"))
@@ -317,8 +317,14 @@ class Remote:
 
 
 def buffer(nbytes: int) -> Array:
-    """Bytes that can be written past the page cache: at a page's start, and whole pages."""
-    return np.frombuffer(mmap.mmap(-1, max(ALIGNED, -(-nbytes // ALIGNED) * ALIGNED)), np.uint8)
+    """Bytes that can be written past the page cache: at a page's start, and whole pages. Huge ones where there are: the kernel
+    looks up each page that goes to disk.
+    """
+    size = max(1, -(-nbytes // HUGE)) * HUGE
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError, AttributeError):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapped, np.uint8)
 
 
 def _write_synced(path: Path, content: memoryview) -> None:
