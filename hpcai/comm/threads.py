@@ -14,7 +14,7 @@ import numpy as np
 from hpcai.comm import stall
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import pretended_node
-from hpcai.errors import RankFailed
+from hpcai.errors import RankFailed, UsageError
 from hpcai.xp import Array
 
 T = TypeVar("T")
@@ -139,19 +139,19 @@ class ThreadWire:
 
     def revoke(self) -> None:
         """Threads end together."""
-        raise NotImplementedError(self.why_not_elastic())
+        raise UsageError(self.why_not_elastic())
 
     def shrink(self) -> ThreadWire:
         """Threads end together."""
-        raise NotImplementedError(self.why_not_elastic())
+        raise UsageError(self.why_not_elastic())
 
     def grow(self, count: int, command: Sequence[str]) -> ThreadWire:
         """Threads end together."""
-        raise NotImplementedError(self.why_not_elastic())
+        raise UsageError(self.why_not_elastic())
 
     def all_fine(self, fine: bool) -> bool:
         """Threads end together."""
-        raise NotImplementedError(self.why_not_elastic())
+        raise UsageError(self.why_not_elastic())
 
     def why_not_elastic(self, growing: bool = False) -> str:
         """Why not."""
