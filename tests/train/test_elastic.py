@@ -132,7 +132,7 @@ def test_ranks_that_fail_while_new_ones_come_cost_nothing_either(tmp_path, undis
 
 @ulfm
 def test_a_rank_that_is_frozen_while_others_recover_is_ended(tmp_path, undisturbed):
-    code, err = struck(tmp_path, "1 backward 7 2- backward 7", "--stall-timeout", "3")
+    code, err = struck(tmp_path, "1 backward 7 2- backward 7", "--stall-timeout", "6")
     assert code == 0, err
     assert "is frozen and keeps others waiting" in err
     np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
