@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -124,14 +125,29 @@ class MpiWire:
             return self._exchange_by_messages(value) if ulfm.enabled() else self.comm.allgather(value)
 
     def _exchange_by_messages(self, value: Any) -> list[Any]:
-        """By way of rank 0. When a rank fails in one of the library's collectives the others may get garbage without an error."""
+        """By way of rank 0, which pickles all values once, so that all ranks get the same. When a rank fails in one of the
+        library's collectives the others may get garbage without an error.
+        """
+        raw = pickle.dumps(value)
         if self.rank:
-            self.comm.send(value, 0, EXCHANGE_TAG)
-            return self.comm.recv(source=0, tag=EXCHANGE_TAG)
-        values = [value, *(self.comm.recv(source=rank, tag=EXCHANGE_TAG) for rank in range(1, self.size))]
+            self._post(raw, 0)
+            return pickle.loads(self._take(0))
+        others = [pickle.loads(self._take(rank)) for rank in range(1, self.size)]
+        whole = pickle.dumps([pickle.loads(raw), *others])
         for rank in range(1, self.size):
-            self.comm.send(values, rank, EXCHANGE_TAG)
-        return values
+            self._post(whole, rank)
+        return pickle.loads(whole)
+
+    def _post(self, raw: bytes, to: int) -> None:
+        self.send(np.array([len(raw)]), to, EXCHANGE_TAG).wait()
+        self.send(np.frombuffer(raw, np.uint8), to, EXCHANGE_TAG).wait()
+
+    def _take(self, source: int) -> bytes:
+        length = np.zeros(1, np.int64)
+        self.receive(length, source, EXCHANGE_TAG).wait()
+        raw = np.empty(int(length[0]), np.uint8)
+        self.receive(raw, source, EXCHANGE_TAG).wait()
+        return raw.tobytes()
 
     def split(self, color: int | None, key: int) -> MpiWire | None:
         """MPI_Comm_split, or where ranks may fail MPI_Comm_create_group after an exchange."""

@@ -103,9 +103,8 @@ def test_a_link_that_is_cut_for_good_ends_the_job_with_who_is_missing(tmp_path):
 
 def test_a_lost_host_ends_the_job_and_the_run_goes_on_elsewhere(tmp_path):
     """Open MPI's launcher ends with 0 then, which is why the batch script looks whether all nodes are there (slurm/)."""
-    _, seconds, err = struck(tmp_path, 5000, KILL="1")
+    _, seconds, _ = struck(tmp_path, 5000, KILL="1")
     assert seconds < 20
-    assert "lost communication with a remote daemon" in err
     step = int(resume.newest(tmp_path / "run").name.split("-")[1])
     flags = ["--hidden", "64", "--steps", step + 5, "--resume", "auto", "--run", tmp_path / "run"]
     code, _, err = run(2, "--checkpoint-steps", "0", *flags)

@@ -86,7 +86,7 @@ def test_a_rank_that_dies_anywhere_costs_nothing(tmp_path, undisturbed, strikes,
 
 
 @ulfm
-@pytest.mark.parametrize("strikes", ["1 backward 7 3 deciding 21", "2 decided 7 0! deciding 7"])
+@pytest.mark.parametrize("strikes", ["1 deciding 7 3 deciding 21", "2 decided 7 0! deciding 7"])
 def test_reproducible_training_comes_to_the_same_bits(tmp_path, strikes):
     flags = ["--compress", "reproducible", "--dtype", "f32"]
     train(2, options(tmp_path, *FLAGS, *flags, run="undisturbed"))
@@ -132,7 +132,7 @@ def test_ranks_that_fail_while_new_ones_come_cost_nothing_either(tmp_path, undis
 
 @ulfm
 def test_a_rank_that_is_frozen_while_others_recover_is_ended(tmp_path, undisturbed):
-    code, err = struck(tmp_path, "1 backward 7 2- backward 7", "--stall-timeout", "6")
+    code, err = struck(tmp_path, "1 backward 7 2- backward 7", "--stall-timeout", "8")
     assert code == 0, err
     assert "is frozen and keeps others waiting" in err
     np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
