@@ -62,7 +62,7 @@ def recover(run: Run) -> None:
             _grow(run)
     job.adopt(run.comm)
     stall.watch_over(run.comm)
-    run.saver, run.written = run.saver.moved(run.mine, run.comm), 0  # what was due here is written anew, by all
+    run.saver, run.written = run.saver.moved(run.mine, run.comm), 0  # what is due here is written by all, if it is not complete
     run.resized()
     seconds = perf_counter() - began
     run.reporter.moved(run.comm, run.mine, run.progress)
