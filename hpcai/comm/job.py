@@ -102,19 +102,14 @@ def limited(what: str) -> Iterator[None]:
     over, limit_s = threading.Event(), stall.timeout_s()
 
     def look() -> None:
-        for round in range(2):
-            if over.wait(limit_s):
-                return
-            frozen = [place for place in watch.places() if host.process_state(place) in ("T", "t")] if round == 0 else []
-            for place in frozen:
-                sys.stderr.write(f"hpcai: process {place.pid} is frozen and keeps others waiting in {what}; it is ended\n")
+        if over.wait(limit_s):
+            return
+        for place in watch.frozen():
+            sys.stderr.write(f"hpcai: process {place.pid} is frozen and keeps others waiting in {what}; it is ended\n")
+            with contextlib.suppress(ProcessLookupError):  # another rank ended it
                 os.kill(place.pid, signal.SIGKILL)
-            if not frozen:
-                break
-        else:
-            over.wait(limit_s)
-        if not over.is_set():
-            sys.stderr.write(f"StallError: {what} did not end within {limit_s:g} s; a rank may be frozen\n")
+        if not over.wait(limit_s):
+            sys.stderr.write(f"StallError: {what} did not end within {2 * limit_s:g} s; a rank may be frozen\n")
             sys.stderr.flush()
             _last_resort()
             os._exit(1)
@@ -180,16 +175,17 @@ def _install_hooks() -> None:
 
 def _last_resort() -> None:
     """Leave a process behind that kills Open MPI's launcher if it does not end the job: it waits for ever for a node that it
-    cannot reach any more.
+    cannot reach any more. The launcher's own folder goes too, as the next launcher with the same process number fails on it.
     """
     parent, name = os.getppid(), host.name(os.getppid())
     if not name.startswith(("prterun", "prted", "mpirun", "mpiexec")) or "Open MPI" not in mpi.library():
         return
     script = (
         'alive() { [ "$(cut -d" " -f22 "/proc/$1/stat" 2>/dev/null)" = "$2" ]; }; '
-        'for i in $(seq "$3"); do alive "$1" "$2" || exit; sleep 0.2; done; alive "$1" "$2" && kill -KILL "$1"'
+        'for i in $(seq "$3"); do alive "$1" "$2" || exit; sleep 0.2; done; alive "$1" "$2" && kill -KILL "$1" && sleep 0.2; '
+        'case "$4" in */ompi."$1") rm -rf "$4"; esac'
     )
-    told = [str(parent), host.started(parent), str(5 * LAST_RESORT_S)]
+    told = [str(parent), host.started(parent), str(5 * LAST_RESORT_S), os.environ.get("PMIX_SERVER_TMPDIR", "")]
     quiet = subprocess.DEVNULL
     with contextlib.suppress(OSError):
         subprocess.Popen(["sh", "-c", script, "sh", *told], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)

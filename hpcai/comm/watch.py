@@ -31,6 +31,8 @@ ASKERS, BACKLOG = 32, 128
 """Ranks that are asked at the same time, and questions that may wait for this one."""
 
 ANSWER_BYTES, DIGEST_BYTES = 1 << 16, 32
+STOPPED = ("T", "t")
+"""The kernel's letters for a process that was stopped, as by SIGSTOP or a debugger."""
 
 
 class Answer(NamedTuple):
@@ -115,7 +117,7 @@ class Watch:
 
     def _ask(self, rank: int) -> Answer:
         there, end, reached = self.places[rank], time.monotonic() + 2 * ANSWER_S, False
-        if process_state(there) in ("T", "t", "Z", "gone"):
+        if process_state(there) in (*STOPPED, "Z", "gone"):
             return Answer(None, False, process_state(there), there)
         if rank == self.rank:
             return Answer({"rank": rank, **stacks.tell(list(self.family))}, True, "", there)
@@ -167,6 +169,11 @@ watch: Watch | None = None
 def places() -> list[Place]:
     """Where the processes are that are watched."""
     return [] if watch is None else watch.places
+
+
+def frozen() -> list[Place]:
+    """Those of them on this node that are stopped."""
+    return [place for place in places() if process_state(place) in STOPPED]
 
 
 def start(world: Any) -> Watch:
