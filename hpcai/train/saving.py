@@ -83,6 +83,7 @@ class Saver:
     def finish(self) -> str:
         """Wait until what is under way is durable; returns why it is not, on all ranks. Collective."""
         if self._writing is not None:
+            _all_done(self.comm, [self._writing])
             self._commit()
         if self._committing is not None:
             _all_done(self.comm, [self._committing])
@@ -91,8 +92,11 @@ class Saver:
         return self._failure
 
     def close(self) -> None:
-        """Wait as `finish` does. Raises: CheckpointError, on all ranks, if the last checkpoint could not be written."""
-        if self.finish():
+        """Wait as `finish` does, and tidy up. Raises: CheckpointError, on all ranks, if the last one could not be written."""
+        failure = self.finish()
+        if self._layouts:
+            on_root_beside(self.comm, lambda: attempt(self.place.discard))
+        if failure:
             raise CheckpointError(self._failure)
 
     def moved(self, mine: Replica, comm: Communicator) -> Saver:
@@ -127,9 +131,10 @@ class Saver:
         return bool(self.comm.on_root(lambda: work.result))
 
     def _commit(self) -> None:
-        """Exchange what was written, and have rank 0's thread make it a checkpoint, or take it away. Collective."""
+        """All ranks' threads have written: exchange what, and have rank 0's thread make it a checkpoint, or take it away.
+        Collective.
+        """
         assert self._writing is not None
-        _all_done(self.comm, [self._writing])
         reason = self._writing.wait()
         told = self.comm.exchange((self._writing.result, reason))
         self._writing = None

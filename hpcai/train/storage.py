@@ -62,7 +62,7 @@ class Place(Protocol):
         """Move checkpoints where `names` has them no more; returns the place where they are then."""
 
     def discard(self, name: str | None = None) -> None:
-        """Delete what was written of a checkpoint that did not become complete, or of all such."""
+        """Delete what was written of a checkpoint that did not become complete, or of all such, and what is kept for the next."""
 
     def probe(self) -> None:
         """Raise an OSError or CheckpointError if nothing can be written here."""
@@ -111,7 +111,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 class Local:
-    """A folder."""
+    """A folder. The shards of the checkpoint that was removed last are kept out of sight and written over by the next one: to
+    free blocks and find others costs a file system more than to write them.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -137,6 +139,9 @@ class Local:
         """A file beside, synced."""
         beside = self._beside(name)
         beside.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            if (self._spare / file).stat().st_nlink == 1:  # else it is somebody's backup too
+                (self._spare / file).rename(beside / file)
         _write_synced(beside / file, content)
 
     def sizes(self, name: str) -> dict[str, int]:
@@ -151,20 +156,18 @@ class Local:
         beside, path = self._beside(name), self.folder / name
         _write_synced(beside / MANIFEST, memoryview(manifest))
         _sync_folder(beside)
-        if path.exists():
-            aside = self.folder / f".replaced-{name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+        replaced = self.folder / f".replaced-{name}" if path.exists() else None
+        if replaced:
+            _move(path, replaced)
         beside.rename(path)
         _sync_folder(self.folder)
-        shutil.rmtree(self.folder / f".replaced-{name}", ignore_errors=True)
+        if replaced:
+            shutil.rmtree(replaced, ignore_errors=True)
 
     def remove(self, name: str) -> None:
-        """First out of sight, so that no half of it is found."""
-        path, gone = self.folder / name, self.folder / f".removed-{name}"
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        """Out of sight, for good before it is written over, so that no half of it is found."""
+        _move(self.folder / name, self._spare)
+        _sync_folder(self.folder)
 
     def set_aside(self, names: list[str]) -> str:
         """Beside the others, the newest first, so that no newer one is found by a run that is killed meanwhile."""
@@ -185,9 +188,8 @@ class Local:
             path = self.folder / old.name.removeprefix(".replaced-")
             if not path.exists():
                 old.rename(path)
-        for prefix in (".writing-", ".removed-", ".replaced-"):
-            for path in self._left(prefix):
-                shutil.rmtree(path, ignore_errors=True)
+        for path in (*self._left(".writing-"), *self._left(".replaced-"), self._spare):
+            shutil.rmtree(path, ignore_errors=True)
 
     def probe(self) -> None:
         """Write and delete a file, and the folder if there was none."""
@@ -201,6 +203,10 @@ class Local:
     def _left(self, prefix: str) -> list[Path]:
         names = in_order(path.name.removeprefix(prefix) for path in self.folder.glob(f"{prefix}*"))
         return [self.folder / f"{prefix}{name}" for name in names]
+
+    @property
+    def _spare(self) -> Path:
+        return self.folder / ".spare"
 
     def _beside(self, name: str) -> Path:
         return self.folder / f".writing-{name}"
@@ -329,9 +335,10 @@ def buffer(nbytes: int) -> Array:
 
 def _write_synced(path: Path, content: memoryview) -> None:
     """Whole pages go past the page cache where the file system lets them: a fifth of the processor's time, which steps want."""
-    flags, pages = os.O_WRONLY | os.O_CREAT | os.O_TRUNC, len(content) // ALIGNED * ALIGNED
-    handle = os.open(path, flags, 0o666)
+    pages = len(content) // ALIGNED * ALIGNED
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
+        os.ftruncate(handle, min(len(content), os.fstat(handle).st_size))
         done = _written_past_cache(handle, content[:pages]) if pages else 0
         while done < len(content):
             done += os.write(handle, content[done:])
@@ -352,6 +359,17 @@ def _written_past_cache(handle: int, content: memoryview) -> int:
             raise
     fcntl.fcntl(handle, fcntl.F_SETFL, 0)
     return done
+
+
+def _move(path: Path, to: Path) -> None:
+    """Rename a folder, in place of what an earlier process left under that name."""
+    try:
+        path.rename(to)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        shutil.rmtree(to)
+        path.rename(to)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -86,6 +86,32 @@ def test_a_checkpoint_appears_at_its_commit_alone(where):
         place.read("step-000000003", SHARD)
 
 
+@pytest.mark.parametrize("before, after", [(9000, 9000), (20_000, 5001), (100, 50_000)])
+def test_a_removed_checkpoints_shard_is_written_over_by_the_next(tmp_path, before, after):
+    place = storage.Local(tmp_path)
+    place.write("step-000000001", SHARD, memoryview(b"old" * before))
+    place.commit("step-000000001", b"manifest")
+    number = (tmp_path / "step-000000001" / SHARD).stat().st_ino
+    place.remove("step-000000001")
+    assert place.names() == []
+    place.write("step-000000002", SHARD, memoryview(b"new" * after))
+    place.commit("step-000000002", b"manifest")
+    assert place.read("step-000000002", SHARD) == b"new" * after
+    assert (tmp_path / "step-000000002" / SHARD).stat().st_ino == number
+    place.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000000002"]
+
+
+def test_a_backup_that_is_a_hard_link_keeps_its_bytes(tmp_path):
+    place = storage.Local(tmp_path / "checkpoints")
+    place.write("step-000000001", SHARD, memoryview(b"old" * 9000))
+    place.commit("step-000000001", b"manifest")
+    os.link(tmp_path / "checkpoints" / "step-000000001" / SHARD, tmp_path / "backup")
+    place.remove("step-000000001")
+    place.write("step-000000002", SHARD, memoryview(b"new" * 9000))
+    assert (tmp_path / "backup").read_bytes() == b"old" * 9000
+
+
 def test_what_did_not_become_complete_is_deleted(where):
     place = storage.place(where)
     for name in ("step-000000001", "step-000000002", "step-000000003"):
