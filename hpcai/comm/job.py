@@ -18,10 +18,13 @@ from hpcai import ops
 from hpcai.comm import cores, host, mpi, stall, ulfm, watch
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, LaunchError, RankFailed
+from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost
 
 LAST_RESORT_S = 10
 """How long after an abort the launcher may take to end the job."""
+
+JOINING_S = 30.0
+"""How long the start of new ranks may take, and again: where one fails meanwhile Open MPI may wait, and print, for ever."""
 
 _world: Communicator | None = None
 _outlived = False
@@ -55,7 +58,7 @@ def init() -> Communicator:
 
 def merged() -> mpi.MpiWire:
     """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
-    with limited("joining the others"):
+    with limited("joining the others", limit_s=JOINING_S):
         return mpi.MpiWire(mpi.load().Comm.Get_parent().Merge(high=True))
 
 
@@ -95,11 +98,11 @@ def quit(code: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def limited(what: str) -> Iterator[None]:
+def limited(what: str, code: int = 1, limit_s: float | None = None) -> Iterator[None]:
     """Limit what MPI itself does not: calls that wait for all ranks that live, of which some may be frozen. After the time limit
-    of waits those that are stopped on this node are ended; after as long again this process is.
+    (that of waits) those that are stopped on this node are ended; after as long again this process is, with this exit code.
     """
-    over, limit_s = threading.Event(), stall.timeout_s()
+    over, limit_s = threading.Event(), stall.timeout_s() if limit_s is None else limit_s
 
     def look() -> None:
         if over.wait(limit_s):
@@ -109,10 +112,12 @@ def limited(what: str) -> Iterator[None]:
             with contextlib.suppress(ProcessLookupError):  # another rank ended it
                 os.kill(place.pid, signal.SIGKILL)
         if not over.wait(limit_s):
-            sys.stderr.write(f"StallError: {what} did not end within {2 * limit_s:g} s; a rank may be frozen\n")
+            reason = "a rank may be frozen, or MPI wait for one that failed"
+            advice = "; start again with --resume auto" if code == RanksLost.exit_code else ""
+            sys.stderr.write(f"StallError: {what} did not end within {2 * limit_s:g} s; {reason}{advice}\n")
             sys.stderr.flush()
             _last_resort()
-            os._exit(1)
+            os._exit(code)
 
     threading.Thread(target=look, daemon=True, name="hpcai limit").start()
     try:

@@ -28,7 +28,7 @@ POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0004
 IDLE_REQUESTS = 1024
 """Persistent requests that are kept for the next message between the same buffer and peer."""
 
-ALARM_TAG, EXCHANGE_TAG, ALARM_S = 32000, 31999, 3.0
+ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32000, 31999, 31998, 3.0
 """Messages by which waiting ranks find out who does not wait, and how long they listen."""
 
 AGREEMENT = "a collective"
@@ -207,6 +207,17 @@ class MpiWire:
                 return MpiWire(between.Merge(high=False))
         except self.MPI.Exception as error:
             raise LaunchError(f"{count} ranks could not be started: {error}") from None
+
+    def greet(self) -> None:
+        """Open MPI asks its launcher for a peer's address before the first message to it, and where that peer has failed by then
+        it waits for ever: Revoke did, which sends to all.
+        """
+        nothing, others = bytearray(), [rank for rank in range(self.size) if rank != self.rank]
+        with self.failing("the first messages"):
+            pending = [self.comm.Irecv(nothing, rank, GREETING_TAG) for rank in others]
+            pending += [self.comm.Isend(nothing, rank, GREETING_TAG) for rank in others]
+            for request in pending:
+                request.Wait()
 
     def why_not_elastic(self, growing: bool) -> str:
         """What keeps ranks from outliving others here, or new ones from coming; empty if nothing does."""

@@ -149,6 +149,10 @@ class ThreadWire:
         """Threads end together."""
         raise UsageError(self.why_not_elastic())
 
+    def greet(self) -> None:
+        """Threads end together."""
+        raise UsageError(self.why_not_elastic())
+
     def all_fine(self, fine: bool) -> bool:
         """Threads end together."""
         raise UsageError(self.why_not_elastic())

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hpcai.comm import host
 
-ENABLED, COLLECTIVES = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_coll"
-"""What mpirun --with-ft ulfm sets, and which of Open MPI's implementations of collectives are used."""
+ENABLED, COLLECTIVES, TRANSPORTS = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_coll", "OMPI_MCA_btl"
+"""What mpirun --with-ft ulfm sets, and which of Open MPI's implementations of collectives and of transports are used."""
 
 RECOVERABLE = "state_base_recoverable"
 """The launcher's parameter without which it calls the end of a rank that was started later a failure of the job."""
@@ -23,10 +23,15 @@ def enabled() -> bool:
 
 
 def prepare() -> None:
-    """Leave coll/han out, which after a failure gives wrong sums without an error (open-mpi/ompi#11794). Before MPI starts."""
+    """Leave coll/han out, which after a failure gives wrong sums without an error (open-mpi/ompi#11794), and btl/sm, over which
+    only the launcher can tell of a failure, and does not always; a TCP connection that breaks is told at once. Arrays within a
+    node take neither. Before MPI starts.
+    """
     chosen = os.environ.get(COLLECTIVES, "")
     if enabled() and not _without_han(chosen) and (not chosen or chosen.startswith("^")):
         os.environ[COLLECTIVES] = f"{chosen},han" if chosen else "^han"
+    if enabled():
+        os.environ.setdefault(TRANSPORTS, "^sm")
 
 
 def why_not(library: str, growing: bool = False) -> str:

@@ -65,6 +65,9 @@ class Wire(Protocol):
     def grow(self, count: int, command: Sequence[str]) -> Wire:
         """A wire of all ranks and, behind them, `count` new ones, which are started with this command."""
 
+    def greet(self) -> None:
+        """Exchange an empty message with every other rank, after `grow`, so that each can tell all others of a failure later."""
+
     def all_fine(self, fine: bool) -> bool:
         """True on all ranks that live if all of them say so and none has failed; on a revoked wire too."""
 

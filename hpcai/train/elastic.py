@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import time
 from time import perf_counter
 from typing import NamedTuple
 
@@ -32,6 +33,11 @@ from hpcai.train.replica import Replica, replica
 from hpcai.train.run import Run
 from hpcai.train.step import Report, Totals
 from hpcai.xp import Array
+
+QUIET_S = 0.25
+"""How long nobody may fail before new ranks are started. Ranks often fail a moment after one another, and where one fails while
+Open MPI starts others it waits for ever, its launcher too.
+"""
 
 
 class Told(NamedTuple):
@@ -56,10 +62,11 @@ def recover(run: Run) -> None:
     Raises: RanksLost, on all alike, where the only copies of a shard were on ranks that failed.
     """
     began, before = perf_counter(), run.comm
-    with job.limited("the recovery from a failure"):
+    with job.limited("the recovery from a failure", RanksLost.exit_code):
         _shrink(run)
         if run.options.elastic == "grow":
-            _grow(run)
+            with job.limited("the start of new ranks", RanksLost.exit_code, job.JOINING_S):
+                _grow(run)
     job.adopt(run.comm)
     stall.watch_over(run.comm)
     run.saver, run.written = run.saver.moved(run.mine, run.comm), 0  # what is due here is written by all, if it is not complete
@@ -105,6 +112,9 @@ def _rebuilt(run: Run, comm: Communicator) -> Adopted:
 def _grow(run: Run) -> None:
     """Start as many ranks as the run began with lacks, and give them a part. Where they do not come, go on without."""
     wire, larger, adopted, failure = run.comm.wire, None, None, ""
+    time.sleep(QUIET_S)
+    if not wire.all_fine(True):
+        return  # the next step meets the failure, and tries again
     try:
         larger = wire.grow(run.ranks - run.comm.size, [sys.executable, "-m", "hpcai.train.join"])
     except (RankFailed, LaunchError) as error:
@@ -128,6 +138,7 @@ def _grow(run: Run) -> None:
 
 def _welcomed(run: Run, comm: Communicator) -> Adopted:
     """Give the last ranks of `comm`, which are new, options, data, state and place. Collective, with `join` there."""
+    comm.wire.greet()
     comm.exchange(Invitation(run.options, run.progress, run.mine.decided, run.counted, run.ranks, cores.core_share()))
     share(comm, lambda: run.dataset)
     fresh = replica(_unmeshed(run.options), run.dataset, comm)
@@ -149,6 +160,7 @@ class Invitation(NamedTuple):
 
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
     """What a new rank begins with, from the others. Collective; the others then vote whether it is to go on with them."""
+    comm.wire.greet()
     told = comm.exchange(None)[0]
     assert isinstance(told, Invitation)
     cores.limit_threads(told.cores)

@@ -15,7 +15,7 @@ def main() -> int:
     """Take a part of the run that is under way, and end as all do."""
     wire = job.merged()
     invited, comm = None, None
-    with job.limited("joining the others"):
+    with job.limited("joining the others", limit_s=job.JOINING_S):
         try:
             comm = job.join(wire)
             invited = elastic.join(comm)

@@ -182,13 +182,15 @@ def test_where_ranks_cannot_fail_alone_it_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("chosen, wanted", [("", "^han"), ("^tuned", "^tuned,han"), ("^han", "^han"), ("basic,han", "basic,han")])
-def test_open_mpis_han_is_left_out(monkeypatch, chosen, wanted):
+def test_open_mpis_han_is_left_out_and_users_choices_stay(monkeypatch, chosen, wanted):
     from hpcai.comm import ulfm
 
     monkeypatch.setenv(ulfm.ENABLED, "1")
     monkeypatch.setenv(ulfm.COLLECTIVES, chosen)
+    monkeypatch.setenv(ulfm.TRANSPORTS, "self,sm,tcp")
     ulfm.prepare()
     assert os.environ[ulfm.COLLECTIVES] == wanted
+    assert os.environ[ulfm.TRANSPORTS] == "self,sm,tcp"
     assert bool(ulfm.why_not("Open MPI v5")) == ("han" in wanted and "^" not in wanted)
 
 
