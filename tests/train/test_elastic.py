@@ -98,7 +98,6 @@ def test_reproducible_training_comes_to_the_same_bits(tmp_path, strikes):
 @ulfm
 @pytest.mark.parametrize("compress", ["int8", "sign", "powersgd:2", "topk:0.1", "int8sum", "bf16"])
 def test_compression_goes_on_with_what_is_owed(tmp_path, compress):
-    """Near the undisturbed run, and nearer than a run that forgets what it owes."""
     flags = ["--compress", compress, "--dtype", "f32", "--compress-smallest", "1", "--steps", "100", "--optimizer", "sgd"]
     plain = train(4, options(tmp_path, *FLAGS, *flags, run="undisturbed"))
     code, err = struck(tmp_path, "1 decided 30 2! deciding 30 3 reducing 60", *flags)
@@ -192,6 +191,36 @@ def test_open_mpis_han_is_left_out_and_users_choices_stay(monkeypatch, chosen, w
     assert os.environ[ulfm.COLLECTIVES] == wanted
     assert os.environ[ulfm.TRANSPORTS] == "self,sm,tcp"
     assert bool(ulfm.why_not("Open MPI v5")) == ("han" in wanted and "^" not in wanted)
+
+
+@pytest.mark.parametrize("compress", ["int8", "sign", "powersgd:2", "topk:0.1", "int8sum", "bf16"])
+def test_what_is_owed_is_owed_among_fewer_ranks_too(tmp_path, compress):
+    from hpcai.train import memories
+    from hpcai.train.inputs import load
+    from hpcai.train.replica import replica
+    from hpcai.train.step import train_step
+
+    chosen = options(tmp_path, *FLAGS, "--dtype", "f32", "--compress", compress, "--compress-smallest", "1")
+
+    def program(comm):
+        dataset = load(chosen, comm)
+        mine = replica(chosen, dataset, comm)
+        share = slice(10 * comm.rank, 10 * comm.rank + 10)
+        for at in range(5):
+            train_step(mine, dataset.x_train[share].astype("f4"), dataset.y_train[share], 10 * comm.size, at, 0.1)
+        fewer = comm.split(None if comm.rank == 1 else 0)
+        if fewer is None:
+            return []
+        fresh = replica(chosen, dataset, fewer)
+        memories.carry_over(mine, fresh)
+        sides = ((mine.reducer_states, comm), (fresh.reducer_states, fewer))
+        return list(zip(*([memories.norm(state, among) for state in states] for states, among in sides), strict=True))
+
+    found = [pair for pairs in threads.run(3, program) for pair in pairs]
+    assert found
+    for before, after in found:
+        assert after == before if before is None else after == pytest.approx(before, rel=1e-6)
+    assert all(before for before, _ in found)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
