@@ -35,7 +35,7 @@ DOORS = {
     "threadpoolctl": {"comm/cores.py"},
     "jsonargparse": {"train/config.py"},
     "xxhash": {"train/shards.py"},
-    "fsspec": {"train/storage.py"},
+    "fsspec": {"train/remote.py"},
     "s3fs": set(),
     "matplotlib": {"train/report.py", "train/trace.py"},
 }

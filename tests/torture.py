@@ -2,7 +2,8 @@
 
 Each run is drawn: without shards or with --zero 1, with and without compression, with and without checkpoints under way, going on
 with fewer ranks or with new ones. It must come to a loss within the spread of undisturbed runs on 2, 3 and 4 ranks, or end with
-the message that says what was lost; nothing may hang. Wants Open MPI. Ends non-zero if a run did anything else.
+the message that says what was lost, or that MPI did not get over it; nothing may hang. Wants Open MPI. Ends non-zero if a run
+did anything else.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from hpcai.comm import threads
+from hpcai.comm import host, threads
 from hpcai.comm.ulfm import RECOVERABLE
 from hpcai.train import config
 from hpcai.train.loop import fit
@@ -42,7 +43,7 @@ FLAGS = [
     "--stall-timeout",
     "15",
 ]
-RANKS, LIMIT_S, SLOW_S = 4, 300, 3.0
+RANKS, LIMIT_S, SLOW_S, NEW_S = 4, 300, 3.0, 5.0
 STUCK = "did not end within"
 LOST = "share of the optimizer state is lost"
 
@@ -86,7 +87,11 @@ def undisturbed(folder, flags):
 
 def strike(process, rng, count):
     """SIGKILL so many of the ranks, at once or a moment apart; returns the time of the last and how many were there to kill."""
-    victims = rng.sample(children(process), min(count, len(children(process)) - 1))
+    ranks = sorted(children(process))
+    victims = rng.sample(ranks, min(count, len(ranks) - 1))
+    left = [pid for pid in ranks if pid not in victims]
+    if victims and all(is_new(pid) for pid in left):  # and may not be a rank yet: then nobody would be left
+        victims[victims.index(min(victims))] = left[0]
     for victim in victims:
         try:
             os.kill(victim, signal.SIGKILL)
@@ -94,6 +99,12 @@ def strike(process, rng, count):
             return time.time(), 0
         time.sleep(rng.choice([0, rng.uniform(0, 0.05)]))
     return time.time(), len(victims)
+
+
+def is_new(pid):
+    """Whether a process was started in the last seconds."""
+    up_s = float(Path("/proc/uptime").read_text().split()[0])
+    return up_s - int(host.started(pid) or 0) / os.sysconf("SC_CLK_TCK") < NEW_S
 
 
 def attempt(drawn, folder, rng, spread):

@@ -58,8 +58,11 @@ def init() -> Communicator:
 
 def merged() -> mpi.MpiWire:
     """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
+    signal.alarm(int(2 * JOINING_S))  # while MPI starts no thread of Python gets its turn
+    MPI = mpi.load()
+    signal.alarm(0)
     with limited("joining the others", limit_s=JOINING_S):
-        return mpi.MpiWire(mpi.load().Comm.Get_parent().Merge(high=True))
+        return mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))
 
 
 def join(wire: mpi.MpiWire) -> Communicator:

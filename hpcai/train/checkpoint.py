@@ -16,10 +16,12 @@ import numpy as np
 
 from hpcai import arena
 from hpcai.errors import CheckpointError
-from hpcai.train import boxes, storage
+from hpcai.train import boxes, naming, storage
 from hpcai.train.boxes import Part
+from hpcai.train.folder import Local
+from hpcai.train.naming import MANIFEST
 from hpcai.train.shards import Stored, checksum
-from hpcai.train.storage import MANIFEST, Place
+from hpcai.train.storage import Place
 from hpcai.xp import Array
 
 FORMAT = 2
@@ -184,7 +186,7 @@ def read(path: str | Path) -> tuple[int, Checkpoint]:
     Memories of compression are (dp, n), a row for each data-parallel rank.
     Raises: CheckpointError if it is absent, incomplete, of another format, or differs from its checksum.
     """
-    where, name = storage.split(str(path))
+    where, name = naming.split(str(path))
     found = opened(storage.place(where), name)
     shapes = {name: tuple(shape) for name, shape in found.meta["identity"]["parameters"]}
     whole = laid_out(arena.layout(shapes))
@@ -211,7 +213,7 @@ def laid_out(where: arena.Layout) -> Laid:
 
 def all_in(folder: Path) -> list[Path]:
     """Checkpoints in a local `folder`, oldest first."""
-    return [folder / name for name in storage.Local(folder).names()]
+    return [folder / name for name in Local(folder).names()]
 
 
 def manifest(step: int, meta: dict[str, Any], layouts: Iterable[Laid], shards: list[dict[str, Any]]) -> bytes:

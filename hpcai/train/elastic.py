@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def recover(run: Run) -> None:
 
     Raises: RanksLost, on all alike, where the only copies of a shard were on ranks that failed.
     """
-    began, before = perf_counter(), run.comm
+    began, before, run.failed = perf_counter(), run.comm, time.time()
     with job.limited("the recovery from a failure", RanksLost.exit_code):
         _shrink(run)
         if run.options.elastic == "grow":
@@ -139,7 +139,8 @@ def _grow(run: Run) -> None:
 def _welcomed(run: Run, comm: Communicator) -> Adopted:
     """Give the last ranks of `comm`, which are new, options, data, state and place. Collective, with `join` there."""
     comm.wire.greet()
-    comm.exchange(Invitation(run.options, run.progress, run.mine.decided, run.counted, run.ranks, cores.core_share()))
+    before = run.reporter.recoveries, run.lost, run.failed
+    comm.exchange(Invitation(run.options, run.progress, run.mine.decided, run.counted, run.ranks, cores.core_share(), *before))
     share(comm, lambda: run.dataset)
     fresh = replica(_unmeshed(run.options), run.dataset, comm)
     _carry_over(run.mine, fresh, set(range(run.comm.size)))
@@ -156,6 +157,9 @@ class Invitation(NamedTuple):
     counted: Array
     ranks: int
     cores: int
+    recoveries: list[dict[str, Any]]
+    lost: list[int]
+    failed: float
 
 
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import time
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ def go_on(comm: Communicator, told: elastic.Invitation, dataset: Dataset, mine: 
     saver = Saver(mine, comm, resume.place(told.options), told.options.keep)
     run = _run(told.options, dataset, told.progress, saver)
     run.ranks, run.written, run.counted = told.ranks, 0, told.counted
+    run.reporter.recoveries += told.recoveries
+    run.reporter.note_recovery(told.lost, comm.size, time() - told.failed)
     return _through(run)
 
 

@@ -83,10 +83,15 @@ class Reporter:
         if self.metrics is not None:
             self.metrics.flush()
 
+    def note_recovery(self, lost: list[int], before: int, seconds: float) -> None:
+        """What the summary says of one, also to ranks that came with it: any may be the one that writes the summary."""
+        at = {"step": self.progress.step, "lost": lost, "of": before, "ranks": self.comm.size}
+        self.recoveries.append(at | {"seconds": seconds, "at": time()})
+
     def recovered(self, lost: list[int], before: int, seconds: float) -> None:
         """After ranks failed: which of how many, and how long until the others went on."""
         now, step = self.comm.size, self.progress.step
-        self.recoveries.append({"step": step, "lost": lost, "of": before, "ranks": now, "seconds": seconds, "at": time()})
+        self.note_recovery(lost, before, seconds)
         self.say(f"{some(lost)} of {before} failed; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later")
 
     def say(self, text: str) -> None:

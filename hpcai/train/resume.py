@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
 from hpcai.parallel.mesh import sizes
-from hpcai.train import assembly, checkpoint, memories, storage
+from hpcai.train import assembly, checkpoint, memories, naming, storage
 from hpcai.train.build import Cut
 from hpcai.train.checkpoint import Broken, Opened
 from hpcai.train.config import Options
@@ -233,7 +233,7 @@ def _named(options: Options) -> tuple[Place, str]:
     for one in (options.resume.rstrip("/") + "/checkpoints", options.resume):
         if (where := storage.place(one)).names():
             return where, ""
-    head, tail = storage.split(options.resume)
+    head, tail = naming.split(options.resume)
     return storage.place(head), tail
 
 
@@ -249,7 +249,7 @@ def _refuse_or_set_aside(options: Options, folder: Path) -> None:
 def _set_aside(folder: Path) -> None:
     present = [folder / name for name in WRITTEN if (folder / name).exists()]
     if present:
-        old = folder / storage.next_previous(path.name for path in folder.iterdir())
+        old = folder / naming.next_previous(path.name for path in folder.iterdir())
         old.mkdir()
         for path in present:
             path.rename(old / path.name)

@@ -42,6 +42,8 @@ class Run:
     """With how many it began."""
     lost: list[int] = field(default_factory=list)
     """Ranks that failed last."""
+    failed: float = 0.0
+    """When that was noticed, in seconds since 1970."""
     rows: Array = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:

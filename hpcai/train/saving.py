@@ -18,7 +18,7 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
-from hpcai.train import assembly, memories, storage, votes
+from hpcai.train import assembly, memories, naming, votes
 from hpcai.train.checkpoint import Laid
 from hpcai.train.replica import Replica
 from hpcai.train.series import Next, Series, attempt
@@ -64,7 +64,7 @@ class Saver:
         After a recovery a step whose checkpoint is complete already is not written again: it holds the same.
         """
         self.finish()
-        if not self._layouts and self._begin(storage.named(step)):
+        if not self._layouts and self._begin(naming.named(step)):
             return
         self._step, self._meta = step, meta | {"mesh": self.mine.mesh.sizes._asdict(), "ranks": self.comm.size}
         self._image.fill(assembly.runs(self.mine) + memories.runs(self.mine))
@@ -72,7 +72,7 @@ class Saver:
         entry = {"rank": self.comm.rank, "layout": assembly.number(self.mine), "counters": counters}
         cast = self.mine.votes
         cast[[votes.WRITTEN, votes.FAILED]] = 0
-        write = functools.partial(_write, self.place, storage.named(step), self._image, entry, self.comm.size)
+        write = functools.partial(_write, self.place, naming.named(step), self._image, entry, self.comm.size)
         self._writing = _Work(write, functools.partial(_cast, cast))
 
     def heard(self, counted: Array) -> None:

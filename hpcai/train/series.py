@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from hpcai.errors import CheckpointError
-from hpcai.train import checkpoint, storage
+from hpcai.train import checkpoint, naming
 from hpcai.train.checkpoint import Laid
 from hpcai.train.storage import Place
 
@@ -36,7 +36,7 @@ class Series:
 
     def conclude(self, what: Next, entries: list[dict[str, Any]], failed: list[tuple[int, str]]) -> None:
         """Write the manifest, if all shards are there. Raises: CheckpointError, after a warning."""
-        name = storage.named(what.step)
+        name = naming.named(what.step)
         try:
             if failed:
                 others = f" (and {len(failed) - 1} more ranks)" if len(failed) > 1 else ""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from hpcai.train import storage
+from hpcai.train.folder import buffer
 from hpcai.xp import Array
 
 LONGEST_BYTES = 1 << 26
@@ -49,7 +49,7 @@ class Image:
     """A shard's file in memory."""
 
     def __init__(self) -> None:
-        self._memory = storage.buffer(0)
+        self._memory = buffer(0)
         self._runs: list[Stored] = []
         self._begin = self._size = 0
 
@@ -69,7 +69,7 @@ class Image:
         text += b" " * (-(8 + len(text)) % 64)
         self._begin, self._size = 8 + len(text), 8 + len(text) + at
         if self._size > self._memory.size:
-            self._memory = storage.buffer(self._size)
+            self._memory = buffer(self._size)
         self._memory[: self._begin] = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
         self._runs = []
         for run, place in zip(runs, places, strict=True):

@@ -15,7 +15,8 @@ import pytest
 from hpcai import arena
 from hpcai.comm import threads
 from hpcai.errors import CheckpointError
-from hpcai.train import assembly, boxes, checkpoint, resume, saving, shards, storage
+from hpcai.train import assembly, boxes, checkpoint, naming, resume, saving, shards, storage
+from hpcai.train.folder import Local
 from hpcai.train.inputs import load
 from hpcai.train.replica import replica
 from tests.train.test_loop import final, options, train
@@ -221,7 +222,7 @@ def test_memories_find_their_places_on_another_mesh(tmp_path, text):  # noqa: F8
             again.close()
 
         threads.run(ranks, program)
-        after = checkpoint.read(tmp_path / "again" / storage.named(6))[1].arrays
+        after = checkpoint.read(tmp_path / "again" / naming.named(6))[1].arrays
         assert len(after["memories"]) == dp
         whole = arena.layout(
             {n: tuple(s) for n, s in checkpoint.read(resume.newest(tmp_path / "run"))[1].meta["identity"]["parameters"]}
@@ -268,7 +269,7 @@ def test_the_loss_goes_on_on_other_meshes(tmp_path, text):  # noqa: F811
     continues(tmp_path, [*text, "--dtype", "f32", "--micro-batches", "2"], MESHES)
 
 
-class Slow(storage.Local):
+class Slow(Local):
     """A folder whose writes take a while; it knows how many were under way at once."""
 
     now = most = 0
@@ -315,7 +316,7 @@ def test_at_most_one_is_under_way_and_steps_do_not_wait_for_it(tmp_path, monkeyp
 
 def failing(monkeypatch, number, steps, rank=1):
     """One rank's writes at these steps fail."""
-    real = storage.Local.write
+    real = Local.write
 
     def write(self, name, file, content):
         if int(name[5:]) in steps and f"shard-{rank:05d}" in file:
@@ -324,7 +325,7 @@ def failing(monkeypatch, number, steps, rank=1):
             raise OSError(number, os.strerror(number), file)
         real(self, name, file, content)
 
-    monkeypatch.setattr(storage.Local, "write", write)
+    monkeypatch.setattr(Local, "write", write)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])

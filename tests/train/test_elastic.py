@@ -109,10 +109,11 @@ def test_compression_goes_on_with_what_is_owed(tmp_path, compress):
 @ulfm
 @pytest.mark.parametrize("split", ["", "--zero 1", "--compress int8 --dtype f32 --compress-smallest 1"])
 def test_new_ranks_come_in_place_of_those_that_failed(tmp_path, undisturbed, split):
-    code, err = struck(tmp_path, "1 decided 7 3 backward 20", *split.split(), elastic="grow")
+    """Of those that were there at the start none is left at the end."""
+    code, err = struck(tmp_path, "1 decided 7 0 backward 14 3 backward 20 2 backward 21", *split.split(), elastic="grow")
     assert code == 0, err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert [one["ranks"] for one in summary["recoveries"]] == [4, 4]
+    assert [one["ranks"] for one in summary["recoveries"]] == [4, 4, 4, 4]
     assert summary["ranks"] == 4
     if "compress" not in split:
         np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)

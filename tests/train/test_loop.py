@@ -11,7 +11,7 @@ from hpcai.data import sources
 from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from hpcai.parallel.mesh import Sizes, mesh
 from hpcai.parallel.zero import WholeGradients
-from hpcai.train import checkpoint, config, resume, storage
+from hpcai.train import checkpoint, config, naming, resume, storage
 from hpcai.train.build import overlaps
 from hpcai.train.inputs import share
 from hpcai.train.loop import fit
@@ -162,7 +162,7 @@ def test_with_another_number_of_ranks_the_mean_of_memories_stays(tmp_path, ranks
         again = Saver(mine, comm, storage.place(tmp_path / f"again{comm.size}"), 1)
         resume.save(chosen, mine, resume.Progress(12), again)
         again.close()
-        return checkpoint.read(tmp_path / f"again{comm.size}" / storage.named(12))[1].arrays
+        return checkpoint.read(tmp_path / f"again{comm.size}" / naming.named(12))[1].arrays
 
     for ranks in (1, 2, 3, 4):
         after = threads.run(ranks, resumed)[0]

@@ -9,9 +9,11 @@ import pytest
 
 from hpcai.comm import threads
 from hpcai.errors import Leave
-from hpcai.train import checkpoint, resume, saving, signals, storage, votes
+from hpcai.train import checkpoint, naming, resume, saving, signals, storage, votes
+from hpcai.train.folder import Local
 from hpcai.train.inputs import load
 from hpcai.train.loop import fit
+from hpcai.train.remote import Remote
 from hpcai.train.replica import replica
 from tests.train.test_checkpoint import SMALL, failing, flipped
 from tests.train.test_loop import options, train
@@ -26,13 +28,13 @@ def there(tmp_path, run="run"):
 
 
 def steps(*numbers):
-    return [storage.named(number) for number in numbers]
+    return [naming.named(number) for number in numbers]
 
 
 def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_branch_of_the_later(tmp_path, capsys):
     flags = ["--hidden", "16", "--checkpoint-steps", "3", "--keep", "9"]
     train(2, options(tmp_path, *flags, "--steps", "12"))
-    older = str(tmp_path / "run" / "checkpoints" / storage.named(6))
+    older = str(tmp_path / "run" / "checkpoints" / naming.named(6))
     train(2, options(tmp_path, *flags, "--steps", "6", "--resume", older))
     assert there(tmp_path) == steps(3, 6, 9, 12), "nothing was done, so nothing is left"
     assert "set aside" not in capsys.readouterr().err
@@ -40,7 +42,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_branch_of_the_la
     aside = tmp_path / "run" / "checkpoints" / "previous-1"
     assert f"2 later checkpoints were set aside, to {aside}" in capsys.readouterr().err
     assert there(tmp_path) == steps(3, 6, 7)
-    assert storage.Local(aside).names() == steps(9, 12)
+    assert Local(aside).names() == steps(9, 12)
     train(2, options(tmp_path, *flags, "--steps", "8", "--resume", "auto"))
     assert there(tmp_path) == steps(3, 6, 7, 8)
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 8
@@ -52,20 +54,20 @@ def test_a_run_on_a_url_leaves_the_branch_of_the_later_too(tmp_path):
     url = f"memory://{tmp_path}/there"
     flags = ["--hidden", "16", "--checkpoint-steps", "3", "--keep", "9", "--checkpoints", url]
     train(2, options(tmp_path, *flags, "--steps", "9"))
-    train(2, options(tmp_path, *flags, "--steps", "5", "--resume", f"{url}/{storage.named(3)}"))
+    train(2, options(tmp_path, *flags, "--steps", "5", "--resume", f"{url}/{naming.named(3)}"))
     assert storage.place(url).names() == steps(3, 5)
     assert storage.place(f"{url}/previous-1").names() == steps(6, 9)
-    assert checkpoint.read(f"{url}/previous-1/{storage.named(9)}")[0] == 9
+    assert checkpoint.read(f"{url}/previous-1/{naming.named(9)}")[0] == 9
 
 
 def test_a_broken_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path):
     flags = [*SMALL, "--keep", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
     place = tmp_path / "run" / "checkpoints"
-    (place / storage.named(6)).rename(place / storage.named(2))  # an older one now, of a manifest that is whole
-    next((place / storage.named(2)).glob("*.safetensors")).unlink()
-    (place / storage.named(1)).mkdir()
-    (place / storage.named(1) / "manifest.json").write_text('{"format": "of another program"}')
+    (place / naming.named(6)).rename(place / naming.named(2))  # an older one now, of a manifest that is whole
+    next((place / naming.named(2)).glob("*.safetensors")).unlink()
+    (place / naming.named(1)).mkdir()
+    (place / naming.named(1) / "manifest.json").write_text('{"format": "of another program"}')
     train(2, options(tmp_path, *flags, "--steps", "4", "--resume", "auto"))
     assert there(tmp_path) == steps(1, 2, 3, 4)
     train(2, options(tmp_path, *flags, "--steps", "5", "--resume", "auto"))
@@ -75,16 +77,16 @@ def test_a_broken_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path):
 def test_a_broken_newest_one_is_set_aside(tmp_path):
     flags = [*SMALL, "--keep", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
-    flipped(tmp_path / "run" / "checkpoints" / storage.named(6) / "shard-00000-of-00002.safetensors", 3000)
+    flipped(tmp_path / "run" / "checkpoints" / naming.named(6) / "shard-00000-of-00002.safetensors", 3000)
     train(2, options(tmp_path, *flags, "--steps", "5", "--resume", "auto"))
     assert there(tmp_path) == steps(3, 5)
-    assert (tmp_path / "run" / "checkpoints" / "previous-1" / storage.named(6)).exists()
+    assert (tmp_path / "run" / "checkpoints" / "previous-1" / naming.named(6)).exists()
 
 
 def test_a_step_that_is_complete_is_not_written_again_after_a_recovery(tmp_path, monkeypatch):
     chosen, url, written = options(tmp_path, "--hidden", "16"), f"memory://{tmp_path}/there", []
-    real = storage.Remote.write
-    monkeypatch.setattr(storage.Remote, "write", lambda self, name, *more: written.append(name) or real(self, name, *more))
+    real = Remote.write
+    monkeypatch.setattr(Remote, "write", lambda self, name, *more: written.append(name) or real(self, name, *more))
 
     def program(comm):
         mine = replica(chosen, load(chosen, comm), comm)
@@ -96,7 +98,7 @@ def test_a_step_that_is_complete_is_not_written_again_after_a_recovery(tmp_path,
         resume.save(chosen, mine, resume.Progress(5), saver)
         saver.close()
         assert comm.on_root(lambda: len(written)) == before
-        assert comm.rank or saver.series.last.endswith(storage.named(5))
+        assert comm.rank or saver.series.last.endswith(naming.named(5))
         resume.save(chosen, mine, resume.Progress(6), saver)
         saver.close()
 
@@ -105,7 +107,7 @@ def test_a_step_that_is_complete_is_not_written_again_after_a_recovery(tmp_path,
     assert storage.place(url).names() == steps(5, 6)
 
 
-class Slow(storage.Local):
+class Slow(Local):
     """A folder whose writes wait."""
 
     go = threading.Event()
@@ -133,12 +135,12 @@ def test_of_ranks_that_failed_only_the_threads_are_kept(tmp_path):
         saver.close()
 
     threads.run(1, program)
-    assert storage.Local(tmp_path / "there").names() == steps(6)
+    assert Local(tmp_path / "there").names() == steps(6)
 
 
 @pytest.mark.parametrize("slow", ["write", "commit", "discard"])
 def test_a_disk_that_is_slower_than_ranks_wait_for_each_other_is_waited_for(tmp_path, slow, monkeypatch):
-    real = getattr(storage.Local, slow)
+    real = getattr(Local, slow)
 
     def slowly(self, name=None, *more):
         if slow != "write" or "shard-00000" in more[0]:
@@ -156,9 +158,9 @@ def test_a_disk_that_is_slower_than_ranks_wait_for_each_other_is_waited_for(tmp_
             resume.save(chosen, mine, resume.Progress(step), saver)
         saver.close()
 
-    monkeypatch.setattr(storage.Local, slow, slowly)
+    monkeypatch.setattr(Local, slow, slowly)
     threads.run(2, program)
-    assert storage.Local(tmp_path / "there").names() == steps(5, 6)
+    assert Local(tmp_path / "there").names() == steps(5, 6)
 
 
 @pytest.mark.parametrize("vote, code", [(votes.LEAVE, signals.REQUEUE), (votes.INTERRUPT, signals.INTERRUPTED)])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hpcai.errors import CheckpointError
-from hpcai.train import checkpoint, config, resume, storage
+from hpcai.train import checkpoint, config, naming, resume, storage
+from hpcai.train.folder import Local, buffer
 from tests.train.test_loop import final, options, train
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -79,7 +80,7 @@ def test_a_checkpoint_appears_at_its_commit_alone(where):
         assert place.read(name, SHARD) == content
         assert place.read(name, SHARD, 4095, 4097) == content[4095:4097]
         assert place.read(name, SHARD, 9_999, 20_000) == content[9_999:]
-        assert place.read(name, storage.MANIFEST) == b"manifest"
+        assert place.read(name, naming.MANIFEST) == b"manifest"
     place.remove("step-000000003")
     assert place.names() == ["step-000000012"]
     with pytest.raises(FileNotFoundError):
@@ -88,7 +89,7 @@ def test_a_checkpoint_appears_at_its_commit_alone(where):
 
 @pytest.mark.parametrize("before, after", [(9000, 9000), (20_000, 5001), (100, 50_000)])
 def test_a_removed_checkpoints_shard_is_written_over_by_the_next(tmp_path, before, after):
-    place = storage.Local(tmp_path)
+    place = Local(tmp_path)
     place.write("step-000000001", SHARD, memoryview(b"old" * before))
     place.commit("step-000000001", b"manifest")
     number = (tmp_path / "step-000000001" / SHARD).stat().st_ino
@@ -103,7 +104,7 @@ def test_a_removed_checkpoints_shard_is_written_over_by_the_next(tmp_path, befor
 
 
 def test_a_backup_that_is_a_hard_link_keeps_its_bytes(tmp_path):
-    place = storage.Local(tmp_path / "checkpoints")
+    place = Local(tmp_path / "checkpoints")
     place.write("step-000000001", SHARD, memoryview(b"old" * 9000))
     place.commit("step-000000001", b"manifest")
     os.link(tmp_path / "checkpoints" / "step-000000001" / SHARD, tmp_path / "backup")
@@ -154,14 +155,14 @@ def test_what_others_have_in_the_same_place_stays(where):
 def test_what_is_set_aside_is_found_there_alone(where):
     place = storage.place(where)
     for step in (1, 2, 3):
-        place.write(storage.named(step), SHARD, memoryview(b"x" * step))
-        place.commit(storage.named(step), b"manifest")
-    aside = storage.place(place.set_aside([storage.named(2), storage.named(3)]))
-    assert place.names() == [storage.named(1)]
-    assert aside.names() == [storage.named(2), storage.named(3)]
-    assert aside.read(storage.named(3), SHARD) == b"xxx"
-    assert aside.read(storage.named(3), storage.MANIFEST) == b"manifest"
-    assert place.set_aside([storage.named(1)]).endswith("previous-2")
+        place.write(naming.named(step), SHARD, memoryview(b"x" * step))
+        place.commit(naming.named(step), b"manifest")
+    aside = storage.place(place.set_aside([naming.named(2), naming.named(3)]))
+    assert place.names() == [naming.named(1)]
+    assert aside.names() == [naming.named(2), naming.named(3)]
+    assert aside.read(naming.named(3), SHARD) == b"xxx"
+    assert aside.read(naming.named(3), naming.MANIFEST) == b"manifest"
+    assert place.set_aside([naming.named(1)]).endswith("previous-2")
 
 
 def test_a_checkpoint_of_the_same_name_is_replaced(where):
@@ -169,7 +170,7 @@ def test_a_checkpoint_of_the_same_name_is_replaced(where):
     for content in (b"old", b"newer"):
         place.write("step-000000001", SHARD, memoryview(content))
         place.commit("step-000000001", content)
-    assert place.read("step-000000001", SHARD) == place.read("step-000000001", storage.MANIFEST) == b"newer"
+    assert place.read("step-000000001", SHARD) == place.read("step-000000001", naming.MANIFEST) == b"newer"
 
 
 def test_a_crash_while_one_is_replaced_leaves_the_old_one(tmp_path, monkeypatch):
@@ -201,7 +202,7 @@ def test_every_byte_is_written_past_the_page_cache_or_through_it(tmp_path, size,
     """From a page's start, and from where the kernel refuses to go past the cache."""
     if not past_cache:
         monkeypatch.delattr(os, "O_DIRECT", raising=False)
-    memory = storage.buffer(size + skip)
+    memory = buffer(size + skip)
     memory[:] = np.random.default_rng(size).integers(0, 256, memory.size, np.uint8)
     content = memoryview(memory)[skip : size + skip]
     storage.place(tmp_path).write("step-1", SHARD, content)

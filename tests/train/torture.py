@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcai.comm import threads
 from hpcai.data.dataset import Dataset
-from hpcai.train import assembly, checkpoint, config, storage
+from hpcai.train import assembly, checkpoint, config, naming, storage
 from hpcai.train.replica import replica
 from hpcai.train.saving import Saver
 
@@ -78,7 +78,7 @@ def check(folder, announced):
     steps = []
     for path in paths:
         step, found = checkpoint.read(path)
-        assert path.name == storage.named(step)
+        assert path.name == naming.named(step)
         for name, array in found.arrays.items():
             if not name.startswith(("memories", "owed", "reducer.")):
                 assert (array == value(step, name)).all(), f"{path} has {array} as {name}"

@@ -1,0 +1,179 @@
+"""Checkpoints in a folder of this machine, or of a file system that nodes share; files go past the page cache where they can."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from hpcai.train.naming import MANIFEST, in_order, next_previous
+from hpcai.xp import Array
+
+ALIGNED, HUGE = 4096, 1 << 21
+"""Past the page cache bytes go in multiples of this, from memory at a multiple of it."""
+
+
+class Local:
+    """A folder. The shards of the checkpoint that was removed last are kept out of sight and written over by the next one: to
+    free blocks and find others costs a file system more than to write them.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """All checkpoints, oldest first."""
+        try:
+            return in_order(one.name for one in os.scandir(self.folder) if one.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def path(self, name: str) -> str:
+        """How people call the checkpoint."""
+        return str(self.folder / name)
+
+    def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
+        """A file, or its bytes from start to stop."""
+        with (self.folder / name / file).open("rb") as opened:
+            opened.seek(start)
+            return opened.read() if stop is None else opened.read(stop - start)
+
+    def write(self, name: str, file: str, content: memoryview) -> None:
+        """A file beside, synced."""
+        beside = self._beside(name)
+        beside.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            if (self._spare / file).stat().st_nlink == 1:  # else it is somebody's backup too
+                (self._spare / file).rename(beside / file)
+        _write_synced(beside / file, content)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """What lies beside."""
+        try:
+            return {one.name: one.stat().st_size for one in os.scandir(self._beside(name))}
+        except FileNotFoundError:
+            return {}
+
+    def commit(self, name: str, manifest: bytes) -> None:
+        """Sync and rename."""
+        beside, path = self._beside(name), self.folder / name
+        _write_synced(beside / MANIFEST, memoryview(manifest))
+        _sync_folder(beside)
+        replaced = self.folder / f".replaced-{name}" if path.exists() else None
+        if replaced:
+            _move(path, replaced)
+        beside.rename(path)
+        _sync_folder(self.folder)
+        if replaced:
+            shutil.rmtree(replaced, ignore_errors=True)
+
+    def remove(self, name: str) -> None:
+        """Out of sight, for good before it is written over, so that no half of it is found."""
+        _move(self.folder / name, self._spare)
+        _sync_folder(self.folder)
+
+    def set_aside(self, names: list[str]) -> str:
+        """Beside the others, the newest first, so that no newer one is found by a run that is killed meanwhile."""
+        aside = self.folder / next_previous(path.name for path in self.folder.iterdir())
+        aside.mkdir()
+        for name in reversed(in_order(names)):
+            (self.folder / name).rename(aside / name)
+        _sync_folder(aside)
+        _sync_folder(self.folder)
+        return str(aside)
+
+    def discard(self, name: str | None = None) -> None:
+        """What lies beside. A checkpoint that was to be replaced, and was not, comes back."""
+        if name is not None:
+            shutil.rmtree(self._beside(name), ignore_errors=True)
+            return
+        for old in self._left(".replaced-"):
+            path = self.folder / old.name.removeprefix(".replaced-")
+            if not path.exists():
+                old.rename(path)
+        for path in (*self._left(".writing-"), *self._left(".replaced-"), self._spare):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def probe(self) -> None:
+        """Write and delete a file, and the folder if there was none."""
+        fresh = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / ".writable").touch()
+        (self.folder / ".writable").unlink()
+        if fresh:
+            self.folder.rmdir()
+
+    def _left(self, prefix: str) -> list[Path]:
+        names = in_order(path.name.removeprefix(prefix) for path in self.folder.glob(f"{prefix}*"))
+        return [self.folder / f"{prefix}{name}" for name in names]
+
+    @property
+    def _spare(self) -> Path:
+        return self.folder / ".spare"
+
+    def _beside(self, name: str) -> Path:
+        return self.folder / f".writing-{name}"
+
+
+def buffer(nbytes: int) -> Array:
+    """Bytes that can be written past the page cache: at a page's start, and whole pages. Huge ones where there are: the kernel
+    looks up each page that goes to disk.
+    """
+    size = max(1, -(-nbytes // HUGE)) * HUGE
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError, AttributeError):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def _write_synced(path: Path, content: memoryview) -> None:
+    """Whole pages go past the page cache where the file system lets them: a fifth of the processor's time, which steps want."""
+    pages = len(content) // ALIGNED * ALIGNED
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        os.ftruncate(handle, min(len(content), os.fstat(handle).st_size))
+        done = _written_past_cache(handle, content[:pages]) if pages else 0
+        while done < len(content):
+            done += os.write(handle, content[done:])
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _written_past_cache(handle: int, content: memoryview) -> int:
+    """How many bytes could be written so: none where memory or file system do not allow it."""
+    direct, done = getattr(os, "O_DIRECT", 0), 0
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETFL, direct)
+        while done < len(content) and done % ALIGNED == 0:
+            done += os.write(handle, content[done:])
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    fcntl.fcntl(handle, fcntl.F_SETFL, 0)
+    return done
+
+
+def _move(path: Path, to: Path) -> None:
+    """Rename a folder, in place of what an earlier process left under that name."""
+    try:
+        path.rename(to)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        shutil.rmtree(to)
+        path.rename(to)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
