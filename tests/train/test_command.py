@@ -101,7 +101,7 @@ def test_bad_input_is_one_clear_line_and_a_code_on_all_ranks(tmp_path, case):
     begin = time.perf_counter()
     code, out, err = run(3, "--run", tmp_path / "run", *make(tmp_path), limit=20)
     assert time.perf_counter() - begin < 20
-    assert code == wanted
+    assert code == wanted, err
     lines = [line for line in err.splitlines() if LINE in line]
     assert len(lines) == 1, err
     assert words in lines[0]
