@@ -113,7 +113,7 @@ def attempt(drawn, folder, rng, spread):
     shutil.rmtree(run, ignore_errors=True)
     flags = [*FLAGS, *drawn.flags, "--elastic", drawn.elastic, "--checkpoint-steps", "40" if drawn.checkpoints else "0"]
     launcher = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"]
-    process = start(RANKS, *flags, "--run", run, launcher=launcher, errors=folder / "stderr")
+    process = start(RANKS, *flags, "--run", run, launcher=launcher, errors=folder / "stderr", TMPDIR=str(folder))
     began, struck = time.monotonic(), []
     try:
         while not (run / "metrics.jsonl").exists() and process.poll() is None:
@@ -147,7 +147,7 @@ def wait_until_gone_on(errors, times, process):
 
 def judged(drawn, code, struck, run, said, spread):
     killed, last = sum(killed for _, killed in struck), told(said)
-    if code == 85 and STUCK in said:
+    if code in (85, -signal.SIGKILL) and STUCK in said:  # the launcher may not get over it either, and is killed then
         return Outcome("ended: MPI did not get over it", killed, [], last)
     if code == 85 and LOST in said and "--zero" in drawn.flags:
         return Outcome("ended: both copies of a shard lost", killed, [])
