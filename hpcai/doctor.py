@@ -18,6 +18,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from time import perf_counter
@@ -46,10 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="measure the all-reduce algorithms and keep the fitted constants")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes of the longest array that --tune reduces")
     parser.add_argument("--compress", action="store_true", help="predict a training step for each --compress of hpcai.train")
-    with contextlib.redirect_stderr(sys.stderr if launch().rank == 0 else io.StringIO()):
-        chosen, training = parser.parse_known_args(arguments)
-        if training and not chosen.compress:
-            parser.error(f"unknown: {' '.join(training)} (options of hpcai.train need --compress)")
+    try:
+        with contextlib.redirect_stderr(sys.stderr if launch().rank == 0 else io.StringIO()):
+            chosen, training = parser.parse_known_args(arguments)
+            if training and not chosen.compress:
+                parser.error(f"unknown: {' '.join(training)} (options of hpcai.train need --compress)")
+    except SystemExit:
+        if launch().rank != 0:
+            time.sleep(1.0)  # let rank 0 speak: the launcher ends all ranks with the first that ends so
+        raise
     try:
         comm = hpcai.init()
     except HpcaiError as error:
