@@ -2,8 +2,8 @@
 
 Each run is drawn: without shards or with --zero 1, with and without compression, with and without checkpoints under way, going on
 with fewer ranks or with new ones. It must come to a loss within the spread of undisturbed runs on 2, 3 and 4 ranks, or end with
-the message that says what was lost, or that MPI did not get over it; nothing may hang. Wants Open MPI. Ends non-zero if a run
-did anything else.
+the message that says what was lost, or, seldom, that MPI did not get over it; nothing may hang. A strike leaves a process that is
+some seconds old, as the younger may not be ranks yet. Wants Open MPI. Ends non-zero if a run did anything else.
 """
 
 import argparse
@@ -29,22 +29,11 @@ from hpcai.train import config
 from hpcai.train.loop import fit
 from tests.command import children, start
 
-FLAGS = [
-    "--hidden",
-    "48",
-    "--batch",
-    "64",
-    "--steps",
-    "2500",
-    "--lr",
-    "3e-4",
-    "--compress-smallest",
-    "1",
-    "--stall-timeout",
-    "15",
-]
+FLAGS = ["--hidden", "48", "--batch", "64", "--steps", "2500", "--lr", "3e-4", "--compress-smallest", "1"]
 RANKS, LIMIT_S, SLOW_S, NEW_S = 4, 300, 3.0, 5.0
-STUCK = "did not end within"
+STUCK = re.compile(r"the (recovery from a failure|start of new ranks) did not end within")
+"""What a run says that MPI did not get over: a limit of Open MPI, but no more than one run in STUCK_RUNS may end so."""
+STUCK_RUNS = 50
 LOST = "share of the optimizer state is lost"
 
 
@@ -111,7 +100,16 @@ def attempt(drawn, folder, rng, spread):
     """Make one run and look what became of it."""
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
-    flags = [*FLAGS, *drawn.flags, "--elastic", drawn.elastic, "--checkpoint-steps", "40" if drawn.checkpoints else "0"]
+    flags = [
+        *FLAGS,
+        "--stall-timeout",
+        "15",
+        *drawn.flags,
+        "--elastic",
+        drawn.elastic,
+        "--checkpoint-steps",
+        "40" if drawn.checkpoints else "0",
+    ]
     launcher = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"]
     process = start(RANKS, *flags, "--run", run, launcher=launcher, errors=folder / "stderr", TMPDIR=str(folder))
     began, struck = time.monotonic(), []
@@ -147,7 +145,7 @@ def wait_until_gone_on(errors, times, process):
 
 def judged(drawn, code, struck, run, said, spread):
     killed, last = sum(killed for _, killed in struck), told(said)
-    if code in (85, -signal.SIGKILL) and STUCK in said:  # the launcher may not get over it either, and is killed then
+    if code in (85, -signal.SIGKILL) and STUCK.search(said):  # the launcher may not get over it either, and is killed then
         return Outcome("ended: MPI did not get over it", killed, [], last)
     if code == 85 and LOST in said and "--zero" in drawn.flags:
         return Outcome("ended: both copies of a shard lost", killed, [])
@@ -206,7 +204,8 @@ def main():
             if sum(outcomes.values()) % 10 == 0:
                 print(report(killed, outcomes, took), file=sys.stderr, flush=True)
     print(report(killed, outcomes, took))
-    return any(how not in FINE for how in outcomes)
+    stuck, runs = outcomes["ended: MPI did not get over it"], sum(outcomes.values())
+    return any(how not in FINE for how in outcomes) or stuck > max(1, runs / STUCK_RUNS)
 
 
 def report(killed, outcomes, took):

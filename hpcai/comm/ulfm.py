@@ -24,8 +24,8 @@ def enabled() -> bool:
 
 def prepare() -> None:
     """Leave coll/han out, which after a failure gives wrong sums without an error (open-mpi/ompi#11794), and btl/sm, over which
-    only the launcher can tell of a failure, and does not always; a TCP connection that breaks is told at once. Arrays within a
-    node take neither. Before MPI starts.
+    nothing breaks when a rank ends, as a TCP connection does. Arrays within a node take neither where they can be shared.
+    Before MPI starts.
     """
     chosen = os.environ.get(COLLECTIVES, "")
     if enabled() and not _without_han(chosen) and (not chosen or chosen.startswith("^")):

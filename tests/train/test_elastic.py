@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -192,6 +193,20 @@ def test_open_mpis_han_is_left_out_and_users_choices_stay(monkeypatch, chosen, w
     assert os.environ[ulfm.COLLECTIVES] == wanted
     assert os.environ[ulfm.TRANSPORTS] == "self,sm,tcp"
     assert bool(ulfm.why_not("Open MPI v5")) == ("han" in wanted and "^" not in wanted)
+
+
+STUCK = """
+import ctypes
+from hpcai.comm import job, mpi
+job.JOINING_S = 0.5
+mpi.load = lambda: ctypes.PyDLL(None).sleep(30)  # like MPI_Init in mpi4py's import: no other thread of Python gets its turn
+job.merged()
+"""
+
+
+def test_a_new_rank_whose_others_failed_while_mpi_started_ends():
+    ended = subprocess.run([sys.executable, "-c", STUCK], timeout=20)
+    assert ended.returncode == -signal.SIGALRM
 
 
 @pytest.mark.parametrize("compress", ["int8", "sign", "powersgd:2", "topk:0.1", "int8sum", "bf16"])
