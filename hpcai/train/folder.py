@@ -8,6 +8,7 @@ import fcntl
 import mmap
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ ALIGNED, HUGE = 4096, 1 << 21
 
 
 class Local:
-    """A folder. The shards of the checkpoint that was removed last are kept out of sight and written over by the next one: to
+    """A folder. The files of the checkpoint that was removed last are kept out of sight and written over by the next one: to
     free blocks and find others costs a file system more than to write them.
     """
 
@@ -46,12 +47,8 @@ class Local:
 
     def write(self, name: str, file: str, content: memoryview) -> None:
         """A file beside, synced."""
-        beside = self._beside(name)
-        beside.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):
-            if (self._spare / file).stat().st_nlink == 1:  # else it is somebody's backup too
-                (self._spare / file).rename(beside / file)
-        _write_synced(beside / file, content)
+        self._beside(name).mkdir(parents=True, exist_ok=True)
+        self._write_over_spare(name, file, content)
 
     def sizes(self, name: str) -> dict[str, int]:
         """What lies beside."""
@@ -60,18 +57,24 @@ class Local:
         except FileNotFoundError:
             return {}
 
-    def commit(self, name: str, manifest: bytes) -> None:
-        """Sync and rename."""
+    def commit(self, name: str, manifest: bytes, superseded: Sequence[str] = ()) -> list[str]:
+        """Sync and rename; superseded ones go out of sight with the same sync of the folder."""
         beside, path = self._beside(name), self.folder / name
-        _write_synced(beside / MANIFEST, memoryview(manifest))
+        self._write_over_spare(name, MANIFEST, memoryview(manifest))
         _sync_folder(beside)
         replaced = self.folder / f".replaced-{name}" if path.exists() else None
         if replaced:
             _move(path, replaced)
         beside.rename(path)
+        gone = []
+        for old in superseded:
+            with contextlib.suppress(OSError):
+                _move(self.folder / old, self._spare)
+                gone.append(old)
         _sync_folder(self.folder)
         if replaced:
             shutil.rmtree(replaced, ignore_errors=True)
+        return gone
 
     def remove(self, name: str) -> None:
         """Out of sight, for good before it is written over, so that no half of it is found."""
@@ -109,6 +112,13 @@ class Local:
         if fresh:
             self.folder.rmdir()
 
+    def _write_over_spare(self, name: str, file: str, content: memoryview) -> None:
+        beside, spare = self._beside(name) / file, self._spare / file
+        with contextlib.suppress(OSError):
+            if spare.stat().st_nlink == 1:  # else it is somebody's backup too
+                spare.rename(beside)
+        _write_synced(beside, content)
+
     def _left(self, prefix: str) -> list[Path]:
         names = in_order(path.name.removeprefix(prefix) for path in self.folder.glob(f"{prefix}*"))
         return [self.folder / f"{prefix}{name}" for name in names]
@@ -137,11 +147,12 @@ def _write_synced(path: Path, content: memoryview) -> None:
     pages = len(content) // ALIGNED * ALIGNED
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        os.ftruncate(handle, min(len(content), os.fstat(handle).st_size))
+        if os.fstat(handle).st_size > len(content):
+            os.ftruncate(handle, len(content))
         done = _written_past_cache(handle, content[:pages]) if pages else 0
         while done < len(content):
             done += os.write(handle, content[done:])
-        os.fsync(handle)
+        getattr(os, "fdatasync", os.fsync)(handle)  # of a file that is written over nothing else has changed but times
     finally:
         os.close(handle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 from hpcai.errors import CheckpointError
@@ -49,9 +50,10 @@ class Remote:
         """The objects."""
         return {file: self._do("size", self._at(name, file)) for file in self._within(self._at(name))}
 
-    def commit(self, name: str, manifest: bytes) -> None:
-        """The manifest makes it complete."""
+    def commit(self, name: str, manifest: bytes, superseded: Sequence[str] = ()) -> list[str]:
+        """The manifest makes it complete. Superseded ones are left to `remove`."""
         self._do("pipe_file", self._at(name, MANIFEST), manifest)
+        return []
 
     def remove(self, name: str) -> None:
         """The manifest first."""

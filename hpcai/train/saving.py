@@ -8,9 +8,11 @@ communicator, so that those are free once ranks have failed.
 from __future__ import annotations
 
 import functools
+import queue
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -40,7 +42,7 @@ class Saver:
         self.mine, self.comm, self.series = mine, comm, Series(place, keep)
         self._layouts: list[Laid] = []
         self._before: list[_Work] | None = None
-        self._image = Image()
+        self._image, self._thread = Image(), _Thread()
         self._step, self._meta = 0, dict[str, Any]()
         self._writing: _Work | None = None
         self._committing: _Work | None = None
@@ -70,15 +72,18 @@ class Saver:
         self._image.fill(assembly.runs(self.mine) + memories.runs(self.mine))
         counters = memories.counters(self.mine) if self.mine.mesh.dp.rank == 0 else None
         entry = {"rank": self.comm.rank, "layout": assembly.number(self.mine), "counters": counters}
-        cast = self.mine.votes
-        cast[[votes.WRITTEN, votes.FAILED]] = 0
+        self.mine.votes[votes.OF_CHECKPOINTS] = 0
         write = functools.partial(_write, self.place, naming.named(step), self._image, entry, self.comm.size)
-        self._writing = _Work(write, functools.partial(_cast, cast))
+        self._writing = self._thread.begin(_Work(write, functools.partial(_cast, self.mine.votes, votes.WRITTEN)))
 
     def heard(self, counted: Array) -> None:
-        """After a step, with its votes: where all ranks have ended their writing the checkpoint is committed."""
+        """After a step, with its votes: where all ranks have ended their writing the checkpoint is committed. When that is done
+        the votes say so too; a failure waits for `finish`.
+        """
         if self._writing is not None and counted[votes.WRITTEN] + counted[votes.FAILED] == self.comm.size:
             self._commit()
+        elif self._committing is not None and counted[votes.COMMITTED]:
+            self._committing, self._failure = None, ""
 
     def finish(self) -> str:
         """Wait until what is under way is durable; returns why it is not, on all ranks. Collective."""
@@ -125,7 +130,7 @@ class Saver:
             attempt(series.look)
             return recovered and series.has(name)
 
-        work = self._tidying = _Work(tidied) if self.comm.rank == 0 else _Work.none()
+        work = self._tidying = self._thread.begin(_Work(tidied)) if self.comm.rank == 0 else _Work.none()
         _all_done(self.comm, [work])
         self._tidying = None
         return bool(self.comm.on_root(lambda: work.result))
@@ -138,17 +143,18 @@ class Saver:
         reason = self._writing.wait()
         told = self.comm.exchange((self._writing.result, reason))
         self._writing = None
-        self.mine.votes[[votes.WRITTEN, votes.FAILED]] = 0
+        self.mine.votes[votes.OF_CHECKPOINTS] = 0
         failed = [(rank, why) for rank, (_, why) in enumerate(told) if why]
         entries = [entry for entry, _ in told if entry is not None]
         what = Next(self._step, self._meta, self._layouts)
         conclude = functools.partial(self.series.conclude, what, entries, failed)
-        self._committing = _Work(conclude) if self.comm.rank == 0 else _Work.none()
+        commit = _Work(conclude, functools.partial(_cast, self.mine.votes, votes.COMMITTED))
+        self._committing = self._thread.begin(commit) if self.comm.rank == 0 else _Work.none()
 
 
 def on_root_beside(comm: Communicator, work: Callable[[], Any]) -> Any:
     """`comm.on_root` for what may take longer than ranks wait for each other. Raises: CheckpointError."""
-    beside = _Work(work) if comm.rank == 0 else _Work.none()
+    beside = _Thread().begin(_Work(work)) if comm.rank == 0 else _Work.none()
     _all_done(comm, [beside])
     result, failure = comm.exchange((beside.result, beside.wait()))[0]
     if failure:
@@ -179,37 +185,60 @@ def _write(place: Place, name: str, image: Image, entry: dict[str, Any], ranks: 
 
 
 class _Work:
-    """A function that a thread of its own carries out, which ends with the process."""
+    """A function that a thread carries out, which ends with the process."""
 
     def __init__(self, function: Callable[[], Any], then: Callable[[_Work], None] = lambda work: None):
         self.result: Any = None
-        self.failure, self.done = "", False
-        self._thread: threading.Thread | None = threading.Thread(
-            target=self._run, args=(function, then), daemon=True, name="hpcai checkpoint"
-        )
-        self._thread.start()
+        self.failure, self.function, self.then = "", function, then
+        self._over = threading.Event()
 
     @classmethod
     def none(cls) -> _Work:
         """Nothing to do."""
-        made = cls.__new__(cls)
-        made.result, made.failure, made.done, made._thread = None, "", True, None
+        made = cls(lambda: None)
+        made.carry_out()
         return made
+
+    @property
+    def done(self) -> bool:
+        """Whether it is."""
+        return self._over.is_set()
 
     def wait(self) -> str:
         """Return when it is done: why it failed, or nothing."""
-        if self._thread is not None:
-            self._thread.join()
+        self._over.wait()
         return self.failure
 
-    def _run(self, function: Callable[[], Any], then: Callable[[_Work], None]) -> None:
+    def carry_out(self) -> None:
+        """In the thread."""
         try:
-            self.result = function()
+            self.result = self.function()
         except BaseException as error:  # told to all ranks in the next exchange
             self.failure = " ".join(str(error).split()) or type(error).__name__
-        then(self)
-        self.done = True
+        self.then(self)
+        del self.function, self.then
+        self._over.set()
 
 
-def _cast(into: Array, work: _Work) -> None:
-    into[votes.FAILED if work.failure else votes.WRITTEN] = 1
+class _Thread:
+    """Carries out one work after another, until nobody has it any more: to start one costs the steps more than to wake it."""
+
+    def __init__(self) -> None:
+        self._works: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        threading.Thread(target=_carry_out_all, args=(self._works,), daemon=True, name="hpcai checkpoint").start()
+        weakref.finalize(self, self._works.put, None)
+
+    def begin(self, work: _Work) -> _Work:
+        """Have it carried out."""
+        self._works.put(work)
+        return work
+
+
+def _carry_out_all(works: queue.SimpleQueue[_Work | None]) -> None:
+    while (work := works.get()) is not None:
+        work.carry_out()
+        del work
+
+
+def _cast(into: Array, good: int, work: _Work) -> None:
+    into[votes.FAILED if work.failure else good] = 1

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xxhash
 
-from hpcai.train.folder import buffer
+from hpcai.train.folder import ALIGNED, buffer
 from hpcai.xp import Array
 
 LONGEST_BYTES = 1 << 26
@@ -66,7 +66,8 @@ class Image:
             places.append(at)
             at += run.values.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-(8 + len(text)) % 64)
+        text += b" " * (-len(text) % 8)
+        text += b" " * (-(8 + len(text) + at) % ALIGNED // 8 * 8)  # to whole pages, which go past the page cache
         self._begin, self._size = 8 + len(text), 8 + len(text) + at
         if self._size > self._memory.size:
             self._memory = buffer(self._size)

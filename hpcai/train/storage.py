@@ -6,6 +6,7 @@ elsewhere, where nothing can be renamed, by its manifest, which is written last 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -31,8 +32,12 @@ class Place(Protocol):
     def sizes(self, name: str) -> dict[str, int]:
         """The files of a checkpoint that is not complete yet, and their bytes."""
 
-    def commit(self, name: str, manifest: bytes) -> None:
-        """Make it complete, durable on return. An older one of that name is replaced."""
+    def commit(self, name: str, manifest: bytes, superseded: Sequence[str] = ()) -> list[str]:
+        """Make it complete, durable on return. An older one of that name is replaced.
+
+        Superseded ones are deleted where that is done by the same sync, and returned. After a crash either of both may have
+        happened, so `superseded` must not be all.
+        """
 
     def remove(self, name: str) -> None:
         """Delete a checkpoint."""

@@ -10,11 +10,15 @@ import numpy as np
 
 from hpcai.xp import Array
 
-LEAVE, INTERRUPT, WRITTEN, FAILED = range(4)
+LEAVE, INTERRUPT, WRITTEN, FAILED, COMMITTED = range(5)
 """Places in the array: this rank was asked to leave, by a signal or by Ctrl-C; its part of the checkpoint under way is on disk;
-it could not be written."""
+it could not be written; and all of the checkpoint is, which rank 0 says.
+"""
+
+OF_CHECKPOINTS = [WRITTEN, FAILED, COMMITTED]
+"""What is said of one, and taken back before the next."""
 
 
 def none() -> Array:
     """An array of votes, none cast."""
-    return np.zeros(4)
+    return np.zeros(5)

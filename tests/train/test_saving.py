@@ -9,12 +9,13 @@ import pytest
 
 from hpcai.comm import threads
 from hpcai.errors import Leave
-from hpcai.train import checkpoint, naming, resume, saving, signals, storage, votes
+from hpcai.train import checkpoint, folder, naming, resume, saving, signals, storage, votes
 from hpcai.train.folder import Local
 from hpcai.train.inputs import load
 from hpcai.train.loop import fit
 from hpcai.train.remote import Remote
 from hpcai.train.replica import replica
+from tests.command import wait_for
 from tests.train.test_checkpoint import SMALL, failing, flipped
 from tests.train.test_loop import options, train
 
@@ -58,6 +59,30 @@ def test_a_run_on_a_url_leaves_the_branch_of_the_later_too(tmp_path):
     assert storage.place(url).names() == steps(3, 5)
     assert storage.place(f"{url}/previous-1").names() == steps(6, 9)
     assert checkpoint.read(f"{url}/previous-1/{naming.named(9)}")[0] == 9
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_a_checkpoint_is_dropped_only_where_another_is_durable(tmp_path, monkeypatch, keep):
+    """Whatever of what was done since the last sync a crash takes back."""
+    place, durable, dropped = tmp_path / "run" / "checkpoints", set(), []
+    sync, move = folder._sync_folder, folder._move
+
+    def synced(path):
+        sync(path)
+        if path == place:
+            durable.update(Local(place).names())
+
+    def moved(path, to):
+        durable.discard(path.name)
+        dropped.append(path.name)
+        assert durable
+        move(path, to)
+
+    monkeypatch.setattr(folder, "_sync_folder", synced)
+    monkeypatch.setattr(folder, "_move", moved)
+    train(2, options(tmp_path, *SMALL, "--steps", "6", "--checkpoint-steps", "1", "--keep", str(keep)))
+    assert there(tmp_path) == steps(*range(7 - keep, 7))
+    assert dropped == steps(*range(1, 7 - keep))
 
 
 def test_a_broken_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path):
@@ -107,6 +132,35 @@ def test_a_step_that_is_complete_is_not_written_again_after_a_recovery(tmp_path,
     assert storage.place(url).names() == steps(5, 6)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_votes_of_a_step_say_when_a_checkpoint_is_durable(tmp_path, monkeypatch, capsys, fails):
+    """Nobody has to ask then. Of one that failed `finish` says why."""
+    chosen = options(tmp_path, "--hidden", "16")
+    real = Local.commit
+
+    def commit(self, *more):
+        if fails:
+            raise OSError(28, "No space left on device")
+        return real(self, *more)
+
+    def program(comm):
+        mine = replica(chosen, load(chosen, comm), comm)
+        saver = saving.Saver(mine, comm, storage.place(tmp_path / "there"), 2)
+        resume.save(chosen, mine, resume.Progress(5), saver)
+        counted = votes.none()
+        while saver.under_way and not counted[votes.FAILED]:
+            counted = comm.allreduce(mine.votes.copy())
+            saver.heard(counted)
+        calls = comm.calls
+        assert bool(saver.finish()) == fails
+        assert (comm.calls == calls) != fails
+
+    monkeypatch.setattr(Local, "commit", commit)
+    threads.run(2, program)
+    assert Local(tmp_path / "there").names() == ([] if fails else steps(5))
+    assert ("No space left" in capsys.readouterr().err) == fails
+
+
 class Slow(Local):
     """A folder whose writes wait."""
 
@@ -134,7 +188,14 @@ def test_of_ranks_that_failed_only_the_threads_are_kept(tmp_path):
         resume.save(chosen, mine, resume.Progress(6), saver)
         saver.close()
 
+    def alive():
+        return sum(thread.name == "hpcai checkpoint" for thread in threading.enumerate())
+
+    gc.collect()
+    before = alive()
     threads.run(1, program)
+    gc.collect()
+    wait_for(lambda: alive() <= before)
     assert Local(tmp_path / "there").names() == steps(6)
 
 

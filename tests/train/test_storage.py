@@ -9,12 +9,14 @@ import pytest
 
 from hpcai.errors import CheckpointError
 from hpcai.train import checkpoint, config, naming, resume, storage
-from hpcai.train.folder import Local, buffer
+from hpcai.train.folder import ALIGNED, Local, buffer
+from hpcai.train.shards import Image, Run
 from tests.train.test_loop import final, options, train
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
 fsspec = pytest.importorskip("fsspec")
+safetensors = pytest.importorskip("safetensors.numpy")
 
 SHARD = "shard-00000-of-00001.safetensors"
 
@@ -85,6 +87,15 @@ def test_a_checkpoint_appears_at_its_commit_alone(where):
     assert place.names() == ["step-000000012"]
     with pytest.raises(FileNotFoundError):
         place.read("step-000000003", SHARD)
+
+
+def test_superseded_ones_go_with_the_commit_or_are_left(where):
+    place = storage.place(where)
+    for step, superseded in ((1, []), (2, []), (3, [naming.named(1), naming.named(7)])):
+        place.write(naming.named(step), SHARD, memoryview(b"x"))
+        gone = place.commit(naming.named(step), b"manifest", superseded)
+    assert gone == ([naming.named(1)] if isinstance(place, Local) else [])
+    assert place.names() == [naming.named(step) for step in (1, 2, 3) if naming.named(step) not in gone]
 
 
 @pytest.mark.parametrize("before, after", [(9000, 9000), (20_000, 5001), (100, 50_000)])
@@ -207,6 +218,17 @@ def test_every_byte_is_written_past_the_page_cache_or_through_it(tmp_path, size,
     content = memoryview(memory)[skip : size + skip]
     storage.place(tmp_path).write("step-1", SHARD, content)
     assert (tmp_path / ".writing-step-1" / SHARD).read_bytes() == bytes(content)
+
+
+@pytest.mark.parametrize("sizes", [{"f4": 1001, "f8": 9}, {"f4": 5000}, {"f8": 7, "i4": 2}])
+def test_a_shard_ends_with_a_page_so_that_none_of_it_goes_through_the_cache(sizes):
+    arrays = {name: np.arange(size, dtype=name) for name, size in sizes.items()}
+    image = Image()
+    image.fill([Run(name, 0, array) for name, array in arrays.items()])
+    rest = -sum(array.nbytes for array in arrays.values()) % 8  # a safetensors header is padded to 8 bytes
+    assert len(image.content) % ALIGNED == (ALIGNED - rest) % ALIGNED
+    found = safetensors.load(bytes(image.content))
+    assert all(found[f"{name}/0"].tobytes() == array.tobytes() for name, array in arrays.items())
 
 
 @pytest.mark.parametrize("split", ["--mesh dp=3 --zero 3", "--mesh dp=3 --compress int8 --compress-smallest 1"])
