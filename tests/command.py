@@ -1,6 +1,7 @@
 """Programs as a person starts them: real processes under the launcher that lies beside this Python."""
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -20,6 +21,15 @@ def environment(**more):
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
     return kept | allow | more
+
+
+def pretend(monkeypatch, folder, **programs):
+    """Shell scripts by name, first on the path."""
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 def start(ranks, *arguments, program=("-m", "hpcai.train"), launcher=(), errors=None, **more):

@@ -19,6 +19,7 @@ from hpcai.comm import cores, host, mpi, stall, ulfm, watch
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
 from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost
+from hpcai.ops import native
 
 LAST_RESORT_S = 10
 """How long after an abort the launcher may take to end the job."""
@@ -58,8 +59,12 @@ def init() -> Communicator:
 
 def merged() -> mpi.MpiWire:
     """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
+    native.end_at_alarm()
     signal.alarm(int(2 * JOINING_S))  # while MPI starts no thread of Python gets its turn
-    MPI = mpi.load()
+    try:
+        MPI = mpi.load()
+    except LaunchError:  # the others failed meanwhile, or go on without
+        quit()
     signal.alarm(0)
     with limited("joining the others", limit_s=JOINING_S):
         return mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))
@@ -83,8 +88,10 @@ def end(code: int) -> int:
     """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
     if _outlived or ulfm.enabled():
         assert _world is not None
-        with contextlib.suppress(RankFailed):
+        try:
             _world.leave()
+        except RankFailed:  # the others may be in a recovery, which comes to the others' end or to their going on
+            quit(code)
         sys.stdout.flush()
         sys.stderr.flush()
         with limited("the end"):
@@ -110,10 +117,7 @@ def limited(what: str, code: int = 1, limit_s: float | None = None) -> Iterator[
     def look() -> None:
         if over.wait(limit_s):
             return
-        for place in watch.frozen():
-            sys.stderr.write(f"hpcai: process {place.pid} is frozen and keeps others waiting in {what}; it is ended\n")
-            with contextlib.suppress(ProcessLookupError):  # another rank ended it
-                os.kill(place.pid, signal.SIGKILL)
+        end_frozen(what)
         if not over.wait(limit_s):
             reason = "a rank may be frozen, or MPI wait for one that failed"
             advice = "; start again with --resume auto" if code == RanksLost.exit_code else ""
@@ -127,6 +131,14 @@ def limited(what: str, code: int = 1, limit_s: float | None = None) -> Iterator[
         yield
     finally:
         over.set()
+
+
+def end_frozen(what: str) -> None:
+    """End those ranks on this node that are stopped and keep others waiting in this."""
+    for place in watch.frozen():
+        sys.stderr.write(f"hpcai: process {place.pid} is frozen and keeps others waiting in {what}; it is ended\n")
+        with contextlib.suppress(ProcessLookupError):  # another rank ended it
+            os.kill(place.pid, signal.SIGKILL)
 
 
 def _refuse_singletons(MPI: Any) -> None:

@@ -13,26 +13,21 @@ from typing import Any
 import numpy as np
 
 from hpcai import ops
-from hpcai.comm import background, cores, mapping, stall, ulfm
+from hpcai.comm import mapping, stall, ulfm
 from hpcai.comm.host import boot_id
 from hpcai.comm.launcher import pretended_node
+from hpcai.comm.requests import AGREEMENT, Request
 from hpcai.errors import LaunchError, RankFailed
 from hpcai.xp import Array, accumulation_dtype
 
 MESSAGE_BYTES = 1 << 30
 """Open MPI refuses counts of 2**31 and more; library calls on long arrays are cut to this."""
 
-POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0004
-"""A wait polls so often, then yields the core between polls for so long, then sleeps between them; so long beside computation."""
-
 IDLE_REQUESTS = 1024
 """Persistent requests that are kept for the next message between the same buffer and peer."""
 
 ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32000, 31999, 31998, 3.0
 """Messages by which waiting ranks find out who does not wait, and how long they listen."""
-
-AGREEMENT = "a collective"
-"""What a wait in `agree` is called: it ends when all ranks have come, so its time is lateness, not transfer."""
 
 
 def library() -> str:
@@ -65,7 +60,7 @@ class MpiWire:
         """Start a persistent receive (MPI_Recv_init) into the array's bytes."""
         return self._start(self.comm.Recv_init, x, source, lane, "a receive")
 
-    def _start(self, init: Callable[..., Any], x: Array, peer: int, lane: int, what: str) -> _Request:
+    def _start(self, init: Callable[..., Any], x: Array, peer: int, lane: int, what: str) -> Request:
         """Gradients lie where they lay in the step before, so most requests can be started again as they are."""
         address = x.__array_interface__["data"][0]
         key = (what, address, x.nbytes, peer, lane)
@@ -74,7 +69,7 @@ class MpiWire:
             if request is None:  # by address: an idle request keeps no array alive
                 request = init([self.MPI.buffer.fromaddress(address, x.nbytes), self.MPI.BYTE], peer, lane)
             request.Start()
-        return _Request(request, self, what, key)
+        return Request(request, self, what, key)
 
     @contextlib.contextmanager
     def failing(self, what: str) -> Iterator[None]:
@@ -82,7 +77,7 @@ class MpiWire:
         try:
             yield
         except self.MPI.Exception as error:
-            if not _is_failure(self.MPI, error):
+            if not ulfm.is_failure(self.MPI, error):
                 raise
             raise RankFailed(f"another rank failed while rank {self.rank} waited in {what}") from None
 
@@ -99,7 +94,7 @@ class MpiWire:
         np.negative(self._key[:n], out=self._key[n : 2 * n])
         with self.failing(AGREEMENT):
             request = self.comm.Iallreduce(self._key[: 2 * n], self._seen[: 2 * n], self.MPI.MAX)
-        _Request(request, self, AGREEMENT).wait()
+        Request(request, self, AGREEMENT).wait()
         return bool((self._seen[:n] == -self._seen[n : 2 * n]).all())
 
     def missing(self) -> list[int]:
@@ -150,19 +145,31 @@ class MpiWire:
         return raw.tobytes()
 
     def split(self, color: int | None, key: int) -> MpiWire | None:
-        """MPI_Comm_split, or where ranks may fail MPI_Comm_create_group after an exchange."""
+        """MPI_Comm_split; where ranks may fail what it made is compared with what they said."""
         if ulfm.enabled():
-            told = self.exchange((color, key))
-            members = [rank for _, rank in sorted((place[1], rank) for rank, place in enumerate(told) if place[0] == color)]
-            if color is None:
-                return None
-            with self.failing("a split"):
-                made = self.comm.Create_group(self.comm.Get_group().Incl(members))
-            return MpiWire(made, self.family, [self.ranks[rank] for rank in members])
+            return self._split_after_exchange(color, key)
         with self.failing("a split"):
             made = self.comm.Split(self.MPI.UNDEFINED if color is None else color, key)
             ranks = () if color is None else made.allgather(self.ranks[self.rank])
         return None if color is None else MpiWire(made, self.family, ranks)
+
+    def _split_after_exchange(self, color: int | None, key: int) -> MpiWire | None:
+        return self._split_as_told(self.exchange((color, key)), color, key)
+
+    def _split_as_told(self, told: list[tuple[int | None, int]], color: int | None, key: int) -> MpiWire | None:
+        members = [rank for _, rank in sorted((place[1], rank) for rank, place in enumerate(told) if place[0] == color)]
+        group = self.comm.Get_group().Incl(members)
+        colors = [place[0] for place in told if place[0] is not None]
+        with self.failing("a split"):
+            if len(colors) > len(set(colors)):
+                made = self.comm.Split(self.MPI.UNDEFINED if color is None else color, key)
+            else:  # each for itself. With others it would wait for them for ever if one failed, revoked or not
+                made = None if color is None else self.comm.Create_group(group)
+        if color is None:
+            return None
+        if self.MPI.Group.Compare(made.Get_group(), group) != self.MPI.IDENT:
+            raise RankFailed(f"another rank failed in a split, which came out wrong on rank {self.rank}")
+        return MpiWire(made, self.family, [self.ranks[rank] for rank in members])
 
     def node_color(self) -> int:
         """The lowest rank that shares memory with this one."""
@@ -202,11 +209,14 @@ class MpiWire:
     def grow(self, count: int, command: Sequence[str]) -> MpiWire:
         """MPI_Comm_spawn and MPI_Intercomm_merge; the new ones call `join`. Raises LaunchError where they cannot be started."""
         try:
-            with self.failing("the start of new ranks"):
-                between = self.comm.Spawn(command[0], list(command[1:]), maxprocs=count, root=0)
-                return MpiWire(between.Merge(high=False))
+            between = self.comm.Spawn(command[0], list(command[1:]), maxprocs=count, info=self._init_returns(), root=0)
+            return MpiWire(between.Merge(high=False))
         except self.MPI.Exception as error:
             raise LaunchError(f"{count} ranks could not be started: {error}") from None
+
+    def _init_returns(self) -> Any:
+        """For new ranks whose start fails because others do: by default they abort, and mpirun ends with their error's number."""
+        return self.MPI.Info.Create({"mpi_initial_errhandler": "mpi_errors_return"})
 
     def greet(self) -> None:
         """Open MPI asks its launcher for a peer's address before the first message to it, and where that peer has failed by then
@@ -260,66 +270,6 @@ class _Family:
     def __init__(self) -> None:
         self.wires: weakref.WeakSet[MpiWire] = weakref.WeakSet()
         self.releases: list[weakref.WeakMethod] = []
-
-
-def _is_failure(MPI: Any, error: Any) -> bool:
-    return error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED)
-
-
-class _Request:
-    """An MPI request that is waited for with a time limit, and without keeping a core from ranks that share it."""
-
-    def __init__(self, request: Any, wire: MpiWire, what: str, key: tuple[Any, ...] | None = None):
-        self.request, self.wire, self.what, self.key, self.complete = request, wire, what, key, False
-
-    def done(self) -> bool:
-        """MPI_Test, until it says so once."""
-        if not self.complete and self._test():
-            self.complete = True
-            if self.key:
-                self.wire.keep(self.request, self.key)
-        return self.complete
-
-    def _test(self) -> bool:
-        try:
-            return self.request.Test()
-        except self.wire.MPI.Exception as error:
-            if not _is_failure(self.wire.MPI, error):
-                raise
-            raise RankFailed(f"another rank failed while rank {self.wire.rank} waited in {self.what}") from None
-
-    def wait(self) -> None:
-        """Poll, then poll and yield, then poll and nap; raise StallError after the time limit.
-
-        While another thread computes it naps from the start, unless there is a core for both.
-        """
-        for _ in range(POLLS):
-            if self.done():
-                return
-            if background.computing and not cores.spare_core():
-                break
-        self.wire.waiting_since = time.monotonic()
-        try:
-            self._wait_long(self.wire.waiting_since)
-        finally:
-            if self.what == AGREEMENT:
-                self.wire.waited_s += time.monotonic() - self.wire.waiting_since
-            self.wire.waiting_since = 0.0
-
-    def _wait_long(self, begin: float) -> None:
-        nap = BESIDE_NAP_S / 16
-        while not self.done():
-            waited = time.monotonic() - begin
-            if background.computing and not cores.spare_core():
-                time.sleep(nap)
-                nap = min(2 * nap, BESIDE_NAP_S)
-            elif waited < YIELD_S:
-                os.sched_yield()
-                continue
-            else:
-                time.sleep(NAP_S)
-            if waited > self.wire.timeout_s:
-                raise stall.error(self.wire, self.what, self.wire.missing)
 
 
 def load() -> Any:

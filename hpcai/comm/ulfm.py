@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from hpcai.comm import host
 
@@ -44,6 +45,12 @@ def why_not(library: str, growing: bool = False) -> str:
     if not _without_han(os.environ.get(COLLECTIVES, "")):
         return "Open MPI's coll/han gives wrong sums after a failure; leave it out of --mca coll"
     return ""
+
+
+def is_failure(MPI: Any, error: Any) -> bool:
+    """Where ranks may fail errors without a class of their own count too: Open MPI's collectives end with such ones at times."""
+    unclassed = (MPI.ERR_OTHER, MPI.ERR_INTERN, MPI.ERR_UNKNOWN) if enabled() else ()
+    return error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED, *unclassed)
 
 
 def _launcher_says(name: str) -> bool:

@@ -166,14 +166,13 @@ watch: Watch | None = None
 """This process's watch, once `start` was called."""
 
 
-def places() -> list[Place]:
-    """Where the processes are that are watched."""
-    return [] if watch is None else watch.places
+beside: list[Place] = []
+"""Processes that are not watched, but for which the others wait when they recover."""
 
 
 def frozen() -> list[Place]:
-    """Those of them on this node that are stopped."""
-    return [place for place in places() if process_state(place) in STOPPED]
+    """Those of all these on this node that are stopped."""
+    return [place for place in (*([] if watch is None else watch.places), *beside) if process_state(place) in STOPPED]
 
 
 def start(world: Any) -> Watch:

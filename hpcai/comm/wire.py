@@ -57,7 +57,9 @@ class Wire(Protocol):
         """Have `release` called when another rank is known to have failed, if this wire ever knows."""
 
     def revoke(self) -> None:
-        """End all waits of all ranks on this wire, and on those split from it, with RankFailed. For wires that outlive ranks."""
+        """End all waits of all ranks on this wire, and on those split from it that this rank is in, with RankFailed. For wires
+        that outlive ranks.
+        """
 
     def shrink(self) -> Wire:
         """A wire among the ranks that live, in their old order. All of them call it, after `revoke`."""

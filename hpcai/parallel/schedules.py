@@ -177,8 +177,8 @@ def bubble_in_theory(name: str, ranks: int, micros: int, seconds: Mapping[str, f
     """What the papers say. seconds: of F, I and W of one stage (a rank's work is `chunks` stages).
 
     GPipe and 1F1B idle (ranks - 1)(F + I + W), interleaved 1/chunks of that, ZB-H1 (ranks - 1)(F + I - W) with as many
-    micro-batches as ranks or more.
+    micro-batches as ranks or more, nothing where W is longer.
     """
     f, i, w = (chunks * seconds[kind] for kind in "FIW")
-    idle = (ranks - 1) * (f + i - w if name == "zb-h1" else f + i + w) / (chunks if name == "interleaved" else 1)
+    idle = (ranks - 1) * (max(0.0, f + i - w) if name == "zb-h1" else f + i + w) / (chunks if name == "interleaved" else 1)
     return idle / (idle + micros * (f + i + w))

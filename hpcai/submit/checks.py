@@ -10,7 +10,7 @@ from hpcai.data import sharding, sources
 from hpcai.data.dataset import Dataset
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import walltime
-from hpcai.train import build, report
+from hpcai.train import build, report, reserve
 from hpcai.train.config import Options
 
 SMALL_BYTES = 256 << 20
@@ -39,6 +39,7 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     """Raise UsageError, in one line, for a run that could not train; returns what is expected of its duration."""
     if options.resume not in ("never", "auto"):  # from a file of options; never is also what is there if nothing is said
         raise UsageError(NO_RESUME)
+    ranks = reserve.training_ranks(ranks, options.spares)
     build.check(options, ranks)
     if "USR1" not in options.signals:
         raise UsageError(f"the batch script asks training to leave by USR1; add it to --signals {','.join(options.signals)}")

@@ -116,15 +116,22 @@ all_nodes() { # whether a step reaches all nodes
     timeout -k 1 30 srun --overlap --mpi=none -N "$SLURM_NNODES" -n "$SLURM_NNODES" --ntasks-per-node=1 true
 }
 
+# mpirun ends with 0 also when a node is lost, and with ulfm when all ranks are; where it does not get over one it is
+# killed, or crashes.
+unsure=
+if [[ $launcher == mpirun ]]; then
+    if [[ $code == 0 && $SLURM_NNODES -gt 1 ]]; then unsure=1; fi
+    if [[ $code =~ ^(0|134|137|139)$ && $elastic != never ]]; then unsure=1; fi
+fi
+
 if [[ $code == 85 ]]; then
     requeue "a checkpoint is written"
 elif [[ -n $asked ]] && ((code > 128)); then
     requeue "asked to leave before training had begun"
-elif [[ $code == 0 && $launcher == mpirun ]] && [[ $SLURM_NNODES -gt 1 || $elastic != never ]]; then
-    # mpirun ends with 0 also when a node is lost, and with ulfm when all ranks are. Files tell whether the run is finished.
+elif [[ -n $unsure ]]; then # files tell whether the run is finished
     timeout -k 1 600 "${python[@]}" -m hpcai.submit.finished "${options[@]}"
     case $? in
-    0) ;;
+    0) code=0 ;;
     3) requeue "ranks or a node were lost" ;;
     *) all_nodes || { sleep 10; all_nodes; } || requeue "a node was lost" ;;
     esac

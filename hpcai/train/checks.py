@@ -72,6 +72,8 @@ def check(o: Options) -> None:
 def _refused_elastic(o: Options) -> list[tuple[bool, str]]:
     """What makes no sense where ranks may fail."""
     return [
+        (o.spares < 0, f"--spares must not be negative, got {o.spares}"),
+        (o.spares > 0 and o.elastic == "never", "--spares take the places of ranks that fail: give --elastic shrink or grow too"),
         ((o.redundancy or 0) not in (0, 1), f"--redundancy is 0 or 1, got {o.redundancy}"),
         (bool(o.redundancy) and not o.zero, "--redundancy is for shards: without --zero every rank has everything"),
         (

@@ -137,6 +137,9 @@ class Options:
         "never",
         "when ranks fail, go on from memory without them, or with others in their place (mpirun --with-ft ulfm)",
     )
+    spares: int = option(
+        0, "with --elastic: ranks, the last of those started, that wait to take the places of ones that fail; two must train"
+    )
     redundancy: int | None = option(
         None,
         "copies of each shard of --zero that other ranks keep, so that it is not lost with its rank (1 with --elastic)",

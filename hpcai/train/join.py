@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from hpcai.comm import job, stall
+from hpcai.comm import job
 from hpcai.errors import RankFailed
-from hpcai.train import elastic
+from hpcai.train import newcomers
 from hpcai.train.__main__ import ending
 from hpcai.train.loop import go_on
+from hpcai.train.reserve import Reserve
 
 
 def main() -> int:
@@ -18,13 +19,12 @@ def main() -> int:
     with job.limited("joining the others", limit_s=job.JOINING_S):
         try:
             comm = job.join(wire)
-            invited = elastic.join(comm)
+            invited = newcomers.join(comm)
         except RankFailed:
             wire.revoke()
         if not wire.all_fine(invited is not None) or comm is None or invited is None:
             return job.quit()  # the others go on without
-    stall.watch_over(comm)  # as the others do, at the end of `recover`
-    return ending(lambda: go_on(comm, *invited))
+    return ending(lambda: go_on(Reserve(wire, invited[0].wanted, invited[0].options.spares), comm, *invited))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
 from hpcai.errors import NonFiniteError, RankFailed
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, elastic, inputs, report, resume, sampling, signals, trace
+from hpcai.train import advice, elastic, inputs, newcomers, report, resume, sampling, signals, spares, trace
 from hpcai.train.build import build_schedule
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
+from hpcai.train.reserve import Reserve, training_ranks
 from hpcai.train.run import Run, room
 from hpcai.train.saving import Saver, on_root_beside
 from hpcai.train.step import train_step
@@ -36,8 +38,19 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     """
     if options.stall_timeout is not None:
         comm.set_timeout(options.stall_timeout)
-    folder = Path(options.run or "runs")
     elastic.check(options, comm)
+    reserve = Reserve(comm.wire, training_ranks(comm.size, options.spares), options.spares, options.spares)
+    training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spares else comm
+    if training is None:
+        return go_on(*spares.stand_by(options, reserve))
+    if options.spares:
+        job.adopt(training)
+    with contextlib.closing(reserve):
+        return _begin(options, training, reserve)
+
+
+def _begin(options: Options, comm: Communicator, reserve: Reserve) -> dict[str, Any]:
+    folder = Path(options.run or "runs")
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size, folder))
     place = resume.prepare(options, comm)
     options = advice.decided(options, dataset, comm)
@@ -46,31 +59,35 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     if mine.backup is not None:
         mine.backup.renew(mine.state)
 
-    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep))
+    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep), reserve)
     comm.on_root(run.reporter.open)
     if progress.step < run.total:
         on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
     return _through(run)
 
 
-def go_on(comm: Communicator, told: elastic.Invitation, dataset: Dataset, mine: Replica) -> dict[str, Any]:
-    """`fit` from where others are, for a rank that has joined them (elastic.join)."""
+def go_on(reserve: Reserve, comm: Communicator, told: newcomers.Invitation, dataset: Dataset, mine: Replica) -> dict[str, Any]:
+    """`fit` from where others are, for a rank that has joined them (newcomers.join)."""
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
     saver = Saver(mine, comm, resume.place(told.options), told.options.keep)
-    run = _run(told.options, dataset, told.progress, saver)
-    run.ranks, run.written, run.counted = told.ranks, 0, told.counted
+    run = _run(told.options, dataset, told.progress, saver, reserve)
+    run.counted, run.lost, run.failed = told.counted, told.lost, told.failed
     run.reporter.recoveries += told.recoveries
-    run.reporter.note_recovery(told.lost, comm.size, time() - told.failed)
-    return _through(run)
+    elastic.settle(run, [])
+    run.reporter.note_recovery(run.lost, reserve.wanted, time() - run.failed)
+    with contextlib.closing(reserve):
+        return _through(run)
 
 
-def _run(options: Options, dataset: Dataset, progress: resume.Progress, saver: Saver) -> Run:
+def _run(options: Options, dataset: Dataset, progress: resume.Progress, saver: Saver, reserve: Reserve) -> Run:
     mine, comm = saver.mine, saver.comm
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
     reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)
-    return Run(options, dataset, comm, mine, progress, reporter, build_schedule(options, total), total, saver, progress.step)
+    return Run(
+        options, dataset, reserve, comm, mine, progress, reporter, build_schedule(options, total), total, saver, progress.step
+    )
 
 
 def _through(run: Run) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-"""What a person and a program see of a run: the progress line, the final table, metrics, summary and plot."""
+"""What a person and a program see of a run: progress, the final table, metrics, summary and plot."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import statistics
-import sys
 from math import isfinite, log, sqrt
 from pathlib import Path
 from time import perf_counter, time
@@ -18,7 +16,6 @@ import numpy as np
 import hpcai
 from hpcai.comm.call import some
 from hpcai.comm.communicator import Communicator
-from hpcai.comm.launcher import launch
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError
 from hpcai.parallel.schedules import Work
@@ -27,13 +24,11 @@ from hpcai.train import trace
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
 from hpcai.train.metrics import Metrics, lines
+from hpcai.train.progress import ProgressLine
 from hpcai.train.replica import Replica, memory_bytes
 from hpcai.train.resume import Progress
 from hpcai.train.step import Report
 from hpcai.train.waiting import Waiting
-
-REDRAW_S = 0.1
-LINE_S = 10.0
 
 
 class Reporter:
@@ -88,11 +83,12 @@ class Reporter:
         at = {"step": self.progress.step, "lost": lost, "of": before, "ranks": self.comm.size}
         self.recoveries.append(at | {"seconds": seconds, "at": time()})
 
-    def recovered(self, lost: list[int], before: int, seconds: float) -> None:
-        """After ranks failed: which of how many, and how long until the others went on."""
+    def recovered(self, lost: list[int], before: int, seconds: float, spares: int) -> None:
+        """After ranks failed: which of how many, how long until the others went on, and how many spare ones are left."""
         now, step = self.comm.size, self.progress.step
         self.note_recovery(lost, before, seconds)
-        self.say(f"{some(lost)} of {before} failed; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later")
+        left = f"; {spares} spare left" if self.options.spares else ""
+        self.say(f"{some(lost)} of {before} failed; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
 
     def say(self, text: str) -> None:
         """A line on stderr that stays, from rank 0."""
@@ -215,70 +211,6 @@ class Reporter:
         return statistics.median([getattr(r, name) for r in self.reports]) if self.reports else 0.0
 
 
-class ProgressLine:
-    """One line on stderr that is redrawn on a terminal; elsewhere a plain line every ten seconds and at each epoch's end."""
-
-    def __init__(self, steps: int, steps_per_epoch: int, done: int, unit: str):
-        self.unit = unit
-        self.steps, self.epochs, self.steps_per_epoch = steps, -(-steps // steps_per_epoch), steps_per_epoch
-        self.first, self.started = done, perf_counter()
-        self.live = on_terminal()
-        self.drawn = self.started
-
-    def show(self, step: int, loss: float, samples_per_s: float) -> None:
-        """After step number `step` (from 1)."""
-        now = perf_counter()
-        if now - self.drawn >= (REDRAW_S if self.live else LINE_S):
-            self._write(self._line(step, loss, samples_per_s))
-            self.drawn = now
-
-    def lasting(self, text: str) -> None:
-        """A line that stays."""
-        self._write(text, lasting=True)
-
-    def _line(self, step: int, loss: float, samples_per_s: float) -> str:
-        left = (perf_counter() - self.started) / max(1, step - self.first) * (self.steps - step)
-        filled = 20 * step // self.steps
-        epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
-        return (
-            f"[{'#' * filled}{'.' * (20 - filled)}] epoch {epoch}/{self.epochs}  step {step:,}/{self.steps:,}  "
-            f"loss {loss:.4f}  {samples_per_s:,.0f} {self.unit}/s  {_duration(left)} left"
-        )
-
-    def _write(self, text: str, lasting: bool = False) -> None:
-        if self.live:
-            sys.stderr.write(f"\r\x1b[K{text}" + ("\n" if lasting else ""))
-        else:
-            sys.stderr.write(text + "\n")
-        sys.stderr.flush()
-
-
-def on_terminal() -> bool:
-    """Whether a person watches the progress line.
-
-    Under a launcher a rank's own stderr says nothing: it may be a pipe though a person watches, or a terminal of the launcher's
-    making though the output goes to a file. So the launcher's stderr is asked. A batch job is never watched.
-    """
-    if "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ:
-        return False
-    if not launch().name:
-        return sys.stderr.isatty()
-    try:
-        return os.readlink(f"/proc/{_launcher_pid()}/fd/2").startswith(("/dev/pts/", "/dev/tty"))
-    except OSError:
-        return False
-
-
-def _launcher_pid() -> int:
-    """The ancestor that is the launcher (its helpers on this node stand between it and the ranks); 0 if it is elsewhere."""
-    found, pid = 0, os.getppid()
-    while pid > 1:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-        found = pid if name.startswith(("mpirun", "mpiexec", "prterun", "orterun", "srun")) else found
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    return found
-
-
 def say(text: bytes) -> None:
     """A sample of text, below the table."""
     if text:
@@ -315,10 +247,3 @@ def plot(metrics: Path, epoch_losses: list[float], steps_per_epoch: int, path: P
     axes.legend()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

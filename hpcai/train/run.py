@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,10 +16,19 @@ from hpcai.train import votes
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica
 from hpcai.train.report import Reporter
+from hpcai.train.reserve import Reserve
 from hpcai.train.resume import Progress
 from hpcai.train.saving import Saver
 from hpcai.train.step import Report
 from hpcai.xp import Array
+
+
+class Part(NamedTuple):
+    """A rank's part among certain ranks, and where they all are."""
+
+    comm: Communicator
+    mine: Replica
+    progress: Progress
 
 
 @dataclass
@@ -27,6 +37,7 @@ class Run:
 
     options: Options
     dataset: Dataset
+    reserve: Reserve
     comm: Communicator
     mine: Replica
     progress: Progress
@@ -38,8 +49,6 @@ class Run:
     """The step of the last checkpoint."""
     counted: Array = field(default_factory=votes.none)
     """All ranks' votes in the last step."""
-    ranks: int = 0
-    """With how many it began."""
     lost: list[int] = field(default_factory=list)
     """Ranks that failed last."""
     failed: float = 0.0
@@ -47,7 +56,6 @@ class Run:
     rows: Array = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
-        self.ranks = self.ranks or self.comm.size
         self.resized()
 
     @property
@@ -59,6 +67,10 @@ class Run:
     def per_epoch(self) -> int:
         """Steps in an epoch."""
         return sharding.steps_per_epoch(self.dataset.train_samples, self.options.batch)
+
+    def adopt(self, part: Part) -> None:
+        """Go on with this part, among its ranks."""
+        self.comm, self.mine, self.progress = part
 
     def resized(self) -> None:
         """Make room for this rank's samples of a batch, after the number of ranks has changed."""

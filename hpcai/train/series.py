@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from hpcai.errors import CheckpointError
 from hpcai.train import checkpoint, naming
 from hpcai.train.checkpoint import Laid
 from hpcai.train.storage import Place
+
+T = TypeVar("T")
 
 
 class Next(NamedTuple):
@@ -45,7 +48,9 @@ class Series:
             counters = {entry["layout"]: entry["counters"] for entry in entries if entry["counters"] is not None}
             shards = [{k: v for k, v in entry.items() if k != "counters"} for entry in entries if entry["runs"]]
             meta = what.meta | {"counters": [counters[i] for i in range(len(what.layouts))]}
-            self.place.commit(name, checkpoint.manifest(what.step, meta, what.layouts, shards))
+            manifest = checkpoint.manifest(what.step, meta, what.layouts, shards)
+            superseded = attempt(lambda: self._superseded(name)) or []
+            gone = self.place.commit(name, manifest, superseded if self.keep > 1 else [])
         except BaseException as error:
             attempt(lambda: self.place.discard(name))
             path, why = self.place.path(name), " ".join(str(error).split())
@@ -53,7 +58,10 @@ class Series:
             print(f"hpcai: warning: {said}; the run goes on; {self.last}", file=sys.stderr, flush=True)
             raise CheckpointError(said) from None
         self._good(name)
-        attempt(lambda: self._prune(name))
+        self._whole.difference_update(superseded)
+        for old in superseded:
+            if old not in gone:
+                attempt(functools.partial(self.place.remove, old))
 
     def has(self, name: str) -> bool:
         """Whether that checkpoint is complete: its manifest is ours, and all shards that it names have their length."""
@@ -75,17 +83,16 @@ class Series:
                     "be on a file system that all nodes share, see --checkpoints"
                 )
 
-    def _prune(self, newest: str) -> None:
-        """Drop all but the newest `keep`, never the one that was just written. Broken ones do not count, and stay."""
-        others = [name for name in self.place.names() if name != newest and self.has(name)]
-        for name in others[: max(0, len(others) - (self.keep - 1))]:
-            self.place.remove(name)
-            self._whole.discard(name)
+    def _superseded(self, following: str) -> list[str]:
+        """Those that are too many beside the next one. Broken ones do not count, and stay."""
+        others = [name for name in self.place.names() if name != following and self.has(name)]
+        return others[: max(0, len(others) - (self.keep - 1))]
 
 
-def attempt(work: Callable[[], object]) -> None:
+def attempt(work: Callable[[], T]) -> T | None:
     """What may fail without harm: another checkpoint's turn will try again."""
     try:
-        work()
+        return work()
     except OSError as error:
         print(f"hpcai: warning: {error}", file=sys.stderr, flush=True)
+        return None

@@ -6,11 +6,16 @@ it is stopped for good.
 import os
 import signal
 import sys
+import time
 
 from hpcai.comm.mpi import MpiWire
 from hpcai.errors import RankFailed
-from hpcai.train import elastic, loop, step
+from hpcai.train import elastic, loop, newcomers, step, transfer
 from hpcai.train.__main__ import main
+from hpcai.train.reserve import Reserve
+
+OTHERS_SHRINK_S = 0.1
+"""Where a rank ends while others are still in MPI_Comm_shrink, Open MPI 5.0.11 may crash on those (in ompi_comm_revoke_local)."""
 
 RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
 begun = {"at": 0}
@@ -24,6 +29,10 @@ def strike(rank, phase, at, how):
         done = original(*args, **kwargs) if phase in AFTERWARDS else None
         if rank == RANK and (begun["at"] == at or phase == "leaving") and not begun.get((rank, phase)):
             begun[rank, phase] = True
+            with open(os.environ["STRIKES"], "a") as file:
+                file.write(f"{rank}{how} {phase} {at}\n")
+            if phase == "shrunk":
+                time.sleep(OTHERS_SHRINK_S)
             if how != "!":
                 os.kill(os.getpid(), signal.SIGSTOP if how == "-" else signal.SIGKILL)
             original(*args, **kwargs)
@@ -41,10 +50,15 @@ PLACES = {
     "updated": (step, "_share"),
     "evaluating": (loop, "evaluate"),
     "saving": (loop.resume, "save"),
-    "recovering": (elastic, "_carry_over"),
+    "recovering": (transfer, "carry_over"),
     "leaving": (loop.resume, "save"),
     "shrunk": (MpiWire, "shrink"),
-    "welcomed": (elastic, "_welcomed"),
+    "starting": (newcomers, "start"),
+    "welcomed": (newcomers, "_welcomed"),
+    "joining": (newcomers, "join"),
+    "counted": (Reserve, "_first"),
+    "splitting": (MpiWire, "_split_as_told"),
+    "waiting": (Reserve, "run_ended"),
 }
 AFTERWARDS = ("shrunk", "welcomed")
 

@@ -9,7 +9,7 @@ from hpcai import arena
 from hpcai.comm import threads
 from hpcai.errors import DataError, UsageError
 from hpcai.nn import models
-from hpcai.parallel import zero
+from hpcai.parallel import stages, zero
 from hpcai.train import checkpoint, precision, resume
 from hpcai.train.inputs import load
 from hpcai.train.replica import memory_bytes, replica
@@ -188,7 +188,7 @@ def test_the_timeline_is_chromes_and_idle_time_is_reported(tmp_path, text):
     assert all(event["ph"] == "X" and event["ts"] >= 0 and event["dur"] >= 0 for event in events)
     assert trace.with_suffix(".png").stat().st_size > 5000
     assert 0 <= summary["bubble"] < 1
-    assert 0 < summary["bubble_in_theory"] < 1
+    assert 0 <= summary["bubble_in_theory"] < 1  # 0 where the threads' times came out so
 
 
 def test_text_is_reported_in_bits_per_byte(tmp_path, text):
@@ -227,7 +227,9 @@ HALVES = {
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
 @pytest.mark.parametrize("split", HALVES)
-def test_16_bits_with_a_master_copy_learn_what_f32_learns_on_any_split(tmp_path, text, dtype, split):
+def test_16_bits_with_a_master_copy_learn_what_f32_learns_on_any_split(tmp_path, text, dtype, split, monkeypatch):
+    timed = stages._time  # whose seconds would cut a pipeline elsewhere, and so change a rank's memory, from run to run
+    monkeypatch.setattr(stages, "_time", lambda *part, **how: (1.0, timed(*part, **how)[1]))
     flags = [*text, "--dtype", "f32", "--steps", "60", "--lr", "3e-3", "--micro-batches", "2"]
     plain = train(1, options(tmp_path, *flags, run="plain"))
     ranks, mesh = HALVES[split]

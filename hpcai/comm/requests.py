@@ -1,0 +1,75 @@
+"""Waiting for MPI requests: with a time limit, and without keeping a core from ranks or threads that share it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from hpcai.comm import background, cores, stall, ulfm
+from hpcai.errors import RankFailed
+
+if TYPE_CHECKING:
+    from hpcai.comm.mpi import MpiWire
+
+POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0004
+"""A wait polls so often, then yields the core between polls for so long, then sleeps between them; so long beside computation."""
+
+AGREEMENT = "a collective"
+"""What a wait in `agree` is called: it ends when all ranks have come, so its time is lateness, not transfer."""
+
+
+class Request:
+    """An MPI request that is waited for with a time limit, and without keeping a core from ranks that share it."""
+
+    def __init__(self, request: Any, wire: MpiWire, what: str, key: tuple[Any, ...] | None = None):
+        self.request, self.wire, self.what, self.key, self.complete = request, wire, what, key, False
+
+    def done(self) -> bool:
+        """MPI_Test, until it says so once."""
+        if not self.complete and self._test():
+            self.complete = True
+            if self.key:
+                self.wire.keep(self.request, self.key)
+        return self.complete
+
+    def _test(self) -> bool:
+        try:
+            return self.request.Test()
+        except self.wire.MPI.Exception as error:
+            if not ulfm.is_failure(self.wire.MPI, error):
+                raise
+            raise RankFailed(f"another rank failed while rank {self.wire.rank} waited in {self.what}") from None
+
+    def wait(self) -> None:
+        """Poll, then poll and yield, then poll and nap; raise StallError after the time limit.
+
+        While another thread computes it naps from the start, unless there is a core for both.
+        """
+        for _ in range(POLLS):
+            if self.done():
+                return
+            if background.computing and not cores.spare_core():
+                break
+        self.wire.waiting_since = time.monotonic()
+        try:
+            self._wait_long(self.wire.waiting_since)
+        finally:
+            if self.what == AGREEMENT:
+                self.wire.waited_s += time.monotonic() - self.wire.waiting_since
+            self.wire.waiting_since = 0.0
+
+    def _wait_long(self, begin: float) -> None:
+        nap = BESIDE_NAP_S / 16
+        while not self.done():
+            waited = time.monotonic() - begin
+            if background.computing and not cores.spare_core():
+                time.sleep(nap)
+                nap = min(2 * nap, BESIDE_NAP_S)
+            elif waited < YIELD_S:
+                os.sched_yield()
+                continue
+            else:
+                time.sleep(NAP_S)
+            if waited > self.wire.timeout_s:
+                raise stall.error(self.wire, self.what, self.wire.missing)
