@@ -157,7 +157,14 @@ class Cluster:
     def ends(self, job, limit=60):
         """Wait until a job has ended; returns its state."""
         going = {"", "PENDING", "RUNNING", "COMPLETING"}
-        return wait_for(lambda: (state := self.state(job)) not in going and state, f"the end of job {job}", limit)
+        return wait_for(lambda: (state := self.state(job)) not in going and state, lambda: self.about(job), limit)
+
+    def about(self, job):
+        """All that is known of a job, for a failed test: how Slurm describes it, its output, the controller's last words."""
+        said = self.say("scontrol", "show", "job", str(job))
+        output = re.search(r"StdOut=(.+)", said)
+        logs = [self.folder / "slurmctld.log", *([Path(output[1])] if output else [])]
+        return "\n".join([said, *(f"{log}:\n{log.read_text()[-4000:]}" for log in logs if log.is_file())])
 
     def starts_again(self, job, limit=60):
         """Wait until a job is requeued and has started anew, without the two minutes that Slurm may hold it.

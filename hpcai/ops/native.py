@@ -114,12 +114,6 @@ def node(rank: int, size: int, desks: Array, timeout_s: float, crowded: bool) ->
     return _native.Node(rank, size, address(desks), timeout_s, crowded)
 
 
-def end_at_alarm() -> None:
-    """Have SIGALRM end this process with exit code 0, also while no Python runs; by default it would end by the signal."""
-    if _native is not None:
-        _native.end_at_alarm()
-
-
 def desk_bytes() -> int:
     """How much shared memory each rank of a node needs for itself."""
     return _native.DESK_BYTES

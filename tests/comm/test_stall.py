@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcai.comm import job
 from tests.command import needs_mpirun, start
 
 pytestmark = needs_mpirun
@@ -107,6 +108,27 @@ def test_a_rank_that_is_only_late_is_warned_of_once_and_waited_for(shared, tmp_p
     waited = {int(rank): float(seconds) for rank, seconds in (line.split() for line in out.splitlines())}
     assert waited[1] < 1
     assert all(4 < waited[rank] < 8 for rank in (0, 2))
+
+
+STARTING = """
+import os, signal
+if (os.environ.get("PMI_RANK") or os.environ["OMPI_COMM_WORLD_RANK"]) == "1":
+    os.kill(os.getpid(), signal.SIGSTOP)
+import hpcai
+hpcai.init()
+"""
+
+
+def test_a_rank_that_does_not_come_to_the_start_ends_the_job(tmp_path):
+    """Where the others wait within MPI, which lets no thread of Python run."""
+    (tmp_path / "program.py").write_text(STARTING)
+    begin = time.perf_counter()
+    process = start(3, program=(str(tmp_path / "program.py"),), HPCAI_TIMEOUT_S="3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert job.START_S <= time.perf_counter() - begin < job.START_S + 10
+    assert err.count("StallError") == 1, err
+    assert f"[rank 0] StallError: MPI did not start on all 3 ranks within {job.START_S:g} s" in err
 
 
 def test_training_that_stalls_says_so_once_and_ends_within_its_limit(tmp_path):
