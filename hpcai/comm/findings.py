@@ -59,6 +59,9 @@ def _said(answer: Answer, short: bool) -> tuple[str, float]:
     if waits:
         one = waits[0]
         return f"waiting {{waited}} in {one['text']} of {_members(one['ranks'])} at {one['place']}", one["waited_s"]
+    if short and told["calls"]:
+        one = told["calls"][0]
+        return f"alive, in {one['text']} of {_members(one['ranks'])} at {one['place']}", 0.0
     if short:
         return f"alive and at work at {stack[0] if stack else 'an unknown place'}", 0.0
     text = f"alive and at work (collectives called so far: {told['made']:,})"

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from hpcai.comm import host, threads, watch
+from hpcai.comm import findings, host, threads, watch
 from tests.command import environment
 
 
@@ -142,3 +142,10 @@ def test_a_closed_watch_leaves_no_thread():
     before = threading.active_count()
     watching(2, lambda comm, mine: None)
     assert threading.active_count() <= before
+
+
+def test_a_rank_in_a_collective_that_does_not_wait_is_said_to_be_in_it():
+    doing = {"text": "allgather of float64[6] (call 1)", "place": "program.py:11 <module>", "ranks": [0, 1], "waited_s": 0.0}
+    told = {"calls": [doing], "stacks": [["MainThread", ["hpcai/comm/communicator.py:287 _collective"]]], "made": 1}
+    said = findings.grouped({1: watch.Answer(told, True)}, [1], short=True)
+    assert said == [("alive, in allgather of float64[6] (call 1) of ranks 0, 1 at program.py:11 <module>", [1])]
