@@ -1,7 +1,8 @@
 """Ranks killed at random instants of real runs, by seed: `python -m tests.torture --kills 1000 --seed 0` (make torture).
 
 Each run is drawn: without shards or with --zero 1, with and without compression, with and without checkpoints under way, over
-shared memory or messages, going on with fewer ranks, with spare ones (of which some are killed too), or with new ones. It must come
+shared memory or messages, going on with fewer ranks, with spare ones (of which some are killed too), or with new ones. A strike
+comes when the run has got over the one before; with --upon SHARE some do not wait for that. A run must come
 to a loss within the spread of undisturbed runs on 2, 3 and 4 ranks, or end with the message that says what was lost, or, seldom,
 that MPI did not get over it; nothing may hang. A strike leaves a process that is some seconds old, as the younger may not be ranks
 yet. Wants Open MPI. Ends non-zero if a run did anything else.
@@ -37,19 +38,20 @@ STUCK = re.compile(r"the (recovery from a failure|start of new ranks) did not en
 has spare ranks.
 """
 STUCK_RUNS = 50
-STUCK_ENDED = "ended: MPI did not get over it"
+STUCK_ENDED, UPON = "ended: MPI did not get over it", "struck upon a recovery"
 LOST, NOBODY = "share of the optimizer state is lost", "all ranks that trained have ended"
 
 
 class Drawn(NamedTuple):
-    """One run: its options, who comes in place of ranks that die (nobody for "shrink"), whether ranks share no memory, and when
-    how many die (seconds after the last strike, or the start).
+    """One run: its options, who comes in place of ranks that die (nobody for "shrink"), whether ranks share no memory, whether
+    strikes come upon recoveries too, and when how many die (seconds after the last strike or its recovery, or the start).
     """
 
     flags: tuple[str, ...]
     replacement: str
     checkpoints: bool
     apart: bool
+    upon: bool
     strikes: list[tuple[float, int]]
 
 
@@ -70,12 +72,12 @@ class Outcome(NamedTuple):
     said: str = ""
 
 
-def draw(rng, apart):
+def draw(rng, apart, upon):
     flags = rng.choice([(), ("--zero", "1"), ("--compress", "int8"), ("--zero", "1", "--compress", "int8")])
     replacement = rng.choice(["shrink", "spares", "grow"])
     deaths = rng.choice([[1], [2], [1, 1]]) if replacement == "shrink" else rng.choices([1, 2], k=4)
     strikes = [(rng.uniform(0, 1.5), count) for count in deaths]
-    return Drawn(flags, replacement, rng.random() < 0.5, rng.random() < apart, strikes)
+    return Drawn(flags, replacement, rng.random() < 0.5, rng.random() < apart, rng.random() < upon, strikes)
 
 
 def undisturbed(folder, flags):
@@ -152,7 +154,7 @@ def attempt(drawn, folder, rng, spread):
                 break
             said = times_gone_on(folder / "stderr")
             struck.append(strike(process, rng, count, spares))
-            if not gone_on(folder / "stderr", said + 1, process):
+            if not drawn.upon and not gone_on(folder / "stderr", said + 1, process):
                 break  # to its end, whatever that is: of those that are left perhaps only one is a rank yet
         process.wait(LIMIT_S - (time.monotonic() - began))
     except subprocess.TimeoutExpired:
@@ -182,10 +184,12 @@ def gone_on(errors, times, process):
 def judged(drawn, code, struck, run, said, spread):
     killed, last = sum(one.killed for one in struck), told(said)
     if code in (85, -signal.SIGKILL) and STUCK.search(said):  # the launcher may not get over it either, and is killed then
-        return Outcome(f"{STUCK_ENDED} ({drawn.replacement})", killed, [], last)
+        return Outcome(f"{STUCK_ENDED} ({UPON if drawn.upon else drawn.replacement})", killed, [], last)
     if code == 85 and LOST in said and "--zero" in drawn.flags:
         return Outcome("ended: both copies of a shard lost", killed, [])
     if code == 85 and NOBODY in said and killed >= RANKS:  # by a strike upon a recovery that was not done
+        return Outcome("ended: all that trained were killed", killed, [])
+    if code == 0 and drawn.upon and killed >= RANKS and not (run / "summary.json").exists():  # as mpirun ends when all are killed
         return Outcome("ended: all that trained were killed", killed, [])
     if code != 0 or not (run / "summary.json").exists():
         clear = any(words in said for words in ("RankFailed", "ended while", "failed while"))
@@ -227,7 +231,7 @@ FINE = (
     "killed when it had ended",
     "ended: both copies of a shard lost",
     "ended: all that trained were killed",
-    *(f"{STUCK_ENDED} ({replacement})" for replacement in ("shrink", "grow")),
+    *(f"{STUCK_ENDED} ({what})" for what in ("shrink", "grow", UPON)),
     "ended with a message at the start",
     "ended with a message at the end",
 )
@@ -239,13 +243,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=600.0, help="end after so long, whatever was done")
     parser.add_argument("--apart", type=float, default=0.25, help="share of runs whose ranks share no memory, as on many nodes")
+    parser.add_argument("--upon", type=float, default=0.0, help="share of runs in which strikes come upon recoveries too")
     arguments = parser.parse_args()
     rng, outcomes, spreads = random.Random(arguments.seed), Counter(), {}
     took = {"shrink": [], "spares": [], "grow": []}
     killed, end = 0, time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as folder:
         while killed < arguments.kills and time.monotonic() < end:
-            drawn = draw(rng, arguments.apart)
+            drawn = draw(rng, arguments.apart, arguments.upon)
             if drawn.flags not in spreads:
                 spreads[drawn.flags] = undisturbed(Path(folder), drawn.flags)
             done = attempt(drawn, Path(folder), rng, spreads[drawn.flags])
@@ -257,7 +262,8 @@ def main():
             if sum(outcomes.values()) % 10 == 0:
                 print(report(killed, outcomes, took), file=sys.stderr, flush=True)
     print(report(killed, outcomes, took))
-    stuck, runs = sum(count for how, count in outcomes.items() if how.startswith(STUCK_ENDED)), sum(outcomes.values())
+    stuck = sum(count for how, count in outcomes.items() if how.startswith(STUCK_ENDED) and UPON not in how)
+    runs = sum(outcomes.values())
     return any(how not in FINE for how in outcomes) or stuck > max(1, runs / STUCK_RUNS)
 
 
