@@ -135,7 +135,7 @@ def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
         f"[rank {said.rank}] StallError: MPI did not start on all {said.size} ranks within {limit_s:g} s. "
         "A rank may not have been started, be frozen, or be out of the network's reach; $HPCAI_TIMEOUT_S sets the limit\n"
     )
-    return deadline(limit_s + min(0.4 * said.rank, 4.0), words=words)
+    return deadline(limit_s + min(said.rank, 5), words=words)
 
 
 @contextlib.contextmanager
