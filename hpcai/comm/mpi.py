@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import time
@@ -272,8 +273,9 @@ class _Family:
         self.releases: list[weakref.WeakMethod] = []
 
 
+@functools.cache
 def load() -> Any:
-    """Import mpi4py.MPI, which starts MPI."""
+    """Import mpi4py.MPI, which starts MPI. What is done around that is done once."""
     # Open MPI's one-sided component over UCX prints errors on machines without its devices; hpcai does not use it.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     ulfm.prepare()
