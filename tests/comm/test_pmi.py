@@ -1,10 +1,12 @@
 import os
 import socket
+import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from hpcai.comm import pmi
+from hpcai.comm import mpi, pmi
 
 STEP = {"PMI_RANK": "0", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}
 MAXES = b"cmd=maxes rc=0 kvsname_max=256 keylen_max=64 vallen_max=1024\n"
@@ -73,3 +75,16 @@ def test_descriptors_are_as_they_were(slurm):
     with pmi.short_lines():
         pass
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_one_process_is_started_however_often_mpi_is_asked_for(slurm, monkeypatch):
+    started, start = [], pmi._start_relay
+    monkeypatch.setattr(pmi, "_start_relay", lambda *sockets: started.append(sockets) or start(*sockets))
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI="MPI"))
+    monkeypatch.setenv("OMPI_MCA_osc", "^ucx")
+    mpi.load.cache_clear()
+    try:
+        assert [mpi.load(), mpi.load()] == ["MPI", "MPI"]
+    finally:
+        mpi.load.cache_clear()
+    assert len(started) == 1
