@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hpcai.data import idx, table, text
+from hpcai.data import idx, npz, table, text
 from hpcai.data.dataset import Dataset
 from hpcai.errors import DataError, UsageError
 
@@ -19,8 +19,8 @@ NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH", "text:PATH"
 def load(
     spec: str, folder: Path | None = None, label: str | None = None, ignore: Sequence[str] = (), context: int = 128
 ) -> Dataset:
-    """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH or npz:PATH (see table.py), or
-    text:PATH (see text.py), of which a sample is `context` bytes.
+    """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH (see table.py), npz:PATH
+    (see npz.py) or text:PATH (see text.py), of which a sample is `context` bytes.
 
     Raises: UsageError for an unknown name, DataError for data that is absent or damaged.
     """
@@ -31,7 +31,7 @@ def load(
         return idx.load(spec, folder)
     if kind == "text":
         return text.load(found[0], context)
-    return table.load_csv(found[0], label, ignore) if kind == "csv" else table.load_npz(found[0])
+    return table.load(found[0], label, ignore) if kind == "csv" else npz.load(found[0])
 
 
 def files(spec: str, folder: Path | None = None) -> list[Path]:

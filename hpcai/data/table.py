@@ -1,4 +1,4 @@
-"""Tables of numbers: CSV (plain, gz or zip) with named columns, and npz archives."""
+"""Tables of numbers: CSV (plain, gz or zip) with named columns."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from typing import TextIO
 import numpy as np
 
 from hpcai.data.dataset import Dataset, hold_out
+from hpcai.data.targets import targets
 from hpcai.errors import DataError
 from hpcai.xp import Array
 
-MOST_CLASSES = 100
-"""A label column of at most this many different whole numbers is a class, any other a number to predict."""
 
-
-def load_csv(path: Path, label: str | None, ignore: Sequence[str] = ()) -> Dataset:
+def load(path: Path, label: str | None, ignore: Sequence[str] = ()) -> Dataset:
     """A numeric table with a header line; `label` names the column to predict, `ignore` columns to leave out.
 
     Features are standardised with the training rows' mean and deviation; a fifth of the rows, by a fixed shuffle, is for
@@ -41,45 +39,6 @@ def load_csv(path: Path, label: str | None, ignore: Sequence[str] = ()) -> Datas
     x, y = np.delete(cells, where, axis=1), cells[:, where]
     features = [name for name in names if name != label]
     return _standardised(f"csv:{path}", x, y, features)
-
-
-def load_npz(path: Path) -> Dataset:
-    """Arrays x (n, ...) and y (n,), or x_train, y_train, x_test, y_test. Bytes are scaled to [-1, 1]."""
-    try:
-        with np.load(path) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not a readable npz file of plain arrays ({error})") from None
-    if {"x", "y"} <= arrays.keys():
-        _same_length(path, arrays["x"], arrays["y"])
-        train, test = hold_out(len(arrays["x"]))
-        parts = [arrays["x"][train], arrays["y"][train], arrays["x"][test], arrays["y"][test]]
-    elif {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
-        parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
-    else:
-        raise DataError(
-            f"{path} has arrays {', '.join(sorted(arrays)) or '(none)'}; wanted x and y, or x_train, y_train, x_test and y_test"
-        )
-    return _from_arrays(path, *parts)
-
-
-def _from_arrays(path: Path, x_train: Array, y_train: Array, x_test: Array, y_test: Array) -> Dataset:
-    for x, y in ((x_train, y_train), (x_test, y_test)):
-        _same_length(path, x, y)
-        if x.dtype.kind not in "uif" or not np.isfinite(x).all() or y.dtype.kind not in "uif" or not np.isfinite(y).all():
-            raise DataError(f"{path}: x ({x.dtype}) and y ({y.dtype}) must be finite numbers")
-    shape = x_train.shape[1:] or (1,)
-    is_bytes = x_train.dtype == np.uint8
-    dtype = np.uint8 if is_bytes else np.float32
-    rows = [np.ascontiguousarray(x.reshape(len(x), -1), dtype) for x in (x_train, x_test)]
-    y_train, y_test, classes, unit = _targets(np.ravel(y_train), np.ravel(y_test))
-    scale, shift = (2 / 255, -1.0) if is_bytes else (1.0, 0.0)
-    return Dataset(f"npz:{path}", rows[0], y_train, rows[1], y_test, shape, classes, scale, shift, unit)
-
-
-def _same_length(path: Path, x: Array, y: Array) -> None:
-    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y) or y.size != len(y) or len(x) < 2:
-        raise DataError(f"{path}: x of shape {x.shape} and y of shape {y.shape} do not belong together; wanted (n, ...) and (n,)")
 
 
 def _parse(path: Path, file: TextIO, label: str | None, ignore: Sequence[str]) -> tuple[list[str], Array]:
@@ -122,7 +81,7 @@ def _standardised(name: str, x: Array, y: Array, features: list[str]) -> Dataset
     train, test = hold_out(len(x))
     mean, deviation = x[train].mean(0), x[train].std(0)
     z = ((x - mean) / np.where(deviation > 0, deviation, 1.0)).astype(np.float32)
-    y_train, y_test, classes, unit = _targets(y[train], y[test])
+    y_train, y_test, classes, unit = targets(y[train], y[test])
     return Dataset(
         name,
         z[train],
@@ -134,16 +93,6 @@ def _standardised(name: str, x: Array, y: Array, features: list[str]) -> Dataset
         target_unit=unit,
         warnings=_leaks(z, y, features),
     )
-
-
-def _targets(train: Array, test: Array) -> tuple[Array, Array, int, float]:
-    """Labels 0..classes-1, or standardised targets with classes = 0 and the deviation that is their unit."""
-    both = np.concatenate([train, test])
-    values = np.unique(both)
-    if len(values) <= MOST_CLASSES and (values == np.round(values)).all():
-        return np.searchsorted(values, train), np.searchsorted(values, test), max(2, len(values)), 1.0
-    unit = float(train.std()) or 1.0
-    return ((train - train.mean()) / unit)[:, None], ((test - train.mean()) / unit)[:, None], 0, unit
 
 
 def _leaks(z: Array, y: Array, features: list[str]) -> tuple[str, ...]:
