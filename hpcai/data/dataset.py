@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,8 @@ class Dataset(NamedTuple):
 
     x_*: (n, prod(shape)) u8 or floats, of which the model sees x * scale + shift. y_*: (n,) i64 labels below `classes`, or for
     regression (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty,
-    and a sample is a window of `context` bytes.
+    and a sample is a window of `context` bytes. notes: what was taken of the data, for the head of a run. encoding: JSON-able,
+    what a prediction needs of it: {"label": {"kind": "classes", "values": [...]}} and the like (see targets.py, columns.py).
     """
 
     name: str
@@ -30,6 +31,8 @@ class Dataset(NamedTuple):
     target_unit: float = 1.0
     context: int = 0
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    encoding: dict[str, Any] | None = None
 
     @property
     def outputs(self) -> int:

@@ -11,13 +11,19 @@ import numpy as np
 
 from hpcai.data import idx, npz, table, text
 from hpcai.data.dataset import Dataset
+from hpcai.data.targets import Task
 from hpcai.errors import DataError, UsageError
 
 NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH", "text:PATH")
 
 
 def load(
-    spec: str, folder: Path | None = None, label: str | None = None, ignore: Sequence[str] = (), context: int = 128
+    spec: str,
+    folder: Path | None = None,
+    label: str | None = None,
+    ignore: Sequence[str] = (),
+    context: int = 128,
+    task: Task | None = None,
 ) -> Dataset:
     """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH (see table.py), npz:PATH
     (see npz.py) or text:PATH (see text.py), of which a sample is `context` bytes.
@@ -31,7 +37,7 @@ def load(
         return idx.load(spec, folder)
     if kind == "text":
         return text.load(found[0], context)
-    return table.load(found[0], label, ignore) if kind == "csv" else npz.load(found[0])
+    return table.load(found[0], label, ignore) if kind == "csv" else npz.load(found[0], task)
 
 
 def files(spec: str, folder: Path | None = None) -> list[Path]:

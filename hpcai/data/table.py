@@ -81,16 +81,16 @@ def _standardised(name: str, x: Array, y: Array, features: list[str]) -> Dataset
     train, test = hold_out(len(x))
     mean, deviation = x[train].mean(0), x[train].std(0)
     z = ((x - mean) / np.where(deviation > 0, deviation, 1.0)).astype(np.float32)
-    y_train, y_test, classes, unit = targets(y[train], y[test])
+    t = targets(y[train], y[test])
     return Dataset(
         name,
         z[train],
-        y_train,
+        t.train,
         z[test],
-        y_test,
+        t.test,
         (x.shape[1],),
-        classes,
-        target_unit=unit,
+        t.classes,
+        target_unit=t.unit,
         warnings=_leaks(z, y, features),
     )
 

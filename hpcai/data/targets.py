@@ -1,20 +1,139 @@
-"""What a label's values become: classes, or numbers in units of their deviation."""
+"""What a label's values become: classes, or a quantity in units of its deviation."""
 
 from __future__ import annotations
 
+from typing import Any, Literal, NamedTuple
+
 import numpy as np
 
+from hpcai.data.scaling import FAR, measure
+from hpcai.errors import DataError
 from hpcai.xp import Array
 
-MOST_CLASSES = 100
-"""A label column of at most this many different whole numbers is a class, any other a number to predict."""
+FEW_CLASSES = 20
+"""Whole numbers of at most so many different values are classes; of more only those that count from 0 without a gap."""
+
+MOST_CLASSES = 1_000
+"""More different values than this are no classes, unless --task classification says so."""
+
+MOST_NAMED_CLASSES = 100_000
+"""Nor are more than this, whatever it says."""
+
+EXACT = 2**53
+"""From here on f64 does not tell all whole numbers apart."""
+
+SHOWN = 5
+
+Task = Literal["classification", "regression"]
 
 
-def targets(train: Array, test: Array) -> tuple[Array, Array, int, float]:
-    """Labels 0..classes-1, or standardised targets with classes = 0 and the deviation that is their unit."""
-    both = np.concatenate([train, test])
-    values = np.unique(both)
-    if len(values) <= MOST_CLASSES and (values == np.round(values)).all():
-        return np.searchsorted(values, train), np.searchsorted(values, test), max(2, len(values)), 1.0
-    unit = float(train.std()) or 1.0
-    return ((train - train.mean()) / unit)[:, None], ((test - train.mean()) / unit)[:, None], 0, unit
+class Targets(NamedTuple):
+    """train, test: (n,) i64 labels below `classes`, or with classes = 0 (n, 1) f64 in units of `unit` from the training mean.
+
+    encoding: what a prediction has to be turned back with, JSON-able: {"kind": "classes", "values": [...]} in the order of the
+    labels, or {"kind": "number", "mean": ..., "deviation": ...}. said: what was taken, in words.
+    """
+
+    train: Array
+    test: Array
+    classes: int
+    unit: float
+    encoding: dict[str, Any]
+    said: str
+    warnings: tuple[str, ...] = ()
+
+
+def targets(train: Array, test: Array, task: Task | None = None) -> Targets:
+    """Classes or a quantity, as `task` says; else by the values: (n,) finite numbers or booleans.
+
+    Whole numbers are classes where they have at most FEW_CLASSES different values, or are 0, 1, ... without a gap; every other
+    number is a quantity, as are ages and counts. Classes are told apart by exact value, also beyond 2^53.
+
+    Raises: DataError: too many classes, or numbers that f64 does not hold where a quantity is wanted.
+    """
+    train, test = _of_one_dtype(train, test)
+    values = np.unique(np.concatenate([train, test]))
+    if task == "classification" or (task is None and _are_classes(values)):
+        train, test = np.searchsorted(values, train), np.searchsorted(values, test)
+        found = classes_of(train, test, values.tolist(), given=task is not None)
+        hint = "; --task regression takes it as a quantity" if task is None and found.classes > 2 else ""
+    else:
+        found = _quantity(train, test)
+        whole = (values == np.floor(values)).all()
+        hint = "; --task classification takes its values as classes" if task is None and whole else ""
+    return found._replace(said=found.said + hint)
+
+
+def classes_of(train: Array, test: Array, values: list[Any], given: bool = False) -> Targets:
+    """Classes from labels below len(values), which are the classes' values. Raises: DataError for too many."""
+    if len(values) > (MOST_NAMED_CLASSES if given else MOST_CLASSES):
+        more = "; --task classification takes more" if len(values) <= MOST_NAMED_CLASSES else ""
+        raise DataError(f"the label has {len(values):,} different values, too many to be classes{more}")
+    seen = np.unique(train)
+    names, absent = [str(value) for value in values], [str(values[i]) for i in np.setdiff1d(test, seen)]
+    warnings = []
+    if absent:
+        warnings.append(f"of the label's classes only rows for testing have {shown(absent)}, which nothing can learn from others")
+    if len(seen) < 2:
+        warnings.append(f"all rows for training have the label {names[seen[0]]}: there is nothing to learn")
+    said = f"classification with {len(values):,} classes ({shown(names)})"
+    encoding = {"kind": "classes", "values": values}
+    return Targets(train.astype(np.int64), test.astype(np.int64), max(2, len(values)), 1.0, encoding, said, tuple(warnings))
+
+
+def shown(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return ", ".join(name if len(name) < 40 else f"{name[:36]}..." for name in names[:SHOWN]) + more
+
+
+def _are_classes(values: Array) -> bool:
+    if not (values == np.floor(values)).all():
+        return False
+    counted = len(values) <= MOST_CLASSES and values[0] == 0 and values[-1] == len(values) - 1
+    return len(values) <= FEW_CLASSES or bool(counted)
+
+
+def _quantity(train: Array, test: Array) -> Targets:
+    both = [_exact_floats(part) for part in (train, test)]
+    scale = measure(both[0][:, None])
+    warnings = []
+    if not scale.deviation[0]:
+        warnings.append(f"all rows for training have the label {train[0]}: there is nothing to learn")
+        scale = scale._replace(deviation=np.ones(1))
+    z = [scale.apply(part[:, None]) for part in both]
+    if not (np.abs(z[1]) < FAR).all():
+        worst = test[np.abs(z[1][:, 0]).argmax()]
+        raise DataError(
+            f"the label {worst} of a row for testing is too far from the training rows' to be predicted; leave it out"
+        )
+    unit = float(np.ldexp(scale.deviation[0], scale.exponent[0]))
+    return Targets(z[0], z[1], 0, unit, {"kind": "number"} | scale.described(0), "regression", tuple(warnings))
+
+
+def _exact_floats(values: Array) -> Array:
+    """In f64. Raises: DataError for whole numbers that it does not hold, and for numbers beyond its range."""
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float64)
+    doubtful = values[np.abs(floats) >= EXACT] if values.dtype.kind in "iuO" else values[~np.isfinite(floats)]
+    wrong = next((value for value in doubtful.tolist() if not np.isfinite(np.float64(value)) or int(float(value)) != value), None)
+    if wrong is not None:
+        raise DataError(
+            f"the label {wrong} is beyond what f64 holds exactly, so as a quantity it would be another; "
+            "if it names a class, give --task classification"
+        )
+    return floats
+
+
+def _of_one_dtype(train: Array, test: Array) -> tuple[Array, Array]:
+    """Both in a dtype that holds every value of either: numpy would take i64 and u64 to f64, which merges large values."""
+    parts = [part.astype(np.int64) if part.dtype.kind == "b" else np.asarray(part) for part in (train, test)]
+    kinds = {part.dtype.kind for part in parts}
+    if kinds == {"i", "u"}:
+        exact = [part.astype(object) for part in parts]
+        low, high = min(part.min() for part in exact), max(part.max() for part in exact)
+        return tuple(part.astype(np.int64 if high < 2**63 else np.uint64 if low >= 0 else object) for part in exact)  # type: ignore
+    if kinds <= {"i"} or kinds <= {"u"} or "O" in kinds:
+        return parts[0], parts[1]
+    floats = [_exact_floats(part) for part in parts]
+    return floats[0], floats[1]
