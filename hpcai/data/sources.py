@@ -23,6 +23,7 @@ def load(
     label: str | None = None,
     ignore: Sequence[str] = (),
     context: int = 128,
+    categorical: Sequence[str] = (),
     task: Task | None = None,
 ) -> Dataset:
     """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH (see table.py), npz:PATH
@@ -37,7 +38,7 @@ def load(
         return idx.load(spec, folder)
     if kind == "text":
         return text.load(found[0], context)
-    return table.load(found[0], label, ignore) if kind == "csv" else npz.load(found[0], task)
+    return table.load(found[0], label, ignore, categorical, task) if kind == "csv" else npz.load(found[0], task)
 
 
 def files(spec: str, folder: Path | None = None) -> list[Path]:

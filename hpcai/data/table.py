@@ -1,132 +1,184 @@
-"""Tables of numbers: CSV (plain, gz or zip) with named columns."""
+"""Tables: CSV with named columns of numbers and categories, one of which is to be predicted."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import zipfile
-import zlib
-from array import array
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
+from hpcai.data import cells as table_cells
+from hpcai.data.cells import Cells, Kind, OtherLabel, Plan, is_number
+from hpcai.data.columns import features, in_order, leaks
+from hpcai.data.csv_text import Header, blocks, decoded, header, listed, plain_name
 from hpcai.data.dataset import Dataset, hold_out
-from hpcai.data.targets import targets
+from hpcai.data.opening import opened
+from hpcai.data.targets import MOST_CLASSES, MOST_NAMED_CLASSES, Targets, Task, classes_of, targets
 from hpcai.errors import DataError
 from hpcai.xp import Array
 
+MOST_CATEGORIES = 1_000
+"""A column of more different values is no category: one-hot, each is a column."""
 
-def load(path: Path, label: str | None, ignore: Sequence[str] = ()) -> Dataset:
-    """A numeric table with a header line; `label` names the column to predict, `ignore` columns to leave out.
+FEWEST_ROWS = 5
+"""A fifth of the rows is for testing."""
 
-    Features are standardised with the training rows' mean and deviation; a fifth of the rows, by a fixed shuffle, is for
-    testing. A label of few whole numbers makes a classification, any other a regression (its target standardised too).
 
-    Raises: DataError that names the line and column of an empty, text or infinite cell, a ragged row, or an unknown column.
+def load(
+    path: Path, label: str | None, ignore: Sequence[str] = (), categorical: Sequence[str] = (), task: Task | None = None
+) -> Dataset:
+    """A table with a header line; `label` names the column to predict, `ignore` columns to leave out, `categorical` columns
+    whose values are names. Plain or compressed (see opening.py), UTF-8 or UTF-16, separated by commas, semicolons, tabs or bars.
+
+    Numbers are standardised with the training rows' mean and deviation, categories become one-hot; a fifth of the rows, by a
+    fixed shuffle, is for testing. A label of texts, or of few whole numbers, makes a classification, any other a regression (its
+    target standardised too); `task` says otherwise (see targets.py).
+
+    Raises: DataError that names line and column of a cell, a ragged row, an unknown or twofold column, or says what the file is.
     """
-    try:
-        with _open(path) as file:
-            names, cells = _parse(path, file, label, ignore)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table ({error})") from None
-    assert label is not None  # _parse refuses a table without one
-    where = names.index(label)
-    x, y = np.delete(cells, where, axis=1), cells[:, where]
-    features = [name for name in names if name != label]
-    return _standardised(f"csv:{path}", x, y, features)
+    wanted = Asked(
+        label if label is None else plain_name(label),
+        {plain_name(name) for name in ignore},
+        {plain_name(name) for name in categorical},
+        task,
+    )
+    kind: Kind | None = "any" if wanted.label in wanted.categorical else None
+    for _ in range(3):
+        try:
+            with opened(path) as content, decoded(path, content) as (file, notes):
+                return _load(path, file, notes, wanted, kind)
+        except OtherLabel as other:
+            kind = other.kind
+    raise AssertionError("a label has been of three kinds")
 
 
-def _parse(path: Path, file: TextIO, label: str | None, ignore: Sequence[str]) -> tuple[list[str], Array]:
-    """The kept columns' names and the table as (rows, kept) f64."""
-    lines = csv.reader(file)
-    header = [name.strip() for name in next(lines, [])]
-    unknown = [name for name in (label, *ignore) if name not in header and name is not None]
+class Asked(NamedTuple):
+    """What the caller wants of a table, by the names of its columns."""
+
+    label: str | None
+    ignore: set[str]
+    categorical: set[str]
+    task: Task | None
+
+
+def _load(path: Path, file: TextIO, notes: tuple[str, ...], asked: Asked, kind: Kind | None) -> Dataset:
+    head = header(path, file, [name for name in (asked.label, *sorted(asked.ignore | asked.categorical)) if name is not None])
+    _check_asked(path, head.names, asked)
+    ahead = list(islice(blocks(path, file, head.lines), 1))
+    first = _first_row(head, ahead)
+    places, more = _places(path, head.names, first, asked)
+    plan = _plan(head, places, first, asked, kind)
+    cells = table_cells.read(path, file, plan, head.lines, ahead)
+    if cells.rows < FEWEST_ROWS or len(places) < 2:
+        raise DataError(
+            f"{path} has {cells.rows} rows and {len(places)} columns; wanted {FEWEST_ROWS} rows (a fifth is for testing) "
+            "and a feature beside the label at least"
+        )
+    return _dataset(path, plan, cells, asked.task, (*notes, *head.notes, *more))
+
+
+def _check_asked(path: Path, names: list[str], asked: Asked) -> None:
+    """Raise DataError for columns that are not there, or are asked for in two ways."""
+    label, unknown = asked.label, sorted(({asked.label} | asked.ignore | asked.categorical) - {None, *names})  # type: ignore[type-var]
     if label is None or unknown:
         wanted = f"has no column {unknown[0]!r}" if unknown else "needs --label COLUMN, the column to predict"
-        raise DataError(f"{path} {wanted}; its columns are {', '.join(header) or '(none: the file is empty)'}")
-    kept = [i for i, name in enumerate(header) if name not in ignore or name == label]
-    values = array("d")
-    for row in lines:
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise DataError(f"{path} line {lines.line_num}: {len(row)} cells where the header has {len(header)}")
-        try:
-            values.extend([float(row[i]) for i in kept])
-        except ValueError:
-            bad = next(i for i in kept if not _is_number(row[i]))
-            raise DataError(
-                f"{path} line {lines.line_num}, column {header[bad]!r}: {row[bad]!r} is not a number; "
-                f"encode or fill the column, or leave it out with --ignore {header[bad]}"
-            ) from None
-    table = np.frombuffer(values, np.float64).reshape(-1, len(kept))
-    if len(table) < 2 or len(kept) < 2:
-        raise DataError(
-            f"{path} has {len(table)} rows and {len(kept)} columns; wanted two rows and a feature beside the label at least"
-        )
-    if not np.isfinite(table).all():
-        row, column = np.argwhere(~np.isfinite(table))[0]
-        raise DataError(
-            f"{path} data row {row + 1}, column {header[kept[column]]!r}: {table[row, column]} is not a finite number"
-        )
-    return [header[i] for i in kept], table
+        hint = "; its first line is to name them" if any(map(is_number, names)) else ""
+        raise DataError(f"{path} {wanted}; its columns are {listed(names) or '(none: the file is empty)'}{hint}")
+    if label in asked.ignore:
+        raise DataError(f"--ignore {label} leaves out the column that --label is to predict")
+    if both := sorted(asked.ignore & asked.categorical):
+        raise DataError(f"column {both[0]!r} is both for --categorical and for --ignore")
 
 
-def _standardised(name: str, x: Array, y: Array, features: list[str]) -> Dataset:
-    train, test = hold_out(len(x))
-    mean, deviation = x[train].mean(0), x[train].std(0)
-    z = ((x - mean) / np.where(deviation > 0, deviation, 1.0)).astype(np.float32)
-    t = targets(y[train], y[test])
-    return Dataset(
-        name,
-        z[train],
-        t.train,
-        z[test],
-        t.test,
-        (x.shape[1],),
-        t.classes,
-        target_unit=t.unit,
-        warnings=_leaks(z, y, features),
-    )
-
-
-def _leaks(z: Array, y: Array, features: list[str]) -> tuple[str, ...]:
-    """Warn of columns that are the label in disguise: the model would look brilliant and be useless."""
-    centred = y - y.mean()
-    scale = np.sqrt((centred**2).sum() * (z.astype(np.float64) ** 2).sum(0))
-    correlation = np.abs(centred @ z) / np.where(scale > 0, scale, 1.0)
-    return tuple(
-        f"column {features[i]!r} determines the label (correlation {correlation[i]:.4f}); "
-        f"if it is the label in disguise, leave it out with --ignore '{features[i]}'"
-        for i in np.flatnonzero(correlation > 0.9999)
-    )
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[TextIO]:
-    if path.suffix == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield file
-    elif path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if len(members) != 1:
-                raise DataError(f"{path} holds {len(members)} files; wanted one CSV")
-            with archive.open(members[0]) as raw:
-                yield io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-    else:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield file
-
-
-def _is_number(cell: str) -> bool:
+def _first_row(head: Header, ahead: list[str]) -> list[str]:
+    """The first row of cells; nothing where there is none that fits the header."""
     try:
-        float(cell)
-    except ValueError:
+        rows = csv.reader(io.StringIO("".join(ahead), newline=""), delimiter=head.delimiter)
+        found = next((row for row in rows if row), [])
+    except csv.Error:
+        return []
+    return found if len(found) == len(head.names) else []
+
+
+def _places(path: Path, names: list[str], first: list[str], asked: Asked) -> tuple[list[int], tuple[str, ...]]:
+    """Where the columns are that are kept, and what to say of others. Raises: DataError for names that are none, or twofold."""
+    if _are_data(names, first):
+        raise DataError(
+            f"{path} begins with {listed(names)}, which are numbers, not names of columns; a table wants a line of names first"
+        )
+    index = names[0] == "" and names.count("") == 1
+    places = [place for place, name in enumerate(names) if name not in asked.ignore and not (index and place == 0)]
+    at: dict[str, int] = {}
+    for place in places:
+        name = names[place]
+        if at.setdefault(name, place) != place:
+            said = f"columns {at[name] + 1} and {place + 1} are both called {name!r}" if name else "two columns have no name"
+            raise DataError(f"{path}: {said}; rename one" + (f", or leave out both with --ignore {name}" if name else ""))
+        if not name:
+            raise DataError(f"{path}: column {place + 1} of {len(names)} has no name; give it one in the first line")
+    return places, ("its first column, which has no name, is taken for an index and left out",) if index else ()
+
+
+def _are_data(names: list[str], first: list[str]) -> bool:
+    """Whether the first line is a row of data: numbers above all numbers, but for counted columns and years, which increase."""
+    above = [name for name, cell in zip(names, first, strict=False) if is_number(cell)]
+    if not above or not all(map(is_number, above)):
         return False
-    return True
+    whole = [int(name) for name in above if name.isdigit()]
+    return len(whole) < len(above) or any(after <= before for before, after in pairwise(whole))
+
+
+def _plan(head: Header, places: list[int], first: list[str], asked: Asked, kind: Kind | None) -> Plan:
+    """What each column is; the label is the last of its kind. `kind`: of the label, if that is known from an earlier reading."""
+    where = head.names.index(str(asked.label))
+    given = asked.task == "classification" or asked.label in asked.categorical
+    if kind is None:
+        number = asked.task == "regression" or not first or is_number(first[where])
+        kind = "number" if number else "any" if given else "text"
+    kinds: dict[int, Kind] = {
+        place: "any" if head.names[place] in asked.categorical else "number" for place in places if place != where
+    }
+    most = dict.fromkeys(kinds, MOST_CATEGORIES) | {where: MOST_NAMED_CLASSES if given else MOST_CLASSES}
+    return Plan(head.names, head.delimiter, kinds | {where: kind}, most, where, given)
+
+
+def _dataset(path: Path, plan: Plan, cells: Cells, task: Task | None, notes: tuple[str, ...]) -> Dataset:
+    train, test = hold_out(cells.rows)
+    label = plan.names[plan.label]
+    try:
+        y = _label(plan, cells, task, train, test)
+    except DataError as error:
+        raise DataError(f"{path} column {label!r}: {error}") from None
+    numbers, texts = ([plan.names[p] for p in plan.places(number) if p != plan.label] for number in (True, False))
+    x = features(cells, numbers, texts, train, test)
+    said = f"{path.name}: {len(train):,} rows for training, {len(test):,} for testing, {x.train.shape[1]:,} features"
+    return Dataset(
+        f"csv:{path}",
+        x.train,
+        y.train,
+        x.test,
+        y.test,
+        (x.train.shape[1],),
+        y.classes,
+        target_unit=y.unit,
+        warnings=(*y.warnings, *x.warnings, *leaks(x.train, y.train.reshape(-1), x.names)),
+        notes=(said, *notes, *x.notes, f"label {label!r}: {y.said}"),
+        encoding={"columns": x.encoding, "label": {"name": label} | y.encoding},
+    )
+
+
+def _label(plan: Plan, cells: Cells, task: Task | None, train: Array, test: Array) -> Targets:
+    kind = plan.kinds[plan.label]
+    if kind == "number":
+        return targets(cells.numbers[train, -1], cells.numbers[test, -1], task)
+    codes, values = cells.codes[-1], cells.values[-1]
+    if kind == "whole":
+        exact = np.array([int(value) for value in values], object)[codes]
+        return targets(exact[train], exact[test], "classification" if plan.classes else task)
+    order = in_order(values, range(len(values)))
+    place = np.argsort(order)[codes]
+    return classes_of(place[train], place[test], [values[i] for i in order], plan.classes)

@@ -135,7 +135,7 @@ def test_csv_with_many_values_is_a_regression(tmp_path):
         (TABLE.replace("\n5,", "\n,"), "line 7, column 'a': '' is not a number"),
         (TABLE.replace("\n5,", "\n5,5,"), "line 7: 4 cells where the header has 3"),
         (TABLE.replace("\n5,", "\n"), "line 7: 2 cells"),
-        (TABLE.replace("\n5,", "\nnan,"), "row 6, column 'a': nan is not a finite number"),
+        (TABLE.replace("\n5,", "\nnan,"), "line 7, column 'a': 'nan' is not a finite number"),
         (TABLE.replace("kind", "sort"), "no column 'kind'; its columns are a, b, sort"),
         ("a,b,kind\n1,2,3\n", "1 rows"),
         ("", "file is empty"),
@@ -152,13 +152,6 @@ def test_csv_without_a_label_lists_the_columns(tmp_path):
     (tmp_path / "t.csv").write_text(TABLE)
     with pytest.raises(DataError, match="needs --label COLUMN.*a, b, kind"):
         sources.load(f"csv:{tmp_path / 't.csv'}")
-
-
-@pytest.mark.parametrize("name, content", [("t.csv.gz", b"no gzip"), ("t.csv.zip", b"no zip"), ("t.csv", b"a,b\n\xff\xfe,1\n")])
-def test_files_that_are_not_what_their_name_says(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read"):
-        sources.load(f"csv:{tmp_path / name}", label="a")
 
 
 def test_npz(tmp_path):

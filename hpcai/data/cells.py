@@ -1,0 +1,269 @@
+"""A table's cells: numbers as f64, texts as numbers of their values, each cell checked."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from array import array
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn, TextIO
+
+import numpy as np
+
+from hpcai.data.csv_text import MOST_COLUMNS, blocks, lines_in
+from hpcai.data.memory import available
+from hpcai.data.targets import EXACT, MOST_NAMED_CLASSES
+from hpcai.errors import DataError
+from hpcai.xp import Array
+
+Kind = Literal["number", "text", "any", "whole"]
+"""What a column's cells are: finite numbers; texts that are no numbers; anything but nothing; whole numbers of any size."""
+
+_ROWS = 4096
+_ROW_BYTES = 48
+"""Beside features: label, place, and which rows are for testing."""
+
+_WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
+
+
+class Plan(NamedTuple):
+    """What to take of a table: columns by their place, how many values a text may have, and whether the label is to be classes.
+
+    kinds: in the order of the columns, the label last.
+    """
+
+    names: list[str]
+    delimiter: str
+    kinds: dict[int, Kind]
+    most: dict[int, int]
+    label: int
+    classes: bool
+
+    def places(self, number: bool) -> list[int]:
+        """Where the columns of numbers are, or those of texts."""
+        return [place for place, kind in self.kinds.items() if (kind == "number") == number]
+
+
+class Cells(NamedTuple):
+    """rows: how many; numbers: (rows, columns) f64; codes: for each column of texts (rows,) i32, which number its values."""
+
+    rows: int
+    numbers: Array
+    codes: list[Array]
+    values: list[list[str]]
+
+
+class OtherLabel(Exception):
+    """The label turns out to be of another kind than was thought: the table is to be read again."""
+
+    def __init__(self, kind: Kind):
+        super().__init__(kind)
+        self.kind = kind
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is one in ASCII, as people write it: `1_2`, which Python reads too, is none."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return cell.isascii() and "_" not in cell
+
+
+def read(path: Path, file: TextIO, plan: Plan, begin: int, ahead: list[str]) -> Cells:
+    """All cells of the plan's columns; `ahead` are blocks read before, and `begin` lines came before these.
+
+    Blocks of nothing but numbers go through numpy's parser; what it refuses, and what needs a closer look, is read cell by cell.
+
+    Raises: DataError that names line and column; OtherLabel.
+    """
+    reader = _Reader(path, plan, begin)
+    rest = chain(ahead, blocks(path, file, begin + sum(map(lines_in, ahead))))
+    for block in rest:
+        if '"' in block:  # a cell may go on in the next block
+            reader.add_rows(line for part in chain([block], rest) for line in io.StringIO(part, newline=""))
+            break
+        reader.add(block)
+        reader.check_memory(_share(file))
+    return reader.cells()
+
+
+class _Reader:
+    def __init__(self, path: Path, plan: Plan, begin: int):
+        self.path, self.plan, self.line = path, plan, begin
+        self.number_places, self.text_places = plan.places(True), plan.places(False)
+        self.numbers = array("d")
+        self.codes = [array("i") for _ in self.text_places]
+        self.known: list[dict[str, int]] = [{} for _ in self.text_places]
+        self.values: list[dict[str, int]] = [{} for _ in self.text_places]
+        self.quick, self.rows, self.room = not self.text_places, 0, available()
+
+    def cells(self) -> Cells:
+        numbers = np.frombuffer(self.numbers, np.float64).reshape(self.rows, len(self.number_places))
+        return Cells(self.rows, numbers, [np.frombuffer(one, np.int32) for one in self.codes], [list(one) for one in self.values])
+
+    def add(self, block: str) -> None:
+        """Lines without quotes."""
+        if not block.isspace() and not self._quickly(block):
+            self.add_rows(iter(io.StringIO(block, newline="")))
+        self.line += lines_in(block)
+
+    def _quickly(self, block: str) -> bool:
+        if not self.quick or not block.isascii():
+            return False
+        try:
+            found = np.loadtxt(io.StringIO(block, newline=""), delimiter=self.plan.delimiter, comments=None, ndmin=2)
+        except ValueError:
+            self.quick = False  # there is a text, be it in a column that is left out
+            return False
+        if found.shape[1] != len(self.plan.names):
+            return False
+        if len(self.number_places) < found.shape[1]:
+            found = np.ascontiguousarray(found[:, self.number_places])
+        if not (np.abs(found) < EXACT).all():
+            return False
+        self.numbers.frombytes(found.tobytes())
+        self.rows += len(found)
+        return True
+
+    def add_rows(self, lines: Iterator[str]) -> None:
+        """Lines, cell by cell."""
+        reader = csv.reader(map(self._bounded, lines), delimiter=self.plan.delimiter, strict=True)
+        try:
+            while batch := [(self.line + reader.line_num, row) for row in islice(reader, _ROWS)]:
+                self._add([(line, row) for line, row in batch if row])
+                self.check_memory()
+        except csv.Error as error:
+            hint = "; is a quote missing?" if "limit" in str(error) or "end of data" in str(error) else ""
+            raise DataError(f"{self.path} line {self.line + reader.line_num}: {error}{hint}") from None
+
+    def check_memory(self, share: float = 1.0) -> None:
+        """Raise DataError if the table will not fit, of which this share has been read."""
+        features = sum(self.plan.kinds[place] == "number" for place in self.number_places)
+        a_row = 12 * features + 4 * len(self.codes) + _ROW_BYTES
+        rows = self.rows / share
+        if rows * a_row > self.room:
+            raise DataError(
+                f"{self.path} does not fit into memory: {'about ' * (share < 1)}{rows:,.0f} rows of {a_row} bytes are "
+                f"{rows * a_row:,.0f}, and {self.room:,} are at hand; leave rows out, or columns with --ignore"
+            )
+
+    def _bounded(self, line: str) -> str:
+        if len(line) > MOST_COLUMNS and line.count(self.plan.delimiter) >= MOST_COLUMNS:
+            raise DataError(f"{self.path} has a line of more than {MOST_COLUMNS:,} cells where the header has fewer")
+        return line
+
+    def _add(self, batch: list[tuple[int, list[str]]]) -> None:
+        names = self.plan.names
+        for line, row in batch:
+            if len(row) != len(names):
+                raise DataError(f"{self.path} line {line}: {len(row)} cells where the header has {len(names)}{self._hint(row)}")
+        self._add_numbers(batch)
+        for column, place in enumerate(self.text_places):
+            known, codes = self.known[column], self.codes[column]
+            for line, row in batch:
+                code = known.get(row[place])
+                codes.append(self._new_value(column, row[place], line) if code is None else code)
+        self.rows += len(batch)
+
+    def _add_numbers(self, batch: list[tuple[int, list[str]]]) -> None:
+        cells = [row[place] for _, row in batch for place in self.number_places]
+        together = "".join(cells)
+        try:
+            numbers = np.array(list(map(float, cells)))
+        except ValueError:
+            numbers = None
+        if numbers is None or not together.isascii() or "_" in together:
+            for at, cell in enumerate(cells):
+                if not is_number(cell):
+                    self._refuse_text(*self._at(batch, at), cell)
+        assert numbers is not None
+        for at in np.flatnonzero(~(np.abs(numbers) < EXACT)).tolist():
+            self._check_large(*self._at(batch, at), cells[at], numbers[at])
+        self.numbers.frombytes(numbers.tobytes())
+
+    def _at(self, batch: list[tuple[int, list[str]]], at: int) -> tuple[int, int]:
+        """Line and place of a number."""
+        row, column = divmod(at, len(self.number_places))
+        return batch[row][0], self.number_places[column]
+
+    def _check_large(self, line: int, place: int, cell: str, number: float) -> None:
+        """Refuse what is not finite, and whole numbers that f64 does not hold: they are names, not quantities."""
+        if not np.isfinite(number):
+            raise DataError(f"{self._cell(line, place)}: {cell!r} is not a finite number; mend it{self._advice(place, ',')}")
+        if _WHOLE.fullmatch(cell) and int(cell) != int(number):
+            if place == self.plan.label:
+                raise OtherLabel("whole")
+            raise DataError(
+                f"{self._cell(line, place)}: {cell} is a whole number beyond 2^53, which as a feature would be rounded; if it "
+                f"names something, take it as that with --categorical{self._advice(place, begin=',')}"
+            )
+
+    def _refuse_text(self, line: int, place: int, cell: str) -> NoReturn:
+        if place == self.plan.label and self.plan.classes:
+            raise OtherLabel("any")
+        said = f"{self._cell(line, place)}: {cell!r} is not a number"
+        if not cell.strip():
+            raise DataError(f"{said}; fill it, or leave its row out{self._advice(place, begin=',')}")
+        if is_number(cell.replace(",", ".")):
+            raise DataError(f"{said}: write it with a point, {cell.replace(',', '.')}")
+        if place == self.plan.label:
+            raise DataError(f"{said}, as the labels before it or a regression's are; --task classification takes all as classes")
+        raise DataError(
+            f"{said}; --categorical {self.plan.names[place]} takes its values as categories{self._advice(place, ',')}"
+        )
+
+    def _new_value(self, column: int, cell: str, line: int) -> int:
+        """The number of a text that is new in this spelling."""
+        place, value = self.text_places[column], cell.strip()
+        kind = self.plan.kinds[place]
+        if not value:
+            raise DataError(f"{self._cell(line, place)} is empty; fill it, or leave its row out{self._advice(place, ',')}")
+        if kind == "text" and is_number(value):
+            raise DataError(
+                f"{self._cell(line, place)}: {value!r} is a number, and the labels before it are not; "
+                "--task classification takes all as classes"
+            )
+        if kind == "whole":
+            if not _WHOLE.fullmatch(value) and self.plan.classes:
+                raise OtherLabel("any")
+            if not _WHOLE.fullmatch(value):
+                raise DataError(
+                    f"{self._cell(line, place)}: {value!r} stands beside whole numbers beyond 2^53, which only classes can be; "
+                    "--task classification takes all as classes"
+                )
+            value = str(int(value))
+        code = self.values[column].setdefault(value, len(self.values[column]))
+        self.known[column][cell] = code
+        if code >= self.plan.most[place] or len(self.known[column]) > 4 * self.plan.most[place]:
+            self._refuse_values(place)
+        return code
+
+    def _refuse_values(self, place: int) -> NoReturn:
+        name, most = self.plan.names[place], self.plan.most[place]
+        said = f"{self.path} column {name!r} has more than {most:,} different values, too many to be"
+        if place == self.plan.label:
+            raise DataError(f"{said} classes; is it a name? --task classification takes up to {MOST_NAMED_CLASSES:,}")
+        raise DataError(f"{said} categories{self._advice(place)}")
+
+    def _cell(self, line: int, place: int) -> str:
+        return f"{self.path} line {line}, column {self.plan.names[place]!r}"
+
+    def _advice(self, place: int, begin: str = ";") -> str:
+        return "" if place == self.plan.label else f"{begin} or leave the column out with --ignore {self.plan.names[place]}"
+
+    def _hint(self, row: list[str]) -> str:
+        return "; a cell that holds the delimiter wants quotes" if len(row) > len(self.plan.names) else ""
+
+
+def _share(file: TextIO) -> float:
+    """How much of a plain file has been read; all, as far as is known, of one that is decompressed."""
+    try:
+        content = file.buffer
+        return min(1.0, content.tell() / max(1, os.fstat(content.fileno()).st_size))
+    except OSError:
+        return 1.0

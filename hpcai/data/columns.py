@@ -1,0 +1,126 @@
+"""From a table's columns to features: numbers standardised, categories one-hot, and what a prediction must know of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcai.data.cells import Cells, is_number
+from hpcai.data.memory import available
+from hpcai.data.scaling import FAR, measure
+from hpcai.data.targets import shown
+from hpcai.errors import DataError
+from hpcai.xp import Array
+
+MOST_DESCRIBED = 20_000
+"""A checkpoint's manifest describes so many columns; of a wider table it says nothing."""
+
+UNUSUAL = 1e4
+"""More deviations than this from the mean are worth a warning; 16-bit floats end at 65504."""
+
+_GROUP = 1 << 20
+"""Numbers that are scaled at a time."""
+
+
+class Features(NamedTuple):
+    """train, test: (rows, features) f32; encoding: a JSON-able dict for each column, in the order of the features."""
+
+    train: Array
+    test: Array
+    names: list[str]
+    encoding: list[dict[str, Any]] | None
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def features(cells: Cells, numbers: list[str], texts: list[str], train: Array, test: Array) -> Features:
+    """Scaled by the training rows alone: columns of numbers first, then a column for each category that training rows have.
+
+    Raises: DataError for a number of a testing row that is beyond any scale.
+    """
+    numeric = cells.numbers[:, : len(numbers)]  # without a label behind them
+    kept = [in_order(values, np.unique(codes[train]).tolist()) for codes, values in zip(cells.codes, cells.values, strict=True)]
+    width = len(numbers) + sum(map(len, kept))
+    if 4 * cells.rows * width > available():
+        raise DataError(f"one-hot, the table has {width:,} features in each of {cells.rows:,} rows, beyond memory")
+    x = [np.zeros((len(rows), width), np.float32) for rows in (train, test)]
+    encoding, constant, unusual = _scale_into(x, numeric, numbers, train, test)
+    names, notes, warnings = list(numbers), [], [*_said_of_constants(constant), *unusual]
+    for name, codes, values, seen in zip(texts, cells.codes, cells.values, kept, strict=True):
+        place = np.full(len(values), -1)
+        place[seen] = len(names) + np.arange(len(seen))
+        for part, rows in zip(x, (train, test), strict=True):
+            column = place[codes[rows]]
+            part[np.flatnonzero(column >= 0), column[column >= 0]] = 1
+        found = [values[code] for code in seen]
+        names += [f"{name}={value}" for value in found]
+        encoding.append({"name": name, "kind": "categories", "values": found})
+        notes.append(f"column {name!r}: one-hot, {len(found)} categories ({shown(found)})")
+        if unseen := [values[code] for code in np.setdiff1d(codes[test], seen)]:
+            warnings.append(f"column {name!r}: only rows for testing have {shown(unseen)}, which is none of its categories")
+    described = encoding if len(encoding) <= MOST_DESCRIBED else None
+    return Features(x[0], x[1], names, described, tuple(notes), tuple(warnings))
+
+
+def leaks(x: Array, y: Array, names: list[str]) -> tuple[str, ...]:
+    """Warn of features that are the label in disguise: the model would look brilliant and be useless. y: (n,) numbers."""
+    target, said = y - y.mean(), []
+    for part in _groups(x):
+        z = x[:, part].astype(np.float64)
+        z -= z.mean(0)
+        scale = np.sqrt((target**2).sum() * (z**2).sum(0))
+        correlation = np.abs(target @ z) / np.where(scale > 0, scale, 1.0)
+        said += [
+            f"column {names[part.start + i]!r} determines the label (correlation {correlation[i]:.4f}); if it is the label in "
+            f"disguise, leave it out with --ignore '{names[part.start + i].split('=')[0]}'"
+            for i in np.flatnonzero(correlation > 0.9999)
+        ]
+    return tuple(said[:10])
+
+
+def _scale_into(
+    x: list[Array], cells: Array, names: list[str], train: Array, test: Array
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Fill in the columns of numbers; returns what each was scaled by, which are constant, and warnings."""
+    encoding: list[dict[str, Any]] = []
+    constant: list[str] = []
+    unusual: list[str] = []
+    for part in _groups(cells):
+        given = cells[train, part]
+        scale = measure(given)
+        x[0][:, part] = scale.apply(given)
+        given = cells[test, part]
+        z = scale.apply(given)
+        size = np.abs(z).max(0, initial=0)
+        for i in np.flatnonzero(~(size < UNUSUAL)):
+            row = int(np.argmax(np.abs(z[:, i])))
+            said = f"column {names[part.start + i]!r}: {given[row, i]} in data row {test[row] + 1}, which is for testing, is "
+            if not size[i] < FAR:
+                raise DataError(f"{said}beyond any scale of the training rows; mend it, or leave it out")
+            unusual.append(f"{said}{size[i]:.2g} deviations from the training rows' mean")
+        x[1][:, part] = z
+        constant += [names[part.start + i] for i in np.flatnonzero(scale.deviation == 0)]
+        encoding += [
+            {"name": names[part.start + i], "kind": "number"} | scale.described(i)
+            for i in range(part.stop - part.start if len(names) <= MOST_DESCRIBED else 0)
+        ]
+    return encoding, constant, unusual[:10]
+
+
+def _said_of_constants(names: list[str]) -> list[str]:
+    return [f"one value in all rows for training, and so left at 0: column {shown(names)}"] if names else []
+
+
+def in_order(values: list[str], codes: Iterable[int]) -> Array:
+    """These codes in the order of their values: by number where all are numbers, else by text."""
+    given = list(codes)
+    numeric = all(is_number(values[code]) for code in given)
+    return np.array(sorted(given, key=lambda code: (float(values[code]) if numeric else 0, values[code])), np.int64)
+
+
+def _groups(x: Array) -> list[slice]:
+    """Columns in groups that are worth a pass and take little memory."""
+    step = max(1, _GROUP // max(1, len(x)))
+    return [slice(begin, min(begin + step, x.shape[1])) for begin in range(0, x.shape[1], step)]

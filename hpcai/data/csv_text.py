@@ -1,0 +1,123 @@
+"""A table's text: its encoding, its first line, and the rest in blocks of whole lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+
+from hpcai.data.opening import kind_of
+from hpcai.errors import DataError
+
+BLOCK = 1 << 20
+"""Characters that are read at a time, and then to the end of the line."""
+
+MOST_LINE = 64 << 20
+"""Characters of a line, and MOST_COLUMNS of its cells: enough for a million columns."""
+
+MOST_COLUMNS = 1 << 20
+
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_ENCODINGS = {"": "utf-8-sig", "UTF-16": "utf-16", "UTF-32": "utf-32"}
+_SHOWN = 30
+
+
+class Header(NamedTuple):
+    """names: of the columns, "" for an index without one; lines: how many the header takes; notes: what was found beside it."""
+
+    names: list[str]
+    delimiter: str
+    lines: int
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def decoded(path: Path, content: BinaryIO) -> Iterator[tuple[TextIO, tuple[str, ...]]]:
+    """The text of a file, UTF-8 or what its byte order mark says, and what to say of it. Raises: DataError, also from reads."""
+    first = cast(Any, content).peek(4096)
+    kind = kind_of(first)
+    if kind not in _ENCODINGS:
+        raise DataError(f"{path} is not a table but {kind}; wanted CSV")
+    if not kind and b"\0" in first:
+        raise DataError(
+            f"{path} has null bytes, so it is not a table, or is UTF-16 without a byte order mark: `iconv -f UTF-16LE -t UTF-8` "
+            "converts that"
+        )
+    text = io.TextIOWrapper(content, _ENCODINGS[kind], newline="")
+    try:
+        yield text, (f"its text is {kind}",) if kind else ()
+    except UnicodeDecodeError as error:
+        near = bytes(error.object[max(0, error.start - 20) : error.start + 20])
+        raise DataError(
+            f"{path} is not {kind or 'UTF-8'} as it should be: {error.reason} at {near!r}; if it is Latin-1, "
+            "`iconv -f latin1 -t utf-8` converts it"
+        ) from None
+    finally:
+        text.detach()
+
+
+def header(path: Path, file: TextIO, wanted: Sequence[str]) -> Header:
+    """Read the names of the columns. The delimiter is the one at which the wanted names are found; commas first."""
+    text, lines, given = _first_line(path, file)
+    if text.count(max(_DELIMITERS, key=text.count)) >= MOST_COLUMNS:
+        raise DataError(f"{path} has more than {MOST_COLUMNS:,} columns; leave some out")
+    found = {delimiter: _names(path, text, delimiter) for delimiter in ([given] if given else _DELIMITERS)}
+    fits = [delimiter for delimiter, names in found.items() if len(names) > 1 and set(wanted) <= set(names)]
+    delimiter = fits[0] if fits and wanted else max(found, key=lambda one: len(found[one]))
+    said = (f"its cells are separated by {_DELIMITERS.get(delimiter, repr(delimiter))}",) if delimiter != "," and fits else ()
+    return Header(found[delimiter], delimiter, lines, said)
+
+
+def blocks(path: Path, file: TextIO, begin: int) -> Iterator[str]:
+    """Whole lines, some BLOCK characters at a time, of a text of which `begin` lines have been read."""
+    while text := file.read(BLOCK):
+        if not text.endswith("\n"):
+            rest = file.readline(MOST_LINE)
+            if len(rest) == MOST_LINE:
+                raise DataError(f"{path} has a line of more than {MOST_LINE:,} characters after line {begin}; is it a table?")
+            text += rest
+        yield text
+        begin += lines_in(text)
+
+
+def lines_in(text: str) -> int:
+    """How many lines end in it, by whatever sign."""
+    return text.count("\n") + (text.count("\r") - text.count("\r\n") if "\r" in text else 0)
+
+
+def plain_name(name: str) -> str:
+    """A column's name as it is compared: without spaces around it, accents in one form."""
+    return unicodedata.normalize("NFC", name.strip("\ufeff \t\r\n\v\f\xa0"))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(name or "(no name)" for name in names[:_SHOWN]) + more
+
+
+def _first_line(path: Path, file: TextIO) -> tuple[str, int, str]:
+    """The header with its quoted line breaks, how many lines were read for it, and the delimiter if a line `sep=;` gives it."""
+    text, lines, given = "", 0, ""
+    while (line := file.readline(MOST_LINE)) and len(text) < MOST_LINE:
+        text, lines = text + line, lines + 1
+        if said := re.fullmatch(r'"?sep=(.)"?\s*', text, re.IGNORECASE):
+            text, given = "", said[1]
+        elif text.strip() and text.count('"') % 2 == 0:
+            break
+    if len(text) >= MOST_LINE:
+        raise DataError(f"{path} begins with a line of more than {MOST_LINE:,} characters; is it a table?")
+    return text, lines, given
+
+
+def _names(path: Path, text: str, delimiter: str) -> list[str]:
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise DataError(f"{path} line 1 does not name columns: {error}") from None
+    return [plain_name(name) for name in next((row for row in rows if row), [])]
