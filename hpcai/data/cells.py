@@ -8,6 +8,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, TextIO
@@ -24,6 +25,10 @@ Kind = Literal["number", "text", "any", "whole"]
 """What a column's cells are: finite numbers; texts that are no numbers; anything but nothing; whole numbers of any size."""
 
 _ROWS = 4096
+_SHOWN = 60
+_CELL_BYTES = 13
+"""Of a number: f64 here, of which a sixteenth is spare, and f32 as a feature."""
+
 _ROW_BYTES = 48
 """Beside features: label, place, and which rows are for testing."""
 
@@ -74,6 +79,11 @@ def is_number(cell: str) -> bool:
     return cell.isascii() and "_" not in cell
 
 
+def short(cell: str) -> str:
+    """A cell for a message."""
+    return repr(cell) if len(cell) <= _SHOWN else f"{cell[:_SHOWN]!r}... ({len(cell):,} characters)"
+
+
 def read(path: Path, file: TextIO, plan: Plan, begin: int, ahead: list[str]) -> Cells:
     """All cells of the plan's columns; `ahead` are blocks read before, and `begin` lines came before these.
 
@@ -122,7 +132,7 @@ class _Reader:
             return False
         if found.shape[1] != len(self.plan.names):
             return False
-        if len(self.number_places) < found.shape[1]:
+        if self.number_places != list(range(found.shape[1])):
             found = np.ascontiguousarray(found[:, self.number_places])
         if not (np.abs(found) < EXACT).all():
             return False
@@ -143,13 +153,12 @@ class _Reader:
 
     def check_memory(self, share: float = 1.0) -> None:
         """Raise DataError if the table will not fit, of which this share has been read."""
-        features = sum(self.plan.kinds[place] == "number" for place in self.number_places)
-        a_row = 12 * features + 4 * len(self.codes) + _ROW_BYTES
-        rows = self.rows / share
+        a_row = _CELL_BYTES * len(self.number_places) + 4 * len(self.codes) + _ROW_BYTES
+        rows = max(self.rows, self.rows / share / 2)  # half, as the first rows may be shorter than others
         if rows * a_row > self.room:
             raise DataError(
-                f"{self.path} does not fit into memory: {'about ' * (share < 1)}{rows:,.0f} rows of {a_row} bytes are "
-                f"{rows * a_row:,.0f}, and {self.room:,} are at hand; leave rows out, or columns with --ignore"
+                f"{self.path} does not fit into memory: at least {rows:,.0f} rows of {a_row} bytes are "
+                f"{rows * a_row:,.0f} bytes, and {self.room:,} are at hand; leave rows out, or columns with --ignore"
             )
 
     def _bounded(self, line: str) -> str:
@@ -180,7 +189,7 @@ class _Reader:
         if numbers is None or not together.isascii() or "_" in together:
             for at, cell in enumerate(cells):
                 if not is_number(cell):
-                    self._refuse_text(*self._at(batch, at), cell)
+                    self._refuse_text(*self._at(batch, at), batch[at // len(self.number_places)][1])
         assert numbers is not None
         for at in np.flatnonzero(~(np.abs(numbers) < EXACT)).tolist():
             self._check_large(*self._at(batch, at), cells[at], numbers[at])
@@ -194,38 +203,42 @@ class _Reader:
     def _check_large(self, line: int, place: int, cell: str, number: float) -> None:
         """Refuse what is not finite, and whole numbers that f64 does not hold: they are names, not quantities."""
         if not np.isfinite(number):
-            raise DataError(f"{self._cell(line, place)}: {cell!r} is not a finite number; mend it{self._advice(place, ',')}")
+            raise DataError(f"{self._cell(line, place)}: {short(cell)} is not a finite number; mend it{self._advice(place)}")
         if _WHOLE.fullmatch(cell) and int(cell) != int(number):
             if place == self.plan.label:
                 raise OtherLabel("whole")
             raise DataError(
-                f"{self._cell(line, place)}: {cell} is a whole number beyond 2^53, which as a feature would be rounded; if it "
-                f"names something, take it as that with --categorical{self._advice(place, begin=',')}"
+                f"{self._cell(line, place)}: {short(cell)} is a whole number beyond 2^53, which as a feature would be rounded; "
+                f"if it is a name, take it as one with --categorical{self._advice(place)}"
             )
 
-    def _refuse_text(self, line: int, place: int, cell: str) -> NoReturn:
+    def _refuse_text(self, line: int, place: int, row: list[str]) -> NoReturn:
+        cell = row[place]
         if place == self.plan.label and self.plan.classes:
             raise OtherLabel("any")
-        said = f"{self._cell(line, place)}: {cell!r} is not a number"
+        said = f"{self._cell(line, place)}: {short(cell)} is not a number"
         if not cell.strip():
-            raise DataError(f"{said}; fill it, or leave its row out{self._advice(place, begin=',')}")
-        if is_number(cell.replace(",", ".")):
-            raise DataError(f"{said}: write it with a point, {cell.replace(',', '.')}")
+            raise DataError(f"{said}; fill it, or leave its row out{self._advice(place)}")
+        if cell.count(",") == 1 and is_number(cell.replace(",", ".")):
+            raise DataError(f"{said}; decimals want a point, as in {cell.replace(',', '.').strip()}")
+        if not cell.isascii() or "_" in cell:
+            with suppress(ValueError):
+                raise DataError(f"{said} in plain digits; write {float(cell)}")
         if place == self.plan.label:
-            raise DataError(f"{said}, as the labels before it or a regression's are; --task classification takes all as classes")
-        raise DataError(
-            f"{said}; --categorical {self.plan.names[place]} takes its values as categories{self._advice(place, ',')}"
-        )
+            raise DataError(f"{said}, as others are or --task regression wants; --task classification takes all as classes")
+        texts = [self.plan.names[other] for other in self.number_places if other != self.plan.label and not is_number(row[other])]
+        given = ",".join(texts)
+        raise DataError(f"{said}; --categorical {given} takes such values as categories, --ignore {given} leaves them out")
 
     def _new_value(self, column: int, cell: str, line: int) -> int:
         """The number of a text that is new in this spelling."""
         place, value = self.text_places[column], cell.strip()
         kind = self.plan.kinds[place]
         if not value:
-            raise DataError(f"{self._cell(line, place)} is empty; fill it, or leave its row out{self._advice(place, ',')}")
+            raise DataError(f"{self._cell(line, place)} is empty; fill it, or leave its row out{self._advice(place)}")
         if kind == "text" and is_number(value):
             raise DataError(
-                f"{self._cell(line, place)}: {value!r} is a number, and the labels before it are not; "
+                f"{self._cell(line, place)}: {short(value)} is a number, and the labels before it are not; "
                 "--task classification takes all as classes"
             )
         if kind == "whole":
@@ -233,7 +246,7 @@ class _Reader:
                 raise OtherLabel("any")
             if not _WHOLE.fullmatch(value):
                 raise DataError(
-                    f"{self._cell(line, place)}: {value!r} stands beside whole numbers beyond 2^53, which only classes can be; "
+                    f"{self._cell(line, place)}: {short(value)} is beside whole numbers beyond 2^53, which only classes can be; "
                     "--task classification takes all as classes"
                 )
             value = str(int(value))
@@ -248,13 +261,13 @@ class _Reader:
         said = f"{self.path} column {name!r} has more than {most:,} different values, too many to be"
         if place == self.plan.label:
             raise DataError(f"{said} classes; is it a name? --task classification takes up to {MOST_NAMED_CLASSES:,}")
-        raise DataError(f"{said} categories{self._advice(place)}")
+        raise DataError(f"{said} categories; leave the column out with --ignore {name}")
 
     def _cell(self, line: int, place: int) -> str:
         return f"{self.path} line {line}, column {self.plan.names[place]!r}"
 
-    def _advice(self, place: int, begin: str = ";") -> str:
-        return "" if place == self.plan.label else f"{begin} or leave the column out with --ignore {self.plan.names[place]}"
+    def _advice(self, place: int) -> str:
+        return "" if place == self.plan.label else f", or leave the column out with --ignore {self.plan.names[place]}"
 
     def _hint(self, row: list[str]) -> str:
         return "; a cell that holds the delimiter wants quotes" if len(row) > len(self.plan.names) else ""

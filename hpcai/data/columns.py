@@ -40,15 +40,15 @@ def features(cells: Cells, numbers: list[str], texts: list[str], train: Array, t
 
     Raises: DataError for a number of a testing row that is beyond any scale.
     """
-    numeric = cells.numbers[:, : len(numbers)]  # without a label behind them
-    kept = [in_order(values, np.unique(codes[train]).tolist()) for codes, values in zip(cells.codes, cells.values, strict=True)]
+    numeric, coded = cells.numbers[:, : len(numbers)], cells.codes[: len(texts)]  # without a label behind them
+    kept = [in_order(values, np.unique(codes[train]).tolist()) for codes, values in zip(coded, cells.values, strict=False)]
     width = len(numbers) + sum(map(len, kept))
     if 4 * cells.rows * width > available():
         raise DataError(f"one-hot, the table has {width:,} features in each of {cells.rows:,} rows, beyond memory")
     x = [np.zeros((len(rows), width), np.float32) for rows in (train, test)]
     encoding, constant, unusual = _scale_into(x, numeric, numbers, train, test)
     names, notes, warnings = list(numbers), [], [*_said_of_constants(constant), *unusual]
-    for name, codes, values, seen in zip(texts, cells.codes, cells.values, kept, strict=True):
+    for name, codes, values, seen in zip(texts, coded, cells.values, kept, strict=False):
         place = np.full(len(values), -1)
         place[seen] = len(names) + np.arange(len(seen))
         for part, rows in zip(x, (train, test), strict=True):
@@ -60,7 +60,7 @@ def features(cells: Cells, numbers: list[str], texts: list[str], train: Array, t
         notes.append(f"column {name!r}: one-hot, {len(found)} categories ({shown(found)})")
         if unseen := [values[code] for code in np.setdiff1d(codes[test], seen)]:
             warnings.append(f"column {name!r}: only rows for testing have {shown(unseen)}, which is none of its categories")
-    described = encoding if len(encoding) <= MOST_DESCRIBED else None
+    described = encoding if len(numbers) + len(texts) <= MOST_DESCRIBED else None
     return Features(x[0], x[1], names, described, tuple(notes), tuple(warnings))
 
 

@@ -24,6 +24,7 @@ MOST_COLUMNS = 1 << 20
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _ENCODINGS = {"": "utf-8-sig", "UTF-16": "utf-16", "UTF-32": "utf-32"}
+_SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 _SHOWN = 30
 
 
@@ -53,10 +54,8 @@ def decoded(path: Path, content: BinaryIO) -> Iterator[tuple[TextIO, tuple[str, 
         yield text, (f"its text is {kind}",) if kind else ()
     except UnicodeDecodeError as error:
         near = bytes(error.object[max(0, error.start - 20) : error.start + 20])
-        raise DataError(
-            f"{path} is not {kind or 'UTF-8'} as it should be: {error.reason} at {near!r}; if it is Latin-1, "
-            "`iconv -f latin1 -t utf-8` converts it"
-        ) from None
+        hint = "" if kind else "; if it is Latin-1, `iconv -f latin1 -t utf-8` converts it"
+        raise DataError(f"{path} is not {kind or 'UTF-8'} as it should be: {error.reason} at {near!r}{hint}") from None
     finally:
         text.detach()
 
@@ -66,7 +65,8 @@ def header(path: Path, file: TextIO, wanted: Sequence[str]) -> Header:
     text, lines, given = _first_line(path, file)
     if text.count(max(_DELIMITERS, key=text.count)) >= MOST_COLUMNS:
         raise DataError(f"{path} has more than {MOST_COLUMNS:,} columns; leave some out")
-    found = {delimiter: _names(path, text, delimiter) for delimiter in ([given] if given else _DELIMITERS)}
+    tried = [given] if given else [one for one in _DELIMITERS if one in text] or [","]
+    found = {delimiter: _names(path, text, delimiter) for delimiter in tried}
     fits = [delimiter for delimiter, names in found.items() if len(names) > 1 and set(wanted) <= set(names)]
     delimiter = fits[0] if fits and wanted else max(found, key=lambda one: len(found[one]))
     said = (f"its cells are separated by {_DELIMITERS.get(delimiter, repr(delimiter))}",) if delimiter != "," and fits else ()
@@ -103,16 +103,24 @@ def listed(names: Sequence[str]) -> str:
 
 def _first_line(path: Path, file: TextIO) -> tuple[str, int, str]:
     """The header with its quoted line breaks, how many lines were read for it, and the delimiter if a line `sep=;` gives it."""
-    text, lines, given = "", 0, ""
-    while (line := file.readline(MOST_LINE)) and len(text) < MOST_LINE:
-        text, lines = text + line, lines + 1
-        if said := re.fullmatch(r'"?sep=(.)"?\s*', text, re.IGNORECASE):
-            text, given = "", said[1]
-        elif text.strip() and text.count('"') % 2 == 0:
+    parts: list[str] = []
+    lines = size = quotes = 0
+    given = ""
+    while line := file.readline(MOST_LINE):
+        lines += 1
+        size += len(line)
+        if size >= MOST_LINE:
+            raise DataError(f"{path} begins with a line of more than {MOST_LINE:,} characters; is it a table?")
+        if not parts and line.isspace():
+            continue
+        if not parts and (said := _SEP.fullmatch(line)):
+            given = said[1]
+            continue
+        parts.append(line)
+        quotes += line.count('"')
+        if quotes % 2 == 0:
             break
-    if len(text) >= MOST_LINE:
-        raise DataError(f"{path} begins with a line of more than {MOST_LINE:,} characters; is it a table?")
-    return text, lines, given
+    return "".join(parts), lines, given
 
 
 def _names(path: Path, text: str, delimiter: str) -> list[str]:

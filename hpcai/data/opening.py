@@ -18,7 +18,7 @@ from hpcai.errors import DataError
 RATIO = 200
 """A compressed file may expand to so many times its size (or to FREE_BYTES, if that is more)."""
 
-FREE_BYTES = 64 << 20
+FREE_BYTES = 16 << 20
 
 _FIRST_BYTES = {
     b"\x1f\x8b\x08": "gz",

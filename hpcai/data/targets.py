@@ -11,7 +11,9 @@ from hpcai.errors import DataError
 from hpcai.xp import Array
 
 FEW_CLASSES = 20
-"""Whole numbers of at most so many different values are classes; of more only those that count from 0 without a gap."""
+"""Whole numbers of at most so many different values are classes; of more only those that count from 0 without a gap. In either
+case there are two labels or more for each on average.
+"""
 
 MOST_CLASSES = 1_000
 """More different values than this are no classes, unless --task classification says so."""
@@ -46,22 +48,28 @@ class Targets(NamedTuple):
 def targets(train: Array, test: Array, task: Task | None = None) -> Targets:
     """Classes or a quantity, as `task` says; else by the values: (n,) finite numbers or booleans.
 
-    Whole numbers are classes where they have at most FEW_CLASSES different values, or are 0, 1, ... without a gap; every other
-    number is a quantity, as are ages and counts. Classes are told apart by exact value, also beyond 2^53.
+    Whole numbers are classes where they have at most FEW_CLASSES different values, or are 0, 1, ... without a gap, and each
+    comes twice on average; every other number is a quantity, as are ages and counts. Classes are told apart by exact value, also
+    beyond 2^53.
 
     Raises: DataError: too many classes, or numbers that f64 does not hold where a quantity is wanted.
     """
     train, test = _of_one_dtype(train, test)
     values = np.unique(np.concatenate([train, test]))
-    if task == "classification" or (task is None and _are_classes(values)):
+    classes = task == "classification" or (task is None and _are_classes(values, len(train) + len(test)))
+    if classes:
         train, test = np.searchsorted(values, train), np.searchsorted(values, test)
-        found = classes_of(train, test, values.tolist(), given=task is not None)
-        hint = "; --task regression takes it as a quantity" if task is None and found.classes > 2 else ""
+        found = classes_of(train, test, [_plain(value) for value in values.tolist()], given=task is not None)
     else:
         found = _quantity(train, test)
-        whole = (values == np.floor(values)).all()
-        hint = "; --task classification takes its values as classes" if task is None and whole else ""
-    return found._replace(said=found.said + hint)
+    return found if task else found._replace(said=found.said + _otherwise(values, classes))
+
+
+def _otherwise(values: Array, classes: bool) -> str:
+    """How to have whole numbers taken as what they were not."""
+    if not _are_whole(values) or len(values) < 3 or max(-float(values[0]), float(values[-1])) > EXACT:
+        return ""
+    return "; --task regression takes it as a quantity" if classes else "; --task classification takes its values as classes"
 
 
 def classes_of(train: Array, test: Array, values: list[Any], given: bool = False) -> Targets:
@@ -76,7 +84,7 @@ def classes_of(train: Array, test: Array, values: list[Any], given: bool = False
         warnings.append(f"of the label's classes only rows for testing have {shown(absent)}, which nothing can learn from others")
     if len(seen) < 2:
         warnings.append(f"all rows for training have the label {names[seen[0]]}: there is nothing to learn")
-    said = f"classification with {len(values):,} classes ({shown(names)})"
+    said = f"classification with {len(values):,} class{'es' * (len(values) > 1)} ({shown(names)})"
     encoding = {"kind": "classes", "values": values}
     return Targets(train.astype(np.int64), test.astype(np.int64), max(2, len(values)), 1.0, encoding, said, tuple(warnings))
 
@@ -87,8 +95,17 @@ def shown(names: list[str]) -> str:
     return ", ".join(name if len(name) < 40 else f"{name[:36]}..." for name in names[:SHOWN]) + more
 
 
-def _are_classes(values: Array) -> bool:
-    if not (values == np.floor(values)).all():
+def _are_whole(values: Array) -> bool:
+    return values.dtype.kind != "f" or bool((values == np.floor(values)).all())
+
+
+def _plain(value: Any) -> Any:
+    """A class as people write it: 3, not 3.0."""
+    return int(value) if value == int(value) else value
+
+
+def _are_classes(values: Array, labels: int) -> bool:
+    if not _are_whole(values) or 2 * len(values) > labels:
         return False
     counted = len(values) <= MOST_CLASSES and values[0] == 0 and values[-1] == len(values) - 1
     return len(values) <= FEW_CLASSES or bool(counted)

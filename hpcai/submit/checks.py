@@ -10,7 +10,7 @@ from hpcai.data import sharding, sources
 from hpcai.data.dataset import Dataset
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import walltime
-from hpcai.train import build, report, reserve
+from hpcai.train import build, inputs, report, reserve
 from hpcai.train.config import Options
 
 SMALL_BYTES = 256 << 20
@@ -61,7 +61,7 @@ def data(options: Options) -> Dataset | None:
         files = sources.files(options.data, where)
         if sum(path.stat().st_size for path in files) > SMALL_BYTES:
             return None
-        return sources.load(options.data, where, options.label, options.ignore, options.context)
+        return inputs.named(options)
     except (HpcaiError, OSError) as error:
         raise UsageError(str(error)) from None
 

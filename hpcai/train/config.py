@@ -72,6 +72,10 @@ class Options:
     data_dir: str | None = option(None, "folder with data files (else $HPCAI_DATA, then /usr/share/datasets)")
     label: str | None = option(None, "csv: the column to predict")
     ignore: tuple[str, ...] = option((), "csv: columns to leave out, A,B,...", names)
+    categorical: tuple[str, ...] = option((), "csv: columns whose values are names, taken as one-hot: A,B,...", names)
+    task: Literal["classification", "regression"] | None = option(
+        None, "csv, npz: whether labels are classes or a quantity (by themselves texts and few whole numbers are classes)"
+    )
     model: Literal["softmax", "mlp", "cnn", "gpt"] | None = option(None, "model (mlp; for text gpt, which is for text alone)")
     hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
     channels: tuple[int, ...] = option((32, 64), "cnn: channels of the convolutions, N,N,...", widths)

@@ -12,6 +12,7 @@ import numpy as np
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sources
 from hpcai.data.dataset import Dataset
+from hpcai.errors import UsageError
 from hpcai.train import report
 from hpcai.train.build import check
 from hpcai.train.config import Options
@@ -20,8 +21,14 @@ from hpcai.xp import Array
 
 def load(options: Options, comm: Communicator) -> Dataset:
     """The data set that the options name, on all ranks."""
+    return share(comm, lambda: named(options))
+
+
+def named(options: Options) -> Dataset:
+    """The same, on this rank alone."""
     where = Path(options.data_dir) if options.data_dir else None
-    return share(comm, lambda: sources.load(options.data, where, options.label, options.ignore, options.context))
+    o = options
+    return sources.load(o.data, where, o.label, o.ignore, o.context, o.categorical, o.task)
 
 
 def share(comm: Communicator, load: Callable[[], Dataset]) -> Dataset:
@@ -50,13 +57,26 @@ def prepare(options: Options, ranks: int, folder: Path) -> Dataset:
     check(options, ranks)
     if options.plot:
         report.require_matplotlib()
-    where = Path(options.data_dir) if options.data_dir else None
-    dataset = sources.load(options.data, where, options.label, options.ignore, options.context)
+    dataset = named(options)
+    _check_range(options, dataset)
     for place in [folder, *([Path(options.trace).parent] if options.trace else [])]:
         place.mkdir(parents=True, exist_ok=True)
         probe = place / ".writable"
         probe.touch()
         probe.unlink()
+    for note in dataset.notes:
+        print(f"hpcai: {note}", file=sys.stderr)
     for warning in dataset.warnings:
         print(f"hpcai: warning: {warning}", file=sys.stderr)
     return dataset
+
+
+def _check_range(options: Options, dataset: Dataset) -> None:
+    """Raise UsageError for features that the dtype in which they are handed to the model does not hold."""
+    if options.dtype == "f16" and not dataset.context:
+        ends = [
+            float(end) * dataset.scale + dataset.shift for x in (dataset.x_train, dataset.x_test) for end in (x.min(), x.max())
+        ]
+        worst, most = max(ends, key=abs), float(np.finfo(np.float16).max)
+        if abs(worst) > most:
+            raise UsageError(f"--dtype f16 holds numbers up to {most:,.0f}, and the data have {worst:.6g}; take bf16 or f32")

@@ -54,7 +54,7 @@ class Replica:
     them, and how and by whom gradients are reduced.
 
     decided, updated: the number and sums of the last step that was decided, and whether the parameters here have it; remembered:
-    what a step began with and changes before it is decided (see elastic.py).
+    what a step began with and changes before it is decided (see elastic.py); encoding: of the data, for predictions.
     """
 
     mesh: Mesh
@@ -90,6 +90,7 @@ class Replica:
     clip: float
     cut: build.Cut
     backup: Backup | None
+    encoding: dict[str, Any] | None = None
     votes: Array = field(default_factory=votes.none)
     decided: tuple[int, Totals] | None = None
     updated: bool = False
@@ -180,6 +181,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.C
         clip=options.clip,
         cut=cut,
         backup=Backup(units, mesh.dp, optimizer, dtype) if options.redundancy and options.zero and mesh.dp.size > 1 else None,
+        encoding=dataset.encoding,
     )
     if half is not None:
         precision.publish(mine)

@@ -187,6 +187,8 @@ class Reporter:
             "wall_s": perf_counter() - self.started,
             "options": dataclasses.asdict(self.options),
         }
+        if self.dataset.encoding is not None:
+            summary["encoding"] = self.dataset.encoding
         if self.waiting.summary is not None:
             summary["waiting"] = self.waiting.summary
         if self.dataset.context:

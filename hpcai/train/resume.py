@@ -209,6 +209,8 @@ def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> N
     meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress)}
     meta |= {"compress": options.compress, "cut": mine.cut}
     meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
+    if mine.encoding is not None:
+        meta["encoding"] = mine.encoding
     saver.save(progress.step, meta)
 
 

@@ -1,7 +1,6 @@
 import gzip
 import hashlib
 import struct
-import zipfile
 
 import numpy as np
 import pytest
@@ -95,63 +94,6 @@ def test_digits_are_whole():
     assert np.bincount(np.concatenate([data.y_train, data.y_test])).sum() == 1797
     assert data.x_train.max() == 16
     assert dataset.constant_score(data) < 0.15
-
-
-TABLE = "a,b,kind\n" + "\n".join(f"{i},{(i * 7) % 5}.5,{int(i % 4 == 0)}" for i in range(40)) + "\n"
-
-
-@pytest.mark.parametrize("form", ["csv", "gz", "zip"])
-def test_csv_is_standardised_and_split(tmp_path, form):
-    path = tmp_path / ("t.csv" if form == "csv" else f"t.csv.{form}")
-    if form == "zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("t.csv", TABLE)
-    else:
-        path.write_bytes(gzip.compress(TABLE.encode()) if form == "gz" else TABLE.encode())
-    data = sources.load(f"csv:{path}", label="kind")
-    assert data.x_train.shape == (32, 2)
-    assert data.x_test.shape == (8, 2)
-    assert data.classes == 2
-    np.testing.assert_allclose(data.x_train.mean(0), 0, atol=1e-6)
-    np.testing.assert_allclose(data.x_train.std(0), 1, atol=1e-6)
-    assert sources.load(f"csv:{path}", label="kind", ignore=["b"]).shape == (1,)
-    assert sources.load("csv:" + path.name, tmp_path, "kind").shape == (2,)
-
-
-def test_csv_with_many_values_is_a_regression(tmp_path):
-    (tmp_path / "t.csv").write_text("x,y\n" + "".join(f"{i},{i * 0.37 + 5}\n" for i in range(50)))
-    data = sources.load(f"csv:{tmp_path / 't.csv'}", label="y")
-    assert data.classes == 0
-    assert data.y_train.shape == (40, 1)
-    assert abs(data.y_train.mean()) < 1e-9
-    assert dataset.constant_score(data) == pytest.approx((data.y_test**2).mean())
-    assert "label in disguise" in data.warnings[0]
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        (TABLE.replace("\n5,", "\nfive,"), "line 7, column 'a': 'five' is not a number.*--ignore a"),
-        (TABLE.replace("\n5,", "\n,"), "line 7, column 'a': '' is not a number"),
-        (TABLE.replace("\n5,", "\n5,5,"), "line 7: 4 cells where the header has 3"),
-        (TABLE.replace("\n5,", "\n"), "line 7: 2 cells"),
-        (TABLE.replace("\n5,", "\nnan,"), "line 7, column 'a': 'nan' is not a finite number"),
-        (TABLE.replace("kind", "sort"), "no column 'kind'; its columns are a, b, sort"),
-        ("a,b,kind\n1,2,3\n", "1 rows"),
-        ("", "file is empty"),
-        ("kind\n1\n2\n", "1 columns"),
-    ],
-)
-def test_bad_csv_names_the_place(tmp_path, text, words):
-    (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(DataError, match=words):
-        sources.load(f"csv:{tmp_path / 't.csv'}", label="kind")
-
-
-def test_csv_without_a_label_lists_the_columns(tmp_path):
-    (tmp_path / "t.csv").write_text(TABLE)
-    with pytest.raises(DataError, match="needs --label COLUMN.*a, b, kind"):
-        sources.load(f"csv:{tmp_path / 't.csv'}")
 
 
 def test_npz(tmp_path):
