@@ -6,11 +6,13 @@ import numpy as np
 
 from hpcai import ops
 from hpcai.compress.codec import Codec, Payload, State
+from hpcai.ops import streams
 from hpcai.xp import Array
 
 
 def blockwise(form: str, stochastic: bool, seed: int) -> Codec:
     """A codec of format `form`; its state counts the arrays encoded so far, so that each is rounded by other random bits."""
+    streams.seed_checked(seed)
 
     def empty(n: int) -> Payload:
         return (np.empty(4 * ops.block_count(n) + ops.packed_bytes(n, form), np.uint8),)
@@ -21,7 +23,7 @@ def blockwise(form: str, stochastic: bool, seed: int) -> Codec:
 
     def keyed(x: Array, memory: Array | None, state: State) -> tuple[Payload, State]:
         payload = empty(x.size)
-        key = int(np.random.SeedSequence([seed, state]).generate_state(1)[0]) if stochastic else None
+        key = int(streams.sequence(seed, state).generate_state(1)[0]) if stochastic else None
         ops.encode_blocks_into(*parts(payload, x.size), x, form, memory, key)
         return payload, state + 1
 

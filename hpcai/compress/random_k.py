@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from hpcai.compress.codec import Codec, Payload, State
+from hpcai.ops import streams
 from hpcai.xp import Array
 
 BLOCK = 64
@@ -20,10 +21,11 @@ def random_k(ratio: float, seed: int = 0) -> Codec:
     """
     if not 0 < ratio <= 1:
         raise ValueError(f"random_k wants a ratio above 0 and up to 1, got {ratio}")
+    streams.seed_checked(seed)
 
     def encode(x: Array, state: State) -> tuple[Payload, State]:
         blocks = -(-x.size // BLOCK)
-        rng = np.random.Generator(np.random.Philox(key=[seed, state]))
+        rng = streams.generator(seed, state)
         chosen = rng.choice(blocks, min(blocks, max(1, round(ratio * blocks))), replace=False, shuffle=False) if blocks else []
         drawn = np.sort(np.asarray(chosen, np.uint32))
         values = np.zeros((len(drawn), BLOCK), np.float32)

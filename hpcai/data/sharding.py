@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import numpy as np
-
+from hpcai.ops import streams
 from hpcai.xp import Array
 
 
@@ -44,9 +43,9 @@ def first(n: int, rank: int, size: int, grain: int = 1) -> int:
 
 def phase(context: int, seed: int, epoch: int) -> int:
     """Where an epoch's first window of a text begins, below `context`: each epoch cuts it elsewhere."""
-    return int(np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(context)) if context else 0
+    return int(streams.generator(seed, epoch).integers(context)) if context else 0
 
 
 @lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> Array:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+    return streams.generator(seed, epoch).permutation(n)

@@ -15,6 +15,7 @@ from hpcai.nn import layers, losses
 from hpcai.nn.layers import Cache, Layer, Parameter, Params
 from hpcai.nn.losses import Loss
 from hpcai.nn.sequence import Moment
+from hpcai.ops import streams
 from hpcai.xp import Array
 
 ALL = slice(None)
@@ -126,7 +127,7 @@ def initialise(model: Model, seed: int, dtype: Any = np.float32) -> Array:
     flat = np.zeros(model.layout.size, dtype)
     views = arena.views(flat, model.layout)
     for view, parameter, number in zip(views.values(), _own(model.layers).values(), model.numbers, strict=True):
-        view[...] = _drawn(parameter, np.random.Generator(np.random.Philox(key=[seed, number])))
+        view[...] = _drawn(parameter, streams.generator(seed, number))
     return flat
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from hpcai import ops
 from hpcai.nn.layers import Cache, Layer, Parameter, Params, buffer
 from hpcai.nn.split import WHOLE, Split
+from hpcai.ops import streams
 from hpcai.xp import Array, namespace
 
 
@@ -122,12 +123,13 @@ def dropout(name: str, rate: float, seed: int, number: int, context: int, width:
     The mask is a function of the seed, the step, the layer's `number` and the element's place in the global batch alone, so it
     does not depend on how batch, sequence or layers are shared out. Source: Srivastava et al., JMLR 15, 2014.
     """
+    streams.seed_checked(seed)
 
     def drop(cache: Cache, x: Array) -> Array:
         moment: Moment | None = cache.get("moment")
         if moment is None or rate == 0:
             return x
-        key = np.random.SeedSequence([seed, number, moment.step]).generate_state(1, np.uint64)[0]
+        key = streams.sequence(seed, number, moment.step).generate_state(1, np.uint64)[0]
         first = moment.first * context * width + split.place * x.size
         return ops.dropout_into(buffer(x.shape, x), x, key, first, rate)
 

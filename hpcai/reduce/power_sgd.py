@@ -13,6 +13,7 @@ from math import prod
 
 import numpy as np
 
+from hpcai.ops import streams
 from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
@@ -31,11 +32,12 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
     """
     if approximation_rank < 1:
         raise ValueError(f"power_sgd wants an approximation rank of 1 at least, got {approximation_rank}")
+    streams.seed_checked(seed)
     r = approximation_rank
     matrices = [(start, shape) for start, shape in places if len(shape) == 2 and r * sum(shape) < prod(shape)]
 
     def init(x: Array) -> State:
-        rng = np.random.Generator(np.random.Philox(key=[seed, x.size]))
+        rng = streams.generator(seed, x.size)
         return tuple(rng.normal(size=(m, r)).astype(np.float32) for _, (_, m) in matrices)
 
     def views(x: Array) -> list[Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpcai.errors import UsageError
+from hpcai.ops.streams import seed_checked
 from hpcai.reduce.named import named
 from hpcai.reduce.reproducible import MOST
 from hpcai.train import signals
@@ -17,6 +18,10 @@ def check(o: Options) -> None:
     """Raise UsageError for what makes no sense."""
     for choice in [o.compress] * (o.compress != "auto") + [choice for _, choice in o.compress_layers]:
         named(choice, 1)
+    try:
+        seed_checked(o.seed)
+    except ValueError as error:
+        raise UsageError(f"--seed: {error}") from None
     refuse = [
         (o.epochs is not None and o.epochs < 1, f"--epochs starts at 1, got {o.epochs}"),
         (o.steps is not None and o.steps < 1, f"--steps starts at 1, got {o.steps}"),
@@ -34,7 +39,6 @@ def check(o: Options) -> None:
         (o.warmup < 0, f"--warmup must not be negative, got {o.warmup}"),
         (o.decay_steps < 1, f"--decay-steps starts at 1, got {o.decay_steps}"),
         (not o.clip >= 0, f"--clip must not be negative, got {o.clip}"),
-        (o.seed < 0, f"--seed must not be negative, got {o.seed}"),
         (o.bucket_bytes is not None and o.bucket_bytes < 1, f"--bucket-bytes starts at 1, got {o.bucket_bytes}"),
         (o.compress_warmup < 0, f"--compress-warmup must not be negative, got {o.compress_warmup}"),
         (o.compress_smallest < 0, f"--compress-smallest must not be negative, got {o.compress_smallest}"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpcai.ops import streams
 from hpcai.parallel import schedules
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
@@ -14,7 +15,7 @@ TEMPERATURE = 0.8
 
 def sample(mine: Replica, context: int, count: int, seed: int, prompt: bytes = b"\n") -> bytes:
     """Draw `count` bytes after the prompt, the same on all ranks. Collective. Cost: a forward pass of a window for each."""
-    rng = np.random.default_rng([seed, count])
+    rng = np.random.default_rng(streams.sequence(seed, count))
     text = list(prompt)
     for _ in range(count):
         seen = text[-context:]

@@ -54,7 +54,8 @@ def test_hidden(text, numbers):
         (["--momentum", "0.9", "--optimizer", "adam"], "adam has its own"),
         (["--config", "absent.yaml"], "absent.yaml"),
         (["--keep", "0"], "--keep"),
-        (["--seed", "-1"], "--seed"),
+        (["--seed", "-1"], "--seed: a seed is a whole number from 0 to"),
+        (["--seed", str(10**23)], "--seed: a seed is a whole number from 0 to"),
         (
             ["--compress", "zip"],
             "--compress wants one of none, bf16, fp16, fp8, int8, int4, sign, int8sum, topk:RATIO, randomk:RATIO, powersgd:RANK, reproducible; got 'zip'",
