@@ -17,6 +17,7 @@ class Dataset(NamedTuple):
     regression (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty,
     and a sample is a window of `context` bytes. notes: what was taken of the data, for the head of a run. encoding: JSON-able,
     what a prediction needs of it: {"label": {"kind": "classes", "values": [...]}} and the like (see targets.py, columns.py).
+    contents: what a checkpoint keeps of the arrays (see contents.py).
     """
 
     name: str
@@ -33,6 +34,7 @@ class Dataset(NamedTuple):
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     encoding: dict[str, Any] | None = None
+    contents: dict[str, Any] | None = None
 
     @property
     def outputs(self) -> int:

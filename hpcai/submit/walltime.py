@@ -19,7 +19,7 @@ FEW_STEPS = 5
 MEASURED_STEPS = 50
 """The last steps of a run whose median time is taken."""
 
-ALIKE = (*(name for name in IDENTITY if name not in ("seed", "label", "ignore")), *GPT_IDENTITY, "mesh", "compress", "dtype")
+ALIKE = ("data", *(name for name in IDENTITY if name != "seed"), *GPT_IDENTITY, "mesh", "compress")
 """Options that another run must share for its step time to be taken."""
 
 

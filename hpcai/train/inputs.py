@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sources
+from hpcai.data.contents import contents
 from hpcai.data.dataset import Dataset
 from hpcai.errors import UsageError
 from hpcai.train import report
@@ -36,7 +37,8 @@ def share(comm: Communicator, load: Callable[[], Dataset]) -> Dataset:
     loaded: list[Dataset] = []
 
     def describe() -> Dataset:
-        loaded.append(load())
+        dataset = load()
+        loaded.append(dataset if dataset.contents else dataset._replace(contents=contents(dataset)))
         empty: dict[str, Any] = {name: (array.shape, array.dtype) for name, array in _arrays(loaded[0]).items()}
         return loaded[0]._replace(**empty)
 

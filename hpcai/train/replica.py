@@ -12,6 +12,7 @@ from hpcai import arena
 from hpcai.comm import cores
 from hpcai.comm.background import Background, Foreground
 from hpcai.comm.communicator import Communicator
+from hpcai.data.contents import Contents
 from hpcai.data.dataset import Dataset
 from hpcai.nn import models
 from hpcai.nn.layers import Params
@@ -54,7 +55,8 @@ class Replica:
     them, and how and by whom gradients are reduced.
 
     decided, updated: the number and sums of the last step that was decided, and whether the parameters here have it; remembered:
-    what a step began with and changes before it is decided (see elastic.py); encoding: of the data, for predictions.
+    what a step began with and changes before it is decided (see elastic.py); encoding: of the data, for predictions;
+    contents: of the data that it learns.
     """
 
     mesh: Mesh
@@ -91,6 +93,7 @@ class Replica:
     cut: build.Cut
     backup: Backup | None
     encoding: dict[str, Any] | None = None
+    contents: Contents | None = None
     votes: Array = field(default_factory=votes.none)
     decided: tuple[int, Totals] | None = None
     updated: bool = False
@@ -182,6 +185,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.C
         cut=cut,
         backup=Backup(units, mesh.dp, optimizer, dtype) if options.redundancy and options.zero and mesh.dp.size > 1 else None,
         encoding=dataset.encoding,
+        contents=dataset.contents,
     )
     if half is not None:
         precision.publish(mine)

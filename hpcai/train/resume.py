@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpcai.comm.communicator import Communicator
+from hpcai.data.contents import changed
 from hpcai.errors import CheckpointError
 from hpcai.parallel.mesh import sizes
 from hpcai.train import assembly, checkpoint, memories, naming, storage
@@ -25,9 +26,6 @@ WRITTEN = ("checkpoints", "metrics.jsonl", "summary.json", "loss.png")
 """What a run puts into its folder."""
 
 IDENTITY = (
-    "data",
-    "label",
-    "ignore",
     "model",
     "hidden",
     "channels",
@@ -207,7 +205,7 @@ def leave_branch(place: Place, step: int) -> None:
 def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> None:
     """Start to write a checkpoint; see Saver.save."""
     meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress)}
-    meta |= {"compress": options.compress, "cut": mine.cut}
+    meta |= {"compress": options.compress, "cut": mine.cut, "data": mine.contents}
     meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
     if mine.encoding is not None:
         meta["encoding"] = mine.encoding
@@ -269,6 +267,7 @@ def _identity(options: Options, mine: Replica) -> dict[str, Any]:
 
 def _check(found: Opened, options: Options, mine: Replica) -> None:
     """The checkpoint must be of this run: going on with another order of samples or another model is no continuation."""
+    _check_data(found, mine)
     old, new = found.meta.get("identity", {}), _identity(options, mine)
     differing = [name for name in new if old.get(name) != new[name]]
     if differing:
@@ -280,3 +279,16 @@ def _check(found: Opened, options: Options, mine: Replica) -> None:
     for name, array in assembly.arrays_of(mine).items():
         if found.dtypes.get(name) != array.dtype:
             raise CheckpointError(f"checkpoint {found.path} has no array {name} of {array.dtype}")
+
+
+def _check_data(found: Opened, mine: Replica) -> None:
+    """The data must be what they were, wherever they lie now."""
+    then, now = found.meta.get("data"), mine.contents
+    if not isinstance(then, dict) or now is None:
+        print(
+            f"hpcai: warning: {found.path} does not say of which data it is; they are not compared", file=sys.stderr, flush=True
+        )
+    elif said := changed(then, now):
+        raise CheckpointError(
+            f"checkpoint {found.path} was made with other data: {said}; give those of then, or start afresh without --resume"
+        )

@@ -1,0 +1,51 @@
+"""What a data set holds, in a few words: by them a run that goes on knows the data that it began with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xxhash
+
+from hpcai.data.dataset import Dataset
+from hpcai.xp import Array
+
+Contents = dict[str, Any]
+"""Numbers and digests by what they are of, as JSON has them."""
+
+
+def contents(dataset: Dataset) -> Contents:
+    """Of what training sees, not of the files: these may be moved, renamed or compressed.
+
+    Cost: one pass of xxh3, some 10 GB/s. It finds changes; it does not stop forgers.
+    """
+    seen, target = (dataset.scale, dataset.shift), (dataset.classes, dataset.target_unit)
+    numbers: Contents = {
+        f"training {dataset.unit}": len(dataset.x_train),
+        f"test {dataset.unit}": len(dataset.x_test),
+        "classes": dataset.classes,
+    }
+    if not dataset.context:  # which is no property of a text
+        numbers["values a sample"] = list(dataset.shape)
+    return numbers | {
+        "training inputs": _digest(dataset.x_train, *seen),
+        "training targets": _digest(dataset.y_train, *target),
+        "test inputs": _digest(dataset.x_test, *seen),
+        "test targets": _digest(dataset.y_test, *target),
+    }
+
+
+def changed(then: Contents, now: Contents) -> str:
+    """What of an earlier data set is another now, in words; none if nothing is."""
+    names = [name for name in now if then.get(name) != now[name]]
+    counts = [f"{_shown(then.get(name))} {name} (now {_shown(now[name])})" for name in names if not isinstance(now[name], str)]
+    return ", ".join(counts) or " and ".join(f"other {name}" for name in names)
+
+
+def _digest(array: Array, *how: float) -> str:
+    digest = xxhash.xxh3_128(f"{array.dtype.str} {array.shape} {how}".encode())
+    digest.update(array.reshape(-1).view("u1"))
+    return str(digest.hexdigest())
+
+
+def _shown(count: Any) -> str:
+    return " x ".join(map(str, count)) if isinstance(count, list) else f"{count:,}" if isinstance(count, int) else "no"
