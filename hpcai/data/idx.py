@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import os
-import zlib
+import math
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hpcai.data import opening
 from hpcai.data.dataset import Dataset
+from hpcai.data.places import first_there
 from hpcai.errors import DataError
 from hpcai.xp import Array
 
 DEBIAN = Path("/usr/share/datasets")
+
+MOST_BYTES = 64 << 20
+"""No published file is longer than 48 MB."""
 
 # SHA-256 of the raw content, since distributors compress it anew.
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -39,14 +44,12 @@ _HOW = {
 }
 
 
-def load(name: str, folder: Path | None) -> Dataset:
-    """`name` ("mnist" or "fashion-mnist") from `folder`, $HPCAI_DATA or /usr/share/datasets; pixels scaled to [-1, 1].
+def load(name: str, paths: Sequence[Path]) -> Dataset:
+    """`name` ("mnist" or "fashion-mnist") from its four files; pixels scaled to [-1, 1].
 
-    Raises: DataError when the files are absent (says how to get them), truncated, or not the published ones.
+    Raises: DataError when a file is truncated, or not the published one.
     """
-    x_train, y_train, x_test, y_test = (
-        _read(path, digest) for path, digest in zip(files(name, folder), SHA256[name], strict=True)
-    )
+    x_train, y_train, x_test, y_test = (_read(path, digest) for path, digest in zip(paths, SHA256[name], strict=True))
     shape = x_train.shape[1:]
     rows = (
         x_train.reshape(len(x_train), -1),
@@ -58,39 +61,42 @@ def load(name: str, folder: Path | None) -> Dataset:
 
 
 def files(name: str, folder: Path | None) -> list[Path]:
-    """Where the four files of `name` are. Raises: DataError."""
+    """Where the four files of `name` are, in `folder` or /usr/share/datasets. Raises: DataError, which says how to get them."""
     return [_find(name, file, folder) for file in _FILES]
 
 
 def _find(name: str, file: str, folder: Path | None) -> Path:
-    given = [folder] if folder else [Path(os.environ["HPCAI_DATA"])] if os.environ.get("HPCAI_DATA") else []
-    places = [place for root in [*given, DEBIAN] for place in (root / name, root)]
-    for place in places:
-        for path in (place / f"{file}.gz", place / file):
-            if path.is_file():
-                return path
-    looked = ", ".join(str(root) for root in [*given, DEBIAN / name])
-    raise DataError(f"data set {name} was not found: no {file}[.gz] in {looked}. {_HOW[name]}")
+    roots = [*([folder] if folder else []), DEBIAN]
+    found = first_there([place / form for root in roots for place in (root / name, root) for form in (f"{file}.gz", file)])
+    if found is None:
+        looked = ", ".join(str(root) for root in [*roots[:-1], DEBIAN / name])
+        raise DataError(f"data set {name} was not found: no {file}[.gz] in {looked}. {_HOW[name]}")
+    return found
 
 
 def _read(path: Path, digest: str) -> Array:
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged or truncated ({error}); get the file again") from None
+    raw = opening.read(path, MOST_BYTES)
+    if (found := hashlib.sha256(raw).hexdigest()) != digest:
+        raise DataError(f"{path} {_unlike(raw, found)}")
+    shape = _shape(raw)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+
+
+def _shape(raw: bytes) -> tuple[int, ...]:
+    """What an IDX file's header promises; nothing if it has none."""
     dims = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
-    shape = tuple(np.frombuffer(raw[4 : 4 + 4 * dims], ">i4").tolist()) if len(raw) >= 4 + 4 * dims else ()
-    if not dims or len(shape) != dims:
-        raise DataError(
-            f"{path} is not an IDX file of bytes: it starts with {raw[:4].hex(' ') or 'nothing'}, wanted 00 00 08 and the rank"
-        )
-    wanted = 4 + 4 * dims + int(np.prod(shape, dtype=np.int64))
+    return struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims]) if len(raw) >= 4 + 4 * dims else ()
+
+
+def _unlike(raw: bytes, digest: str) -> str:
+    """Why a file is not the published one."""
+    for name, digests in SHA256.items():
+        if digest in digests:
+            return f"has the content of {name}'s {_FILES[digests.index(digest)]}; give each file its own name and folder"
+    shape = _shape(raw)
+    if not shape:
+        return f"is not an IDX file of bytes: it starts with {raw[:4].hex(' ') or 'nothing'}, wanted 00 00 08 and the rank"
+    wanted = 4 + 4 * len(shape) + math.prod(shape)
     if len(raw) != wanted:
-        raise DataError(
-            f"{path} is truncated or too long: its header promises {wanted:,} bytes, it has {len(raw):,}; get the file again"
-        )
-    if hashlib.sha256(raw).hexdigest() != digest:
-        raise DataError(
-            f"{path} has another content than the published file (SHA-256 differs); get the file again, or use npz: for your own"
-        )
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dims).reshape(shape)
+        return f"is truncated or too long: its header promises {wanted:,} bytes, it has {len(raw):,}; get the file again"
+    return "has another content than the published file (SHA-256 differs); get the file again, or use npz: for your own"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
@@ -11,10 +13,23 @@ import numpy as np
 
 from hpcai.data import idx, npz, table, text
 from hpcai.data.dataset import Dataset
+from hpcai.data.places import expanded, first_there
 from hpcai.data.targets import Task
 from hpcai.errors import DataError, UsageError
 
 NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH", "text:PATH")
+_KINDS = tuple(name.partition(":")[0] for name in NAMES)
+
+
+def variable() -> tuple[str | None, Path | None]:
+    """What $HPCAI_DATA means: (the data set that it names, None), or (None, the folder of data files that it is).
+
+    A name of a data set comes first, so a folder called mnist is written ./mnist. What is neither is taken for a name.
+    """
+    value = os.environ.get("HPCAI_DATA", "")
+    is_name = value in NAMES or value.lower().startswith(tuple(f"{kind}:" for kind in _KINDS))
+    is_folder = not is_name and ("/" in value or os.path.isdir(value))
+    return (None if is_folder else value or None), (Path(value) if is_folder else None)
 
 
 def load(
@@ -29,13 +44,15 @@ def load(
     """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH (see table.py), npz:PATH
     (see npz.py) or text:PATH (see text.py), of which a sample is `context` bytes.
 
+    Files are looked for in `folder`, else in the folder that is $HPCAI_DATA.
+
     Raises: UsageError for an unknown name, DataError for data that is absent or damaged.
     """
     found, kind = files(spec, folder), spec.partition(":")[0]
     if spec == "digits":
         return digits()
     if spec in idx.SHA256:
-        return idx.load(spec, folder)
+        return idx.load(spec, found)
     if kind == "text":
         return text.load(found[0], context)
     return table.load(found[0], label, ignore, categorical, task) if kind == "csv" else npz.load(found[0], task)
@@ -47,13 +64,19 @@ def files(spec: str, folder: Path | None = None) -> list[Path]:
     Raises: UsageError for an unknown name, DataError for files that are absent.
     """
     kind, _, path = spec.partition(":")
+    folder = expanded(folder) if folder else variable()[1]
     if spec == "digits":
         return []
     if spec in idx.SHA256:
         return idx.files(spec, folder)
     if kind in ("csv", "npz", "text") and path:
-        return [_existing(spec, Path(path).expanduser(), folder)]
-    raise UsageError(f"unknown data set {spec!r}; there are {', '.join(NAMES)}")
+        place = expanded(Path(path))
+        places = [place] if place.is_absolute() or folder is None else [place, folder / place]
+        if found := first_there(places):
+            return [found]
+        raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")
+    meant = NAMES[_KINDS.index(like[0])] if (like := get_close_matches(kind.lower(), _KINDS, 1)) else ""
+    raise UsageError(f"unknown data set {spec!r}; {f'is {meant} meant? ' if meant else ''}There are {', '.join(NAMES)}")
 
 
 def digits() -> Dataset:
@@ -67,11 +90,3 @@ def digits() -> Dataset:
     cells = np.loadtxt(raw.decode().splitlines(), delimiter=",", dtype=np.uint8)
     x, y, test = np.ascontiguousarray(cells[:, :64]), cells[:, 64].astype(np.int64), np.arange(len(cells)) % 5 == 4
     return Dataset("digits", x[~test], y[~test], x[test], y[test], shape=(8, 8), classes=10, scale=1 / 8, shift=-1.0)
-
-
-def _existing(spec: str, path: Path, folder: Path | None) -> Path:
-    places = [path] if path.is_absolute() or folder is None else [path, folder / path]
-    for place in places:
-        if place.is_file():
-            return place
-    raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")

@@ -6,13 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcai.data import opening
 from hpcai.data.dataset import Dataset
 from hpcai.errors import DataError
 
 
 def load(path: Path, context: int) -> Dataset:
-    """The bytes of a file. Raises: DataError where either part is shorter than a window."""
-    content = np.frombuffer(path.read_bytes(), np.uint8)
+    """The bytes of a file, decompressed; in which encoding does not matter, but text has no null bytes.
+
+    Raises: DataError for what is no text, and where either part is shorter than a window.
+    """
+    raw = opening.read(path)
+    kind = opening.kind_of(raw[:16])
+    if kind or (null := raw.find(0)) >= 0:
+        said = (
+            f"is {kind}, not plain text" if kind else f"is not plain text: byte {null:,} is null, as in binary files and UTF-16"
+        )
+        raise DataError(f"{path} {said}; give its text as UTF-8 (iconv -f UTF-16 -t UTF-8, pdftotext)")
+    content = np.frombuffer(raw, np.uint8)
     cut = len(content) - len(content) // 10
     train, test = content[:cut], content[cut:]
     if len(test) < context + 1 or len(train) < 2 * context:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hpcai.data import sources
 from hpcai.errors import UsageError
 from hpcai.reduce.named import CHOICES
 from hpcai.train import checks
@@ -22,7 +23,7 @@ _DESCRIPTION = """Train a model on all ranks that the launcher started, synchron
   mpirun -n 4 python -m hpcai.train --data fashion-mnist --model cnn --epochs 5
 
 Every option can also stand in the YAML file given to --config or in a variable HPCAI_OPTION (HPCAI_LR=0.1, HPCAI_DATA_DIR);
-flags win over variables, variables over the file. $HPCAI_DATA is a folder to look for data in, like HPCAI_DATA_DIR."""
+flags win over variables, variables over the file. $HPCAI_DATA is a data set, like --data, or a folder, like HPCAI_DATA_DIR."""
 
 
 def widths(value: Any) -> tuple[int, ...]:
@@ -69,7 +70,7 @@ class Options:
     """Everything that a training run depends on."""
 
     data: str = option("digits", "data set: digits, fashion-mnist, mnist, csv:PATH, npz:PATH or text:PATH")
-    data_dir: str | None = option(None, "folder with data files (else $HPCAI_DATA, then /usr/share/datasets)")
+    data_dir: str | None = option(None, "folder with data files (else $HPCAI_DATA if that is one, then /usr/share/datasets)")
     label: str | None = option(None, "csv: the column to predict")
     ignore: tuple[str, ...] = option((), "csv: columns to leave out, A,B,...", names)
     categorical: tuple[str, ...] = option((), "csv: columns whose values are names, taken as one-hot: A,B,...", names)
@@ -166,7 +167,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
     Raises: UsageError, one line. `--help` and `--print_config` print and raise SystemExit(0).
     """
-    with _data_variable_is_a_folder():
+    with _without_folder_in_data_variable():
         parser = _parser()
         messages = io.StringIO()
         try:
@@ -215,9 +216,9 @@ def _formatter(parent: type) -> type:
 
 
 @contextlib.contextmanager
-def _data_variable_is_a_folder() -> Iterator[None]:
-    """Keep $HPCAI_DATA, a folder, from being taken for the option --data."""
-    folder = os.environ.pop("HPCAI_DATA", None)
+def _without_folder_in_data_variable() -> Iterator[None]:
+    """Keep $HPCAI_DATA from being taken for the option --data, unless it names a data set."""
+    folder = None if sources.variable()[0] else os.environ.pop("HPCAI_DATA", None)
     try:
         yield
     finally:

@@ -1,92 +1,11 @@
-import gzip
-import hashlib
-import struct
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hpcai.data import dataset, idx, sources
+from hpcai.data import dataset, sources
 from hpcai.errors import DataError, UsageError
-
-
-def write_idx(path, array):
-    raw = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
-    return hashlib.sha256(raw).hexdigest()
-
-
-@pytest.fixture
-def small_mnist(tmp_path, monkeypatch):
-    """A tiny data set of MNIST's form, half of its files gz, half raw, whose checksums are the expected ones."""
-    rng = np.random.default_rng(0)
-    arrays = [
-        rng.integers(0, 256, (n, 4, 4), np.uint8) if i % 2 == 0 else rng.integers(0, 10, n, np.uint8)
-        for i, n in enumerate((20, 20, 6, 6))
-    ]
-    names = [f"{name}{'.gz' if i < 2 else ''}" for i, name in enumerate(idx._FILES)]
-    monkeypatch.setitem(idx.SHA256, "mnist", tuple(write_idx(tmp_path / n, a) for n, a in zip(names, arrays, strict=True)))
-    monkeypatch.delenv("HPCAI_DATA", raising=False)
-    monkeypatch.setattr(idx, "DEBIAN", tmp_path / "nowhere")
-    return tmp_path, arrays
-
-
-def test_idx_gz_and_raw_are_read(small_mnist):
-    folder, arrays = small_mnist
-    data = sources.load("mnist", folder)
-    assert (data.x_train == arrays[0].reshape(20, 16)).all()
-    assert (data.y_test == arrays[3]).all()
-    x = dataset.batch_into(np.empty((20, 16), np.float32), data.x_train, np.arange(20), data)
-    assert x.shape == (20, 4, 4)
-    assert x.min() >= -1
-    assert x.max() <= 1
-
-
-def test_idx_is_found_through_the_variable_and_in_debians_place(small_mnist, monkeypatch):
-    folder, _ = small_mnist
-    monkeypatch.setenv("HPCAI_DATA", str(folder))
-    assert len(sources.load("mnist").x_train) == 20
-    monkeypatch.delenv("HPCAI_DATA")
-    monkeypatch.setattr(idx, "DEBIAN", folder)
-    assert len(sources.load("mnist").x_train) == 20
-
-
-def test_absent_idx_files_say_how_to_get_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(idx, "DEBIAN", tmp_path)
-    with pytest.raises(DataError, match="apt-get install dataset-fashion-mnist"):
-        sources.load("fashion-mnist", tmp_path)
-    with pytest.raises(DataError, match="--data-dir"):
-        sources.load("mnist", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "spoil, words",
-    [
-        (lambda raw: raw[:-5], "truncated"),
-        (lambda raw: raw + b"x", "too long"),
-        (lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), "SHA-256"),
-        (lambda raw: b"hello" + raw, "not an IDX file"),
-        (lambda raw: raw[:6], "not an IDX file"),
-        (lambda raw: b"", "not an IDX file"),
-    ],
-)
-def test_damaged_idx_files_are_named(small_mnist, spoil, words):
-    folder, _ = small_mnist
-    path = folder / idx._FILES[2]
-    path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(DataError, match=words) as caught:
-        sources.load("mnist", folder)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "spoil", [lambda raw: raw[:-20], lambda raw: b"no gzip at all", lambda raw: raw[:40] + b"\xff" * 30 + raw[70:]]
-)
-def test_damaged_gz_files_are_named(small_mnist, spoil):
-    folder, _ = small_mnist
-    path = folder / f"{idx._FILES[0]}.gz"
-    path.write_bytes(spoil(path.read_bytes()))
-    with pytest.raises(DataError, match="train-images.*(truncated|damaged)"):
-        sources.load("mnist", folder)
 
 
 def test_digits_are_whole():
@@ -138,3 +57,59 @@ def test_unknown_names_list_the_known_ones(spec):
 def test_absent_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"there is no file .*none\.csv"):
         sources.load("csv:none.csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "spec, meant",
+    [
+        ("MNIST", "mnist"),
+        ("Digits", "digits"),
+        ("fashion_mnist", "fashion-mnist"),
+        ("CSV:a.csv", "csv:PATH"),
+        ("txt:a.txt", "text:PATH"),
+    ],
+)
+def test_a_name_in_another_spelling_is_understood_and_refused(spec, meant):
+    with pytest.raises(UsageError, match=f"is {meant} meant"):
+        sources.load(spec)
+
+
+def test_files_are_looked_for_in_the_variables_folder(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text(TABLE)
+    monkeypatch.setenv("HPCAI_DATA", str(tmp_path))
+    assert sources.load("csv:t.csv", label="kind").classes == 2
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HPCAI_DATA", "csv:elsewhere.csv")
+    assert sources.load("csv:~/t.csv", label="kind").classes == 2
+    assert sources.load("csv:t.csv", Path("~"), label="kind").classes == 2
+    with pytest.raises(DataError, match=r"no file t\.csv$"):
+        sources.load("csv:t.csv", label="kind")
+
+
+@pytest.mark.parametrize(
+    "path, words",
+    [
+        ("", "is a folder; wanted a regular file"),
+        ("~nobody-of-this-name/t.csv", "there is no user nobody-of-this-name"),
+        ("a\0b", "null"),
+        ("a" * 300, "too long"),
+        ("t.csv/x", "there is no file"),
+        ("fifo", "is a FIFO; wanted a regular file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text"])
+def test_paths_that_are_no_files(tmp_path, kind, path, words):
+    (tmp_path / "t.csv").write_text(TABLE)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(DataError, match=words):
+        sources.load(f"{kind}:{path if path.startswith('~') else tmp_path / path}", label="kind")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_named(tmp_path, monkeypatch):
+    def refuse(path, **how):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    for spec in ("csv:t.csv", "mnist"):
+        with pytest.raises(DataError, match="cannot be looked at: Permission denied"):
+            sources.files(spec, tmp_path)

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from hpcai.errors import UsageError
@@ -23,12 +26,25 @@ def test_flags_win_over_variables_and_those_over_the_file(tmp_path, monkeypatch)
     assert (options.lr, options.hidden, options.seed, options.data_dir) == (0.5, (3, 4), 11, "/data")
 
 
-def test_the_data_variable_is_a_folder_and_not_a_data_set(monkeypatch):
-    monkeypatch.setenv("HPCAI_DATA", "/some/folder")
-    assert config.parse([]).data == "digits"
-    import os
-
-    assert os.environ["HPCAI_DATA"] == "/some/folder"
+@pytest.mark.parametrize(
+    "value, data",
+    [
+        ("/some/folder", "digits"),
+        ("tests", "digits"),
+        ("./csv", "digits"),
+        ("", "digits"),
+        ("mnist", "mnist"),
+        ("csv:/some/table.csv", "csv:/some/table.csv"),
+        ("CSV:/some/table.csv", "CSV:/some/table.csv"),
+        ("cifar", "cifar"),
+    ],
+)
+def test_the_data_variable_is_a_data_set_or_a_folder(monkeypatch, value, data):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setenv("HPCAI_DATA", value)
+    assert config.parse([]).data == data
+    assert config.parse(["--data", "npz:x"]).data == "npz:x"
+    assert os.environ["HPCAI_DATA"] == value
 
 
 @pytest.mark.parametrize("text, numbers", [("1024,1024", (1024, 1024)), ("7", (7,)), ("", ())])
