@@ -1,67 +1,125 @@
-"""Arrays in npz archives."""
+"""npz archives, read without trust: nothing is unpickled, and no header decides how much memory is taken."""
 
 from __future__ import annotations
 
+import os
 import zipfile
-import zlib
+from math import prod
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from hpcai.data import arrays, opening
 from hpcai.data.dataset import Dataset, hold_out
-from hpcai.data.targets import Task, targets
+from hpcai.data.memory import available
+from hpcai.data.targets import Task
 from hpcai.errors import DataError
 from hpcai.xp import Array
 
+WHOLE, PARTED = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+_PART_BYTES = 1 << 20
+
+_MOST_NAMES = 10
+
 
 def load(path: Path, task: Task | None = None) -> Dataset:
-    """Arrays x (n, ...) and y (n,), or x_train, y_train, x_test, y_test. Bytes are scaled to [-1, 1]; task: see targets.py."""
+    """Arrays x (n, ...) and y (n,), of which a fifth is for testing, or x_train, y_train, x_test and y_test (see arrays.py).
+
+    Raises: DataError for what is no such archive, is damaged, or has arrays that do not belong together.
+    """
     try:
-        with np.load(path) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} is not a readable npz file of plain arrays ({error})") from None
-    if {"x", "y"} <= arrays.keys():
-        _same_length(path, arrays["x"], arrays["y"])
-        train, test = hold_out(len(arrays["x"]))
-        parts = [arrays["x"][train], arrays["y"][train], arrays["x"][test], arrays["y"][test]]
-    elif {"x_train", "y_train", "x_test", "y_test"} <= arrays.keys():
-        parts = [arrays[key] for key in ("x_train", "y_train", "x_test", "y_test")]
-    else:
+        found = read(path)
+        if "x" in found:
+            x, y = found["x"], found["y"]
+            arrays.check_pair(f"npz:{path}", {"x": x, "y": y}, least=10)
+            train, test = hold_out(len(x))
+            found = {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+        return arrays.dataset(f"npz:{path}", found, task)
+    except MemoryError:
+        raise DataError(f"{path} does not fit into memory, of which {available():,} bytes are at hand") from None
+
+
+def read(path: Path) -> dict[str, Array]:
+    """The arrays that are wanted, by name. Raises: DataError."""
+    with opening.regular(path) as file:
+        kind = opening.kind_of(file.read(16))
+        if kind == "npy":
+            raise DataError(f"{path} is a single array (npy), not an npz archive; write both: np.savez(file, x=x, y=y)")
+        if kind != "zip":
+            raise DataError(f"{path} is {f'{kind}, ' if kind else ''}not an npz archive; np.savez(file, x=x, y=y) writes one")
+        with opening.damage_named(path):
+            archive = zipfile.ZipFile(file)
+            wanted = _wanted(path, archive.infolist())
+        sizes = sum(info.file_size for info in wanted.values())
+        if sizes > available():
+            raise DataError(f"{path} holds {sizes:,} bytes of arrays, more than the memory at hand ({available():,} bytes)")
+        size = os.fstat(file.fileno()).st_size
+        return {name: _array(f"{path}: {name}", archive, info, size) for name, info in wanted.items()}
+
+
+def _wanted(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """The members to read: x and y, or the four parts, each there once."""
+    names = [info.filename.removesuffix(".npy") for info in members]
+    sets = [wanted for wanted in (WHOLE, PARTED) if set(wanted) <= set(names)]
+    if len(sets) != 1:
+        listed = ", ".join(repr(name)[1:-1][:40] for name in sorted(set(names))[:_MOST_NAMES])
+        more = ", ..." if len(set(names)) > _MOST_NAMES else ""
         raise DataError(
-            f"{path} has arrays {', '.join(sorted(arrays)) or '(none)'}; wanted x and y, or x_train, y_train, x_test and y_test"
+            f"{path} has arrays {listed or '(none)'}{more}; wanted x and y, or x_train, y_train, x_test and y_test"
+            + (", not both" if sets else "")
         )
-    return _from_arrays(path, task, *parts)
+    if twice := [name for name in sets[0] if names.count(name) > 1]:
+        raise DataError(f"{path} has two arrays of the name {twice[0]}; write it anew with one of them")
+    return {name: members[names.index(name)] for name in sets[0]}
 
 
-def _from_arrays(path: Path, task: Task | None, x_train: Array, y_train: Array, x_test: Array, y_test: Array) -> Dataset:
-    for x, y in ((x_train, y_train), (x_test, y_test)):
-        _same_length(path, x, y)
-        if x.dtype.kind not in "uif" or not np.isfinite(x).all() or y.dtype.kind not in "uif" or not np.isfinite(y).all():
-            raise DataError(f"{path}: x ({x.dtype}) and y ({y.dtype}) must be finite numbers")
-    shape = x_train.shape[1:] or (1,)
-    is_bytes = x_train.dtype == np.uint8
-    dtype = np.uint8 if is_bytes else np.float32
-    rows = [np.ascontiguousarray(x.reshape(len(x), -1), dtype) for x in (x_train, x_test)]
-    y = targets(np.ravel(y_train), np.ravel(y_test), task)
-    scale, shift = (2 / 255, -1.0) if is_bytes else (1.0, 0.0)
-    return Dataset(
-        f"npz:{path}",
-        rows[0],
-        y.train,
-        rows[1],
-        y.test,
-        shape,
-        y.classes,
-        scale,
-        shift,
-        y.unit,
-        warnings=y.warnings,
-        notes=(f"y: {y.said}",),
-        encoding={"label": y.encoding},
-    )
+def _array(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_bytes: int) -> Array:
+    """One member. `where` names it in errors."""
+    if info.flag_bits & 1:
+        raise DataError(f"{where} is encrypted; write the archive without a password")
+    if info.file_size > max(opening.FREE_BYTES, opening.RATIO * min(info.compress_size, archive_bytes)):
+        raise DataError(
+            f"{where} expands to {info.file_size:,} bytes, more than {opening.RATIO} times its size; "
+            "if that is right, write it with np.savez, uncompressed"
+        )
+    with opening.damage_named(where):
+        try:
+            member = archive.open(info)
+        except (NotImplementedError, RuntimeError) as error:  # RuntimeError: this Python lacks the method
+            raise DataError(f"{where} is compressed in an unknown way ({error}); write it with np.savez") from None
+        with member:
+            shape, by_columns, dtype = _header(where, member, info.file_size)
+            values = _filled(where, member, np.empty(prod(shape), dtype))
+        return values.reshape(shape[::-1]).T if by_columns else values.reshape(shape)
 
 
-def _same_length(path: Path, x: Array, y: Array) -> None:
-    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y) or y.size != len(y) or len(x) < 2:
-        raise DataError(f"{path}: x of shape {x.shape} and y of shape {y.shape} do not belong together; wanted (n, ...) and (n,)")
+def _header(where: str, member: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and dtype, of which as many bytes follow as they promise."""
+    first = member.read(len(np.lib.format.MAGIC_PREFIX) + 2)
+    if first[:-2] != np.lib.format.MAGIC_PREFIX:
+        raise DataError(f"{where} is no array: it starts with {first[:8].hex(' ') or 'nothing'}")
+    reader = _HEADERS.get((first[-2], first[-1]))
+    if reader is None:
+        raise DataError(f"{where} is an array of format {first[-2]}.{first[-1]}; wanted 1.0 or 2.0, as np.savez writes numbers")
+    shape, by_columns, dtype = reader(member)
+    if dtype.hasobject:
+        raise DataError(f"{where} has Python objects, which only pickle could read; write numbers or, of y, texts: y.astype(str)")
+    promised, there = prod(shape) * dtype.itemsize, size - member.tell()
+    if promised != there or not dtype.itemsize or min(shape, default=0) < 0:
+        raise DataError(f"{where} promises {dtype} of shape {shape}, {promised:,} bytes, and has {there:,}; write it anew")
+    return shape, by_columns, dtype
+
+
+def _filled(where: str, member: IO[bytes], values: Array) -> Array:
+    """The array with the rest of the member, whose checksum is compared at its end."""
+    content, at = values.view(np.uint8), 0
+    while part := member.read(_PART_BYTES):
+        content[at : at + len(part)] = np.frombuffer(part, np.uint8)
+        at += len(part)
+    if at < len(content):
+        raise DataError(f"{where} ends after {at:,} of {len(content):,} bytes; get the file again")
+    return values

@@ -15,39 +15,6 @@ def test_digits_are_whole():
     assert dataset.constant_score(data) < 0.15
 
 
-def test_npz(tmp_path):
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 256, (20, 6, 6), np.uint8), rng.integers(0, 3, 20) * 5
-    np.savez(tmp_path / "a.npz", x=x, y=y)
-    data = sources.load(f"npz:{tmp_path / 'a.npz'}")
-    assert (data.classes, data.shape, len(data.x_train), data.x_train.dtype) == (3, (6, 6), 16, np.uint8)
-    assert set(data.y_train) <= {0, 1, 2}
-    np.savez(tmp_path / "b.npz", x_train=x / 3, y_train=y / 7, x_test=x[:4], y_test=y[:4])
-    data = sources.load(f"npz:{tmp_path / 'b.npz'}")
-    assert (data.classes, data.x_train.dtype, len(data.x_test)) == (0, np.float32, 4)
-
-
-@pytest.mark.parametrize(
-    "arrays, words",
-    [
-        ({"x": np.ones((3, 2))}, "wanted x and y"),
-        ({"x": np.ones((3, 2)), "y": np.ones(4)}, "do not belong together"),
-        ({"x": np.full((5, 2), np.nan), "y": np.ones(5)}, "finite"),
-        ({"x": np.full((5, 2), "a"), "y": np.ones(5)}, "numbers"),
-    ],
-)
-def test_bad_npz(tmp_path, arrays, words):
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(DataError, match=words):
-        sources.load(f"npz:{tmp_path / 'a.npz'}")
-
-
-def test_an_npz_that_is_none(tmp_path):
-    (tmp_path / "a.npz").write_bytes(b"PK no")
-    with pytest.raises(DataError, match="not a readable npz"):
-        sources.load(f"npz:{tmp_path / 'a.npz'}")
-
-
 @pytest.mark.parametrize("spec", ["cifar", "csv", "csv:", "digits:x"])
 def test_unknown_names_list_the_known_ones(spec):
     with pytest.raises(UsageError, match="digits, fashion-mnist, mnist, csv:PATH, npz:PATH"):
@@ -97,7 +64,7 @@ def test_files_are_looked_for_in_the_variables_folder(tmp_path, monkeypatch):
         ("fifo", "is a FIFO; wanted a regular file"),
     ],
 )
-@pytest.mark.parametrize("kind", ["text"])
+@pytest.mark.parametrize("kind", ["npz", "text"])
 def test_paths_that_are_no_files(tmp_path, kind, path, words):
     (tmp_path / "t.csv").write_text(TABLE)
     os.mkfifo(tmp_path / "fifo")

@@ -1,0 +1,137 @@
+"""Arrays as a data set: whether they belong together, and what of their values a model sees."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from hpcai.data.dataset import Dataset
+from hpcai.data.targets import Targets, Task, classes_of, targets
+from hpcai.errors import DataError
+from hpcai.xp import Array
+
+Named = dict[str, Array]
+
+EXACT = 2**24
+"""From here on f32 does not tell all whole numbers apart."""
+
+
+def dataset(name: str, parts: Named, task: Task | None = None) -> Dataset:
+    """x_train, x_test: (n, ...) numbers or booleans; y_train, y_test: (n,) numbers, booleans or texts, whose values are classes.
+
+    Bytes are scaled to [-1, 1]; other numbers are taken as they are, in f32, and booleans as 0 and 1. task: see targets.py.
+
+    Raises: DataError that says which arrays do not belong together, or which value is none for a model.
+    """
+    for side in ("train", "test"):
+        check_pair(name, {f"{kind}_{side}": parts[f"{kind}_{side}"] for kind in "xy"})
+    x_train, x_test = parts["x_train"], parts["x_test"]
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataError(f"{name}: x_train has rows of shape {x_train.shape[1:]}, x_test of {x_test.shape[1:]}; wanted the same")
+    if (x_train.dtype == np.uint8) != (x_test.dtype == np.uint8):
+        raise DataError(
+            f"{name}: x_train is {x_train.dtype}, x_test {x_test.dtype}, but bytes (uint8) are scaled and others are not; "
+            "give both one dtype"
+        )
+    y = _targets(name, parts["y_train"].reshape(-1), parts["y_test"].reshape(-1), task)
+    as_bytes = x_train.dtype == np.uint8
+    rows = {key: _rows(name, key, parts[key]) for key in ("x_train", "x_test")}
+    return Dataset(
+        name,
+        rows["x_train"],
+        y.train,
+        rows["x_test"],
+        y.test,
+        x_train.shape[1:] or (1,),
+        y.classes,
+        2 / 255 if as_bytes else 1.0,
+        -1.0 if as_bytes else 0.0,
+        y.unit,
+        warnings=(*y.warnings, *_coarse(x_train, rows["x_train"])),
+        notes=(f"y: {y.said}",),
+        encoding={"label": y.encoding},
+    )
+
+
+def check_pair(name: str, pair: Named, least: int = 2) -> None:
+    """x and y by their names: so many rows at least, one y a row, values of kinds that are taken. Raises: DataError."""
+    (x_name, x), (y_name, y) = pair.items()
+    one_hot = f"; of one-hot rows take {y_name}.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else ""
+    for key, array, kinds, wanted in ((x_name, x, "buif", "numbers"), (y_name, y, "buifUS", "numbers or texts")):
+        if array.dtype.kind not in kinds:
+            raise DataError(f"{name}: {key} is {array.dtype}; wanted {wanted}")
+    if x.ndim < 1 or y.ndim < 1 or len(x) != len(y) or y.size != len(y):
+        raise DataError(
+            f"{name}: {x_name} of shape {x.shape} and {y_name} of shape {y.shape} do not belong together; "
+            f"wanted (n, ...) and (n,){one_hot}"
+        )
+    if len(x) < least:
+        held_out = ", of which two are for testing" if least > 2 else ""
+        raise DataError(f"{name}: {x_name} has {len(x)} row{'s' * (len(x) != 1)}; wanted {least} at least{held_out}")
+    if not prod(x.shape[1:]):
+        raise DataError(f"{name}: {x_name} of shape {x.shape} has no features; wanted a number in each row at least")
+    for key, array in pair.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            where = np.argwhere(~np.isfinite(array))[0]
+            raise DataError(
+                f"{name}: {key} has {array[tuple(where)]} in row {where[0]:,} (from 0); wanted finite numbers: fill or leave out"
+            )
+
+
+def _rows(name: str, key: str, x: Array) -> Array:
+    """(n, features) bytes or f32, contiguous and in this machine's order."""
+    if x.dtype.kind == "b" or x.dtype == np.uint8:
+        return np.ascontiguousarray(x.reshape(len(x), -1), np.uint8)
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(x.reshape(len(x), -1), np.float32)
+    if x.dtype.itemsize > 4 and not np.isfinite(rows).all():
+        row, column = np.argwhere(~np.isfinite(rows))[0]
+        raise DataError(
+            f"{name}: {key} has {x.reshape(len(x), -1)[row, column]} in row {row:,} (from 0), beyond what 32 bits hold; scale it"
+        )
+    return rows
+
+
+def _coarse(x: Array, rows: Array) -> tuple[str, ...]:
+    """Warn of features whose differences f32 rounds away, as it does of times in seconds since 1970."""
+    top = float(np.abs(rows).max())
+    if rows.dtype != np.float32 or top < EXACT:
+        return ()
+    flat = x.reshape(rows.shape).astype(np.float64)
+    lost, spread = np.abs(flat - rows).max(0), flat.std(0)
+    coarse = int((lost > spread / 100).sum())
+    if not coarse:
+        return ()
+    return (
+        f"x reaches {top:.3g}, and in {coarse:,} of {rows.shape[1]:,} features 32 bits round differences away: "
+        "subtract the mean and divide by the deviation first",
+    )
+
+
+def _targets(name: str, train: Array, test: Array, task: Task | None) -> Targets:
+    try:
+        found = _named(train, test, task) if train.dtype.kind in "US" or test.dtype.kind in "US" else targets(train, test, task)
+        if task is None and not found.classes and targets(train, train).classes:
+            raise DataError(
+                "y_train alone would be classes, with y_test it is a quantity; say which by --task classification or regression"
+            )
+        if found.classes and not np.isin(found.test, found.train).any():
+            raise DataError(f"y_test has none of y_train's classes ({found.said}); are they numbered alike?")
+        return found
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
+def _named(train: Array, test: Array, task: Task | None) -> Targets:
+    """Texts as classes."""
+    if task == "regression" or {train.dtype.kind, test.dtype.kind} - {"U", "S"}:
+        raise DataError(
+            f"y_train is {train.dtype}, y_test {test.dtype}; texts are classes: wanted texts in both, or numbers in both"
+        )
+    try:
+        both = [np.char.decode(part, "utf-8") if part.dtype.kind == "S" else part for part in (train, test)]
+    except UnicodeDecodeError as error:
+        raise DataError(f"y has a text that is not UTF-8 ({error}); write texts as str") from None
+    values, labels = np.unique(np.concatenate(both), return_inverse=True)
+    return classes_of(labels[: len(train)], labels[len(train) :], values.tolist())
