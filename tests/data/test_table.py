@@ -439,3 +439,16 @@ def test_a_wide_table_is_read(load):
     assert data.shape == (100_000,)
     assert data.encoding["columns"] is None  # a checkpoint's manifest would not hold it
     assert len(data.warnings) < 30
+
+
+@pytest.mark.parametrize("label", ["a", "b", "c"])
+def test_the_column_to_predict_is_the_one_that_is_named(tmp_path, label):
+    values = {"a": [0, 1] * 5, "b": [0, 1, 2, 3, 4] * 2, "c": [*([7, 8, 9] * 3), 7]}
+    rows = zip(*values.values(), strict=True)
+    (tmp_path / "t.csv").write_text("a,b,c\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
+    data = sources.load(f"csv:{tmp_path / 't.csv'}", label=label)
+    assert data.encoding["label"]["values"] == sorted(set(values[label]))
+    order = np.concatenate(hold_out(10))
+    labels = np.concatenate([data.y_train, data.y_test])
+    assert [data.encoding["label"]["values"][i] for i in labels] == [values[label][i] for i in order]
+    assert [column["name"] for column in data.encoding["columns"]] == [name for name in values if name != label]
