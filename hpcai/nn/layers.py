@@ -159,6 +159,19 @@ def reshape(name: str, shape: tuple[int, ...]) -> Layer:
     return Layer(name, {}, forward, backward)
 
 
+def channels_last(name: str, shape: tuple[int, int, int]) -> Layer:
+    """(b, ...) images of `shape` (channels, height, width) become (b, height, width, channels)."""
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        cache["shape"] = x.shape
+        return namespace(x).ascontiguousarray(x.reshape(len(x), *shape).transpose(0, 2, 3, 1))
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        return namespace(dy).ascontiguousarray(dy.transpose(0, 3, 1, 2)).reshape(cache["shape"])
+
+    return Layer(name, {}, forward, backward)
+
+
 def flatten(shape: tuple[int, ...]) -> Layer:
     """(b, *shape) becomes (b, k), k the product of `shape`; a view."""
     return reshape("flatten", (prod(shape),))

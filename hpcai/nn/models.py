@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from hpcai.ops import streams
 from hpcai.xp import Array
 
 ALL = slice(None)
+
+MOST_COLOURS = 4
+"""An image of so many numbers in its first dimension, and more in its last, is taken for one of that many colours."""
 
 
 class Gradients(Protocol):
@@ -91,18 +94,33 @@ def mlp(inputs: tuple[int, ...], outputs: int, loss: Loss, hidden: Sequence[int]
     return sequential("mlp", *parts, loss=loss)
 
 
-def cnn(inputs: tuple[int, ...], outputs: int, loss: Loss, channels: Sequence[int] = (32, 64), width: int = 128) -> Model:
+def cnn(
+    inputs: tuple[int, ...],
+    outputs: int,
+    loss: Loss,
+    channels: Sequence[int] = (32, 64),
+    width: int = 128,
+    image_channels: Literal["last", "first"] | None = None,
+) -> Model:
     """For each of `channels` a 3x3 convolution, ReLU and 2x2 maximum; then a hidden layer of `width` and a linear layer.
 
-    inputs: (height, width) or (height, width, channels), at least 2**len(channels) pixels high and wide, else UsageError.
+    inputs: (height, width) or (height, width, channels), or if image_channels="first" (channels, height, width), at least
+    2**len(channels) pixels high and wide, else UsageError; so are images whose channels seem to come first where nothing is said.
     """
-    h, w, c = (*inputs, 1) if len(inputs) == 2 else inputs if len(inputs) == 3 else (0, 0, 0)
+    shape = (*inputs, 1) if len(inputs) == 2 else inputs if len(inputs) == 3 else (0, 0, 0)
+    turned = image_channels == "first" and len(inputs) == 3
+    if image_channels is None and shape[0] <= MOST_COLOURS < shape[2]:
+        raise UsageError(
+            f"model cnn: rows of shape {inputs} look like (channels, height, width); say --image-channels first, "
+            f"or last if they are {shape[0]} pixels high"
+        )
+    h, w, c = (*shape[1:], shape[0]) if turned else shape
     if min(h, w) < 2 ** len(channels):
         raise UsageError(
             f"model cnn wants images of at least {2 ** len(channels)} pixels a side, this data has rows of shape {inputs}; "
             "use --model mlp"
         )
-    parts = [layers.reshape("image", (h, w, c))]
+    parts = [layers.channels_last("image", (c, h, w)) if turned else layers.reshape("image", (h, w, c))]
     for i, k in enumerate(channels, start=1):
         parts += [layers.conv2d(f"conv{i}", c, k), layers.relu(f"relu{i}"), layers.max_pool(f"pool{i}")]
         h, w, c = h // 2, w // 2, k

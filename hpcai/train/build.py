@@ -120,7 +120,7 @@ def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Mod
         return models.softmax(dataset.shape, dataset.outputs, loss)
     if options.model == "mlp":
         return models.mlp(dataset.shape, dataset.outputs, loss, options.hidden, options.activation)
-    return models.cnn(dataset.shape, dataset.outputs, loss, options.channels)
+    return models.cnn(dataset.shape, dataset.outputs, loss, options.channels, image_channels=options.image_channels)
 
 
 def build_optimizer(options: Options, model: Model) -> Optimizer:

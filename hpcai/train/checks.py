@@ -66,6 +66,7 @@ def check(o: Options) -> None:
             "--signals: KILL and STOP cannot be handled, and INT (Ctrl-C) always means to leave",
         ),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
+        (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
         *_refused_splits(o),
     ]
     for wrong, message in refuse:

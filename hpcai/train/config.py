@@ -80,6 +80,9 @@ class Options:
     model: Literal["softmax", "mlp", "cnn", "gpt"] | None = option(None, "model (mlp; for text gpt, which is for text alone)")
     hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
     channels: tuple[int, ...] = option((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
+    image_channels: Literal["last", "first"] | None = option(
+        None, "cnn: whether an image of the data is (height, width, channels) or (channels, height, width) (last)"
+    )
     activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
     layers: int = option(4, "gpt: blocks")
     width: int = option(128, "gpt: width of the residual stream")

@@ -29,6 +29,7 @@ IDENTITY = (
     "model",
     "hidden",
     "channels",
+    "image_channels",
     "activation",
     "batch",
     "optimizer",

@@ -11,6 +11,7 @@ LAYERS = {
     "gelu": (layers.gelu(), (3, 5)),
     "flatten": (layers.flatten((2, 3)), (4, 2, 3)),
     "reshape": (layers.reshape("r", (3, 2)), (4, 6)),
+    "channels_last": (layers.channels_last("c", (3, 2, 4)), (5, 24)),
     "conv2d 3x3": (layers.conv2d("c", 2, 3), (2, 5, 4, 2)),
     "conv2d 5x5 without padding": (layers.conv2d("c", 1, 2, 5, 0), (2, 6, 7, 1)),
     "max_pool": (layers.max_pool(), (2, 4, 5, 3)),

@@ -62,6 +62,34 @@ def test_the_first_layer_that_breaks_is_named():
     assert models.first_non_finite(model, params, caches, x * np.inf) == "the input data"
 
 
+def test_channels_first_are_the_same_images():
+    last, first = models.cnn((6, 5, 3), 3, LOSS, (2,), 4), models.cnn((3, 6, 5), 3, LOSS, (2,), 4, image_channels="first")
+    assert last.layout == first.layout
+    flat = models.initialise(last, 0, np.float64)
+    x, labels = np.random.default_rng(1).normal(size=(4, 6, 5, 3)), np.arange(4) % 3
+    loss, grads = evaluate(last, flat, x, labels)
+    for turned in (x.transpose(0, 3, 1, 2), np.ascontiguousarray(x.transpose(0, 3, 1, 2)).reshape(4, -1)):
+        found, same = evaluate(first, flat, turned, labels)
+        assert found == loss
+        assert (same == grads).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (4, 8, 5)])
+def test_channels_that_seem_to_come_first_are_to_be_said(shape):
+    with pytest.raises(UsageError, match=r"look like \(channels, height, width\); say --image-channels first"):
+        models.cnn(shape, 3, LOSS, (2,))
+    assert models.cnn(shape, 3, LOSS, (2,), image_channels="first").layers[0].name == "image"
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (28, 28), (32, 32, 12), (4, 8, 3)])
+def test_channels_are_last_else(shape):
+    for said in (None, "last"):
+        conv = models.cnn(shape, 3, LOSS, (2,), image_channels=said).layers[1]
+        assert conv.parameters["weight"].shape == (9 * (shape[2:] or (1,))[0], 2)
+    assert models.cnn((28, 28), 3, LOSS, (2,), image_channels="first").layers[1].parameters["weight"].shape == (9, 2)
+    assert models.cnn((3, 8, 8), 3, LOSS, (1,), image_channels="last").layers[1].parameters["weight"].shape == (72, 1)
+
+
 def test_cnn_refuses_data_that_is_no_image():
     with pytest.raises(UsageError, match="cnn wants images"):
         models.cnn((14,), 2, LOSS)

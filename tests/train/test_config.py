@@ -63,6 +63,7 @@ def test_hidden(text, numbers):
         (["--lr", "-0.1"], "--lr must be a positive number"),
         (["--lr", "nan"], "--lr wants a number, got 'nan'"),
         (["--lr", ".inf"], "--lr must be a positive number"),
+        (["--image-channels", "first"], "--image-channels is for --model cnn, not for mlp"),
         (["--model", "transformer"], "--model wants one of softmax, mlp, cnn, gpt, got 'transformer'"),
         (["--hidden", "10,x"], "--hidden wants whole numbers above 0"),
         (["--hidden", "10,-1"], "hidden"),
