@@ -26,6 +26,8 @@ def contents(dataset: Dataset) -> Contents:
     }
     if not dataset.context:  # which is no property of a text
         numbers["values a sample"] = list(dataset.shape)
+    if names := [one for one in ((dataset.encoding or {}).get("label") or {}).get("values", []) if isinstance(one, str)]:
+        numbers["names of classes"] = xxhash.xxh3_128("\0".join(names).encode()).hexdigest()
     return numbers | {
         "training inputs": _digest(dataset.x_train, *seen),
         "training targets": _digest(dataset.y_train, *target),

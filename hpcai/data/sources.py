@@ -76,7 +76,7 @@ def files(spec: str, folder: Path | None = None) -> list[Path]:
             return [found]
         raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")
     meant = NAMES[_KINDS.index(like[0])] if (like := get_close_matches(kind.lower(), _KINDS, 1)) else ""
-    raise UsageError(f"unknown data set {spec!r}; {f'is {meant} meant? ' if meant else ''}There are {', '.join(NAMES)}")
+    raise UsageError(f"unknown data set {spec!r}{f' (is {meant} meant?)' if meant else ''}; there are {', '.join(NAMES)}")
 
 
 def digits() -> Dataset:

@@ -32,6 +32,8 @@ def one_more(array):
         ),
         (DIGITS._replace(shape=(64,)), "8 x 8 values a sample (now 64)"),
         (DIGITS._replace(classes=11), "10 classes (now 11)"),
+        (DIGITS._replace(encoding={"label": {"values": [1.0, 2.0]}}), ""),
+        (DIGITS._replace(encoding={"label": {"values": ["a", "b"]}}), "other names of classes"),
     ],
 )
 def test_what_is_another_is_named(dataset, words):
