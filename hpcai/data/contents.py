@@ -38,8 +38,8 @@ def contents(dataset: Dataset) -> Contents:
 
 def changed(then: Contents, now: Contents) -> str:
     """What of an earlier data set is another now, in words; none if nothing is."""
-    names = [name for name in now if then.get(name) != now[name]]
-    counts = [f"{_shown(then.get(name))} {name} (now {_shown(now[name])})" for name in names if not isinstance(now[name], str)]
+    names = [name for name in now | then if then.get(name) != now.get(name)]
+    counts = [f"{_shown(then.get(name))} {name} (now {_shown(now[name])})" for name in names if _is_count(now.get(name))]
     return ", ".join(counts) or " and ".join(f"other {name}" for name in names)
 
 
@@ -47,6 +47,10 @@ def _digest(array: Array, *how: float) -> str:
     digest = xxhash.xxh3_128(f"{array.dtype.str} {array.shape} {how}".encode())
     digest.update(array.reshape(-1).view("u1"))
     return str(digest.hexdigest())
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, list))
 
 
 def _shown(count: Any) -> str:

@@ -40,6 +40,11 @@ def test_what_is_another_is_named(dataset, words):
     assert changed(contents(DIGITS), contents(dataset)) == words
 
 
+def test_names_of_classes_that_were_there_are_missed():
+    named = DIGITS._replace(encoding={"label": {"values": ["a", "b"]}})
+    assert changed(contents(named), contents(DIGITS)) == "other names of classes"
+
+
 def test_of_a_text_the_window_is_no_content():
     text, none = np.arange(200, dtype=np.uint8), np.zeros(0, np.int64)
     data = DIGITS._replace(x_train=text, y_train=none, x_test=text, y_test=none, shape=(8,), classes=256, context=8)
