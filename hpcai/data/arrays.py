@@ -129,9 +129,17 @@ def _named(train: Array, test: Array, task: Task | None) -> Targets:
         raise DataError(
             f"y_train is {train.dtype}, y_test {test.dtype}; texts are classes: wanted texts in both, or numbers in both"
         )
-    try:
-        both = [np.char.decode(part, "utf-8") if part.dtype.kind == "S" else part for part in (train, test)]
-    except UnicodeDecodeError as error:
-        raise DataError(f"y has a text that is not UTF-8 ({error}); write texts as str") from None
-    values, labels = np.unique(np.concatenate(both), return_inverse=True)
+    values, labels = np.unique(np.concatenate([_texts(train), _texts(test)]), return_inverse=True)
     return classes_of(labels[: len(train)], labels[len(train) :], values.tolist())
+
+
+def _texts(y: Array) -> Array:
+    """As Unicode. Raises: DataError for what is none, of which numpy makes no str."""
+    try:
+        if y.dtype.kind == "S":
+            return np.char.decode(y, "utf-8")
+        codes = y.dtype.newbyteorder("<")
+        y.astype(codes).tobytes().decode("utf-32-le")
+        return y
+    except UnicodeDecodeError as error:
+        raise DataError(f"y has a text that is not Unicode ({error.reason}); write texts as str") from None

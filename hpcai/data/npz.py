@@ -34,13 +34,16 @@ def load(path: Path, task: Task | None = None) -> Dataset:
     try:
         found = read(path)
         if "x" in found:
-            x, y = found["x"], found["y"]
-            arrays.check_pair(f"npz:{path}", {"x": x, "y": y}, least=10)
-            train, test = hold_out(len(x))
-            found = {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
+            arrays.check_pair(f"npz:{path}", found, least=10)
+            found = _parted(**found)
         return arrays.dataset(f"npz:{path}", found, task)
     except MemoryError:
         raise DataError(f"{path} does not fit into memory, of which {available():,} bytes are at hand") from None
+
+
+def _parted(x: Array, y: Array) -> dict[str, Array]:
+    train, test = hold_out(len(x))
+    return {"x_train": x[train], "y_train": y[train], "x_test": x[test], "y_test": y[test]}
 
 
 def read(path: Path) -> dict[str, Array]:
@@ -66,7 +69,7 @@ def _wanted(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.Zip
     names = [info.filename.removesuffix(".npy") for info in members]
     sets = [wanted for wanted in (WHOLE, PARTED) if set(wanted) <= set(names)]
     if len(sets) != 1:
-        listed = ", ".join(repr(name)[1:-1][:40] for name in sorted(set(names))[:_MOST_NAMES])
+        listed = ", ".join(opening.printable(name[:40]) for name in sorted(set(names))[:_MOST_NAMES])
         more = ", ..." if len(set(names)) > _MOST_NAMES else ""
         raise DataError(
             f"{path} has arrays {listed or '(none)'}{more}; wanted x and y, or x_train, y_train, x_test and y_test"

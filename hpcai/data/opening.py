@@ -117,6 +117,11 @@ def kind_of(first: bytes) -> str:
     return next((kind for begin, kind in _FIRST_BYTES.items() if first.startswith(begin)), "")
 
 
+def printable(text: str) -> str:
+    """Without characters that move the cursor or are none; other files decide what stands in error messages."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def _decompressed(path: Path, file: BinaryIO, kind: str) -> BinaryIO:
     try:
         return cast(BinaryIO, importlib.import_module(_READERS[kind]).open(file))
@@ -155,7 +160,7 @@ def damage_named(path: Path | str) -> Iterator[None]:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:100] or type(error).__name__
+        said = printable(" ".join(str(error).split())[:100]) or type(error).__name__
         raise DataError(f"{path} is damaged or truncated ({said}); get the file again") from None
 
 

@@ -132,7 +132,18 @@ REFUSED = {
     "other classes": ({"y_test": Y[:6] + 3}, "y_test has none of y_train's classes"),
     "texts and numbers": ({"y_test": Y[:6].astype(str)}, "y_train is int64, y_test <U21; texts are classes"),
     "texts as a quantity": ({"y_train": Y.astype(str), "y_test": Y[:6].astype(str), "task": "regression"}, "texts are classes"),
-    "bytes that are no text": ({"y_train": np.array([b"\xff", b"a"])[Y % 2], "y_test": np.array([b"a", b"b"] * 3)}, "not UTF-8"),
+    "bytes that are no text": (
+        {"y_train": np.array([b"\xff", b"a"])[Y % 2], "y_test": np.array([b"a", b"b"] * 3)},
+        "a text that is not Unicode",
+    ),
+    "beyond Unicode": (
+        {"y_train": np.array([65, 0x110000] * 6, np.uint32).view("<U1")[:12], "y_test": Y[:6].astype("U1")},
+        "a text that is not Unicode",
+    ),
+    "half a character": (
+        {"y_train": Y.astype("U1"), "y_test": np.array([65, 0xD800] * 3, ">u4").view(">U1")[:6]},
+        "a text that is not Unicode",
+    ),
     "fractions in the test alone": ({"y_test": Y[:6] + 0.5}, "say which by --task"),
     "many values in the test alone": ({"x_test": np.ones((60, 2, 3)), "y_test": np.arange(60) * 2}, "say which by --task"),
 }
@@ -151,6 +162,12 @@ def test_a_class_that_only_the_test_has_is_named():
     data = load(y_test=[0, 1, 2, 7, 8, 0])
     assert data.classes == 5
     assert "only rows for testing have 7, 8" in data.warnings[0]
+
+
+def test_names_of_classes_are_printed_in_a_line():
+    data = load(y_train=np.array(["a\n", "\x1b[31m", "c"])[Y], y_test=np.array(["a\n", "d\r", "c"])[Y[:6]])
+    assert data.encoding["label"]["values"][1] == "a\n"
+    assert all(line.isprintable() for line in (*data.notes, *data.warnings))
 
 
 def test_said_to_be_a_quantity_it_is_one():

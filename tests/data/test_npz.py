@@ -96,6 +96,7 @@ REFUSED = {
     "a later format": ([GOOD[0], ("y.npy", b"\x93NUMPY\x03\0" + bytes(20))], "y is an array of format 3.0"),
     "a header cut": ([GOOD[0], ("y.npy", npy(Y)[:30])], "y is damaged or truncated"),
     "a header of nonsense": ([GOOD[0], ("y.npy", header("(20,)", "nonsense"))], "y is damaged or truncated"),
+    "a dtype of control characters": ([GOOD[0], ("y.npy", header("(20,)", "a\x1b\x07"))], r"y is damaged .*\\x1b"),
     "a header that is code": ([GOOD[0], ("y.npy", header("__import__('os')"))], "y is damaged or truncated"),
     "a deep header": ([GOOD[0], ("y.npy", header("(" * 3000 + ")" * 3000))], "y is damaged or truncated"),
     "a long header": ([GOOD[0], ("y.npy", header("(20," + " " * 60000 + ")"))], "y is damaged or truncated"),
