@@ -41,6 +41,9 @@ def test_a_name_in_another_spelling_is_understood_and_refused(spec, meant):
         sources.load(spec)
 
 
+TABLE = "a,b,kind\n" + "\n".join(f"{i},{(i * 7) % 5}.5,{int(i % 4 == 0)}" for i in range(40)) + "\n"
+
+
 def test_files_are_looked_for_in_the_variables_folder(tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_text(TABLE)
     monkeypatch.setenv("HPCAI_DATA", str(tmp_path))

@@ -448,7 +448,7 @@ def test_the_column_to_predict_is_the_one_that_is_named(tmp_path, label):
     (tmp_path / "t.csv").write_text("a,b,c\n" + "".join(",".join(map(str, row)) + "\n" for row in rows))
     data = sources.load(f"csv:{tmp_path / 't.csv'}", label=label)
     assert data.encoding["label"]["values"] == sorted(set(values[label]))
-    order = np.concatenate(hold_out(10))
+    order = np.concatenate(dataset.hold_out(10))
     labels = np.concatenate([data.y_train, data.y_test])
     assert [data.encoding["label"]["values"][i] for i in labels] == [values[label][i] for i in order]
     assert [column["name"] for column in data.encoding["columns"]] == [name for name in values if name != label]
