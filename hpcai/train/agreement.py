@@ -12,6 +12,7 @@ from math import prod
 from operator import itemgetter
 from typing import Any
 
+from hpcai.arena import ALIGN
 from hpcai.train import naming
 from hpcai.train.boxes import Box
 from hpcai.train.schema import Refused, shown
@@ -81,7 +82,7 @@ def _mesh(meta: dict[str, Any], layouts: int) -> None:
             raise Refused(f"has {count}, where the mesh has {mesh['tp']} x {mesh['pp']} places", field)
     end = 0
     for i, (start, stop) in enumerate(meta["cut"] or []):
-        if start != end or stop < start:
+        if start != end or stop <= start:
             raise Refused(f"is {[start, stop]}, behind {end}", f"meta.cut[{i}]")
         end = stop
     if len(meta["cut"] or []) % mesh["pp"]:
@@ -98,8 +99,8 @@ def _shapes(parameters: list[Any]) -> dict[str, list[int]]:
 
 
 def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]], boxes: dict[str, set[Box]]) -> None:
-    """A layout's parts are of parameters that there are, within their shapes, and behind each other. Boxes go into `boxes`."""
-    spans = []
+    """A layout's parts are boxes of parameters that there are, and lie where an arena has them. Boxes go into `boxes`."""
+    end = 0
     for i, (name, shape, box, start) in enumerate(parts):
         here = f"{field}[1][{i}]"
         if shapes.get(name) != shape:
@@ -107,13 +108,12 @@ def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]]
             raise Refused(f"is {shown(name)} of shape {shape}, which is {wanted}in meta.identity.parameters", here)
         if len(box) != len(shape) or not all(a <= b <= n for (a, b), n in zip(box, shape, strict=True)):
             raise Refused(f"is {box}, of shape {shape}", f"{here}[2]")
-        spans.append((start, start + prod(b - a for a, b in box), i))
+        if start != end:
+            raise Refused(f"is {start}; the one before ends at {end}", f"{here}[3]")
+        end += -(-prod(b - a for a, b in box) // ALIGN) * ALIGN
         boxes[name].add(tuple((a, b) for a, b in box))
-    end = 0
-    for start, stop, i in sorted(spans):
-        if start < end or stop > size:
-            raise Refused(f"lies at {start} to {stop} of {size} elements, where {end} are taken", f"{field}[1][{i}]")
-        end = stop
+    if size != end:
+        raise Refused(f"is {size}; its parts end at {end}", f"{field}[0]")
 
 
 def _tiled(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
