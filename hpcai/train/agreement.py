@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from hpcai.arena import ALIGN
-from hpcai.train import naming
+from hpcai.train import boxes, naming
 from hpcai.train.boxes import Box
 from hpcai.train.schema import Refused, shown
 from hpcai.train.shards import LONGEST_BYTES, Stored, header, itemsize
@@ -31,11 +31,11 @@ def check(fields: dict[str, Any], name: str) -> None:
     _steps(fields["step"], name, meta["progress"])
     _mesh(meta, len(layouts))
     shapes = _shapes(meta["identity"]["parameters"])
-    boxes: dict[str, set[Box]] = {name: set() for name in shapes}
+    shared: dict[str, set[Box]] = {name: set() for name in shapes}
     for i, (size, parts) in enumerate(layouts):
-        _parts(f"layouts[{i}]", size, parts, shapes, boxes)
+        _parts(f"layouts[{i}]", size, parts, shapes, shared)
     for name, shape in shapes.items():
-        if not _tiled(sorted(boxes[name]), shape):
+        if not _tiled(sorted(shared[name]), shape):
             raise Refused(f"do not share out the parameter {shown(name)} of shape {shape}: each element once", "layouts")
     runs: Runs = {}
     ranks = set[int]()
@@ -98,8 +98,8 @@ def _shapes(parameters: list[Any]) -> dict[str, list[int]]:
     return shapes
 
 
-def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]], boxes: dict[str, set[Box]]) -> None:
-    """A layout's parts are boxes of parameters that there are, and lie where an arena has them. Boxes go into `boxes`."""
+def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]], into: dict[str, set[Box]]) -> None:
+    """A layout's parts are boxes of parameters that there are, and lie where an arena has them. Boxes go `into`."""
     end = 0
     for i, (name, shape, box, start) in enumerate(parts):
         here = f"{field}[1][{i}]"
@@ -111,12 +111,12 @@ def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]]
         if start != end:
             raise Refused(f"is {start}; the one before ends at {end}", f"{here}[3]")
         end += -(-prod(b - a for a, b in box) // ALIGN) * ALIGN
-        boxes[name].add(tuple((a, b) for a, b in box))
+        into[name].add(tuple((a, b) for a, b in box))
     if size != end:
         raise Refused(f"is {size}; its parts end at {end}", f"{field}[0]")
 
 
-def _tiled(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
+def _tiled(cut: Sequence[Box], shape: Sequence[int]) -> bool:
     """Whether sorted boxes have each element once, cut along one dim after the other.
 
     >>> _tiled([((0, 2), (0, 1)), ((0, 2), (1, 3)), ((2, 4), (0, 3))], (4, 3))
@@ -125,13 +125,13 @@ def _tiled(boxes: Sequence[Box], shape: Sequence[int]) -> bool:
     False
     """
     if not shape:
-        return len(boxes) == 1
+        return len(cut) == 1
     end = 0
-    for (start, stop), group in groupby(boxes, key=itemgetter(0)):
+    for (start, stop), group in groupby(cut, key=itemgetter(0)):
         if start != end or not _tiled([box[1:] for box in group], shape[1:]):
             return False
         end = stop
-    return end == shape[0] and bool(boxes)
+    return end == shape[0] and bool(cut)
 
 
 def _shard(field: str, shard: dict[str, Any], meta: dict[str, Any], into: Runs) -> None:
@@ -181,9 +181,22 @@ def _arrays(runs: Runs, sizes: list[int], mesh: dict[str, int]) -> None:
     for array in {"params", *dtypes}:
         if array.startswith(("params", "optimizer.")) and found_in[array] != filled:
             raise Refused(f"have {array} of {found_in[array]} layouts instead of {filled}", "shards")
-    memories = {array for array in dtypes if array.startswith("memory.")}
-    if memories and len(memories) != mesh["dp"]:
-        raise Refused(f"have memories of {len(memories)} ranks, where the mesh has dp={mesh['dp']}", "shards")
+    _memories(runs, mesh["dp"])
+
+
+def _memories(runs: Runs, ranks: int) -> None:
+    """Data-parallel ranks remember the same elements: all of them, or none."""
+    spans: dict[int, list[list[slice]]] = {}
+    for (layout, array), found in runs.items():
+        if array.startswith("memory."):
+            spans.setdefault(layout, []).append(boxes.merged(slice(run.start, run.stop) for _, run in found))
+    for layout, all_of_them in spans.items():
+        if len(all_of_them) != ranks:
+            raise Refused(
+                f"have memories of {len(all_of_them)} ranks of layout {layout}, where the mesh has dp={ranks}", "shards"
+            )
+        if any(one != all_of_them[0] for one in all_of_them):
+            raise Refused(f"have memories of layout {layout} that are of other elements on other ranks", "shards")
 
 
 def _writer(array: str, data_parallel: int, rank: int) -> None:
