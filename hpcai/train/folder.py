@@ -80,7 +80,7 @@ class Local:
         _sync_folder(beside)
         replaced = self.folder / f".replaced-{name}" if os.path.lexists(path) else None
         if replaced:
-            if not path.is_dir() or path.is_symlink():
+            if not _is_folder(path):
                 raise FileExistsError(errno.EEXIST, "it is no folder, and in the way", str(path))
             _move(path, replaced)
         beside.rename(path)
@@ -116,7 +116,7 @@ class Local:
             return
         for old in self._left(".replaced-"):
             path = self.folder / old.name.removeprefix(".replaced-")
-            if not os.path.lexists(path):
+            if not os.path.lexists(path) and _is_folder(old):
                 old.rename(path)
         for path in (*self._left(".writing-"), *self._left(".replaced-"), self._spare):
             _delete(path)
@@ -168,6 +168,11 @@ def _opened(folder: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def _is_folder(path: Path) -> bool:
+    """Not a link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _regular_size(about: os.stat_result) -> int:
@@ -229,10 +234,10 @@ def _move(path: Path, to: Path) -> None:
 def _delete(path: Path) -> None:
     """A folder with all in it, or, of something else, the name alone; what cannot be deleted stays."""
     with contextlib.suppress(OSError):
-        if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
-        else:
+        if _is_folder(path):
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

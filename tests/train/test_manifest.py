@@ -68,7 +68,7 @@ def test_what_the_published_schema_refuses_is_refused(text):
     fields, refused = json.loads(text + "}"), 0
     for shortened in (fields["layouts"], fields["layouts"][0][1], fields["shards"], fields["shards"][0]["runs"]):
         del shortened[1:]  # the library is slow
-    for seed in range(300):
+    for seed in range(120):
         other, how = mutations.other(random.Random(seed), json.loads(json.dumps(fields)))
         if "within each other" in how or "digits" in how or "parts" in how:
             continue
@@ -77,7 +77,7 @@ def test_what_the_published_schema_refuses_is_refused(text):
             refused += 1
             with pytest.raises(schema.Refused):
                 check(value)
-    assert refused > 100
+    assert refused > 50
 
 
 VALUES = [
