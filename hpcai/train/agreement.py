@@ -16,10 +16,10 @@ from hpcai.arena import ALIGN
 from hpcai.train import boxes, naming
 from hpcai.train.boxes import Box
 from hpcai.train.schema import Refused, shown
-from hpcai.train.shards import LONGEST_BYTES, Stored, header, itemsize
+from hpcai.train.shards import LONGEST_BYTES, Stored, itemsize
 
-LARGEST_PADDING_BYTES = 4096 + 64
-"""Spaces behind a shard's header."""
+LARGEST_PADDING_BYTES, LARGEST_ENTRY_BYTES = 4096 + 64, 200
+"""Of a shard's header: around it, and for a run beside the array's name. What it says is compared when it is read."""
 
 Runs = dict[tuple[int, str], list[tuple[int, Stored]]]
 """By layout and array: each run, and the rank that wrote it."""
@@ -146,8 +146,9 @@ def _shard(field: str, shard: dict[str, Any], meta: dict[str, Any], into: Runs) 
         raise Refused(f"is {shard['layout']}; that of rank {rank} is {layout}", f"{field}.layout")
     runs = [Stored(*run) for run in shard["runs"]]
     end = shard["header"][0]
-    if not 0 <= end - 8 - len(header(runs)) <= LARGEST_PADDING_BYTES:
-        raise Refused(f"is {end} bytes, where the runs need {8 + len(header(runs))}", f"{field}.header[0]")
+    most = LARGEST_PADDING_BYTES + sum(LARGEST_ENTRY_BYTES + len(run.array) for run in runs)
+    if end > most:
+        raise Refused(f"is {end} bytes; for so many runs wanted are {most} at most", f"{field}.header[0]")
     for i, run in enumerate(runs):
         here = f"{field}.runs[{i}]"
         nbytes = (run.stop - run.start) * itemsize(run.dtype)
@@ -166,15 +167,16 @@ def _arrays(runs: Runs, sizes: list[int], mesh: dict[str, int]) -> None:
     dtypes: dict[str, str] = {}
     for (layout, array), found in runs.items():
         end, whole = 0, array.startswith(("params", "optimizer.", "reducer."))
-        for rank, run in sorted(found, key=lambda one: one[1].start):
+        for _, run in sorted(found, key=lambda one: one[1].start):
             if run.start < end or (whole and run.start > end):
                 raise Refused(
                     f"have {array} of layout {layout} from element {run.start}, where it is known up to {end}", "shards"
                 )
             if dtypes.setdefault(array, run.dtype) != run.dtype:
                 raise Refused(f"have {array} as {run.dtype} and as {dtypes[array]}", "shards")
-            _writer(array, rank // mesh["tp"] % mesh["dp"], rank)
             end = run.stop
+        for rank in {rank for rank, _ in found}:
+            _writer(array, rank // mesh["tp"] % mesh["dp"], rank)
         if not array.startswith("reducer.") and (end > sizes[layout] or (whole and end < sizes[layout])):
             raise Refused(f"have {end} elements of {array}, where layout {layout} has {sizes[layout]}", "shards")
     found_in, filled = Counter(array for _, array in runs), sum(size > 0 for size in sizes)

@@ -180,10 +180,21 @@ def read(path: str | Path) -> tuple[int, Checkpoint]:
     """Step and content of one checkpoint, a folder or a URL, in the layout of one process: what its ranks had, put together.
 
     Memories of compression are (dp, n), a row for each data-parallel rank.
-    Raises: CheckpointError if it is absent, incomplete, of another format, or differs from its checksum.
+    Raises: CheckpointError if it is absent, incomplete, of another format, differs from its checksum, or does not fit into memory.
     """
     where, name = storage.located(str(path))
     found = opened(where, name)
+    try:
+        return found.step, Checkpoint(_together(found), found.meta)
+    except MemoryError:
+        nbytes = sum(shard["bytes"] for shard, _ in found.shards)
+        raise CheckpointError(
+            f"checkpoint {found.path} has {nbytes:,} bytes, for which there is not enough memory here"
+        ) from None
+
+
+def _together(found: Opened) -> dict[str, Array]:
+    """A checkpoint's arrays in the layout of one process."""
     shapes = {name: tuple(shape) for name, shape in found.meta["identity"]["parameters"]}
     whole = laid_out(arena.layout(shapes))
     arrays: dict[str, Array] = {}
@@ -199,7 +210,7 @@ def read(path: str | Path) -> tuple[int, Checkpoint]:
         arrays["memories"] = np.zeros((found.meta["mesh"]["dp"], whole.size), found.dtypes[memories[0]])
         for row, name in zip(arrays["memories"], memories, strict=True):
             fill(row, name, whole, [slice(0, whole.size)], found, partial=True)
-    return found.step, Checkpoint(arrays, found.meta)
+    return arrays
 
 
 def laid_out(where: arena.Layout) -> Laid:

@@ -91,7 +91,7 @@ class Local:
                 gone.append(old)
         _sync_folder(self.folder)
         if replaced:
-            _delete(replaced)
+            self._delete_replaced(replaced)
         return gone
 
     def remove(self, name: str) -> None:
@@ -118,15 +118,20 @@ class Local:
             path = self.folder / old.name.removeprefix(".replaced-")
             if not os.path.lexists(path) and _is_folder(old):
                 old.rename(path)
-        for path in (*self._left(".writing-"), *self._left(".replaced-"), self._spare):
+        for old in self._left(".replaced-"):
+            self._delete_replaced(old)
+        for path in (*self._left(".writing-"), self._spare):
             _delete(path)
 
     def probe(self) -> None:
         """Write and delete a file, and the folder if there was none."""
         fresh = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / ".writable").touch()
-        (self.folder / ".writable").unlink()
+        trial = self.folder / ".writable"
+        with contextlib.suppress(OSError):
+            trial.unlink()
+        trial.touch(exist_ok=False)
+        trial.unlink()
         if fresh:
             self.folder.rmdir()
 
@@ -140,13 +145,22 @@ class Local:
 
     def _drop(self, name: str) -> None:
         """Out of sight. Where others put files of their own into it, these stay where they are."""
-        path = self.folder / name
-        ours = [file for file in self.files(name) if OURS.fullmatch(file)]
-        if len(ours) == len(os.listdir(path)):
+        path, there = self.folder / name, self.files(name)
+        ours = [file for file in there if OURS.fullmatch(file)]
+        if len(ours) == len(there):
             _move(path, self._spare)
             return
         for file in sorted(ours, key=lambda file: file != MANIFEST):
             (path / file).unlink()
+
+    def _delete_replaced(self, old: Path) -> None:
+        """Of a checkpoint in whose place another one is; what others put into it goes there too."""
+        path = self.folder / old.name.removeprefix(".replaced-")
+        with contextlib.suppress(OSError):
+            for one in os.scandir(old) if _is_folder(old) and _is_folder(path) else ():
+                if not OURS.fullmatch(one.name) and not os.path.lexists(path / one.name):
+                    os.rename(one.path, path / one.name)
+        _delete(old)
 
     def _left(self, prefix: str) -> list[Path]:
         names = in_order(path.name.removeprefix(prefix) for path in self.folder.glob(f"{prefix}*"))

@@ -48,6 +48,7 @@ def damage(kind):
         "/dev/zero": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
         "folder": lambda path: (path.unlink(), path.mkdir()),
         "link": lambda path: (path.rename(path.parent.parent / "away"), path.symlink_to("../away")),
+        "the older's": lambda path: shutil.copy(path.parent.parent / naming.named(3) / path.name, path),
         "nothing": lambda path: path.unlink(),
         "empty": lambda path: path.write_bytes(b""),
         "a terabyte": lambda path: os.truncate(path, 1 << 40),
@@ -60,7 +61,8 @@ def damage(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["FIFO", "/dev/zero", "folder", "link", "nothing", "empty", "a terabyte", "a part missing", "null", "a path"]
+    "kind",
+    ["FIFO", "/dev/zero", "folder", "link", "the older's", "nothing", "empty", "a terabyte", "a part missing", "null", "a path"],
 )
 @pytest.mark.parametrize("file", ["manifest.json", "shard-00001-of-00002.safetensors"])
 def test_auto_takes_the_older_one_and_says_in_a_line_which_file_it_is(twice, tmp_path, capsys, kind, file):
@@ -212,6 +214,41 @@ def test_files_of_others_in_a_checkpoint_outlive_it(tmp_path):
         "step-000000001/notes.txt",
         "step-000000002/plots",
     ]
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_files_of_others_are_in_the_checkpoint_that_replaces_another(tmp_path, crash, monkeypatch):
+    place = Local(tmp_path)
+    write(place, 1, b"old")
+    (tmp_path / naming.named(1) / "notes.txt").write_text("mine")
+    with monkeypatch.context() as killed:
+        if crash:
+            killed.setattr(Local, "_delete_replaced", lambda *_: None)
+        write(place, 1, b"new")
+    place.discard()
+    assert {path.name for path in tmp_path.glob("**/*")} == {naming.named(1), SHARD, "manifest.json", "notes.txt"}
+    assert place.read(naming.named(1), SHARD) == b"new"
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "FIFO", "folder", "file"])
+def test_a_trial_writes_nothing_but_its_own_file(tmp_path, kind):
+    (tmp_path / "other").write_text("theirs")
+    trial = tmp_path / ".writable"
+    {
+        "link": lambda: trial.symlink_to("other"),
+        "dangling": lambda: trial.symlink_to("nowhere"),
+        "FIFO": lambda: os.mkfifo(trial),
+        "folder": trial.mkdir,
+        "file": trial.touch,
+    }[kind]()
+    before = (tmp_path / "other").stat()
+    if kind == "folder":
+        with pytest.raises(FileExistsError):
+            Local(tmp_path).probe()
+    else:
+        Local(tmp_path).probe()
+    assert (tmp_path / "other").stat() == before
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_run_keeps_so_many_beside_what_is_none(tmp_path):

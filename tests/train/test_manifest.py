@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpcai.errors import CheckpointError
-from hpcai.train import manifest, resume, schema
+from hpcai.train import checkpoint, manifest, resume, schema
 from tests.train import mutations
 from tests.train.mutations import sealed
 
@@ -241,7 +241,7 @@ FALSE = {
     "a larger file": (put("shards", 0, "bytes", 1 << 40), "shards[0].bytes is 1099511627776; its runs end at"),
     "a longer header": (
         put("shards", 0, "header", 0, 1 << 40),
-        "shards[0].header[0] is 1099511627776 bytes, where the runs need",
+        "shards[0].header[0] is 1099511627776 bytes; for so many runs wanted are",
     ),
     "a run elsewhere": (put("shards", 0, "runs", 0, 4, 8), "shards[0].runs[0][4] is 8; the one before ends at"),
     "a run of nothing": (put("shards", 0, "runs", 0, 1, 1 << 30), "shards[0].runs[0] has elements 1073741824 to"),
@@ -322,6 +322,15 @@ def test_a_manifest_that_no_reader_would_take_is_not_written(text, monkeypatch):
     fields["meta"]["progress"]["loss_sum"] = math.nan
     with pytest.raises(CheckpointError, match="cannot be written"):
         manifest.write(fields)
+
+
+def test_a_checkpoint_that_does_not_fit_into_memory_is_one_line(good, monkeypatch):
+    def none(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint, "_together", none)
+    with pytest.raises(CheckpointError, match="step-000000002 has .* bytes, for which there is not enough memory here"):
+        checkpoint.read(good)
 
 
 def test_mutated_checkpoints_are_refused_by_name_or_exact(good, tmp_path):
