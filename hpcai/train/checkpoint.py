@@ -180,7 +180,7 @@ def read(path: str | Path) -> tuple[int, Checkpoint]:
     """Step and content of one checkpoint, a folder or a URL, in the layout of one process: what its ranks had, put together.
 
     Memories of compression are (dp, n), a row for each data-parallel rank.
-    Raises: CheckpointError if it is absent, incomplete, of another format, differs from its checksum, or does not fit into memory.
+    Raises: CheckpointError if it is absent, incomplete, damaged, of another format, or does not fit into memory.
     """
     where, name = storage.located(str(path))
     found = opened(where, name)
