@@ -80,13 +80,13 @@ def _mesh(meta: dict[str, Any], layouts: int) -> None:
     for field, count in (("layouts", layouts), ("meta.counters", len(meta["counters"]))):
         if count != mesh["tp"] * mesh["pp"]:
             raise Refused(f"has {count}, where the mesh has {mesh['tp']} x {mesh['pp']} places", field)
-    end = 0
-    for i, (start, stop) in enumerate(meta["cut"] or []):
+    end, cut = 0, meta.get("cut") or []
+    for i, (start, stop) in enumerate(cut):
         if start != end or stop <= start:
             raise Refused(f"is {[start, stop]}, behind {end}", f"meta.cut[{i}]")
         end = stop
-    if len(meta["cut"] or []) % mesh["pp"]:
-        raise Refused(f"has {len(meta['cut'])} stages, where the mesh has pp={mesh['pp']}", "meta.cut")
+    if len(cut) % mesh["pp"]:
+        raise Refused(f"has {len(cut)} stages, where the mesh has pp={mesh['pp']}", "meta.cut")
 
 
 def _shapes(parameters: list[Any]) -> dict[str, list[int]]:

@@ -89,8 +89,10 @@ def _parsed(raw: bytes) -> dict[str, Any]:
         raise Refused("has too many lists or objects within each other") from None
     except Refused:
         raise
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise Refused(f"is not JSON ({error})") from None
+    except ValueError:
+        raise Refused("has a number of thousands of digits") from None
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = schema.shown(fields.get("format")) if isinstance(fields, dict) else schema.shown(fields)
         raise Refused(f"is of another version: its manifest does not say format {FORMAT} but {found}")

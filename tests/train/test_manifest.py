@@ -13,6 +13,7 @@ import pytest
 
 from hpcai.errors import CheckpointError
 from hpcai.train import checkpoint, manifest, resume, schema
+from hpcai.train.shards import checksum
 from tests.train import mutations
 from tests.train.mutations import sealed
 
@@ -282,6 +283,7 @@ def test_bytes_that_are_no_manifest_are_refused(text):
         raw.replace(b'"step": 2', b'"step": 3'): "differs from its checksum",
         sealed("[1"): "is not JSON",
         sealed('{"format": 2' + "," * 10): "is not JSON",
+        sealed(text + ', "more": ' + "9" * 5000): "has a number of thousands of digits",
         sealed(text + ', "step": 2'): "has the field 'step' twice",
         sealed(text + ', "more": 2'): "has the unknown field 'more'",
         sealed(text.replace('"format": 2', '"format": 3')): "does not say format 2 but 3",
@@ -312,6 +314,27 @@ def test_losses_that_are_not_finite_come_back_also_from_manifests_of_before(text
         assert found["loss"] == math.inf
         assert math.isnan(found["test_loss"])
         assert found["step"] == 1
+
+
+def test_checkpoints_of_before_are_read(good, tmp_path):
+    """The first of this format did not say how a pipeline was cut nor how gradients travelled, and padded shards to other sizes."""
+    wanted = mutations.parameters(good)
+    folder = tmp_path / NAME
+    shutil.copytree(good, folder)
+    fields = json.loads(mutations.text_of(folder) + "}")
+    del fields["meta"]["cut"], fields["meta"]["compress"], fields["meta"]["identity"]["data"]
+    for shard in fields["shards"]:
+        raw, end = (folder / shard["file"]).read_bytes(), shard["header"][0]
+        header = raw[8:end].rstrip(b" ")
+        header += b" " * (-(8 + len(header)) % 64)
+        header = len(header).to_bytes(8, "little") + header
+        (folder / shard["file"]).write_bytes(header + raw[end:])
+        shard["header"] = [len(header), checksum(header)]
+        shard["bytes"] += len(header) - end
+        for run in shard["runs"]:
+            run[4] += len(header) - end
+    (folder / "manifest.json").write_bytes(sealed(json.dumps(fields)[:-1]))
+    assert mutations.outcome(folder, wanted) == "exact"
 
 
 def test_a_manifest_that_no_reader_would_take_is_not_written(text, monkeypatch):
