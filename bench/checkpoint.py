@@ -24,7 +24,7 @@ import hpcai
 from bench.harness import interleaved, machine
 from bench.step import random_batch
 from hpcai.comm.communicator import Communicator
-from hpcai.train import checkpoint, config, storage
+from hpcai.train import checkpoint, config, resume, storage
 from hpcai.train.replica import replica
 from hpcai.train.saving import Saver
 from hpcai.train.step import train_step
@@ -61,7 +61,7 @@ def measure(arguments: argparse.Namespace, comm: Communicator, folder: str) -> t
         others, started = process_time() - thread_time(), perf_counter()
         if checkpoints:
             begin = perf_counter()
-            saver.save(count[0], {"identity": {"parameters": [[s.name, list(s.shape)] for s in mine.model.layout.slots]}})
+            resume.save(options, mine, resume.Progress(count[0]), saver)
             copies.append(perf_counter() - begin)
         for _ in range(arguments.steps):
             assert options.lr is not None

@@ -80,7 +80,7 @@ def build_stages(
     samples = max(1, options.batch // (mesh.dp.size * options.micro_batches))
     groups = cuts.measure(whole, np.zeros((samples, *dataset.shape), np.int64 if dataset.context else dtype), dtype)
     seconds = mesh.world.exchange([group.seconds for group in groups])[0]
-    spans = [slice(*span) for span in cut] if cut else cuts.cut(seconds, ranks * chunks)
+    spans = [slice(*span) for span in cut] if cut and cut[-1][1] == len(groups) else cuts.cut(seconds, ranks * chunks)
     mine = [groups[span] for span in spans[mesh.pp.rank :: ranks]]
     layers = [slice(some[0].span.start, some[-1].span.stop) for some in mine]
     model = models.parts(whole, layers)

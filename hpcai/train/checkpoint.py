@@ -1,13 +1,12 @@
 """Checkpoints: a folder step-N with a shard for each rank that had something to write, and a manifest.
 
-A shard (see shards.py) holds runs of its writer's flat arrays. The manifest says how each writer's arrays were laid out
-(`layouts`, one for each place along the pipeline and tensor axes) and where which run lies, so that any number of ranks on any
-mesh finds what it needs. It has a checksum of everything, of itself too: a byte that changed anywhere is noticed by who reads it.
+A shard (see shards.py) holds runs of its writer's flat arrays. The manifest (see manifest.py) says how each writer's arrays were
+laid out (`layouts`, one for each place along the pipeline and tensor axes) and where which run lies, so that any number of ranks
+on any mesh finds what it needs. It has a checksum of everything, of itself too: who reads a byte that changed notices it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +15,15 @@ import numpy as np
 
 from hpcai import arena
 from hpcai.errors import CheckpointError
-from hpcai.train import boxes, naming, storage
+from hpcai.train import agreement, boxes, storage
+from hpcai.train import manifest as manifests
 from hpcai.train.boxes import Part
 from hpcai.train.folder import Local
 from hpcai.train.naming import MANIFEST
-from hpcai.train.shards import Stored, checksum
+from hpcai.train.schema import Refused
+from hpcai.train.shards import Stored, checksum, header
 from hpcai.train.storage import Place
 from hpcai.xp import Array
-
-FORMAT = 2
-
-_SEAL = ',\n "checksum": "'
 
 
 class Broken(CheckpointError):
@@ -47,12 +44,6 @@ class Checkpoint(NamedTuple):
     meta: dict[str, Any]
 
 
-def seal(manifest: dict[str, Any]) -> bytes:
-    """The manifest as a file, with its own checksum at the end."""
-    text = json.dumps(manifest)[:-1]
-    return f'{text}{_SEAL}{checksum(text.encode())}"}}\n'.encode()
-
-
 class Opened:
     """A checkpoint whose manifest was read; `read` takes runs out of its shards."""
 
@@ -62,6 +53,10 @@ class Opened:
         self.layouts = [Laid(size, tuple(boxes.part(*one) for one in parts)) for size, parts in manifest["layouts"]]
         self.shards = [(one, [Stored(*run) for run in one["runs"]]) for one in manifest["shards"]]
         self.dtypes = {run.array: np.dtype(run.dtype) for _, runs in self.shards for run in runs}
+        self._runs: dict[tuple[int, str], list[tuple[dict[str, Any], Stored]]] = {}
+        for shard, runs in self.shards:
+            for run in runs:
+                self._runs.setdefault((shard["layout"], run.array), []).append((shard, run))
         self._checked: set[str] = set()
 
     @property
@@ -75,36 +70,37 @@ class Opened:
         Raises: Broken if bytes are missing or differ from their checksum.
         """
         filled = []
-        for shard, runs in self.shards:
-            if shard["layout"] != layout:
-                continue
-            for run in runs:
-                found = [boxes.overlap(slice(run.start, run.stop), want) for want in wanted] if run.array == array else []
-                found = [one for one in found if one.start < one.stop]
-                if found:
-                    values = self._values(shard, run)
-                    for one in found:
-                        into[one] = values[one.start - run.start : one.stop - run.start]
-                    filled += found
+        for shard, run in self._runs.get((layout, array), []):
+            found = [boxes.overlap(slice(run.start, run.stop), want) for want in wanted]
+            found = [one for one in found if one.start < one.stop]
+            if found:
+                values = self._values(shard, run)
+                for one in found:
+                    into[one] = values[one.start - run.start : one.stop - run.start]
+                filled += found
         if not partial and not boxes.covered(wanted, filled):
             raise self._broken(f"it lacks a part of {array}")
 
     def names(self, layout: int) -> set[str]:
         """The arrays of which that layout's ranks wrote something."""
-        return {run.array for shard, runs in self.shards if shard["layout"] == layout for run in runs}
+        return {array for where, array in self._runs if where == layout}
 
     def whole(self, array: str, layout: int) -> Array:
         """An array that is not laid out like the parameters."""
-        runs = [(shard, run) for shard, runs in self.shards for run in runs if shard["layout"] == layout and run.array == array]
-        return np.concatenate([self._values(shard, run) for shard, run in sorted(runs, key=lambda one: one[1].start)])
+        runs = sorted(self._runs[layout, array], key=lambda one: one[1].start)
+        return np.concatenate([self._values(shard, run) for shard, run in runs])
 
     def _values(self, shard: dict[str, Any], run: Stored) -> Array:
         """A run, checked; and, the first time, its file's header."""
         file = shard["file"]
         if file not in self._checked:
             end, wanted = shard["header"]
-            if checksum(self._bytes(file, 0, end)) != wanted:
+            raw = self._bytes(file, 0, end)
+            if checksum(raw) != wanted:
                 raise self._broken(f"{file} differs from its checksum")
+            said = header([Stored(*one) for one in shard["runs"]])
+            if int.from_bytes(raw[:8], "little") != end - 8 or raw[8:].rstrip(b" ") != said:
+                raise self._broken(f"{file} has another header than {MANIFEST} says")
             self._checked.add(file)
         dtype = np.dtype(run.dtype)
         raw = self._bytes(file, run.at, run.at + (run.stop - run.start) * dtype.itemsize)
@@ -128,36 +124,36 @@ class Opened:
 
 
 def opened(place: Place, name: str) -> Opened:
-    """The checkpoint of that name.
+    """The checkpoint of that name, whose manifest is true as far as can be known without reading shards.
 
-    Raises: Broken if it is absent, incomplete, of another format, or if its manifest differs from its checksum.
+    Raises: Broken, which names file and field, if it is absent, incomplete, damaged, or of another format.
     """
     path = place.path(name)
     try:
-        raw = place.read(name, MANIFEST)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Broken(f"{path} is not a complete checkpoint ({MANIFEST} is missing)") from None
+        there = place.files(name)
+        if MANIFEST not in there:
+            raise Broken(f"{path} is not a complete checkpoint ({MANIFEST} is missing)")
+        if there[MANIFEST] < 0:
+            raise Broken(f"checkpoint {path} is corrupt: {MANIFEST} is no regular file")
+        raw = place.read(name, MANIFEST, 0, manifests.LARGEST_BYTES + 1)
     except OSError as error:
         raise Broken(f"checkpoint {path} cannot be read: {error}") from None
     try:
-        manifest = json.loads(raw)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise Broken(f"checkpoint {path} is corrupt: {MANIFEST} is not JSON ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise Broken(f"checkpoint {path} is corrupt or of another version: its manifest does not say format {FORMAT}")
-    manifest.pop("checksum", None)
-    if seal(manifest) != raw:
-        raise Broken(f"checkpoint {path} is corrupt: {MANIFEST} differs from its checksum")
-    return Opened(place, name, manifest)
+        fields = manifests.read(raw, name)
+    except Refused as refused:
+        raise Broken(f"checkpoint {path} is corrupt: {MANIFEST}{': ' if refused.field else ' '}{refused}") from None
+    if wrong := agreement.files(fields, there):
+        raise Broken(f"checkpoint {path} is corrupt: {wrong}")
+    return Opened(place, name, fields)
 
 
 def complete(place: Place, name: str) -> bool:
     """Whether there is a checkpoint of this format whose shards have their length; not whether their bytes are right."""
     try:
-        found = opened(place, name)
-        return all(len(place.read(name, one["file"], one["bytes"] - 1, one["bytes"] + 1)) == 1 for one, _ in found.shards)
-    except (Broken, OSError):
+        opened(place, name)
+    except Broken:
         return False
+    return True
 
 
 def fill(
@@ -184,10 +180,21 @@ def read(path: str | Path) -> tuple[int, Checkpoint]:
     """Step and content of one checkpoint, a folder or a URL, in the layout of one process: what its ranks had, put together.
 
     Memories of compression are (dp, n), a row for each data-parallel rank.
-    Raises: CheckpointError if it is absent, incomplete, of another format, or differs from its checksum.
+    Raises: CheckpointError if it is absent, incomplete, damaged, of another format, or does not fit into memory.
     """
-    where, name = naming.split(str(path))
-    found = opened(storage.place(where), name)
+    where, name = storage.located(str(path))
+    found = opened(where, name)
+    try:
+        return found.step, Checkpoint(_together(found), found.meta)
+    except MemoryError:
+        nbytes = sum(shard["bytes"] for shard, _ in found.shards)
+        raise CheckpointError(
+            f"checkpoint {found.path} has {nbytes:,} bytes, for which there is not enough memory here"
+        ) from None
+
+
+def _together(found: Opened) -> dict[str, Array]:
+    """A checkpoint's arrays in the layout of one process."""
     shapes = {name: tuple(shape) for name, shape in found.meta["identity"]["parameters"]}
     whole = laid_out(arena.layout(shapes))
     arrays: dict[str, Array] = {}
@@ -203,7 +210,7 @@ def read(path: str | Path) -> tuple[int, Checkpoint]:
         arrays["memories"] = np.zeros((found.meta["mesh"]["dp"], whole.size), found.dtypes[memories[0]])
         for row, name in zip(arrays["memories"], memories, strict=True):
             fill(row, name, whole, [slice(0, whole.size)], found, partial=True)
-    return found.step, Checkpoint(arrays, found.meta)
+    return arrays
 
 
 def laid_out(where: arena.Layout) -> Laid:
@@ -219,4 +226,4 @@ def all_in(folder: Path) -> list[Path]:
 def manifest(step: int, meta: dict[str, Any], layouts: Iterable[Laid], shards: list[dict[str, Any]]) -> bytes:
     """The manifest's file."""
     laid = [[one.size, [list(part) for part in one.parts]] for one in layouts]
-    return seal({"format": FORMAT, "step": step, "meta": meta, "layouts": laid, "shards": shards})
+    return manifests.write({"format": manifests.FORMAT, "step": step, "meta": meta, "layouts": laid, "shards": shards})

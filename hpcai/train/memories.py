@@ -24,6 +24,9 @@ from hpcai.xp import Array
 MEMORY, OWED, COMMON = "memory.", "owed", "reducer."
 """Names of a checkpoint's arrays: memory.D of data-parallel rank D; what owners owe; reducer.I.K, what bucket I's ranks share."""
 
+LARGEST_EXPONENT = 1023
+"""Of a finite number."""
+
 
 class Kept(NamedTuple):
     """For one rank: its memory and what owners owe, flat like its gradient, and by name the arrays that ranks share."""
@@ -83,8 +86,8 @@ def read(mine: Replica, source: Opened) -> Kept | None:
 
 def restore(mine: Replica, kept: Kept | None, counted: Any) -> None:
     """Fill the reducers' states: from what this rank should remember, if anything, and from counters as `counters` gives them."""
-    if mine.grain and counted and type(counted[0]) is int:
-        mine.reducer_states[:] = counted
+    if mine.grain and counted and type(counted[0]) is int and abs(counted[0]) <= LARGEST_EXPONENT:
+        mine.reducer_states[0] = counted[0]
     if not mine.reducers or not counted:
         return
     for i, (bucket, state) in enumerate(zip(mine.buckets, mine.reducer_states, strict=True)):

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 
 MANIFEST = "manifest.json"
 
-OURS = re.compile(r"shard-\d{5,}-of-\d{5,}\.safetensors|manifest\.json")
+NAMED = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,15})")
+"""A checkpoint's folder, as `named` calls it: 16 digits at most, so that every reader of JSON has the same step."""
+
+PREVIOUS = re.compile(r"previous-[0-9]{1,15}")
+
+OURS = re.compile(r"shard-[0-9]{5,16}-of-[0-9]{5,16}\.safetensors|manifest\.json")
 """The files of a checkpoint: where folders are shared with others, nothing else is deleted."""
 
 
@@ -26,16 +31,23 @@ def named(step: int) -> str:
     return f"step-{step:09d}"
 
 
+def shard(rank: int, ranks: int) -> str:
+    """The file of one rank."""
+    return f"shard-{rank:05d}-of-{ranks:05d}.safetensors"
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Those names that are checkpoints', by step.
 
     >>> in_order(["step-000000020", "step-000000003", "step-1000", ".writing-step-000000030"])
     ['step-000000003', 'step-000000020']
     """
-    steps = [
-        int(name[5:]) for name in names if name.startswith("step-") and name[5:].isdecimal() and name == named(int(name[5:]))
-    ]
-    return [named(step) for step in sorted(steps)]
+    return sorted((name for name in names if NAMED.fullmatch(name)), key=step_of)
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint by its name."""
+    return int(name[5:])
 
 
 def next_previous(names: Iterable[str]) -> str:
@@ -44,5 +56,5 @@ def next_previous(names: Iterable[str]) -> str:
     >>> next_previous(["previous-2", "previous-one", "step-000000003"])
     'previous-3'
     """
-    numbers = [int(name[9:]) for name in names if name.startswith("previous-") and name[9:].isdecimal()]
+    numbers = [int(name[9:]) for name in names if PREVIOUS.fullmatch(name)]
     return f"previous-{max(numbers, default=0) + 1}"

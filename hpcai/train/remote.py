@@ -24,7 +24,7 @@ class Remote:
             raise CheckpointError(f"{url} needs fsspec: pip install 'hpcai[s3]'") from None
         self.url = url.rstrip("/")
         try:
-            self.files, self.root = url_to_fs(self.url)
+            self.system, self.root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise CheckpointError(f"{url} cannot be opened: {error}; for s3:// pip install 'hpcai[s3]'") from None
 
@@ -35,6 +35,11 @@ class Remote:
     def path(self, name: str) -> str:
         """How people call the checkpoint."""
         return f"{self.url}/{name}"
+
+    def files(self, name: str) -> dict[str, int]:
+        """The objects' bytes, -1 for what is none."""
+        found = self._listed(self._at(name))
+        return {file: about["size"] if _is_file(about) else -1 for file, about in found.items()}
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
         """A file, or its bytes from start to stop."""
@@ -48,7 +53,7 @@ class Remote:
 
     def sizes(self, name: str) -> dict[str, int]:
         """The objects."""
-        return {file: self._do("size", self._at(name, file)) for file in self._within(self._at(name))}
+        return self.files(name)
 
     def commit(self, name: str, manifest: bytes, superseded: Sequence[str] = ()) -> list[str]:
         """The manifest makes it complete. Superseded ones are left to `remove`."""
@@ -90,18 +95,22 @@ class Remote:
 
     def _within(self, folder: str) -> list[str]:
         """The names of what a folder has."""
+        return list(self._listed(folder))
+
+    def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
+        """What a folder has, by name."""
         try:
-            found = self._do("ls", folder, detail=False)
+            found = self._do("ls", folder, detail=True)
         except FileNotFoundError:
-            return []
-        return [path.rstrip("/").rpartition("/")[2] for path in found]
+            return {}
+        return {one["name"].rstrip("/").rpartition("/")[2]: one for one in found}
 
     def _ours(self, name: str) -> list[str]:
         """The files of a checkpoint that are ours."""
         return [file for file in self._within(self._at(name)) if OURS.fullmatch(file)]
 
     def _has_folders(self) -> bool:
-        protocols = self.files.protocol
+        protocols = self.system.protocol
         return BUCKETS.isdisjoint([protocols] if isinstance(protocols, str) else protocols)
 
     def _make_folder(self, folder: str) -> None:
@@ -115,10 +124,15 @@ class Remote:
 
     def _do(self, verb: str, *arguments: Any, **more: Any) -> Any:
         """A call to the file system, which has seen nothing before; whatever it raises is an OSError."""
-        self.files.invalidate_cache()
+        self.system.invalidate_cache()
         try:
-            return getattr(self.files, verb)(*arguments, **more)
+            return getattr(self.system, verb)(*arguments, **more)
         except OSError:
             raise
         except Exception as error:  # of the many libraries behind fsspec
             raise OSError(f"{self.url}: {type(error).__name__}: {error}") from error
+
+
+def _is_file(about: dict[str, Any]) -> bool:
+    """Whether fsspec tells of a file, and how large it is."""
+    return about.get("type") == "file" and not about.get("islink") and type(about.get("size")) is int

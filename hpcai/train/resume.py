@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from hpcai.train.checkpoint import Broken, Opened
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica
 from hpcai.train.saving import Saver
+from hpcai.train.schema import shown
 from hpcai.train.storage import Place
 from hpcai.xp import Array
 
@@ -69,6 +71,23 @@ class Progress:
         self.history.append(record)
         self.loss_sum, self.samples = 0.0, 0
         return record
+
+    def fields(self) -> dict[str, Any]:
+        """For a manifest: JSON, which has no number that is not finite."""
+        return dataclasses.asdict(self) | {"history": [{k: _as_json(v) for k, v in one.items()} for one in self.history]}
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Progress:
+        """From a manifest."""
+        history = [{k: float(v) if isinstance(v, str) else v for k, v in one.items()} for one in fields["history"]]
+        return cls(**fields | {"history": history})
+
+
+def _as_json(value: Any) -> Any:
+    """A number that is not finite as text."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def place(options: Options) -> Place:
@@ -189,14 +208,14 @@ def _restored(found: _Found, mine: Replica) -> Progress:
     assembly.restore(mine, found.arrays)
     here, counters = assembly.number(mine), meta["counters"]
     memories.restore(mine, found.kept, counters[here if here < len(counters) else 0])
-    return Progress(**meta["progress"])
+    return Progress.of(meta["progress"])
 
 
 def leave_branch(place: Place, step: int) -> None:
     """Set later checkpoints aside where a run goes on after `step`. They are broken, or of a branch that it leaves, and --resume
     auto would take them for its own. On rank 0.
     """
-    later = [name for name in place.names() if int(name[5:]) > step]
+    later = [name for name in place.names() if naming.step_of(name) > step]
     if later:
         aside = place.set_aside(later)
         said = f"the run goes on after step {step:,}; {len(later)} later checkpoints were set aside, to {aside}"
@@ -205,7 +224,7 @@ def leave_branch(place: Place, step: int) -> None:
 
 def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> None:
     """Start to write a checkpoint; see Saver.save."""
-    meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress)}
+    meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": progress.fields()}
     meta |= {"compress": options.compress, "cut": mine.cut, "data": mine.contents}
     meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
     if mine.encoding is not None:
@@ -234,8 +253,7 @@ def _named(options: Options) -> tuple[Place, str]:
     for one in (options.resume.rstrip("/") + "/checkpoints", options.resume):
         if (where := storage.place(one)).names():
             return where, ""
-    head, tail = naming.split(options.resume)
-    return storage.place(head), tail
+    return storage.located(options.resume)
 
 
 def _refuse_or_set_aside(options: Options, folder: Path) -> None:
@@ -273,7 +291,7 @@ def _check(found: Opened, options: Options, mine: Replica) -> None:
     differing = [name for name in new if old.get(name) != new[name]]
     if differing:
         name = differing[0]
-        said = f"{name} {old.get(name)!r}, this run has {new[name]!r}" if name != "parameters" else "other parameters"
+        said = f"{name} {shown(old.get(name))}, this run has {shown(new[name])}" if name != "parameters" else "other parameters"
         raise CheckpointError(
             f"checkpoint {found.path} was made with {said}; give the same options, or start afresh without --resume"
         )

@@ -178,7 +178,7 @@ def _all_done(comm: Communicator, works: Iterable[_Work]) -> None:
 
 def _write(place: Place, name: str, image: Image, entry: dict[str, Any], ranks: int) -> dict[str, Any]:
     """This rank's shard, in its thread: what the manifest says of it."""
-    file, about = f"shard-{entry['rank']:05d}-of-{ranks:05d}.safetensors", image.describe()
+    file, about = naming.shard(entry["rank"], ranks), image.describe()
     if about["runs"]:
         place.write(name, file, image.content)
     return {"file": file, **entry, **about}

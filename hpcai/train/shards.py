@@ -6,6 +6,7 @@ has a checksum, which the manifest keeps, so that any reader can take any run al
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -18,7 +19,15 @@ from hpcai.xp import Array
 LONGEST_BYTES = 1 << 26
 """Longer runs are cut: as much as a reader must take to check what it wants of it."""
 
-_TYPES = {"float64": "F64", "float32": "F32", "int64": "I64", "int32": "I32", "float16": "F16", "bfloat16": "BF16"}
+_TYPES = {
+    "float64": ("F64", 8),
+    "float32": ("F32", 4),
+    "int64": ("I64", 8),
+    "int32": ("I32", 4),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+}
+"""What safetensors calls them, and bytes of an element."""
 
 
 class Run(NamedTuple):
@@ -45,6 +54,21 @@ def checksum(content: Any) -> str:
     return xxhash.xxh3_128_hexdigest(content)
 
 
+def itemsize(dtype: str) -> int:
+    """Bytes of an element."""
+    return _TYPES[dtype][1]
+
+
+def header(runs: list[Stored]) -> bytes:
+    """The JSON at the beginning of a file that has these runs one behind the other, in this order."""
+    made, begin = {}, runs[0].at if runs else 0
+    for run in runs:
+        kind, nbytes = _TYPES[run.dtype]
+        size, at = run.stop - run.start, run.at - begin
+        made[f"{run.array}/{run.start}"] = {"dtype": kind, "shape": [size], "data_offsets": [at, at + size * nbytes]}
+    return json.dumps(made, separators=(",", ":")).encode()
+
+
 class Image:
     """A shard's file in memory."""
 
@@ -56,27 +80,22 @@ class Image:
     def fill(self, runs: list[Run]) -> None:
         """Copy what the arrays hold now. The memory is used again if it is large enough."""
         runs = sorted((part for run in runs for part in _cut(run)), key=lambda run: -run.values.itemsize)  # keeps all aligned
-        header, at, places = {}, 0, []
-        for run in runs:
-            header[f"{run.array}/{run.start}"] = {
-                "dtype": _TYPES[str(run.values.dtype)],
-                "shape": [run.values.size],
-                "data_offsets": [at, at + run.values.nbytes],
-            }
-            places.append(at)
-            at += run.values.nbytes
-        text = json.dumps(header, separators=(",", ":")).encode()
+        places = list(itertools.accumulate((run.values.nbytes for run in runs), initial=0))
+        at = places.pop()
+        stored = [
+            Stored(run.array, run.start, run.start + run.values.size, str(run.values.dtype), place, "")
+            for run, place in zip(runs, places, strict=True)
+        ]
+        text = header(stored)
         text += b" " * (-len(text) % 8)
         text += b" " * (-(8 + len(text) + at) % ALIGNED // 8 * 8)  # to whole pages, which go past the page cache
         self._begin, self._size = 8 + len(text), 8 + len(text) + at
         if self._size > self._memory.size:
             self._memory = buffer(self._size)
         self._memory[: self._begin] = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
-        self._runs = []
-        for run, place in zip(runs, places, strict=True):
-            begin, size = self._begin + place, run.values.size
-            self._memory[begin : begin + run.values.nbytes].view(run.values.dtype)[:] = run.values
-            self._runs.append(Stored(run.array, run.start, run.start + size, str(run.values.dtype), begin, ""))
+        self._runs = [one._replace(at=self._begin + one.at) for one in stored]
+        for run, one in zip(runs, self._runs, strict=True):
+            self._memory[one.at : one.at + run.values.nbytes].view(run.values.dtype)[:] = run.values
 
     @property
     def content(self) -> memoryview:

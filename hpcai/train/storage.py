@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from hpcai.train import naming
 from hpcai.train.folder import Local
 from hpcai.train.remote import Remote
 
@@ -22,6 +23,9 @@ class Place(Protocol):
 
     def path(self, name: str) -> str:
         """How people call the checkpoint."""
+
+    def files(self, name: str) -> dict[str, int]:
+        """What a checkpoint has, and its bytes; -1 for what is no regular file. Nothing where it is absent."""
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
         """A file of a checkpoint, or its bytes from start to stop; fewer where it ends earlier."""
@@ -54,4 +58,20 @@ class Place(Protocol):
 
 def place(where: str | Path) -> Place:
     """The place of that name: a URL if it has a scheme, else a folder."""
-    return Remote(str(where)) if "://" in str(where) else Local(Path(where))
+    path = str(where).removeprefix("file://").removeprefix("local://")
+    return Remote(path) if "://" in path else Local(Path(path))
+
+
+def located(where: str) -> tuple[Place, str]:
+    """The place and the name of one checkpoint. People may name a link to one; within places none is followed.
+
+    >>> place, name = located("s/run/step-000000020/")
+    >>> place.path(name)
+    's/run/step-000000020'
+    """
+    head, name = naming.split(where)
+    found = place(head)
+    if isinstance(found, Local) and (found.folder / name).is_symlink():
+        resolved = (found.folder / name).resolve()
+        return Local(resolved.parent), resolved.name
+    return found, name

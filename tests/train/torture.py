@@ -16,7 +16,7 @@ import numpy as np
 
 from hpcai.comm import threads
 from hpcai.data.dataset import Dataset
-from hpcai.train import assembly, checkpoint, config, naming, storage
+from hpcai.train import assembly, checkpoint, config, naming, resume, storage
 from hpcai.train.replica import replica
 from hpcai.train.saving import Saver
 
@@ -55,12 +55,11 @@ def child(folder, options, seed, said):
         comm.on_root(place.discard)
         step = comm.on_root(lambda: int((["step-0", *place.names()])[-1].split("-")[1]))
         saver = Saver(mine, comm, place, keep=2)
-        parameters = [[slot.name, list(slot.shape)] for slot in mine.model.layout.slots]
         while True:
             step += 1
             for name, array in assembly.arrays_of(mine).items():
                 array[...] = value(step, name)
-            saver.save(step, {"identity": {"parameters": parameters}})
+            resume.save(options, mine, resume.Progress(step), saver)
             if step % 2:  # as steps do; else as at the end
                 while saver._writing is not None:
                     counted = mine.votes.copy()

@@ -1,0 +1,213 @@
+"""JSON against a JSON Schema (draft 2020-12), of which it knows the keywords that the manifest's schema uses.
+
+It is stricter than the standard: 1.0 is no integer, a number is finite, and a pattern must match the whole text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Check = Callable[[Any], None]
+"""Returns if a value is as the schema says, else raises Refused."""
+
+DEEPEST = 32
+"""Levels of arrays and objects within each other."""
+
+_SAYING_NOTHING = {"$schema", "$id", "$defs", "title", "description"}
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "null": lambda value: value is None,
+    "boolean": lambda value: type(value) is bool,
+    "integer": lambda value: type(value) is int,
+    "number": lambda value: type(value) is int or (type(value) is float and math.isfinite(value)),
+    "string": lambda value: type(value) is str,
+    "array": lambda value: type(value) is list,
+    "object": lambda value: type(value) is dict,
+}
+_PLAIN = {"integer": "a whole number", "array": "a list", "string": "text"}
+
+
+class Refused(ValueError):
+    """A value that is not as wanted: at which field, and what is wrong with it."""
+
+    def __init__(self, what: str, field: str = ""):
+        super().__init__(f"{field.lstrip('.')} {what}".lstrip())
+        self.what, self.field = what, field
+
+    def within(self, outer: str) -> Refused:
+        """The same, of a value that lies in another one."""
+        return Refused(self.what, outer + self.field)
+
+
+def check(schema: dict[str, Any]) -> Check:
+    """What checks values against a schema. Raises: KeyError for a keyword that it does not know."""
+    made: dict[str, Check] = {}
+    return _compiled(schema, schema, made)
+
+
+def depth(value: Any, most: int = DEEPEST) -> int:
+    """How deep arrays and objects lie within each other; no deeper than most + 1 is looked."""
+    level, deep = [value], 0
+    while deep <= most and (level := [one for one in level if isinstance(one, (list, dict))]):
+        deep += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return deep
+
+
+def shown(value: Any) -> str:
+    """A value in a message: short, and on one line."""
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if type(value) is int and value.bit_length() > 100:
+        return f"a number of {value.bit_length()} bits"
+    text = {True: "true", False: "false", None: "null"}[value] if value is None or type(value) is bool else repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}... ({len(text)} characters)"
+
+
+def _compiled(schema: dict[str, Any], root: dict[str, Any], made: dict[str, Check]) -> Check:
+    """made: checks by reference, for those that refer to themselves too."""
+    if set(schema) == {"$ref"}:
+        return _referred(schema["$ref"], root, made)
+    checks = [_typed(schema["type"])] if "type" in schema else []
+    for keyword, rule in schema.items():
+        if keyword in _SAYING_NOTHING or keyword == "type":
+            continue
+        if keyword in _RULES:
+            checks.append(_RULES[keyword](rule))
+        elif keyword in ("items", "prefixItems"):
+            inner = [_compiled(one, root, made) for one in (rule if keyword == "prefixItems" else [rule])]
+            checks.append(_each(inner, keyword == "items"))
+        elif keyword == "properties":
+            checks.append(_fields({name: _compiled(one, root, made) for name, one in rule.items()}))
+        elif keyword == "additionalProperties" and rule is False:
+            checks.append(_no_others(frozenset(schema["properties"])))
+        else:
+            raise KeyError(f"no rule for {keyword}: {rule}")
+    return _quick(schema, checks)
+
+
+def _quick(schema: dict[str, Any], checks: list[Check]) -> Check:
+    """All of the checks; the commonest rules, which a manifest has by the thousand, in one call."""
+    if schema.get("type") == "integer" and schema.keys() <= {"type", "minimum", "maximum"}:
+        low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
+        return lambda value: None if type(value) is int and low <= value <= high else _every(checks, value)
+    if schema.get("type") == "string" and schema.keys() <= {"type", "pattern", "description"}:
+        whole = _whole(schema.get("pattern", "^(?s:.)*$")).fullmatch
+        return lambda value: None if type(value) is str and whole(value) else _every(checks, value)
+    return checks[0] if len(checks) == 1 else lambda value: _every(checks, value)
+
+
+def _every(checks: list[Check], value: Any) -> None:
+    for one in checks:
+        one(value)
+
+
+def _referred(reference: str, root: dict[str, Any], made: dict[str, Check]) -> Check:
+    name = reference.removeprefix("#/$defs/")
+    if name not in made:
+        made[name] = lambda value: made[name](value)  # until it is known
+        made[name] = _compiled(root["$defs"][name], root, made)
+    return made[name]
+
+
+def _typed(names: str | list[str]) -> Check:
+    wanted = [names] if isinstance(names, str) else names
+    kinds, said = [_TYPES[name] for name in wanted], " or ".join(_PLAIN.get(name, name) for name in wanted)
+    only = kinds[0]
+
+    def one(value: Any) -> None:
+        if not only(value):
+            raise Refused(f"is {shown(value)}; wanted is {said}")
+
+    def several(value: Any) -> None:
+        if not any(kind(value) for kind in kinds):
+            raise Refused(f"is {shown(value)}; wanted is {said}")
+
+    return one if len(kinds) == 1 else several
+
+
+def _ruled(of: tuple[type, ...], holds: Callable[[Any], bool], said: str) -> Check:
+    """A rule for values of some types, or of all; the others are `type`'s business."""
+
+    def one(value: Any) -> None:
+        if (not of or type(value) in of) and not holds(value):
+            raise Refused(f"is {shown(value)}; wanted is {said}")
+
+    return one
+
+
+def _patterned(rule: str) -> Check:
+    whole = _whole(rule)
+    return _ruled((str,), lambda value: whole.fullmatch(value) is not None, f"text like {whole.pattern}")
+
+
+def _whole(rule: str) -> re.Pattern[str]:
+    return re.compile(rule.removeprefix("^").removesuffix("$"))
+
+
+def _required(names: list[str]) -> Check:
+    def one(value: Any) -> None:
+        if type(value) is dict:
+            for name in names:
+                if name not in value:
+                    raise Refused("is missing", f".{name}")
+
+    return one
+
+
+def _no_others(known: frozenset[str]) -> Check:
+    def one(value: Any) -> None:
+        if type(value) is dict and not value.keys() <= known:
+            raise Refused(f"has the unknown field {shown(min(value.keys() - known))}")
+
+    return one
+
+
+def _fields(checks: dict[str, Check]) -> Check:
+    def one(value: Any) -> None:
+        if type(value) is dict:
+            for name, inner in value.items():
+                if name in checks:
+                    _within(checks[name], inner, f".{name}")
+
+    return one
+
+
+def _each(checks: list[Check], all_alike: bool) -> Check:
+    def one(value: Any) -> None:
+        if type(value) is not list:
+            return
+        at = 0
+        try:
+            pairs: Iterable[tuple[Check, Any]] = zip(checks * len(value) if all_alike else checks, value, strict=False)
+            for at, (inner, item) in enumerate(pairs):  # noqa: B007
+                inner(item)
+        except Refused as refused:
+            raise refused.within(f"[{at}]") from None
+
+    return one
+
+
+def _within(inner: Check, value: Any, where: str) -> None:
+    try:
+        inner(value)
+    except Refused as refused:
+        raise refused.within(where) from None
+
+
+_NUMBERS = (int, float)
+_RULES: dict[str, Callable[[Any], Check]] = {
+    "const": lambda rule: _ruled((), lambda v: type(v) is type(rule) and v == rule, shown(rule)),
+    "enum": lambda rule: _ruled((), lambda v: type(v) is str and v in rule, " or ".join(rule)),
+    "minimum": lambda rule: _ruled(_NUMBERS, lambda v: v >= rule, f"{rule} or more"),
+    "exclusiveMinimum": lambda rule: _ruled(_NUMBERS, lambda v: v > rule, f"more than {rule}"),
+    "maximum": lambda rule: _ruled(_NUMBERS, lambda v: v <= rule, f"{rule} or less"),
+    "minLength": lambda rule: _ruled((str,), lambda v: len(v) >= rule, f"text of at least {rule} characters"),
+    "maxLength": lambda rule: _ruled((str,), lambda v: len(v) <= rule, f"text of at most {rule} characters"),
+    "pattern": _patterned,
+    "minItems": lambda rule: _ruled((list,), lambda v: len(v) >= rule, f"at least {rule} items"),
+    "maxItems": lambda rule: _ruled((list,), lambda v: len(v) <= rule, f"at most {rule} items"),
+    "required": _required,
+}
