@@ -150,7 +150,7 @@ BAD = {
     "sweep twice": (["--sweep", "lr=1,2", "--sweep", "lr=3"], [], "cannot vary 'lr'"),
     "sweep with a wrong value": (["--sweep", "lr=0.1,fast"], [], "--lr wants a number"),
     "sweep with equal values": (["--sweep", "seed=1,1"], [], "different values"),
-    "site": (["--site", "absent.sh"], [], "--site absent.sh is not a file"),
+    "site": (["--site", "absent.sh"], [], "--site 'absent.sh' is not a file"),
 }
 
 
@@ -211,11 +211,38 @@ def test_files_tell_whether_a_run_is_finished(capsys, tmp_path, had, now, steps,
     assert bool(capsys.readouterr().err) == (code == 1)
 
 
-@pytest.mark.parametrize("flags", [["--nodes", "0"], ["--ranks-per-node", "two"], ["--launcher", "ssh"], ["--node", "2"]])
-def test_options_of_its_own_are_checked(capsys, flags):
-    with pytest.raises(SystemExit) as end:
-        submit.main(flags)
-    assert end.value.code == 2
+OWN = {
+    "no nodes": (["--nodes", "0"], "--nodes: wants a whole number from 1 to 1,000,000, got '0'"),
+    "a word": (["--ranks-per-node", "two"], "wants a whole number from 1 to 1,000,000, got 'two'"),
+    "below zero": (["--cpus-per-rank", "-3"], "--cpus-per-rank: wants a whole number from 1"),
+    "other digits": (["--gpus-per-rank", "\u00b2"], "--gpus-per-rank: wants a whole number from 1"),
+    "very many digits": (["--nodes", "9" * 5000], "--nodes: wants a whole number from 1"),
+    "restarts below zero": (["--max-restarts=-1"], "--max-restarts: wants a whole number from 0"),
+    "a lead that Slurm does not take": (["--signal-seconds", "65536"], "--signal-seconds: wants a whole number from 1 to 65,535"),
+    "a launcher": (["--launcher", "ssh"], "invalid choice: 'ssh'"),
+    "unknown": (["--node", "2"], "unrecognized arguments: --node 2"),
+    "no option": (["digits"], "unrecognized arguments: digits"),
+    "no value": (["--name"], "--name: expected one argument"),
+    "no name": (["--name="], "--job-name wants a value"),
+    "no partition": (["--partition="], "--partition wants a value"),
+    "full-width digits": (["--time", "\uff11:00:00"], "--time wants minutes"),
+    "a very long time": (["--time", "99999999-0"], "longer than a year"),
+    "no option of sbatch": (["--sbatch=hetjob"], "--sbatch wants an option of sbatch"),
+    "an option of its own": (["--sbatch=--nodes=3"], "--nodes is set by the script itself; give --nodes instead"),
+    "a short one": (["--sbatch=-Jname"], "give --name instead"),
+    "the log": (["--sbatch=--output=x"], "the script depends on it"),
+    "a very long name": (["--name", "x" * 5000], "too long for a line that Slurm reads (4,096 bytes)"),
+    "a very large sweep": (["--sweep", f"seed={','.join(map(str, range(10_001)))}"], "10,001 runs of this, and 10,000 at most"),
+    "a sweep of long names": (["--sweep", f"data=digits,csv:{'x' * 300}"], "more than 255 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_options_of_its_own_are_checked_in_one_line(capsys, tmp_path, case):
+    flags, words = OWN[case]
+    code, out, err = run(capsys, *flags, "--dry-run", "--", "--run", tmp_path / "run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
 
 
 def test_without_sbatch_only_the_script_is_shown(capsys, tmp_path, monkeypatch):
@@ -263,7 +290,9 @@ SCONTROL = """#!/bin/sh
 n=$(cat {folder}/asked 2>/dev/null || echo 0)
 echo $((n + 1)) > {folder}/asked
 state=$(sed -n "$((n + 1))p" {folder}/states)
-[ -n "$state" ] && echo "JobId=7 JobName=x JobState=${{state%,*}} Restarts=0 ExitCode=${{state#*,}}"
+[ -n "$state" ] && printf '%s\n' "JobId=7 JobName=x JobState=COMPLETED ExitCode=0:0" "   UserId=u(1) Account=   JobState=FAILED" \
+    "   JobState=${{state%,*}} Reason=None Dependency=(null)" "   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=${{state#*,}}" \
+    "   WorkDir=/a JobState=PENDING ExitCode=1:0" "   Comment=JobId=8 JobState=PENDING" ""
 """
 
 
