@@ -1,12 +1,13 @@
 """python -m hpcai.submit without a Slurm: the scripts' text, and what is refused before anything is queued."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from hpcai.errors import UsageError
+from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import __main__ as submit
 from hpcai.submit import checks, finished, script, slurm, sweep, walltime
 from hpcai.train import config
@@ -350,3 +351,93 @@ def test_large_data_is_only_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "SMALL_BYTES", 3)
     options = config.parse([*flags, "--run", str(tmp_path / "run")])
     assert "not known" in checks.check(options, 1, "1:00:00", 120)
+
+
+DAMAGED = {
+    "no object": "[1]",
+    "no options": '{"ranks": 2, "steps": 9}',
+    "options that are a list": '{"ranks": 2, "steps": 9, "options": []}',
+    "nested deep": "[" * 100_000,
+    "infinite steps": '{"ranks": 2, "steps": Infinity, "options": {}}',
+    "not JSON": "{",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_summary_is_no_finished_run(tmp_path, case):
+    measured(tmp_path / "other", 5.0)
+    (tmp_path / "other" / "summary.json").write_text(DAMAGED[case])
+    assert walltime.measured(config.parse(["--run", str(tmp_path / "new")]), 2) is None
+    assert finished.main(["--run", str(tmp_path / "other")]) == finished.NOT_FINISHED
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, "step_ms": NaN}',
+        '{"step": 1, "step_ms": 1e999}',
+        '{"step": "1", "step_ms": 1}',
+        '{"step": 1, "step_ms": -1}',
+        "[1]}",
+    ],
+)
+def test_a_damaged_step_time_is_not_taken(tmp_path, line):
+    measured(tmp_path / "run", 5.0)
+    (tmp_path / "run" / "metrics.jsonl").write_text(f"{line}\n")
+    assert walltime.measured(config.parse(["--run", str(tmp_path / "run")]), 2) is None
+
+
+def test_only_the_end_of_metrics_is_read(tmp_path):
+    measured(tmp_path / "run", 5.0, made=20_000)
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > walltime.TAIL_BYTES
+    assert walltime.measured(config.parse(["--run", str(tmp_path / "run")]), 2).steps == 20_000
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
+def test_what_is_no_plain_file_is_not_read(tmp_path, name):
+    measured(tmp_path / "other", 5.0)
+    (tmp_path / "other" / name).unlink()
+    os.mkfifo(tmp_path / "other" / name)
+    assert walltime.measured(config.parse(["--run", str(tmp_path / "new")]), 2) is None
+    assert slurm._print_new(tmp_path / "other" / name, 0, "") == 0
+
+
+def test_a_log_is_printed_by_whole_lines_and_pieces(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "READ_BYTES", 8)
+    (tmp_path / "log").write_bytes("ab\rc\u2028\nlonger than a piece\n\nlast".encode())
+    assert slurm._print_new(tmp_path / "log", 0, "") == (tmp_path / "log").stat().st_size - 4
+    assert capsys.readouterr().out == "ab\rc\u2028\nlonger t\nhan a pi\nece\n\n"
+
+
+@pytest.mark.parametrize(
+    "said, job", [("7", "7"), ("7;cluster", "7"), ("Welcome!\n7;c", "7"), ("", None), ("queued", None), ("7 8", None)]
+)
+def test_a_jobs_number_is_a_number(tmp_path, monkeypatch, said, job):
+    pretend(monkeypatch, tmp_path / "bin", sbatch=f"#!/bin/sh\nprintf '{said}'\n")
+    if job:
+        assert slurm.submit(tmp_path / "script") == job
+    else:
+        with pytest.raises(HpcaiError, match="did not say the job's number"):
+            slurm.submit(tmp_path / "script")
+
+
+def test_a_folder_with_a_dash_is_no_option_of_sbatch(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pretend_slurm(monkeypatch, tmp_path / "bin")
+    assert run(capsys, "--", "--run=-x")[0] == 0
+    assert "--job-name=-x" in (tmp_path / "bin" / "submitted").read_text()
+
+
+def test_a_script_that_cannot_be_written_leaves_nothing(capsys, tmp_path, monkeypatch):
+    pretend_slurm(monkeypatch, tmp_path / "bin")
+    (tmp_path / "run" / "train.sbatch").mkdir(parents=True)
+    code, _, err = run(capsys, "--", "--run", tmp_path / "run")
+    assert (code, err.count("\n")) == (1, 1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.sbatch"]
+
+
+def test_a_task_that_an_array_does_not_have_trains_nothing(tmp_path):
+    text = script.train(script.Job(tasks=[["--lr=1"], ["--lr=2"]]))
+    done = subprocess.run(["bash"], input=text, text=True, capture_output=True, cwd=tmp_path, env={"SLURM_ARRAY_TASK_ID": "2"})
+    assert (done.returncode, done.stderr) == (2, "error: this script has tasks 0 to 1, not '2'\n")

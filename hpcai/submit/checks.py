@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +18,9 @@ from hpcai.train.config import Options
 
 SMALL_BYTES = 256 << 20
 """Data up to this size is read as training would; of more it is only seen that the files are there."""
+
+NAME_BYTES = 255
+"""The most that file systems take for a name."""
 
 TAKEN = {
     **dict.fromkeys(("--job-name", "-J"), "--name"),
@@ -103,10 +108,17 @@ def total_steps(options: Options, dataset: Dataset | None) -> int | None:
 def _writable(folder: Path) -> None:
     """Raise UsageError unless the folder, or the nearest one above it that is there, takes files. Leaves nothing behind."""
     place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while not place.exists() and place != place.parent:
+            _nameable(place.name)
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise UsageError(f"nothing can be written to {folder}: {error.strerror or error} ({place})") from None
+
+
+def _nameable(name: str) -> None:
+    """Raise OSError for a name that no folder can have, though its path may not be looked at before it is made."""
+    if len(os.fsencode(name)) > NAME_BYTES:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

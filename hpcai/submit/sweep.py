@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpcai.errors import UsageError
+from hpcai.submit.checks import NAME_BYTES
 from hpcai.train import config
 from hpcai.train.config import Options
 
@@ -17,9 +18,6 @@ OWN = ("run", "resume", "config", "metrics", "trace", "signals", "checkpoints", 
 
 MOST = 10_000
 """The most runs of a sweep; Slurm allows a thousand unless a site says otherwise (MaxArraySize)."""
-
-NAME_BYTES = 255
-"""The most that file systems take for a name."""
 
 
 def axes(sweeps: Sequence[str]) -> dict[str, list[str]]:
