@@ -72,7 +72,11 @@ if [[ -n $SLURM_CPUS_PER_TASK ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER
 # The launcher that belongs to Python's MPI library.
 library=$("${python[@]}" -c 'import mpi4py
 mpi4py.rc.initialize = False
-from mpi4py import MPI
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as error:
+    from hpcai.comm import library_search
+    raise SystemExit(library_search.absent(str(error)))
 print(MPI.Get_library_version().strip("\0"))' 2>&1) || refuse 1 "${python[*]} has no MPI library: ${library##*$'\n'}"
 if [[ $launcher == auto ]]; then
     if [[ $library != *"Open MPI"* ]]; then launcher=srun-pmi2
