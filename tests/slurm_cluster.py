@@ -151,7 +151,9 @@ class Cluster:
 
     def state(self, job):
         """A job's state as scontrol says it, such as RUNNING; empty if Slurm does not know it."""
-        found = re.search(r"^ +JobState=(\w+)", self.say("scontrol", "show", "job", str(job)), re.MULTILINE)  # names may say so too
+        found = re.search(
+            r"^ +JobState=(\w+)", self.say("scontrol", "show", "job", str(job)), re.MULTILINE
+        )  # names may say so too
         return found[1] if found else ""
 
     def ends(self, job, limit=60):

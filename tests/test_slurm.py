@@ -109,7 +109,7 @@ def short(slurm, tmp_path_factory):
 
 def test_a_run_is_followed_to_its_end(slurm, short, tmp_path):
     """In a folder and by a name that want quotes in bash, in Slurm's header, and in its pattern for logs."""
-    folder, name = tmp_path / "it's 50%j \"b\" #$(id) packjob", "a HetJob's JobState=FAILED \\ #1"
+    folder, name = tmp_path / 'it\'s 50%j "b" #$(id) packjob', "a HetJob's JobState=FAILED \\ #1"
     folder.mkdir()
     run = Run(slurm, folder, "--nodes", "2", "--name", name, f"--sbatch=--comment={name}", steps=10, follow=["--follow"])
     said = slurm.say("scontrol", "show", "job", run.job)

@@ -37,13 +37,17 @@ def test_the_scripts_in_the_repository_are_what_is_written(name, made):
 
 def test_scripts_are_bash(tmp_path):
     job = script.Job(
-        arguments=["--data", "csv:a b'c.csv"], tasks=[["--lr=1"], ["--lr=2"]], python="/a b/python", more=["--qos=x"]
+        arguments=["--data", "csv:a b'c.csv"],
+        tasks=[["--lr=1"], ["--lr=2"]],
+        python="/a b/python",
+        site="/a b'c/site.sh",
+        more=["--qos=x"],
     )
     for text in (script.train(script.Job()), script.train(job), script.bench(script.Job())):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    settings = script.train(job).split("say()")[0] + 'printf "%s\\n" "${python[@]}" "${options[@]}"'
+    settings = script.train(job).split("say()")[0] + 'printf "%s\\n" "${python[@]}" "$site" "${options[@]}"'
     done = subprocess.run(["bash"], input=settings, text=True, capture_output=True, env={"SLURM_ARRAY_TASK_ID": "1"}, check=True)
-    assert done.stdout.splitlines() == ["/a b/python", "--data", "csv:a b'c.csv", "--lr=2"]
+    assert done.stdout.splitlines() == ["/a b/python", "/a b'c/site.sh", "--data", "csv:a b'c.csv", "--lr=2"]
 
 
 def test_what_is_asked_of_slurm(capsys, tmp_path):
