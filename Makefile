@@ -16,7 +16,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp ker
 STARTING := tests/test_slurm.py tests/train/test_elastic.py tests/comm/test_stall.py tests/train/test_command.py \
     tests/comm/test_two_hosts.py tests/test_doctor.py
 
-.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts big fuzz torture bench clean help
+.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts dist big fuzz torture bench clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
@@ -47,6 +47,9 @@ slurm-test: $(VENV)/dev-$(MPI)  ## only the tests on a real Slurm, which is star
 
 slurm-scripts: $(VENV)/run-$(MPI)  ## write slurm/*.sbatch anew, after a change of hpcai/submit/script.py
 	for name in train bench; do python -m hpcai.submit.script $$name > slurm/$$name.sbatch || exit 1; done
+
+dist:  ## sdist and wheels into dist/, each tried in an empty environment (PYTHONS="python3.12 ..."; all that are here)
+	$(PYTHON) -m tests.dist $(PYTHONS)
 
 big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 	mpirun -n 2 pytest -m big --timeout 600

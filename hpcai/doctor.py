@@ -31,6 +31,7 @@ from hpcai.comm import select
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
 from hpcai.errors import HpcaiError
+from hpcai.train.arguments import Parser, whole_number
 
 SIZES = tuple(8**k for k in range(1, 10))
 """Bytes of the arrays that --tune reduces: 8 B to 128 MiB."""
@@ -41,33 +42,36 @@ TURN_S, LONGEST_S = 0.4, 1.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with these arguments (default: the command line's); returns the exit code, 1 if something does not work."""
-    parser = argparse.ArgumentParser(
-        prog="hpcai.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tune", action="store_true", help="measure the all-reduce algorithms and keep the fitted constants")
-    parser.add_argument("--largest", type=int, default=SIZES[-1], help="bytes of the longest array that --tune reduces")
-    parser.add_argument("--compress", action="store_true", help="predict a training step for each --compress of hpcai.train")
     try:
-        with contextlib.redirect_stderr(sys.stderr if launch().rank == 0 else io.StringIO()):
-            chosen, training = parser.parse_known_args(arguments)
-            if training and not chosen.compress:
-                parser.error(f"unknown: {' '.join(training)} (options of hpcai.train need --compress)")
-    except SystemExit:
-        if launch().rank != 0:
-            time.sleep(1.0)  # let rank 0 speak: the launcher ends all ranks with the first that ends so
-        raise
-    try:
+        chosen, training = _parsed(arguments)
         comm = hpcai.init()
     except HpcaiError as error:
         if launch().rank == 0:
-            print(f"hpcai.doctor: error: {error}", file=sys.stderr)
-        return 1
+            print(f"hpcai.doctor: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(1.0)  # let rank 0 speak: the launcher ends all ranks with the first that ends so
+        return error.exit_code
     wrong = report(comm)
     if chosen.tune:
-        wrong += tune(comm, chosen.largest)
+        wrong += tune(comm, chosen.largest or SIZES[-1])
     if chosen.compress:
         wrong += compress(comm, training)
     return 1 if wrong else 0
+
+
+def _parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The doctor's own options, and those of hpcai.train that may follow --compress."""
+    parser, size = Parser("hpcai.doctor", __doc__), whole_number(SIZES[0], SIZES[-1])
+    parser.add_argument("--tune", action="store_true", help="measure the all-reduce algorithms and keep the fitted constants")
+    parser.add_argument("--largest", type=size, help=f"bytes of the longest array that --tune reduces ({SIZES[-1]})")
+    parser.add_argument("--compress", action="store_true", help="predict a training step for each --compress of hpcai.train")
+    with contextlib.redirect_stdout(sys.stdout if launch().rank == 0 else io.StringIO()):  # --help
+        chosen, training = parser.parse_known_args(arguments)
+    if training and not chosen.compress:
+        parser.error(f"unknown: {' '.join(training)} (options of hpcai.train need --compress)")
+    if chosen.largest and not chosen.tune:
+        parser.error("--largest bounds what --tune measures; give that too")
+    return chosen, training
 
 
 def report(comm: Communicator) -> int:

@@ -151,8 +151,10 @@ class Cluster:
 
     def state(self, job):
         """A job's state as scontrol says it, such as RUNNING; empty if Slurm does not know it."""
-        said = self.say("scontrol", "show", "job", str(job))
-        return said.split("JobState=")[1].split()[0] if "JobState=" in said else ""
+        found = re.search(
+            r"^ +JobState=(\w+)", self.say("scontrol", "show", "job", str(job)), re.MULTILINE
+        )  # names may say so too
+        return found[1] if found else ""
 
     def ends(self, job, limit=60):
         """Wait until a job has ended; returns its state."""

@@ -175,6 +175,22 @@ def test_the_site_has_its_say_before_training(monkeypatch, tmp_path):
     assert "mpirun env python -m hpcai.train" in script_run(monkeypatch, tmp_path, "exit 0")[1]
 
 
+def test_a_site_without_a_folder_is_the_one_here(monkeypatch, tmp_path):
+    (tmp_path / "mysite").write_text("HPCAI_LAUNCHER=mpirun\n")
+    pretend(monkeypatch, tmp_path / "other", mysite="HPCAI_LAUNCHER=rsh\n")
+    assert script_run(monkeypatch, tmp_path, "exit 0", HPCAI_SITE="mysite")[0] == 0
+
+
+def test_words_for_the_launcher_are_no_patterns_of_files(monkeypatch, tmp_path):
+    script_run(monkeypatch, tmp_path, "exit 0", HPCAI_LAUNCHER_OPTIONS="--a  s*t 'b\nc")
+    assert "--a s*t 'b c python -m" in (tmp_path / "bin" / "launched").read_text()
+
+
+def test_a_launcher_that_is_not_installed_ends_the_job(monkeypatch, tmp_path):
+    code, out, requeued = script_run(monkeypatch, tmp_path, "exit 127", code="85")
+    assert (code, requeued) == (127, ""), out
+
+
 def test_a_launcher_that_there_is_not_ends_the_job(monkeypatch, tmp_path):
     code, out, _ = script_run(monkeypatch, tmp_path, "exit 0", HPCAI_LAUNCHER="rsh")
     assert code == 2

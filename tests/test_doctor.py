@@ -89,3 +89,31 @@ def test_it_predicts_what_each_compression_takes_and_refuses_bad_options_once():
         code, out, err = doctors(2, *flags)
         assert code != 0
         assert err.count(words) == 1, err
+
+
+WRONG = {
+    "below zero": (["--tune", "--largest", "-8"], "--largest: wants a whole number from 8 to 134,217,728, got '-8'"),
+    "too small": (["--tune", "--largest=7"], "wants a whole number from 8"),
+    "too large": (["--tune", "--largest", "9" * 30], "wants a whole number from 8"),
+    "a word": (["--tune", "--largest", "much"], "got 'much'"),
+    "of nothing": (["--largest", "64"], "--largest bounds what --tune measures"),
+    "no option": (["tune"], "unknown: tune"),
+    "an abbreviation": (["--tun"], "unknown: --tun"),
+    "a value too many": (["--compress=int8"], "--compress: ignored explicit argument 'int8'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_options_are_refused_in_one_line(capsys, case):
+    flags, words = WRONG[case]
+    assert doctor.main(flags) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("hpcai.doctor: error: ")
+    assert words in err
+
+
+def test_options_of_training_are_refused_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "report", lambda comm: 0)
+    threads.run(1, lambda comm: doctor.compress(comm, ["--batch", "-3"]))
+    assert capsys.readouterr().err.count("\n") == 1

@@ -108,7 +108,13 @@ def short(slurm, tmp_path_factory):
 
 
 def test_a_run_is_followed_to_its_end(slurm, short, tmp_path):
-    run = Run(slurm, tmp_path, "--nodes", "2", steps=10, follow=["--follow"])
+    """In a folder and by a name that want quotes in bash, in Slurm's header, and in its pattern for logs."""
+    folder, name = tmp_path / 'it\'s 50%j "b" #$(id) packjob', "a HetJob's JobState=FAILED \\ #1"
+    folder.mkdir()
+    run = Run(slurm, folder, "--nodes", "2", "--name", name, f"--sbatch=--comment={name}", steps=10, follow=["--follow"])
+    said = slurm.say("scontrol", "show", "job", run.job)
+    assert f"JobName={name}\n" in said
+    assert f"Comment={name}" in said
     assert "ranks          2" in run.said.stdout
     assert "training ended with exit code 0" in run.said.stdout
     assert f"job {run.job}: COMPLETED" in run.said.stderr

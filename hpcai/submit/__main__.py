@@ -10,27 +10,37 @@ its newest checkpoint, and asks for another allocation when its time is up, it i
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import sysconfig
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import hpcai
 from hpcai.errors import HpcaiError, UsageError
-from hpcai.submit import checks, script, slurm, sweep
+from hpcai.submit import checks, quoting, script, slurm, sweep
 from hpcai.submit.walltime import seconds
 from hpcai.train import config
+from hpcai.train.arguments import Parser, whole_number
 from hpcai.train.config import Options
+
+MANY = 1_000_000
+"""More nodes, ranks on a node or restarts than anybody has."""
+
+LONGEST_LEAD_S = 65_535
+"""The most seconds that Slurm takes for a signal before the end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with these arguments (default: the command line's); returns the exit code, with --follow the job's."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
-    chosen, training = _parser().parse_args(given[:cut]), given[cut + 1 :]
-    if config.asks_only(training):
-        config.parse(training)
-        return 0
     try:
+        chosen, training = _parser().parse_args(given[:cut]), given[cut + 1 :]
+        if config.asks_only(training):
+            config.parse(training)
+            return 0
         return _submit(chosen, training)
     except (HpcaiError, OSError) as error:
         _say(f"error: {' '.join(str(error).split())}")
@@ -38,37 +48,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hpcai.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--nodes", type=_count, default=1, help="nodes (1)")
-    parser.add_argument("--ranks-per-node", type=_count, default=1, help="ranks on each node (1)")
+    parser = Parser("hpcai.submit", __doc__)
+    count = whole_number(1, MANY)
+    parser.add_argument("--nodes", type=count, default=1, help="nodes (1)")
+    parser.add_argument("--ranks-per-node", type=count, default=1, help="ranks on each node (1)")
     parser.add_argument("--time", default="1:00:00", help="walltime of one allocation, as sbatch takes it (1:00:00)")
     parser.add_argument("--partition", help="partition")
     parser.add_argument("--account", help="account")
-    parser.add_argument("--cpus-per-rank", type=_count, help="cores for each rank")
-    parser.add_argument("--gpus-per-rank", type=_count, help="GPUs for each rank")
+    parser.add_argument("--cpus-per-rank", type=count, help="cores for each rank")
+    parser.add_argument("--gpus-per-rank", type=count, help="GPUs for each rank")
     parser.add_argument("--launcher", choices=script.LAUNCHERS, default="auto", help="how ranks are started (auto)")
-    parser.add_argument("--signal-seconds", type=_count, default=120, help="seconds before the end to write a checkpoint (120)")
-    parser.add_argument("--max-restarts", type=int, default=100, help="requeue no more often than this (100)")
+    lead = whole_number(1, LONGEST_LEAD_S)
+    parser.add_argument("--signal-seconds", type=lead, default=120, help="seconds before the end to write a checkpoint (120)")
+    parser.add_argument("--max-restarts", type=whole_number(0, MANY), default=100, help="requeue no more often than this (100)")
     parser.add_argument("--sweep", action="append", default=[], metavar="OPTION=V,V,...", help="an array job; may be repeated")
     parser.add_argument("--name", help="the job's name (that of the run's folder)")
     parser.add_argument("--site", type=Path, help="the site's settings (slurm/site.sh here, else beside the package)")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="=--OPTION", help="a further line; may be repeated")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="=--OPTION", help="a further option of sbatch; repeatable"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
     parser.add_argument("--follow", action="store_true", help="print the log until the job ends, and end with its exit code")
     return parser
 
 
-def _count(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wants a whole number above 0, got {text!r}")
-    return int(text)
-
-
 def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
     seconds(chosen.time)
+    checks.check_further(chosen.sbatch)
     checks.check_flags(training)
     if not chosen.dry_run:
         slurm.require()
@@ -77,10 +83,10 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
     checks.check_launcher(whole, chosen.launcher)
     ranks = chosen.nodes * chosen.ranks_per_node
     expected = [checks.check(options, ranks, chosen.time, chosen.signal_seconds) for _, options in runs]
-    folder = Path(str(whole.run))
+    folder = Path(str(whole.run)).absolute()
     text = script.train(_job(chosen, training, whole, [flags for flags, _ in runs if flags]))
     if chosen.dry_run:
-        sys.stdout.write(text)
+        _print(text)
         return 0
     slurm.trial(text)
     job = slurm.submit(_written(folder / "train.sbatch", text))
@@ -98,6 +104,14 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
         return 130
 
 
+def _print(script: str) -> None:
+    """The script on stdout, as it would lie in the file also where the terminal has other characters."""
+    try:
+        sys.stdout.write(script)
+    except UnicodeEncodeError:
+        sys.stdout.buffer.write(script.encode())
+
+
 def _say(text: str) -> None:
     """One line on stderr."""
     print(f"hpcai.submit: {text}", file=sys.stderr, flush=True)
@@ -105,9 +119,9 @@ def _say(text: str) -> None:
 
 def _job(chosen: argparse.Namespace, training: list[str], whole: Options, tasks: list[list[str]]) -> script.Job:
     """What the script says. Paths are whole, so that it can be submitted again from anywhere but for training's own."""
-    folder = Path(str(whole.run))
+    folder = Path(str(whole.run)).absolute()
     return script.Job(
-        name=chosen.name or folder.name,
+        name=os.path.basename(os.path.abspath(folder)) or "hpcai" if chosen.name is None else chosen.name,
         nodes=chosen.nodes,
         ranks_per_node=chosen.ranks_per_node,
         time=chosen.time,
@@ -119,7 +133,7 @@ def _job(chosen: argparse.Namespace, training: list[str], whole: Options, tasks:
         max_restarts=chosen.max_restarts,
         launcher=chosen.launcher,
         elastic=whole.elastic,
-        log=str(folder.absolute() / ("slurm-%A_%a.log" if tasks else "slurm-%j.log")),
+        log=quoting.log_pattern(str(folder), "slurm-%A_%a.log" if tasks else "slurm-%j.log"),
         python=sys.executable,
         site=_site(chosen.site),
         arguments=training,
@@ -131,8 +145,9 @@ def _job(chosen: argparse.Namespace, training: list[str], whole: Options, tasks:
 def _site(given: Path | None) -> str:
     """The file of the site's settings: the one named, or the first that is there; it need not be."""
     if given is not None and not given.is_file():
-        raise UsageError(f"--site {given} is not a file")
-    near = [Path("slurm/site.sh"), Path(hpcai.__file__).parents[1] / "slurm" / "site.sh"]
+        raise UsageError(f"--site {str(given)!r} is not a file")
+    beside, installed = Path(hpcai.__file__).parents[1], Path(sysconfig.get_path("data"), "share", "hpcai")
+    near = [folder / "slurm" / "site.sh" for folder in (Path(), beside, installed)]
     found = given or next((path for path in near if path.is_file()), near[0])
     return str(found.absolute())
 
@@ -140,9 +155,16 @@ def _site(given: Path | None) -> str:
 def _written(path: Path, text: str) -> Path:
     """Write the script beside its name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        beside = Path(file.name)
+        try:
+            file.write(text)
+            file.flush()
+            beside.chmod(0o644)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink()
+            raise
     return path
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +19,24 @@ from hpcai.train.config import Options
 SMALL_BYTES = 256 << 20
 """Data up to this size is read as training would; of more it is only seen that the files are there."""
 
+NAME_BYTES = 255
+"""The most that file systems take for a name."""
+
+TAKEN = {
+    **dict.fromkeys(("--job-name", "-J"), "--name"),
+    **dict.fromkeys(("--nodes", "-N"), "--nodes"),
+    **dict.fromkeys(("--ntasks-per-node", "--ntasks", "-n"), "--ranks-per-node"),
+    **dict.fromkeys(("--time", "-t"), "--time"),
+    **dict.fromkeys(("--partition", "-p"), "--partition"),
+    **dict.fromkeys(("--account", "-A"), "--account"),
+    **dict.fromkeys(("--cpus-per-task", "-c"), "--cpus-per-rank"),
+    **dict.fromkeys(("--array", "-a"), "--sweep"),
+    "--gpus-per-task": "--gpus-per-rank",
+    "--signal": "--signal-seconds",
+    **dict.fromkeys(("--output", "-o", "--chdir", "-D", "--open-mode", "--requeue", "--no-requeue", "--wrap"), ""),
+}
+"""Options of sbatch that the script has or depends on, and what sets them here."""
+
 NO_RESUME = "--resume is auto for a job that may be requeued; leave it out, and to start afresh name another folder by --run"
 
 
@@ -25,6 +46,17 @@ def check_flags(arguments: Sequence[str]) -> None:
         name, _, value = word.partition("=")
         if name == "--resume" and (value or next(iter(arguments[i + 1 :]), "")) != "auto":
             raise UsageError(NO_RESUME)
+
+
+def check_further(options: Sequence[str]) -> None:
+    """Raise UsageError for --sbatch that is no option of sbatch, or one that the script has already."""
+    for option in options:
+        found = re.match(r"--[a-z][a-z-]*|-[A-Za-z]", option)
+        if not found:
+            raise UsageError(f"--sbatch wants an option of sbatch, as in --sbatch=--qos=high, got {option!r}")
+        if found[0] in TAKEN:
+            instead = f"give {TAKEN[found[0]]} instead" if TAKEN[found[0]] else "the script depends on it"
+            raise UsageError(f"--sbatch={option!r}: {found[0]} is set by the script itself; {instead}")
 
 
 def check_launcher(options: Options, launcher: str) -> None:
@@ -76,10 +108,17 @@ def total_steps(options: Options, dataset: Dataset | None) -> int | None:
 def _writable(folder: Path) -> None:
     """Raise UsageError unless the folder, or the nearest one above it that is there, takes files. Leaves nothing behind."""
     place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
     try:
+        while not place.exists() and place != place.parent:
+            _nameable(place.name)
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise UsageError(f"nothing can be written to {folder}: {error.strerror or error} ({place})") from None
+
+
+def _nameable(name: str) -> None:
+    """Raise OSError for a name that no folder can have, though its path may not be looked at before it is made."""
+    if len(os.fsencode(name)) > NAME_BYTES:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

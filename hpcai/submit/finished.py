@@ -6,13 +6,12 @@ run from one whose node was lost.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpcai.errors import HpcaiError, UsageError
-from hpcai.submit import checks
+from hpcai.submit import checks, walltime
 from hpcai.train import config, resume
 from hpcai.train.config import Options
 
@@ -41,9 +40,11 @@ def finished(options: Options) -> bool:
     Raises: UsageError if the number of steps is not known; CheckpointError or OSError for checkpoints that cannot be listed.
     """
     try:
-        summary = json.loads((Path(str(options.run)) / "summary.json").read_text(encoding="utf-8"))
+        summary = walltime.summary(Path(str(options.run)))
         had, steps = summary["options"], int(summary["steps"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except walltime.UNREADABLE as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
         return False
     if all(had.get(name) == getattr(options, name) for name in BOUNDS):
         return True

@@ -1,7 +1,8 @@
 """What all batch scripts have in common, in bash: signals, requeueing, the launcher, and the judgement of how training ended.
 
-Texts that hpcai.submit.script puts together. They read what a script sets first: python, site, launcher, and for training
-max_restarts, elastic (as the option of training) and options.
+Texts that hpcai.submit.script puts together. They read what a script sets first: python, site, launcher, elastic (as the option
+of training), and for training max_restarts and options. A variable of the environment may hold anything: bash runs commands
+that stand in what it takes for a number, as in (( )) or beside -gt.
 """
 
 SAY = r"""
@@ -18,6 +19,8 @@ ASKED = r"""
 # waits for a command.
 child=
 asked=
+restarts=0
+if [[ $SLURM_RESTART_COUNT =~ ^(0|[1-9][0-9]{0,8})$ ]]; then restarts=$SLURM_RESTART_COUNT; fi
 pass_on() {
     asked=1
     if [[ -n $child ]]; then kill -USR1 "$child" 2>/dev/null; fi
@@ -39,8 +42,8 @@ requeue() { # REASON: ask for another allocation, unless Slurm is ending the job
     state=$(patiently squeue -h -j "$job" -o %T)
     if [[ -n $state && $state != RUNNING ]]; then
         say "$1; Slurm is ending the job. What is checkpointed is kept: the same command goes on from it"
-    elif ((${SLURM_RESTART_COUNT:-0} >= max_restarts)); then
-        say "$1, but it was restarted $SLURM_RESTART_COUNT times, which is the most allowed; the same command goes on"
+    elif ((restarts >= max_restarts)); then
+        say "$1, but it was restarted $restarts times, which is the most allowed; the same command goes on"
     elif patiently scontrol requeue "$job"; then
         say "$1; requeued, it goes on from the newest checkpoint"
         exit
@@ -59,16 +62,21 @@ refuse() { # EXIT-CODE WORDS: end, for good unless Slurm asked to leave: then th
 LAUNCH = r"""
 # What the site says: modules, environment, launcher, network (HPCAI_SITE names another file).
 site=${HPCAI_SITE:-$site}
-if [[ $python == /* ]]; then PATH=${python%/*}:$PATH; fi
+if [[ $site != */* ]]; then site=./$site; fi # else bash looks for it on PATH
+if [[ $python == /* && $python != *:* ]]; then PATH=${python%/*}:$PATH; fi
 if [[ -e $site ]]; then . "$site"; fi
-if [[ $launcher == auto && ${elastic:-never} != never ]]; then launcher=mpirun; fi # srun ends all ranks when one fails
+if [[ $launcher == auto && $elastic != never ]]; then launcher=mpirun; fi # srun ends all ranks when one fails
 if [[ $launcher == auto ]]; then launcher=${HPCAI_LAUNCHER:-auto}; fi
 if [[ -n $SLURM_CPUS_PER_TASK ]]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # srun does not ask sbatch for it
 
 # The launcher that belongs to Python's MPI library.
 library=$("${python[@]}" -c 'import mpi4py
 mpi4py.rc.initialize = False
-from mpi4py import MPI
+try:
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as error:
+    from hpcai.comm import library_search
+    raise SystemExit(library_search.absent(str(error)))
 print(MPI.Get_library_version().strip("\0"))' 2>&1) || refuse 1 "${python[*]} has no MPI library: ${library##*$'\n'}"
 if [[ $launcher == auto ]]; then
     if [[ $library != *"Open MPI"* ]]; then launcher=srun-pmi2
@@ -83,13 +91,14 @@ mpirun)
     if [[ $library == *"Open MPI"* ]]; then
         launch+=(--bind-to none)
         if [[ -n $SLURM_NTASKS_PER_NODE ]]; then launch+=(--map-by "ppr:$SLURM_NTASKS_PER_NODE:node"); fi
-        if [[ ${elastic:-never} != never ]]; then launch+=(--with-ft ulfm); fi
-        if [[ ${elastic:-never} == grow ]]; then launch+=(--prtemca state_base_recoverable 1); fi
+        if [[ $elastic != never ]]; then launch+=(--with-ft ulfm); fi
+        if [[ $elastic == grow ]]; then launch+=(--prtemca state_base_recoverable 1); fi
     fi
     ;;
 *) refuse 2 "there is no launcher $launcher, but srun-pmix, srun-pmi2, mpirun and auto" ;;
 esac
-launch+=($HPCAI_LAUNCHER_OPTIONS)
+read -r -d '' -a more <<<"$HPCAI_LAUNCHER_OPTIONS" # in words, of which none is taken for a pattern of files
+launch+=("${more[@]}")
 """
 
 BENCH = r"""
@@ -102,9 +111,10 @@ if [[ -n $asked ]]; then
     exit 85
 fi
 options+=("$@" --resume auto) # last, so that nothing else is taken, as from a file of options
-say "${launch[*]} ${python[*]} -m hpcai.train ${options[*]}  (restarts: ${SLURM_RESTART_COUNT:-0})"
+say "${launch[*]} ${python[*]} -m hpcai.train ${options[*]}  (restarts: $restarts)"
 "${launch[@]}" "${python[@]}" -m hpcai.train "${options[@]}" &
 child=$!
+code=127
 if [[ -n $asked ]]; then kill -USR1 "$child"; fi
 while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
 wait "$child"
@@ -120,7 +130,7 @@ all_nodes() { # whether a step reaches all nodes
 # killed, or crashes.
 unsure=
 if [[ $launcher == mpirun ]]; then
-    if [[ $code == 0 && $SLURM_NNODES -gt 1 ]]; then unsure=1; fi
+    if [[ $code == 0 && $SLURM_NNODES =~ ^([2-9]|[1-9][0-9]+)$ ]]; then unsure=1; fi
     if [[ $code =~ ^(0|134|137|139)$ && $elastic != never ]]; then unsure=1; fi
 fi
 

@@ -1,19 +1,33 @@
 """The text of batch scripts: what a job asks of Slurm, how ranks are started, and what happens when the allocation ends first.
 
 `python -m hpcai.submit.script train` and `... bench` print slurm/train.sbatch and slurm/bench.sbatch.
+
+Texts come from options, files of options, the environment and names of folders. All of them pass `_checked` and are quoted here.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from shlex import quote
 from typing import NamedTuple
 
-from hpcai.submit import parts
+from hpcai.errors import UsageError
+from hpcai.submit import parts, quoting
 
 LAUNCHERS = ("auto", "srun-pmix", "srun-pmi2", "mpirun")
 """How ranks can be started; auto asks the MPI library and Slurm, in the job."""
+
+CALLED = {
+    "name": "the job's name (--name, else that of the run's folder)",
+    "log": "the run's folder",
+    "python": "the path of Python",
+    "site": "the path of the site's settings",
+    "arguments": "an option of training",
+    "tasks": "an option of --sweep",
+    "more": "--sbatch",
+}
+"""How people call what a job's texts are; others are options of the same name."""
 
 
 class Job(NamedTuple):
@@ -40,7 +54,11 @@ class Job(NamedTuple):
 
 
 def train(job: Job) -> str:
-    """The batch script of a training run, or of an array of them if the job has tasks: further options for each."""
+    """The batch script of a training run, or of an array of them if the job has tasks: further options for each.
+
+    Raises: UsageError for texts that a script cannot hold.
+    """
+    job = _checked(job)
     lines = [
         "#!/bin/bash",
         "# Trains on the nodes of this allocation, goes on from the newest checkpoint, and asks for another allocation when",
@@ -50,30 +68,49 @@ def train(job: Job) -> str:
         "#SBATCH --open-mode=append",
         f"#SBATCH --signal=B:USR1@{job.signal_seconds}",
         *([f"#SBATCH --array=0-{len(job.tasks) - 1}"] if job.tasks else []),
-        *(f"#SBATCH {option}" for option in job.more),
+        *(f"#SBATCH {_further(option)}" for option in job.more),
         "",
         *_settings(job),
         f"max_restarts={job.max_restarts}",
-        f"elastic={job.elastic or '${HPCAI_ELASTIC:-never}'}",
+        f"elastic={quote(job.elastic) if job.elastic else '${HPCAI_ELASTIC:-never}'}",
         f"options=({' '.join(map(quote, job.arguments))})",
     ]
     if job.tasks:
         lines.append("case $SLURM_ARRAY_TASK_ID in")
         lines += [f"    {i}) options+=({' '.join(map(quote, task))}) ;;" for i, task in enumerate(job.tasks)]
-        lines.append("esac")
+        last = f"error: this script has tasks 0 to {len(job.tasks) - 1}, not '$SLURM_ARRAY_TASK_ID'"
+        lines += [f'    *) echo "{last}" >&2; exit 2 ;;', "esac"]
     return "\n".join(lines) + "\n" + parts.SAY + parts.ASKED + parts.LAUNCH + parts.TRAIN
 
 
 def bench(job: Job) -> str:
-    """The batch script of bench.allreduce."""
+    """The batch script of bench.allreduce. Raises: UsageError, as `train`."""
+    job = _checked(job)
     lines = [
         "#!/bin/bash",
         "# Measures all-reduce on the nodes of this allocation: sbatch -N 2 --ntasks-per-node=4 slurm/bench.sbatch -e 64M",
         *_asked(job),
         "",
         *_settings(job),
+        "elastic=never",
     ]
     return "\n".join(lines) + "\n" + parts.SAY + parts.REFUSE + parts.LAUNCH + parts.BENCH
+
+
+def _checked(job: Job) -> Job:
+    """The job, none of whose texts has a character that ends a line. Raises: UsageError."""
+    for field, value in job._asdict().items():
+        for text in _texts(value):
+            quoting.check(CALLED.get(field, f"--{field}"), text)
+    return job
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Sequence):
+        for one in value:
+            yield from _texts(one)
 
 
 def _asked(job: Job) -> list[str]:
@@ -89,13 +126,28 @@ def _asked(job: Job) -> list[str]:
         "account": job.account,
         "output": job.log,
     }
-    return [f"#SBATCH --{name}={quote(str(value))}" for name, value in asked.items() if value is not None]
+    return [f"#SBATCH --{name}={_value(name, value)}" for name, value in asked.items() if value is not None]
+
+
+def _value(name: str, value: object) -> str:
+    if value == "":
+        raise UsageError(f"--{name} wants a value, got ''")
+    return quoting.for_slurm(f"--{name}", str(value))
+
+
+def _further(option: str) -> str:
+    """--OPTION=VALUE as one word; where a space follows the option's name, as in `--mem 4G`, the value is a second word."""
+    name, space, value = option.partition(" ")
+    words = [name, value.strip()] if space and "=" not in name else [option]
+    return " ".join(quoting.for_slurm("--sbatch", word) for word in words)
 
 
 def _settings(job: Job) -> list[str]:
-    return [f"python=({quote(job.python)})", f"site={quote(job.site)}", f"launcher={job.launcher}"]
+    return [f"python=({quote(job.python)})", f"site={quote(job.site)}", f"launcher={quote(job.launcher)}"]
 
 
 if __name__ == "__main__":
     made = {"train": train(Job()), "bench": bench(Job(name="hpcai-bench", time="0:15:00"))}
+    if len(sys.argv) != 2 or sys.argv[1] not in made:
+        sys.exit(f"hpcai.submit.script: error: wants one of {', '.join(made)}")
     sys.stdout.write(made[sys.argv[1]])

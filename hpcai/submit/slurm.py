@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -21,6 +23,9 @@ GONE_AFTER = 5
 FAILED = {"CANCELLED": 143, "TIMEOUT": 124}
 """Exit codes for jobs that ended without one of their own; others are 1."""
 
+READ_BYTES = 1 << 20
+"""A followed log is read in pieces of this size."""
+
 GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING", "STOPPED", "SIGNALING"}
 
 
@@ -32,17 +37,24 @@ def require() -> None:
 
 def trial(script: str) -> None:
     """Let Slurm judge a script by `sbatch --test-only`; raise UsageError with its words if it would refuse."""
-    done = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+    done = _sbatch("--test-only", given=script)
     if done.returncode:
         raise UsageError(f"Slurm refuses the job: {_words(done.stderr)}")
 
 
 def submit(path: Path) -> str:
     """Queue the script; returns the job's number."""
-    done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)
+    done = _sbatch("--parsable", str(path.absolute()))
     if done.returncode:
         raise HpcaiError(f"Slurm refused {path}: {_words(done.stderr)}")
-    return done.stdout.strip().split(";")[0]
+    found = re.search(r"^([0-9]+)(;.*)?$", done.stdout.strip().rpartition("\n")[2])
+    if not found:
+        raise HpcaiError(f"sbatch took {path} but did not say the job's number: {_words(done.stdout)}; squeue --me lists jobs")
+    return found[1]
+
+
+def _sbatch(*words: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sbatch", *words], input=given, capture_output=True, encoding="utf-8", errors="replace", check=False)
 
 
 def _words(stderr: str) -> str:
@@ -75,29 +87,53 @@ def follow(job: str, logs: Sequence[Path]) -> int:
 
 def _print_new(log: Path, start: int, mark: str) -> int:
     """Print the log's whole lines from byte `start`; returns where they end."""
+    while new := _read(log, start):
+        whole = new[: new.rfind(b"\n") + 1] or (new if len(new) == READ_BYTES else b"")
+        for line in whole.decode("utf-8", "replace").removesuffix("\n").split("\n") if whole else ():
+            print(f"{mark}{line}", flush=True)
+        start += len(whole)
+        if len(new) < READ_BYTES:
+            break
+    return start
+
+
+def _read(log: Path, start: int) -> bytes:
+    """A piece of the log, of READ_BYTES at most; nothing of what is no plain file, which may never end."""
     try:
-        with log.open("rb") as file:
-            file.seek(start)
-            new = file.read()
+        handle = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
-        return start
-    whole = new[: new.rfind(b"\n") + 1]
-    for line in whole.decode("utf-8", "replace").splitlines():
-        print(f"{mark}{line}", flush=True)
-    return start + len(whole)
+        return b""
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return b""
+        file.seek(start)
+        return file.read(READ_BYTES)
 
 
 def _states(job: str) -> dict[str, tuple[str, str]]:
     """State and exit code of each task of a job, by its number; empty if Slurm does not answer."""
     try:
-        done = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            ["scontrol", "show", "job", job], capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return {}
+    return _parsed(done.stdout)
+
+
+def _parsed(said: str) -> dict[str, tuple[str, str]]:
+    r"""What `scontrol show job` says. Names, comments and paths may have anything in them but the beginning of a line.
+
+    >>> _parsed("JobId=7 JobName=x JobState=FAILED\n   JobState=RUNNING Reason=None\n   Requeue=1 Restarts=0 ExitCode=0:0\n")
+    {'7': ('RUNNING', '0:0')}
+    """
     found = {}
-    for line in done.stdout.splitlines():
-        words = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if {"JobId", "JobState", "ExitCode"} <= words.keys():
-            found[words["JobId"]] = words["JobState"], words["ExitCode"]
+    for record in re.split(r"^(?=JobId=)", said, flags=re.MULTILINE):
+        number = re.match(r"JobId=(\d+)", record)
+        state = re.search(r"^ +JobState=(\w+)", record, re.MULTILINE)
+        code = re.search(r"^ +Requeue=\d+ (?:\w+=\d+ )*ExitCode=(\d+:\d+)", record, re.MULTILINE)
+        if number and state and code:
+            found[number[1]] = state[1], code[1]
     return found
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hpcai.errors import UsageError
+from hpcai.submit.checks import NAME_BYTES
 from hpcai.train import config
 from hpcai.train.config import Options
 
 OWN = ("run", "resume", "config", "metrics", "trace", "signals", "checkpoints", "elastic")
 """Options that runs of a sweep cannot differ in: they are the same for all, or follow from the run's folder."""
+
+MOST = 10_000
+"""The most runs of a sweep; Slurm allows a thousand unless a site says otherwise (MaxArraySize)."""
 
 
 def axes(sweeps: Sequence[str]) -> dict[str, list[str]]:
@@ -49,10 +55,15 @@ def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str
     for name in ("metrics", "trace"):
         if getattr(whole, name):
             raise UsageError(f"--{name} {getattr(whole, name)} is one file for all runs of --sweep; leave it out")
+    count = math.prod(map(len, varied.values()))
+    if count > MOST:
+        raise UsageError(f"--sweep makes {count:,} runs of this, and {MOST:,} at most; vary less")
     found = []
     for values in itertools.product(*varied.values()):
         pairs = list(zip(varied, values, strict=True))
         below = ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
+        if len(os.fsencode(below)) > NAME_BYTES:
+            raise UsageError(f"--sweep names a folder for each run, and {below[:60]!r}... has more than {NAME_BYTES} bytes")
         flags = [f"--{name}={value}" for name, value in pairs] + [f"--run={Path(str(whole.run)) / below}"]
         if whole.checkpoints:
             flags.append(f"--checkpoints={whole.checkpoints.rstrip('/')}/{below}")

@@ -19,8 +19,18 @@ FEW_STEPS = 5
 MEASURED_STEPS = 50
 """The last steps of a run whose median time is taken."""
 
+LONGEST_S = 366 * 86_400
+"""The longest allocation that is asked for; beyond some thousands of years Slurm's own numbers overflow."""
+
+TAIL_BYTES, SUMMARY_BYTES = 1 << 16, 1 << 20
+"""So much of a run's metrics.jsonl, from its end, and of its summary.json is read."""
+
 ALIKE = ("data", *(name for name in IDENTITY if name != "seed"), *GPT_IDENTITY, "mesh", "compress")
 """Options that another run must share for its step time to be taken."""
+
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError)
+"""What reading a file raises that another program wrote, or that was damaged."""
 
 
 class Measured(NamedTuple):
@@ -39,8 +49,8 @@ def seconds(text: str) -> int:
 
     Raises: UsageError.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if not found:
+    found = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", text)
+    if not found or len(text) > 40:
         raise UsageError(f"--time wants minutes, H:M:S or D-H:M:S, as in 1:00:00, got {text!r}")
     days, first, second, third = found.groups()
     if days is not None:
@@ -49,9 +59,12 @@ def seconds(text: str) -> int:
         parts = [int(first), int(second), int(third)]
     else:
         parts = [0, int(first), int(second or 0)]
-    if not sum(parts):
+    total = 3600 * parts[0] + 60 * parts[1] + parts[2]
+    if not total:
         raise UsageError(f"--time {text} is no time at all")
-    return 3600 * parts[0] + 60 * parts[1] + parts[2]
+    if total > LONGEST_S:
+        raise UsageError(f"--time {text} is longer than a year; ask for less, the job is requeued by itself")
+    return total
 
 
 def duration(amount_s: float) -> str:
@@ -81,13 +94,34 @@ def measured(options: Options, ranks: int) -> Measured | None:
 def _read(folder: Path, like: Options | None, ranks: int) -> Measured | None:
     """What metrics.jsonl says; with `like`, only of a finished run with those options."""
     try:
-        if like is not None and not _alike(json.loads((folder / "summary.json").read_text(encoding="utf-8")), like, ranks):
+        if like is not None and not _alike(summary(folder), like, ranks):
             return None
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-MEASURED_STEPS:]
-        records = [json.loads(line) for line in lines if line.endswith("}")]
-        return Measured(statistics.median(record["step_ms"] for record in records) / 1e3, folder, records[-1]["step"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        lines = _end(folder / "metrics.jsonl", TAIL_BYTES).decode().splitlines()[-MEASURED_STEPS:]
+        records = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+        found = Measured(statistics.median(float(record["step_ms"]) for record in records) / 1e3, folder, records[-1]["step"])
+        return found if 0 <= found.step_s < LONGEST_S and type(found.steps) is int and found.steps >= 0 else None
+    except UNREADABLE:
         return None
+
+
+def summary(folder: Path) -> dict:
+    """What a finished run's summary.json says. Raises: one of UNREADABLE."""
+    path = folder / "summary.json"
+    if not path.exists():
+        raise FileNotFoundError(path)
+    found = json.loads(_end(path, SUMMARY_BYTES))
+    if not isinstance(found, dict) or not isinstance(found["options"], dict):
+        raise ValueError(f"{path} is not the summary of a run")
+    return found
+
+
+def _end(path: Path, most: int) -> bytes:
+    """The last bytes of a plain file."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - most))
+        return file.read(most)
 
 
 def _alike(summary: dict, like: Options, ranks: int) -> bool:
