@@ -88,7 +88,8 @@ class Reporter:
         now, step = self.comm.size, self.progress.step
         self.note_recovery(lost, before, seconds)
         left = f"; {spares} spare left" if self.options.spares else ""
-        self.say(f"{some(lost)} of {before} failed; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
+        failed = f"{some(lost)} of {before} failed" if lost else "some waited in vain, but none failed"
+        self.say(f"{failed}; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
 
     def say(self, text: str) -> None:
         """A line on stderr that stays, from rank 0."""
