@@ -112,6 +112,7 @@ def _shrink(run: Run) -> list[int]:
             part = None
     failed = sorted(set(range(run.comm.size)) - {one.rank for one in told})
     run.adopt(part)
+    run.reporter.moved(run.comm, run.mine, run.progress)
     return failed
 
 
