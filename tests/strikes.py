@@ -29,10 +29,7 @@ def chosen(process, rng, count, training, spares, first=False):
     """So many of the `training` ranks, and at times a spare one; some rank that trains is left. Returns them, and those of them
     that train. first: the first is among them.
     """
-    found = []
-    with contextlib.suppress(OSError):  # it has just ended
-        found = children(process)
-    ranks = sorted(found, key=rank_of) if spares else sorted(found)
+    ranks = sorted(children(process), key=rank_of) if spares else sorted(children(process))
     ranks, waiting = ranks[:training], ranks[training:]
     victims = rng.sample(ranks, min(count, len(ranks) - 1)) if ranks else []
     if first and victims and ranks[0] not in victims:

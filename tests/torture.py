@@ -35,10 +35,11 @@ from hpcai.comm.ulfm import RECOVERABLE
 from hpcai.train import config
 from hpcai.train.loop import fit
 from tests import strikes
-from tests.command import children, start
+from tests.command import children, end, start
 
-FLAGS = ["--hidden", "48", "--batch", "64", "--steps", "2500", "--lr", "3e-4", "--compress-smallest", "1"]
+FLAGS = ["--hidden", "48", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
 RANKS, SPARES, LIMIT_S, SLOW_S = 4, 3, 300, 3.0
+STEPS, STEPS_FROZEN = 2500, 1000
 STALL_S, STALL_FROZEN_S = 15, 5
 """Time limits of waits in runs in which ranks are killed, or frozen: longer than others load a machine, shorter than we wait."""
 STUCK = re.compile(r"the (recovery from a failure|start of new ranks) did not end within")
@@ -97,11 +98,11 @@ def draw_freezes(rng, apart, upon):
     return drawn._replace(starting=starting, thaws=tuple(lasting))
 
 
-def undisturbed(folder, flags):
+def undisturbed(folder, flags, steps):
     """Final test losses on 2, 3 and 4 ranks."""
     losses = []
     for ranks in (2, 3, 4):
-        chosen = config.parse([*FLAGS, *flags, "--checkpoint-steps", "0", "--run", str(folder / "plain")])
+        chosen = config.parse([*FLAGS, "--steps", str(steps), *flags, "--checkpoint-steps", "0", "--run", str(folder / "plain")])
         with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             losses.append(threads.run(ranks, lambda comm: fit(chosen, comm))[0]["test_loss"])  # noqa: B023
     return min(losses), max(losses)
@@ -127,10 +128,7 @@ def attempt(drawn, folder, rng, spread, first=False):
         process.wait(LIMIT_S - (time.monotonic() - began))
     except subprocess.TimeoutExpired:
         print("HUNG:", drawn, (folder / "stderr").read_text()[-2000:], flush=True)
-        for pid in children(process):
-            os.kill(pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
+        end(process)
         return Outcome("hung", sum(one.struck for one in struck), [])
     said = (folder / "stderr").read_text(errors="replace")
     if left := left_behind(struck):
@@ -141,8 +139,8 @@ def attempt(drawn, folder, rng, spread, first=False):
 def begun(drawn, folder, run):
     """The launcher of one run."""
     spares = SPARES if drawn.replacement == "spares" else 0
-    stall_s = str(STALL_S if drawn.thaws is None else STALL_FROZEN_S)
-    flags = [*FLAGS, "--stall-timeout", stall_s, *drawn.flags, "--spares", spares, "--run", run]
+    steps, stall_s = (STEPS, STALL_S) if drawn.thaws is None else (STEPS_FROZEN, STALL_FROZEN_S)
+    flags = [*FLAGS, "--steps", steps, "--stall-timeout", stall_s, *drawn.flags, "--spares", spares, "--run", run]
     flags += ["--elastic", "grow" if drawn.replacement == "grow" else "shrink"]
     flags += ["--checkpoint-steps", "40" if drawn.checkpoints else "0"]
     variables = {"TMPDIR": str(folder), "HPCAI_TIMEOUT_S": str(STALL_S)} | ({"HPCAI_NODE": "0"} if drawn.apart else {})
@@ -287,12 +285,13 @@ def main():
     rng, outcomes, spreads = random.Random(arguments.seed), Counter(), {}
     took = {"shrink": [], "spares": [], "grow": []}
     wanted, drawing = (arguments.freeze, draw_freezes) if arguments.freeze else (arguments.kills, draw)
-    struck, end = 0, time.monotonic() + 60 * arguments.minutes
+    steps = STEPS_FROZEN if arguments.freeze else STEPS
+    struck, until = 0, time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as folder:
-        while struck < wanted and time.monotonic() < end:
+        while struck < wanted and time.monotonic() < until:
             drawn = drawing(rng, arguments.apart, arguments.upon)
             if drawn.flags not in spreads:
-                spreads[drawn.flags] = undisturbed(Path(folder), drawn.flags)
+                spreads[drawn.flags] = undisturbed(Path(folder), drawn.flags, steps)
             done = attempt(drawn, Path(folder), rng, spreads[drawn.flags], arguments.first)
             outcomes[done.how] += 1
             struck += done.struck
