@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests import owned
 
 PR_SET_PDEATHSIG = 1
 MPIRUN = Path(sys.executable).parent / "mpirun"
@@ -25,7 +28,13 @@ def environment(**more):
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
-    return kept | allow | more
+    return kept | allow | {"TMPDIR": str(folder_of_launchers())} | more
+
+
+@functools.cache
+def folder_of_launchers():
+    """Theirs, as Open MPI's fails on the folder that one with the same process number left when it was killed."""
+    return owned.folder("launchers")
 
 
 def pretend(monkeypatch, folder, **programs):
@@ -50,10 +59,10 @@ def start(ranks, *arguments, program=("-m", "hpcai.train"), launcher=(), errors=
 LIBC = ctypes.CDLL(None)
 
 
-def end_with_this_process():
+def end_with_this_process(how=signal.SIGTERM):
     """In a child of it, for however it ends: launchers take TERM as an order to end their ranks too."""
     if hasattr(LIBC, "prctl"):
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        LIBC.prctl(PR_SET_PDEATHSIG, how)
 
 
 def end(process):

@@ -23,6 +23,8 @@ class Strike(NamedTuple):
     beside: int
     victims: tuple[tuple[int, str], ...] = ()
     """Of those that were frozen the process's number and its start."""
+    thawed: float | None = None
+    """When those are thawed, by time.monotonic()."""
 
 
 def chosen(process, rng, count, training, spares, first=False):
@@ -64,12 +66,13 @@ def freeze(victims, train, rng, thaw_s):
             struck.append((victim, began))
             at = time.time() if victim in train else at
         time.sleep(rng.choice([0, rng.uniform(0, 0.05)]))
+    thawed = None if thaw_s is None else time.monotonic() + thaw_s
     if thaw_s is not None:
         timer = threading.Timer(thaw_s, thaw, (struck,))
         timer.daemon = True
         timer.start()
     of_those = sum(victim in train for victim, _ in struck)
-    return Strike(at, of_those, len(struck) - of_those, tuple(struck))
+    return Strike(at, of_those, len(struck) - of_those, tuple(struck), thawed)
 
 
 def thaw(victims):
@@ -77,11 +80,6 @@ def thaw(victims):
         with contextlib.suppress(ProcessLookupError):
             if host.started(pid) == began:
                 os.kill(pid, signal.SIGCONT)
-
-
-def frozen(victims):
-    """Those that are still stopped."""
-    return [one for one in victims if state(one) in ("T", "t")]
 
 
 def state(victim):

@@ -39,7 +39,7 @@ from tests.command import children, end, start
 
 FLAGS = ["--hidden", "48", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
 RANKS, SPARES, LIMIT_S, SLOW_S = 4, 3, 300, 3.0
-STEPS, STEPS_FROZEN = 2500, 1000
+STEPS, STEPS_FROZEN = 2500, 600
 STALL_S, STALL_FROZEN_S = 15, 5
 """Time limits of waits in runs in which ranks are killed, or frozen: longer than others load a machine, shorter than we wait."""
 STUCK = re.compile(r"the (recovery from a failure|start of new ranks) did not end within")
@@ -171,13 +171,13 @@ def times_gone_on(errors):
 
 
 def gone_on(errors, times, process, last):
-    """Wait until the run has said so often that it goes on, or has ended; false if it takes long. Of a freeze until nobody is
-    frozen any more, and if somebody was ended until it goes on.
+    """Wait until the run has said so often that it goes on, or has ended, or all that were frozen are thawed; false if it takes
+    long.
     """
-    end = time.monotonic() + 20 + (2 * STALL_FROZEN_S if last.victims else 0)
+    end = time.monotonic() + 20 + (4 * STALL_FROZEN_S if last.victims else 0)
     while process.poll() is None:
-        ended = [victim for victim in last.victims if not strikes.state(victim)]
-        if times_gone_on(errors) >= times or (last.victims and not ended and not strikes.frozen(last.victims)):
+        thawed = last.thawed is not None and time.monotonic() > last.thawed
+        if times_gone_on(errors) >= times or (thawed and all(map(strikes.state, last.victims))):
             break
         if time.monotonic() > end:
             return False

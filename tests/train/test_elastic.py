@@ -18,7 +18,7 @@ from hpcai.comm.ulfm import RECOVERABLE, why_not
 from hpcai.errors import UsageError
 from hpcai.ops import native
 from hpcai.train import checkpoint, resume
-from tests.command import MPIRUN, children, start, wait_for
+from tests.command import MPIRUN, children, end, start, wait_for
 from tests.train.test_loop import options, train
 
 FLAGS = ["--steps", "40", "--hidden", "24", "--batch", "64", "--dtype", "f64", "--checkpoint-steps", "20"]
@@ -46,7 +46,7 @@ def struck(tmp_path, strikes, *flags, ranks=4, elastic="shrink", run="run", **va
     try:
         _, err = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
-        process.kill()
+        end(process)
         raise
     assert sorted(made.read_text().splitlines()) == sorted(re.findall(r"\d\S? \w+ \d+", strikes)), err
     return process.returncode, err

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from hpcai.train.loop import fit
 from hpcai.train.metrics import Metrics
 from hpcai.train.replica import replica
 from hpcai.train.step import Report
+from tests import owned
 from tests.train.test_loop import options, train
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -84,12 +84,10 @@ def test_lines_that_could_not_be_written_follow_later_with_one_warning(tmp_path,
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounts a small file system: needs root")
 def test_a_run_whose_disk_is_full_goes_on_to_its_end(tmp_path, capsys, monkeypatch):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mount is not allowed here")
-    monkeypatch.setattr("hpcai.train.metrics.FLUSH_S", 0.0)
-    try:
+    with owned.disk(tmp_path, "512k") as disk:
+        if disk is None:
+            pytest.skip("mount is not allowed here")
+        monkeypatch.setattr("hpcai.train.metrics.FLUSH_S", 0.0)
         flags = ["--hidden", "16", "--batch", "16", "--checkpoint-steps", "0"]
         train(2, options(disk, *flags, "--steps", "5"))
         (disk / "filler").write_bytes(b"x" * (os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
@@ -108,8 +106,6 @@ def test_a_run_whose_disk_is_full_goes_on_to_its_end(tmp_path, capsys, monkeypat
         (disk / "filler").unlink()
         train(2, chosen)
         assert steps(disk / "run" / "metrics.jsonl") == list(range(1, 101))
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def reporter(tmp_path, comm, chosen, step):
