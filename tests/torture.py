@@ -56,7 +56,7 @@ class Drawn(NamedTuple):
     """One run: its options, who comes in place of ranks that die (nobody for "shrink"), whether ranks share no memory, whether
     strikes come upon recoveries too, and when how many die (seconds after the last strike or its recovery, or the start).
 
-    Of freezes: whether the first comes while the run starts, and for each how long it lasts (None: for good).
+    Of freezes: whether the first comes while the run starts, or in its first step, and for each how long it lasts (None: for good).
     """
 
     flags: tuple[str, ...]
@@ -66,6 +66,7 @@ class Drawn(NamedTuple):
     upon: bool
     strikes: list[tuple[float, int]]
     starting: bool = False
+    early: bool = True
     thaws: tuple[float | None, ...] | None = None
 
 
@@ -95,7 +96,7 @@ def draw_freezes(rng, apart, upon):
         drawn.strikes[0] = (rng.uniform(0, 3), drawn.strikes[0][1])
     if drawn.upon:
         drawn.strikes[1:] = [(rng.uniform(0, 2 * STALL_FROZEN_S), count) for _, count in drawn.strikes[1:]]
-    return drawn._replace(starting=starting, thaws=tuple(lasting))
+    return drawn._replace(starting=starting, early=rng.random() < 0.2, thaws=tuple(lasting))
 
 
 def undisturbed(folder, flags, steps):
@@ -115,7 +116,7 @@ def attempt(drawn, folder, rng, spread, first=False):
     process = begun(drawn, folder, run)
     began, struck = time.monotonic(), []
     try:
-        while not drawn.starting and not (run / "metrics.jsonl").exists() and process.poll() is None:
+        while not drawn.starting and not under_way(run / "metrics.jsonl", drawn.early) and process.poll() is None:
             time.sleep(0.005)
         for number, (delay, count) in enumerate(drawn.strikes):
             time.sleep(delay)
@@ -134,6 +135,11 @@ def attempt(drawn, folder, rng, spread, first=False):
     if left := left_behind(struck):
         return Outcome("a process was left", sum(one.struck for one in struck), [], f"{left}\n{told(said)}")
     return judged(drawn, process.returncode, struck, run, said, spread)
+
+
+def under_way(metrics, early):
+    """Whether a run has begun, or has made steps."""
+    return metrics.exists() and (early or metrics.stat().st_size > 0)
 
 
 def begun(drawn, folder, run):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hpcai import ops
-from hpcai.comm import cores, host, mpi, stall, ulfm, watch
+from hpcai.comm import cores, host, mpi, stacks, stall, ulfm, watch
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
 from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallError
@@ -26,6 +26,9 @@ LAST_RESORT_S = 10
 
 JOINING_S = 30.0
 """How long the start of new ranks may take, and again: where one fails meanwhile Open MPI may wait, and print, for ever."""
+
+SHOWN_FRAMES = 4
+"""Of the stack of a rank that ends because others do not come."""
 
 START_S = 15.0
 """The least that ranks wait for each other's start, since programs come from the file system at different times."""
@@ -140,18 +143,21 @@ def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def limited(what: str, code: int, limit_s: float | None = None) -> Iterator[None]:
     """Limit what MPI itself does not: calls that wait for all ranks that live, of which some may be frozen. After the time limit
-    (that of waits) those that are stopped on this node are ended; after as long again this process is, with this exit code.
+    (that of waits) those that are stopped on this node are ended; after as long again, START_S at least since others may be
+    loading programs, this process is, with this exit code.
     """
     over, limit_s = threading.Event(), stall.timeout_s() if limit_s is None else limit_s
+    whole_s, waiting = limit_s + max(limit_s, START_S), threading.get_ident()
 
     def look() -> None:
         if over.wait(limit_s):
             return
         watch.end_frozen(what)
-        if not over.wait(limit_s):
-            reason = "a rank may be frozen, or MPI wait for one that failed"
+        if not over.wait(whole_s - limit_s):
+            where = stacks.lines(sys._current_frames().get(waiting))[:SHOWN_FRAMES]
+            reason = f"a rank may be frozen, or MPI wait for one that failed; here it came to {' called by '.join(where)}"
             advice = "; start again with --resume auto" if code == RanksLost.exit_code else ""
-            sys.stderr.write(f"StallError: {what} did not end within {2 * limit_s:g} s; {reason}{advice}\n")
+            sys.stderr.write(f"StallError: {what} did not end within {whole_s:g} s; {reason}{advice}\n")
             sys.stderr.flush()
             _last_resort()
             os._exit(code)

@@ -19,7 +19,7 @@ from hpcai.train.reserve import Reserve
 OTHERS_SHRINK_S = 0.1
 """Where a rank ends while others are still in MPI_Comm_shrink, Open MPI 5.0.11 may crash on those (in ompi_comm_revoke_local)."""
 
-SLOW_S = 8.0
+SLOW_S = 10.0
 
 RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
 begun = {"at": 0}
