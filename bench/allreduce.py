@@ -63,10 +63,13 @@ def main() -> None:
     parser.add_argument("-w", "--warmup", type=int, default=2, help="turns before timing")
     parser.add_argument("-c", "--check", type=int, default=1, help="compare with the exact sum first")
     parser.add_argument("-d", "--dtype", default="f32", choices=list(DTYPES))
-    parser.add_argument("--beside", default="", help="dtypes of which as many elements are reduced in turn with them")
+    parser.add_argument(
+        "--beside", default="", type=some_of(*DTYPES), help="dtypes of which as many elements are reduced in turn"
+    )
     parser.add_argument("-o", "--op", default="sum", choices=["sum", "mean", "max", "min"])
-    parser.add_argument("--of", default="symmetric,ordinary", help="what of hpcai: symmetric, ordinary, ring")
-    parser.add_argument("--against", default="mpi", help="mpi, gloo")
+    ours = some_of("symmetric", "ordinary", "ring")
+    parser.add_argument("--of", default="symmetric,ordinary", type=ours, help="what of hpcai: symmetric, ordinary, ring")
+    parser.add_argument("--against", default="mpi", type=some_of("mpi", "gloo"), help="mpi, gloo")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--plot", type=Path, help="file for a plot of bandwidth over size")
     arguments = parser.parse_args()
@@ -90,6 +93,17 @@ def main() -> None:
             arguments.json.write_text(json.dumps({"machine": machine(comm), "ranks": comm.size, "results": results}, indent=1))
         if arguments.plot:
             plot(results, arguments, comm)
+
+
+def some_of(*known: str) -> Callable[[str], str]:
+    """A check of an argument: some of these names with commas between them, or none."""
+
+    def checked(text: str) -> str:
+        if wrong := [name for name in text.split(",") if name not in ("", *known)]:
+            raise argparse.ArgumentTypeError(f"there is no {wrong[0]}, but {', '.join(known)}")
+        return text
+
+    return checked
 
 
 def measure(comm: Communicator, arguments: Any, names: list[str], size: int, torch: Any) -> list[dict[str, Any]]:

@@ -2,23 +2,66 @@
 # Two hosts on one machine: network namespaces joined by a rate-limited link, half of the cores each, a command across them
 # under Open MPI, and all of it removed again. Needs root and iproute2.
 #
-#   bench/two_hosts.sh RATE RANKS_PER_HOST COMMAND...      e.g. bench/two_hosts.sh 1gbit 2 python -m bench.allreduce --of auto
+#   bench/two_hosts.sh RATE RANKS_PER_HOST COMMAND...   e.g. bench/two_hosts.sh 1gbit 2 python -m bench.allreduce --of ordinary
 #
 # STRIKE=FILE strikes as soon as that file is there: the link is cut, for CUT_S seconds or for good; with KILL=1 everything on the
 # second host is killed instead.
+#
+# A signal ends the command and removes all; after SIGKILL the command ends too, and the next start removes what is left. So names
+# say whose they are: hpcai-PID-STARTED of the script's process.
 set -euo pipefail
+if (($# < 3)); then
+    echo "usage: $0 RATE RANKS_PER_HOST COMMAND..." >&2
+    exit 2
+fi
 rate=$1 per_host=$2
 shift 2
-name=hpcai$$ link=hp$$
-work=$(mktemp -d)
+temporary=${TMPDIR:-/tmp}
+
+started() { # PID: when that process began, in the kernel's units; nothing if there is none
+    local stat
+    { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 0
+    stat=${stat##*) }
+    set -- $stat
+    echo "${20}"
+}
+
+remove() { # NAME: the namespaces, their processes and the folder of that name
+    local i
+    for i in 1 2; do
+        if [ -e "/run/netns/$1-$i" ]; then
+            ip netns pids "$1-$i" | xargs -r kill -KILL 2>/dev/null || true
+            ip netns del "$1-$i" 2>/dev/null || true
+        fi
+    done
+    rm -rf "${temporary:?}/$1"
+}
+
+remove_of_the_dead() {
+    local path name pid
+    for path in /run/netns/hpcai-*-*-[12] "$temporary"/hpcai-*-*; do
+        name=${path##*/}
+        if [[ $name =~ ^(hpcai-([0-9]+)-([0-9]+))(-[12])?$ && $(started "${BASH_REMATCH[2]}") != "${BASH_REMATCH[3]}" ]]; then
+            remove "$(sed -E 's/^(hpcai-[0-9]+-[0-9]+).*/\1/' <<<"$name")"
+        fi
+    done
+}
+
+name=hpcai-$$-$(started $$)
+work=$temporary/$name
+command='' striking=''
 
 clean() {
-    if [ -n "${striking:-}" ]; then kill "$striking" 2>/dev/null || true; fi
-    ip netns del "$name-1" 2>/dev/null || true
-    ip netns del "$name-2" 2>/dev/null || true
-    rm -rf "$work"
+    trap '' HUP INT QUIT TERM USR1 USR2 PIPE # nothing disturbs it
+    if [ -n "$striking" ]; then kill "$striking" 2>/dev/null || true; fi
+    if [ -n "$command" ] && kill -TERM "$command" 2>/dev/null; then wait "$command" 2>/dev/null || true; fi
+    remove "$name"
 }
 trap clean EXIT
+for signal in HUP INT QUIT TERM USR1 USR2 PIPE; do trap "exit $((128 + $(kill -l $signal)))" $signal; done
+
+remove_of_the_dead
+mkdir "$work"
 
 # The token bucket holds what the link carries in 2 ms, 64 KB at least: little gets through for free.
 burst=256
@@ -26,10 +69,9 @@ if [[ $rate == *mbit ]]; then burst=$((${rate%mbit} / 4)); fi
 burst=$((burst < 64 ? 64 : burst > 256 ? 256 : burst))
 
 for i in 1 2; do ip netns add "$name-$i"; done
-ip link add "${link}a" netns "$name-1" type veth peer name "${link}b" netns "$name-2"
+ip link add hpa netns "$name-1" type veth peer name hpb netns "$name-2"
 for i in 1 2; do
-    end=$link$([ "$i" = 1 ] && echo a || echo b)
-    ip -n "$name-$i" link set "$end" name eth0
+    ip -n "$name-$i" link set "$([ "$i" = 1 ] && echo hpa || echo hpb)" name eth0
     ip -n "$name-$i" addr add "10.77.7.$i/24" dev eth0
     ip -n "$name-$i" link set eth0 up
     ip -n "$name-$i" link set lo up
@@ -39,7 +81,10 @@ for i in 1 2; do
 done
 
 strike() {
-    while [ ! -e "$STRIKE" ]; do sleep 0.05; done
+    while [ ! -e "$STRIKE" ]; do
+        sleep 0.05
+        if [ ! -e "$work" ]; then return; fi
+    done
     if [ -n "${KILL:-}" ]; then
         ip netns pids "$name-2" | xargs -r kill -KILL
         return
@@ -51,7 +96,7 @@ strike() {
     fi
 }
 if [ -n "${STRIKE:-}" ]; then
-    strike &
+    (trap - EXIT HUP INT QUIT TERM USR1 USR2 PIPE && strike) &
     striking=$!
 fi
 
@@ -66,10 +111,14 @@ exec taskset -c "$(cores 2)" ip netns exec "$name-\${host#host}" unshare --uts s
 AGENT
 chmod +x "$work/agent"
 
-# Ranks on different "hosts" share this machine's memory all the same: HPCAI_RANKS_PER_NODE keeps hpcai from using it.
-taskset -c "$(cores 1)" ip netns exec "$name-1" unshare --uts sh -c 'hostname host1; exec "$@"' host1 timeout -k 5 "${LIMIT_S:-500}" \
-    env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 HPCAI_RANKS_PER_NODE="$per_host" \
+# Ranks on different "hosts" share this machine's memory all the same: HPCAI_RANKS_PER_NODE keeps hpcai from using it. In the
+# background, since a shell attends to signals between commands alone; with its standard input, which bash would take away.
+setpriv --pdeathsig TERM taskset -c "$(cores 1)" ip netns exec "$name-1" \
+    unshare --uts sh -c 'hostname host1; exec "$@"' host1 timeout -k 5 "${LIMIT_S:-500}" \
+    env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 HPCAI_RANKS_PER_NODE="$per_host" TMPDIR="$work" \
     MASTER_ADDR=10.77.7.1 GLOO_SOCKET_IFNAME=eth0 \
     mpirun --prtemca plm_ssh_agent "$work/agent" --host "host1:$per_host,host2:$per_host" --map-by "ppr:$per_host:node" \
     --bind-to none -n $((2 * per_host)) -x HPCAI_RANKS_PER_NODE -x PATH -x MASTER_ADDR -x GLOO_SOCKET_IFNAME \
-    --mca pml ob1 --mca btl tcp,self,sm --mca btl_tcp_if_include eth0 "$@"
+    --mca pml ob1 --mca btl tcp,self,sm --mca btl_tcp_if_include eth0 "$@" <&0 &
+command=$!
+wait "$command"

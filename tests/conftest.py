@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hpcai.comm.launcher import launch
+from tests import owned
 
 LAUNCHED = launch()
 UNDER_LAUNCHER = bool(LAUNCHED.name)
@@ -25,7 +26,7 @@ def pytest_configure(config):
         return
     config.option.with_mpi = True
     if config.option.basetemp is None:
-        config.option.basetemp = str(Path(config.rootpath) / ".pytest_cache" / f"tmp-rank-{LAUNCHED.rank}")
+        config.option.basetemp = str(owned.folder("rank", Path(config.rootpath) / ".pytest_cache") / "tmp")
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if LAUNCHED.rank > 0 and reporter is not None:
         reporter._tw._file = open(os.devnull, "w")  # noqa: SIM115

@@ -13,9 +13,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
+
+from tests import owned
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "unshare", "setpriv")
 
@@ -74,7 +75,7 @@ class Cluster:
 
     def __init__(self, nodes=3, cpus=4, dead_s=10):
         # Sockets want short paths; on /tmp also when TMPDIR is elsewhere.
-        self.folder = Path(tempfile.mkdtemp(prefix="hpcai-slurm-", dir="/tmp"))
+        self.folder = owned.folder("slurm", "/tmp")
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
         self.nodes = {f"node{i + 1}": None for i in range(nodes)}
         self.others, self.cpus = [], cpus

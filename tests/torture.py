@@ -1,11 +1,16 @@
-"""Ranks killed at random instants of real runs, by seed: `python -m tests.torture --kills 1000 --seed 0` (make torture).
+"""Ranks killed or frozen at random instants of real runs, by seed: `python -m tests.torture --kills 1000 --seed 0` (make torture), or
+`--freeze 200`. With --first rank 0 is always among them.
 
 Each run is drawn: without shards or with --zero 1, with and without compression, with and without checkpoints under way, over
 shared memory or messages, going on with fewer ranks, with spare ones (of which some are killed too), or with new ones. A strike
 comes when the run has got over the one before; with --upon SHARE some do not wait for that. A run must come
 to a loss within the spread of undisturbed runs on 2, 3 and 4 ranks, or end with the message that says what was lost, or, seldom,
 that MPI did not get over it; nothing may hang. A strike leaves a process that is some seconds old, as the younger may not be ranks
-yet. Wants Open MPI. Ends non-zero if a run did anything else.
+yet. All lines of metrics must be there in order. Wants Open MPI. Ends non-zero if a run did anything else.
+
+A freeze (SIGSTOP) may come while a run starts, and while the others are busy with the one before; some ranks are thawed after a
+while, at times all ranks are frozen and thawed. Within --stall-timeout and some seconds the others must go on without those that are
+not, or end with 85 and a message; no process may be left.
 """
 
 import argparse
@@ -25,14 +30,18 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from hpcai.comm import host, threads
+from hpcai.comm import threads
 from hpcai.comm.ulfm import RECOVERABLE
 from hpcai.train import config
 from hpcai.train.loop import fit
-from tests.command import children, start
+from tests import strikes
+from tests.command import children, end, start
 
-FLAGS = ["--hidden", "48", "--batch", "64", "--steps", "2500", "--lr", "3e-4", "--compress-smallest", "1"]
-RANKS, SPARES, LIMIT_S, SLOW_S, NEW_S = 4, 3, 300, 3.0, 5.0
+FLAGS = ["--hidden", "48", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
+RANKS, SPARES, LIMIT_S, SLOW_S = 4, 3, 300, 3.0
+STEPS, STEPS_FROZEN = 2500, 600
+STALL_S, STALL_FROZEN_S = 15, 8
+"""Time limits of waits in runs in which ranks are killed, or frozen: longer than others load a machine, shorter than we wait."""
 STUCK = re.compile(r"the (recovery from a failure|start of new ranks) did not end within")
 """What a run says that MPI did not get over: a limit of Open MPI, but no more than one run in STUCK_RUNS may end so, and none that
 has spare ranks.
@@ -40,11 +49,14 @@ has spare ranks.
 STUCK_RUNS = 50
 STUCK_ENDED, UPON = "ended: MPI did not get over it", "struck upon a recovery"
 LOST, NOBODY = "share of the optimizer state is lost", "all ranks that trained have ended"
+VAIN, START = "waited in vain for each other twice", re.compile(r"StallError: (MPI did not start|rank \d+ waited)")
 
 
 class Drawn(NamedTuple):
     """One run: its options, who comes in place of ranks that die (nobody for "shrink"), whether ranks share no memory, whether
     strikes come upon recoveries too, and when how many die (seconds after the last strike or its recovery, or the start).
+
+    Of freezes: whether the first comes while the run starts, or in its first step, and for each how long it lasts (None: for good).
     """
 
     flags: tuple[str, ...]
@@ -53,21 +65,16 @@ class Drawn(NamedTuple):
     apart: bool
     upon: bool
     strikes: list[tuple[float, int]]
-
-
-class Strike(NamedTuple):
-    """The time of the last death of a rank that trained, how many died that trained, and how many that waited."""
-
-    at: float
-    killed: int
-    beside: int
+    starting: bool = False
+    early: bool = True
+    thaws: tuple[float | None, ...] | None = None
 
 
 class Outcome(NamedTuple):
-    """What became of it: how it ended, ranks that were killed, and seconds from each strike until the others went on."""
+    """What became of it: how it ended, ranks that were struck, and seconds from each strike until the others went on."""
 
     how: str
-    killed: int
+    struck: int
     recovered_s: list[float]
     said: str = ""
 
@@ -80,101 +87,104 @@ def draw(rng, apart, upon):
     return Drawn(flags, replacement, rng.random() < 0.5, rng.random() < apart, rng.random() < upon, strikes)
 
 
-def undisturbed(folder, flags):
+def draw_freezes(rng, apart, upon):
+    drawn = draw(rng, apart, upon)
+    lasting = [rng.uniform(0, 2.5 * STALL_FROZEN_S) if rng.random() < 0.25 else None for _ in drawn.strikes]
+    if rng.random() < 0.15:  # the whole job
+        drawn.strikes[0], lasting[0] = (drawn.strikes[0][0], RANKS + SPARES), 1.5 * STALL_FROZEN_S
+    if starting := rng.random() < 0.1:
+        drawn.strikes[0] = (rng.uniform(0, 3), drawn.strikes[0][1])
+    if drawn.upon:
+        drawn.strikes[1:] = [(rng.uniform(0, 2 * STALL_FROZEN_S), count) for _, count in drawn.strikes[1:]]
+    return drawn._replace(starting=starting, early=rng.random() < 0.2, thaws=tuple(lasting))
+
+
+def undisturbed(folder, flags, steps):
     """Final test losses on 2, 3 and 4 ranks."""
     losses = []
     for ranks in (2, 3, 4):
-        chosen = config.parse([*FLAGS, *flags, "--checkpoint-steps", "0", "--run", str(folder / "plain")])
+        chosen = config.parse([*FLAGS, "--steps", str(steps), *flags, "--checkpoint-steps", "0", "--run", str(folder / "plain")])
         with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             losses.append(threads.run(ranks, lambda comm: fit(chosen, comm))[0]["test_loss"])  # noqa: B023
     return min(losses), max(losses)
 
 
-def strike(process, rng, count, spares):
-    """SIGKILL so many of the ranks that train, at once or a moment apart, and at times a spare one too."""
-    ranks = sorted(children(process), key=rank_of) if spares else sorted(children(process))
-    ranks, waiting = ranks[:RANKS], ranks[RANKS:]
-    victims = rng.sample(ranks, min(count, len(ranks) - 1))
-    if waiting and rng.random() < 0.2:
-        victims.insert(rng.randrange(len(victims) + 1), rng.choice(waiting))
-    left = [pid for pid in ranks if pid not in victims]
-    if victims and not spares and all(is_new(pid) for pid in left):  # and may not be a rank yet: then nobody would be left
-        victims[victims.index(min(victims))] = left[0]
-    killed, beside, at = 0, 0, time.time()
-    for victim in victims:
-        with contextlib.suppress(ProcessLookupError):  # the run has ended
-            os.kill(victim, signal.SIGKILL)
-            killed, beside = killed + (victim in ranks), beside + (victim in waiting)
-            at = time.time() if victim in ranks else at
-        time.sleep(rng.choice([0, rng.uniform(0, 0.05)]))
-    return Strike(at, killed, beside)
-
-
-def rank_of(pid):
-    """In the launcher's numbers: those that train are the lowest that live."""
-    with contextlib.suppress(OSError):
-        found = re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)", Path(f"/proc/{pid}/environ").read_bytes())
-        return int(found[1]) if found else -1
-    return -1
-
-
-def is_new(pid):
-    """Whether a process was started in the last seconds."""
-    up_s = float(Path("/proc/uptime").read_text().split()[0])
-    return up_s - int(host.started(pid) or 0) / os.sysconf("SC_CLK_TCK") < NEW_S
-
-
-def attempt(drawn, folder, rng, spread):
+def attempt(drawn, folder, rng, spread, first=False):
     """Make one run and look what became of it."""
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
-    flags = [
-        *FLAGS,
-        "--stall-timeout",
-        "15",
-        *drawn.flags,
-        "--elastic",
-        "grow" if drawn.replacement == "grow" else "shrink",
-        "--checkpoint-steps",
-        "40" if drawn.checkpoints else "0",
-    ]
-    spares = SPARES if drawn.replacement == "spares" else 0
-    variables = {"TMPDIR": str(folder)} | ({"HPCAI_NODE": "0"} if drawn.apart else {})
-    launcher = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"]
-    process = start(
-        RANKS + spares, *flags, "--spares", spares, "--run", run, launcher=launcher, errors=folder / "stderr", **variables
-    )
+    process = begun(drawn, folder, run)
     began, struck = time.monotonic(), []
     try:
-        while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        while not drawn.starting and not under_way(run / "metrics.jsonl", drawn.early) and process.poll() is None:
             time.sleep(0.005)
-        for delay, count in drawn.strikes:
+        for number, (delay, count) in enumerate(drawn.strikes):
             time.sleep(delay)
             if process.poll() is not None or (run / "summary.json").exists():
                 break
             said = times_gone_on(folder / "stderr")
-            struck.append(strike(process, rng, count, spares))
-            if not drawn.upon and not gone_on(folder / "stderr", said + 1, process):
+            struck.append(strike(process, rng, drawn, count, number, first))
+            if not drawn.upon and not gone_on(folder / "stderr", said + 1, process, struck[-1]):
                 break  # to its end, whatever that is: of those that are left perhaps only one is a rank yet
         process.wait(LIMIT_S - (time.monotonic() - began))
     except subprocess.TimeoutExpired:
         print("HUNG:", drawn, (folder / "stderr").read_text()[-2000:], flush=True)
-        for pid in children(process):
-            os.kill(pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
-        return Outcome("hung", sum(one.killed for one in struck), [])
-    return judged(drawn, process.returncode, struck, run, (folder / "stderr").read_text(errors="replace"), spread)
+        end(process)
+        return Outcome("hung", sum(one.struck for one in struck), [])
+    said = (folder / "stderr").read_text(errors="replace")
+    if left := left_behind(struck):
+        return Outcome("a process was left", sum(one.struck for one in struck), [], f"{left}\n{told(said)}")
+    return judged(drawn, process.returncode, struck, run, said, spread)
+
+
+def under_way(metrics, early):
+    """Whether a run has begun, or has made steps."""
+    return metrics.exists() and (early or metrics.stat().st_size > 0)
+
+
+def begun(drawn, folder, run):
+    """The launcher of one run."""
+    spares = SPARES if drawn.replacement == "spares" else 0
+    steps, stall_s = (STEPS, STALL_S) if drawn.thaws is None else (STEPS_FROZEN, STALL_FROZEN_S)
+    flags = [*FLAGS, "--steps", steps, "--stall-timeout", stall_s, *drawn.flags, "--spares", spares, "--run", run]
+    flags += ["--elastic", "grow" if drawn.replacement == "grow" else "shrink"]
+    flags += ["--checkpoint-steps", "40" if drawn.checkpoints else "0"]
+    variables = {"TMPDIR": str(folder), "HPCAI_TIMEOUT_S": str(STALL_S)} | ({"HPCAI_NODE": "0"} if drawn.apart else {})
+    launcher = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"]
+    return start(RANKS + spares, *flags, launcher=launcher, errors=folder / "stderr", **variables)
+
+
+def strike(process, rng, drawn, count, number, first):
+    """Kill or freeze so many ranks, or freeze all."""
+    spares = drawn.replacement == "spares"
+    if count > RANKS:
+        every = children(process)
+        return strikes.freeze(every, every[:RANKS], rng, drawn.thaws[number])
+    victims, train = strikes.chosen(process, rng, count, RANKS, spares, first)
+    return strikes.kill(victims, train, rng) if drawn.thaws is None else strikes.freeze(victims, train, rng, drawn.thaws[number])
+
+
+def left_behind(struck):
+    """Processes that were frozen and live when the launcher has ended."""
+    end, victims = time.monotonic() + 2, [victim for one in struck for victim in one.victims]
+    while any(map(strikes.state, victims)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return [(pid, strikes.state((pid, began))) for pid, began in victims if strikes.state((pid, began))]
 
 
 def times_gone_on(errors):
     return errors.read_text(errors="replace").count(" go on after step ")
 
 
-def gone_on(errors, times, process):
-    """Wait until the run has said so often that it goes on, or has ended; false if it takes long."""
-    end = time.monotonic() + 20
-    while times_gone_on(errors) < times and process.poll() is None:
+def gone_on(errors, times, process, last):
+    """Wait until the run has said so often that it goes on, or has ended, or all that were frozen are thawed; false if it takes
+    long.
+    """
+    end = time.monotonic() + 20 + (4 * STALL_FROZEN_S if last.victims else 0)
+    while process.poll() is None:
+        thawed = last.thawed is not None and time.monotonic() > last.thawed
+        if times_gone_on(errors) >= times or (thawed and all(map(strikes.state, last.victims))):
+            break
         if time.monotonic() > end:
             return False
         time.sleep(0.01)
@@ -182,43 +192,72 @@ def gone_on(errors, times, process):
 
 
 def judged(drawn, code, struck, run, said, spread):
-    killed, last = sum(one.killed for one in struck), told(said)
+    hit, last = sum(one.struck for one in struck), told(said)
+    finished = (run / "summary.json").exists()
     if code in (85, -signal.SIGKILL) and STUCK.search(said):  # the launcher may not get over it either, and is killed then
-        return Outcome(f"{STUCK_ENDED} ({UPON if drawn.upon else drawn.replacement})", killed, [], last)
+        return Outcome(f"{STUCK_ENDED} ({UPON if drawn.upon else drawn.replacement})", hit, [], last)
     if code == 85 and LOST in said and "--zero" in drawn.flags:
-        return Outcome("ended: both copies of a shard lost", killed, [])
-    if code == 85 and NOBODY in said and killed >= RANKS:  # by a strike upon a recovery that was not done
-        return Outcome("ended: all that trained were killed", killed, [])
-    if code == 0 and drawn.upon and killed >= RANKS and not (run / "summary.json").exists():  # as mpirun ends when all are killed
-        return Outcome("ended: all that trained were killed", killed, [])
-    if code != 0 or not (run / "summary.json").exists():
-        clear = any(words in said for words in ("RankFailed", "ended while", "failed while"))
-        epochs = re.findall(r"epoch +(\d+)/(\d+) ", said)
-        if clear and (not epochs or epochs[-1][0] == epochs[-1][1]):
-            return Outcome(f"ended with a message at the {'end' if epochs else 'start'}", killed, [])
-        return Outcome(f"ended with code {code}", killed, [], last)
+        return Outcome("ended: both copies of a shard lost", hit, [])
+    if code == 85 and NOBODY in said and hit >= RANKS:  # by a strike upon a recovery that was not done
+        return Outcome("ended: all that trained were killed", hit, [])
+    if code == 0 and drawn.upon and hit >= RANKS and not finished:  # as mpirun ends when all are killed
+        return Outcome("ended: all that trained were killed", hit, [])
+    if drawn.thaws is not None and code == 85 and VAIN in said:
+        return Outcome("ended: waited in vain twice", hit, [], last)
+    if code != 0 or not finished:
+        return Outcome(*ended_otherwise(drawn, code, hit, said, last))
     summary = json.loads((run / "summary.json").read_text())
+    if wrong := wrong_metrics(run / "metrics.jsonl", summary["steps"]):
+        return Outcome("wrong metrics", hit, [], f"{wrong}\n{last}")
     low, high = spread
     margin = 3 * (high - low) + 1e-4 * high
     if not low - margin <= summary["test_loss"] <= high + margin:
-        return Outcome("wrong loss", killed, [], f"{summary['test_loss']} not within {low - margin}..{high + margin}\n{last}")
+        return Outcome("wrong loss", hit, [], f"{summary['test_loss']} not within {low - margin}..{high + margin}\n{last}")
     seen = [one["at"] for one in summary.get("recoveries", [])]
-    took = [min((at - one.at for at in seen if at >= one.at), default=None) for one in struck if one.killed]
+    took = [min((at - one.at for at in seen if at >= one.at), default=None) for one in struck if one.struck]
     if None not in took and (wrong := wrong_size(drawn, struck, summary, said)):
-        return Outcome("wrong number of ranks", killed, [], f"{wrong}\n{last}")
+        return Outcome("wrong number of ranks", hit, [], f"{wrong}\n{last}")
     took = [one for one in took if one is not None]
-    slow = max(took, default=0) > SLOW_S
-    return Outcome("went on" if took else "killed when it had ended", killed, took, f"{took}\n{last}" if slow else "")
+    slow = max(took, default=0) > SLOW_S + (0 if drawn.thaws is None else STALL_FROZEN_S + 2)
+    ended = "killed when it had ended" if drawn.thaws is None else "frozen when it had ended, or thawed in time"
+    return Outcome("went on" if took else ended, hit, took, f"{took}\n{last}" if slow else "")
+
+
+def ended_otherwise(drawn, code, hit, said, last):
+    """How a run ended that did not come to its end, and which no rule foresees but those of its start and its end."""
+    epochs = re.findall(r"epoch +(\d+)/(\d+) ", said)
+    at_edge = not epochs or epochs[-1][0] == epochs[-1][1]
+    if drawn.thaws is not None:
+        fine = code == 85 and at_edge and START.search(said)
+    else:
+        fine = at_edge and any(words in said for words in ("RankFailed", "ended while", "failed while"))
+    if fine:
+        return f"ended with a message at the {'end' if epochs else 'start'}", hit, []
+    return f"ended with code {code}", hit, [], last
+
+
+def wrong_metrics(path, steps):
+    """What is wrong with the lines of all steps."""
+    found = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    expected = list(range(1, steps + 1))
+    if found == expected:
+        return ""
+    lacking, twice = sorted(set(expected) - set(found)), sorted(step for step, count in Counter(found).items() if count > 1)
+    return f"metrics lack {lacking[:9]}, have twice {twice[:9]}, in order: {found == sorted(found)}"
 
 
 def wrong_size(drawn, struck, summary, said):
     """What is wrong with the number of ranks at the end, when the run has outlived all strikes."""
-    alive = RANKS - sum(one.killed for one in struck)
+    frozen = drawn.thaws is not None
+    lost = sum(len(one["lost"]) for one in summary["recoveries"]) if frozen else sum(one.struck for one in struck)
+    low = high = RANKS - lost
     if drawn.replacement == "spares":
-        alive = min(RANKS, alive + SPARES - sum(one.beside for one in struck))
+        beside = sum(one.beside for one in struck)
+        high = min(RANKS, high + SPARES - (0 if frozen else beside))
+        low = min(RANKS, low + SPARES - beside)
     elif drawn.replacement == "grow":
-        alive = summary["ranks"] if "no ranks came" in said else RANKS
-    return "" if summary["ranks"] == alive else f"{summary['ranks']} ranks at the end, not {alive}"
+        low = high = summary["ranks"] if "no ranks came" in said else RANKS
+    return "" if low <= summary["ranks"] <= high else f"{summary['ranks']} ranks at the end, not {low} to {high}"
 
 
 def told(said):
@@ -234,12 +273,16 @@ FINE = (
     *(f"{STUCK_ENDED} ({what})" for what in ("shrink", "grow", UPON)),
     "ended with a message at the start",
     "ended with a message at the end",
+    "frozen when it had ended, or thawed in time",
+    "ended: waited in vain twice",
 )
 
 
 def main():
     parser = argparse.ArgumentParser(prog="tests.torture", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--freeze", type=int, default=0, help="freeze so many ranks instead of killing some")
+    parser.add_argument("--first", action="store_true", help="rank 0 is always among them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=600.0, help="end after so long, whatever was done")
     parser.add_argument("--apart", type=float, default=0.25, help="share of runs whose ranks share no memory, as on many nodes")
@@ -247,28 +290,30 @@ def main():
     arguments = parser.parse_args()
     rng, outcomes, spreads = random.Random(arguments.seed), Counter(), {}
     took = {"shrink": [], "spares": [], "grow": []}
-    killed, end = 0, time.monotonic() + 60 * arguments.minutes
+    wanted, drawing = (arguments.freeze, draw_freezes) if arguments.freeze else (arguments.kills, draw)
+    steps = STEPS_FROZEN if arguments.freeze else STEPS
+    struck, until = 0, time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory() as folder:
-        while killed < arguments.kills and time.monotonic() < end:
-            drawn = draw(rng, arguments.apart, arguments.upon)
+        while struck < wanted and time.monotonic() < until:
+            drawn = drawing(rng, arguments.apart, arguments.upon)
             if drawn.flags not in spreads:
-                spreads[drawn.flags] = undisturbed(Path(folder), drawn.flags)
-            done = attempt(drawn, Path(folder), rng, spreads[drawn.flags])
+                spreads[drawn.flags] = undisturbed(Path(folder), drawn.flags, steps)
+            done = attempt(drawn, Path(folder), rng, spreads[drawn.flags], arguments.first)
             outcomes[done.how] += 1
-            killed += done.killed
+            struck += done.struck
             took[drawn.replacement] += done.recovered_s
             if done.how not in FINE or done.said:
                 print(f"{done.how}: {drawn}\n{done.said}", file=sys.stderr, flush=True)
             if sum(outcomes.values()) % 10 == 0:
-                print(report(killed, outcomes, took), file=sys.stderr, flush=True)
-    print(report(killed, outcomes, took))
+                print(report(struck, outcomes, took), file=sys.stderr, flush=True)
+    print(report(struck, outcomes, took))
     stuck = sum(count for how, count in outcomes.items() if how.startswith(STUCK_ENDED) and UPON not in how)
     runs = sum(outcomes.values())
     return any(how not in FINE for how in outcomes) or stuck > max(1, runs / STUCK_RUNS)
 
 
-def report(killed, outcomes, took):
-    lines = [f"{killed} ranks killed in {sum(outcomes.values())} runs of {RANKS}: {dict(outcomes)}"]
+def report(struck, outcomes, took):
+    lines = [f"{struck} ranks struck in {sum(outcomes.values())} runs of {RANKS}: {dict(outcomes)}"]
     for name, values in [*took.items(), ("all", [one for recovered in took.values() for one in recovered])]:
         if values:
             lines.append(

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import faulthandler
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -16,10 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from hpcai import ops
-from hpcai.comm import cores, host, mpi, stall, ulfm, watch
+from hpcai.comm import cores, host, mpi, stacks, stall, ulfm, watch
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost
+from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallError
 from hpcai.ops import native
 
 LAST_RESORT_S = 10
@@ -27,6 +26,9 @@ LAST_RESORT_S = 10
 
 JOINING_S = 30.0
 """How long the start of new ranks may take, and again: where one fails meanwhile Open MPI may wait, and print, for ever."""
+
+SHOWN_FRAMES = 4
+"""Of the stack of a rank that ends because others do not come."""
 
 START_S = 15.0
 """The least that ranks wait for each other's start, since programs come from the file system at different times."""
@@ -69,7 +71,7 @@ def merged() -> mpi.MpiWire:
             MPI = mpi.load()
     except LaunchError:  # the others failed meanwhile, or go on without
         quit()
-    with limited("joining the others", limit_s=JOINING_S):
+    with limited("joining the others", RanksLost.exit_code, JOINING_S):
         return mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))
 
 
@@ -97,7 +99,7 @@ def end(code: int) -> int:
             quit(code)
         sys.stdout.flush()
         sys.stderr.flush()
-        with limited("the end"):
+        with limited("the vote to end", code):
             _world.wire.all_fine(True)
         quit(code)
     return code
@@ -135,24 +137,27 @@ def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
         f"[rank {said.rank}] StallError: MPI did not start on all {said.size} ranks within {limit_s:g} s. "
         "A rank may not have been started, be frozen, or be out of the network's reach; $HPCAI_TIMEOUT_S sets the limit\n"
     )
-    return deadline(limit_s + min(said.rank, 5), words=words)
+    return deadline(limit_s + min(said.rank, 5), RanksLost.exit_code if ulfm.enabled() else 1, words)
 
 
 @contextlib.contextmanager
-def limited(what: str, code: int = 1, limit_s: float | None = None) -> Iterator[None]:
+def limited(what: str, code: int, limit_s: float | None = None) -> Iterator[None]:
     """Limit what MPI itself does not: calls that wait for all ranks that live, of which some may be frozen. After the time limit
-    (that of waits) those that are stopped on this node are ended; after as long again this process is, with this exit code.
+    (that of waits) those that are stopped on this node are ended; after as long again, START_S at least since others may be
+    loading programs, this process is, with this exit code.
     """
     over, limit_s = threading.Event(), stall.timeout_s() if limit_s is None else limit_s
+    whole_s, waiting = limit_s + max(limit_s, START_S), threading.get_ident()
 
     def look() -> None:
         if over.wait(limit_s):
             return
-        end_frozen(what)
-        if not over.wait(limit_s):
-            reason = "a rank may be frozen, or MPI wait for one that failed"
+        watch.end_frozen(what)
+        if not over.wait(whole_s - limit_s):
+            where = stacks.lines(sys._current_frames().get(waiting))[:SHOWN_FRAMES]
+            reason = f"a rank may be frozen, or MPI wait for one that failed; here it came to {' called by '.join(where)}"
             advice = "; start again with --resume auto" if code == RanksLost.exit_code else ""
-            sys.stderr.write(f"StallError: {what} did not end within {2 * limit_s:g} s; {reason}{advice}\n")
+            sys.stderr.write(f"StallError: {what} did not end within {whole_s:g} s; {reason}{advice}\n")
             sys.stderr.flush()
             _last_resort()
             os._exit(code)
@@ -162,14 +167,6 @@ def limited(what: str, code: int = 1, limit_s: float | None = None) -> Iterator[
         yield
     finally:
         over.set()
-
-
-def end_frozen(what: str) -> None:
-    """End those ranks on this node that are stopped and keep others waiting in this."""
-    for place in watch.frozen():
-        sys.stderr.write(f"hpcai: process {place.pid} is frozen and keeps others waiting in {what}; it is ended\n")
-        with contextlib.suppress(ProcessLookupError):  # another rank ended it
-            os.kill(place.pid, signal.SIGKILL)
 
 
 def _refuse_singletons(MPI: Any) -> None:
@@ -199,7 +196,7 @@ def _install_hooks() -> None:
         if kind is KeyboardInterrupt:
             lines, code = ["interrupted\n"], 130
         elif issubclass(kind, HpcaiError):
-            lines, code = [f"{kind.__name__}: {error}\n"], getattr(error, "exit_code", 1)
+            lines, code = [f"{kind.__name__}: {error}\n"], _exit_code(error)
         else:
             lines, code = traceback.format_exception(kind, error, trace), 1
         marked = "".join(f"[rank {init().rank}] {line}\n" for line in "".join(lines).splitlines())
@@ -222,6 +219,11 @@ def _install_hooks() -> None:
             abort(type(error), error, None)
 
     atexit.register(leave)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Where ranks may be outlived a rank that does not come is no reason not to start again."""
+    return RanksLost.exit_code if isinstance(error, StallError) and ulfm.enabled() else getattr(error, "exit_code", 1)
 
 
 def _last_resort() -> None:

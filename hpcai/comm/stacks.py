@@ -118,7 +118,7 @@ def tell(family: list[Any]) -> dict[str, Any]:
             calls.append(vain)
         elif found is not None:
             calls.append(_plain(found, _waited_s(found)))
-        stacks.append((found is None, name != "MainThread", name, _lines(frame)))
+        stacks.append((found is None, name != "MainThread", name, lines(frame)))
     return {
         "calls": calls,
         "stacks": [[name, lines] for _, _, name, lines in sorted(stacks)[:THREADS]],
@@ -138,10 +138,11 @@ def _waited_s(found: Call) -> float:
     return time.monotonic() - since if since else 0.0
 
 
-def _lines(frame: FrameType | None) -> list[str]:
-    lines: list[str] = []
-    while frame is not None and len(lines) < INNERMOST:
+def lines(frame: FrameType | None) -> list[str]:
+    """Where a stack's innermost frames stand."""
+    found: list[str] = []
+    while frame is not None and len(found) < INNERMOST:
         if "<frozen " not in frame.f_code.co_filename:
-            lines.append(place(frame)[:200])
+            found.append(place(frame)[:200])
         frame = frame.f_back
-    return lines
+    return found

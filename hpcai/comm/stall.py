@@ -26,6 +26,7 @@ LOWER = 8
 """So many of the lower ranks are asked whether they wait too."""
 
 _set_s: float | None = None
+_outlived = False
 
 
 def timeout_s() -> float:
@@ -39,14 +40,27 @@ def set_timeout(seconds: float) -> None:
     _set_s = seconds
 
 
-def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallError:
+def outlive() -> None:
+    """From now on a wait in vain is a failure, which the ranks that wait outlive."""
+    global _outlived
+    _outlived = True
+
+
+def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallError | RankFailed:
     """The error of a rank that waited in vain, on the thread that did; `missing` tells which of the wire's ranks did not come.
 
-    The lowest rank that waits asks all others what they are doing; the rest leave it to that one to end the job, and ask only if
-    it does not. Takes some seconds.
+    Where failures are outlived those that are frozen on this node are ended. All others, slow ones too, are to meet in the
+    recovery, as nobody may go on while another that lives could still write into its memory.
+
+    Else the lowest rank that waits asks all others what they are doing; the rest leave it to that one to end the job, and ask
+    only if it does not. Takes some seconds.
     """
     watched, family = watch.watch, _family()
     found = stacks.current(sys._getframe(1), family)
+    if _outlived:
+        where = what if found is None else f"{found.text} at {found.place}"
+        watch.end_frozen(where)
+        return RankFailed(f"rank {wire.ranks[wire.rank]} waited {wire.timeout_s:g} s in vain in {where}")
     if watched is None or found is None or found.comm is None:
         return StallError(_headline(wire, what, found, [wire.ranks[rank] for rank in missing()]))
     stacks.give_up(found)
@@ -135,7 +149,7 @@ class _Warnings:
         waited_s = time.monotonic() - since
         print(
             f"hpcai: {call.some(late)} kept others waiting for {waited_s:.0f} s in {found.text} at {found.place}. {what}. "
-            f"The job ends when a wait reaches {timeout_s():g} s.",
+            f"{'It counts as failed' if _outlived else 'The job ends'} when a wait reaches {timeout_s():g} s.",
             file=sys.stderr,
             flush=True,
         )

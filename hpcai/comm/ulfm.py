@@ -5,14 +5,20 @@ Everything is said through the environment, before MPI starts, so that users nee
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 from hpcai.comm import host
+from hpcai.errors import RanksLost
 
 ENABLED, COLLECTIVES, TRANSPORTS = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_coll", "OMPI_MCA_btl"
 """What mpirun --with-ft ulfm sets, and which of Open MPI's implementations of collectives and of transports are used."""
+
+PR_SET_PDEATHSIG = 1
+"""Of the system call prctl (Linux)."""
 
 RECOVERABLE = "state_base_recoverable"
 """The launcher's parameter without which it calls the end of a rank that was started later a failure of the job."""
@@ -26,13 +32,25 @@ def enabled() -> bool:
 def prepare() -> None:
     """Leave coll/han out, which after a failure gives wrong sums without an error (open-mpi/ompi#11794), and btl/sm, over which
     nothing breaks when a rank ends, as a TCP connection does. Arrays within a node take neither where they can be shared.
-    Before MPI starts.
+    Before MPI starts. And have this rank end with its launcher.
     """
     chosen = os.environ.get(COLLECTIVES, "")
     if enabled() and not _without_han(chosen) and (not chosen or chosen.startswith("^")):
         os.environ[COLLECTIVES] = f"{chosen},han" if chosen else "^han"
     if enabled():
         os.environ.setdefault(TRANSPORTS, "^sm")
+        _end_with_launcher()
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel kill this process when its parent ends: when the launcher of a frozen rank does the kernel thaws that rank,
+    which would take the others' end for a failure, and go on alone in the files of the run that was started again.
+    """
+    parent, libc = os.getppid(), ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(RanksLost.exit_code)
 
 
 def why_not(library: str, growing: bool = False) -> str:

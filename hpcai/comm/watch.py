@@ -14,7 +14,9 @@ import hmac
 import json
 import os
 import secrets
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +35,9 @@ ASKERS, BACKLOG = 32, 128
 ANSWER_BYTES, DIGEST_BYTES = 1 << 16, 32
 STOPPED = ("T", "t")
 """The kernel's letters for a process that was stopped, as by SIGSTOP or a debugger."""
+
+LOOK_AGAIN_S, ENDING_S = 1.0, 2.0
+"""After how long frozen ranks are looked at once more, and how long the end of those that are killed is waited for."""
 
 
 class Answer(NamedTuple):
@@ -173,6 +178,28 @@ beside: list[Place] = []
 def frozen() -> list[Place]:
     """Those of all these on this node that are stopped."""
     return [place for place in (*([] if watch is None else watch.places), *beside) if process_state(place) in STOPPED]
+
+
+def end_frozen(what: str) -> list[Place]:
+    """End those on this node that are stopped and keep others waiting in this, and wait until they have ended; returns them.
+
+    They are looked at twice: where all of a job was stopped, the first that goes on sees the others still stopped for a moment.
+    """
+    if not (found := frozen()):
+        return []
+    time.sleep(LOOK_AGAIN_S)
+    ended = list[Place]()
+    for place in found:
+        if process_state(place) not in STOPPED:
+            continue
+        ended.append(place)
+        sys.stderr.write(f"hpcai: process {place.pid} is frozen and keeps others waiting in {what}; it is ended\n")
+        with contextlib.suppress(ProcessLookupError):  # another rank ended it
+            os.kill(place.pid, signal.SIGKILL)
+    end = time.monotonic() + ENDING_S
+    while any(process_state(place) in STOPPED for place in ended) and time.monotonic() < end:
+        time.sleep(0.001)
+    return ended
 
 
 def start(world: Any) -> Watch:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from hpcai.comm import job, stall
 from hpcai.comm.communicator import Communicator
-from hpcai.errors import NonFiniteError, RankFailed, RanksLost, UsageError
+from hpcai.errors import NonFiniteError, RankFailed, RanksLost, StallError, UsageError
 from hpcai.train import memories, newcomers, resume, step, transfer
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
@@ -39,13 +39,24 @@ def recover(run: Run) -> None:
     """Make `run` one of the ranks that live, at the same step on all, and give the places of those that failed to spare ranks;
     with --elastic grow, have others started for what is left of them. Called by each rank that met a failure.
 
-    Raises: RanksLost, on all alike, where the only copies of a shard were on ranks that failed.
+    Raises, on all alike: RanksLost, where the only copies of a shard were on ranks that failed; StallError, where for the second
+    time a step failed of all that live, so that to repeat it once more is in vain.
     """
     began, before, run.failed = perf_counter(), run.comm.size, time.time()
     names, run.lost = list(range(before)), []
     _find_others(run, names)
+    if not run.lost:
+        _require_hope(run)
     settle(run, names)
     run.reporter.recovered(run.lost, before, perf_counter() - began, run.reserve.spares)
+
+
+def _require_hope(run: Run) -> None:
+    at = run.progress.step
+    if run.repeated == at:
+        job.adopt(run.comm)
+        raise StallError(f"ranks waited in vain for each other twice after step {at:,}, though all live; see --stall-timeout")
+    run.repeated = at
 
 
 def settle(run: Run, names: list[int]) -> None:
@@ -101,6 +112,7 @@ def _shrink(run: Run) -> list[int]:
             part = None
     failed = sorted(set(range(run.comm.size)) - {one.rank for one in told})
     run.adopt(part)
+    run.reporter.moved(run.comm, run.mine, run.progress)
     return failed
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from hpcai.comm import job
-from hpcai.errors import RankFailed
+from hpcai.comm import job, stall
+from hpcai.errors import RankFailed, RanksLost
 from hpcai.train import newcomers
 from hpcai.train.__main__ import ending
 from hpcai.train.loop import go_on
@@ -14,9 +14,10 @@ from hpcai.train.reserve import Reserve
 
 def main() -> int:
     """Take a part of the run that is under way, and end as all do."""
+    stall.outlive()
     wire = job.merged()
     invited, comm = None, None
-    with job.limited("joining the others", limit_s=job.JOINING_S):
+    with job.limited("joining the others", RanksLost.exit_code, job.JOINING_S):
         try:
             comm = job.join(wire)
             invited = newcomers.join(comm)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcai.comm import job
+from hpcai.comm import job, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
@@ -92,6 +92,8 @@ def _run(options: Options, dataset: Dataset, progress: resume.Progress, saver: S
 
 def _through(run: Run) -> dict[str, Any]:
     """The run to its end; ranks that fail meanwhile are done without where that can be. Returns the summary."""
+    if run.options.elastic != "never":
+        stall.outlive()
     watched = signals.cast_into(run.mine.votes, run.options.signals, run.comm.rank == 0)
     with contextlib.closing(run.reporter), _naming_last_checkpoint(run), watched:
         while True:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO
@@ -15,15 +16,24 @@ FLUSH_S = 1.0
 MOST_WAITING = 1 << 26
 """Bytes of metrics that wait for a disk; later lines are left out."""
 
+KEPT_STEPS = 8192
+"""So many of the last steps every rank keeps in memory: more than rank 0 makes between two flushes. If it dies the next rank 0
+writes what is lacking in the file.
+"""
+
+TAIL_BYTES = 1 << 16
+"""How much of a file's end is looked at first for its last step."""
+
 
 class Metrics:
-    """That file. Going on after a checkpoint, lines of later steps are cut off first.
+    """That file. Going on after a step, lines of later ones are cut off first, and of `owed`, records of the last steps until
+    then, those are written that it lacks.
 
     A disk that is full, or a file that cannot be written for another reason, costs one warning: lines wait, and are tried again.
     """
 
-    def __init__(self, path: Path, after_step: int):
-        self.path, self.after_step = path, after_step
+    def __init__(self, path: Path, after_step: int, owed: Iterable[dict[str, Any]] = ()):
+        self.path, self.after_step, self._owed = path, after_step, list(owed)
         self.flushed = perf_counter()
         self._file: BinaryIO | None = None
         self._waiting = bytearray()
@@ -32,15 +42,17 @@ class Metrics:
     def open(self) -> None:
         """Raises: OSError if there can be no such file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept = _length(self.path, self.after_step) if self.after_step and self.path.is_file() else 0
+        kept, last = _kept(self.path, self.after_step) if self.after_step and self.path.is_file() else (0, 0)
         if kept:
             os.truncate(self.path, kept)
         self._file = self.path.open("ab" if kept else "wb", buffering=0)
+        self._waiting[:0] = b"".join(_line(record) for record in self._owed if record["step"] > last)
+        self._owed.clear()
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one line; they reach the disk within a second."""
         if len(self._waiting) < MOST_WAITING:
-            self._waiting += json.dumps(record).encode() + b"\n"
+            self._waiting += _line(record)
         if perf_counter() - self.flushed > FLUSH_S:
             self.flush()
 
@@ -68,15 +80,35 @@ class Metrics:
                 self._file.close()
 
 
-def _length(path: Path, after_step: int) -> int:
-    """How many bytes of a metrics file are whole lines of steps up to that one."""
-    length = 0
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _kept(path: Path, after_step: int) -> tuple[int, int]:
+    """How many bytes of a metrics file end with its last whole line of a step up to that one, and which step that is (0, 0 if
+    there is none). Looked for from the end, as the file of a long run is long.
+    """
     with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"}\n") or json.loads(line)["step"] > after_step:
-                break
-            length += len(line)
-    return length
+        size, tail = file.seek(0, os.SEEK_END), TAIL_BYTES
+        while True:
+            begin, end = file.seek(max(0, size - tail)), size
+            lines_there = file.read(size - begin).splitlines(keepends=True)
+            for line in reversed(lines_there[1 if begin else 0 :]):  # the first may be cut
+                step = _step(line) if line.endswith(b"\n") else None
+                if step is not None and step <= after_step:
+                    return end, step
+                end -= len(line)
+            if not begin:
+                return 0, 0
+            tail *= 4
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line of metrics; None if it is not whole."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def lines(path: Path) -> list[str]:

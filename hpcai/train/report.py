@@ -6,6 +6,7 @@ import dataclasses
 import json
 import platform
 import statistics
+from collections import deque
 from math import isfinite, log, sqrt
 from pathlib import Path
 from time import perf_counter, time
@@ -23,7 +24,7 @@ from hpcai.train import summary as summaries
 from hpcai.train import trace
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
-from hpcai.train.metrics import Metrics, lines
+from hpcai.train.metrics import KEPT_STEPS, Metrics, lines
 from hpcai.train.progress import ProgressLine
 from hpcai.train.replica import Replica, memory_bytes
 from hpcai.train.resume import Progress
@@ -51,6 +52,7 @@ class Reporter:
         self.first = progress.step
         self.started = self.epoch_started = perf_counter()
         self.reports: list[Report] = []
+        self.last: deque[tuple[int, float, Report]] = deque(maxlen=KEPT_STEPS)
         self.metrics: Metrics | None = None
         self.recoveries: list[dict[str, Any]] = []
         self.waiting = Waiting(comm)
@@ -60,18 +62,23 @@ class Reporter:
         self._begin().open()
 
     def _begin(self) -> Metrics:
-        self.metrics = Metrics(self.metrics_path, after_step=self.progress.step)
+        owed = [self._record(*one) for one in self.last]
+        self.metrics = Metrics(self.metrics_path, after_step=self.progress.step, owed=owed)
         self.line = ProgressLine(self.total, self.per_epoch, self.progress.step, self.dataset.unit)
         if self.progress.step:
             self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}")
         return self.metrics
 
     def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
-        """Go on among other ranks; a new rank 0 takes over files and words."""
+        """Go on among other ranks; a new rank 0 takes over files and words, and writes what is lacking in the metrics. After this
+        all steps until now are in them, so that new ranks need not know of those.
+        """
         self.comm, self.mine, self.progress, self.waiting = comm, mine, progress, Waiting(comm)
         if self.silent and comm.rank == 0:
             self.silent = False
-            self._begin().flush()  # which opens it, or warns
+            self.reports += [report for _, _, report in self.last]
+            self._begin()
+        self.flush()  # which opens it, or warns
 
     def flush(self) -> None:
         """Before a checkpoint: the steps that it has are in the metrics too."""
@@ -88,7 +95,8 @@ class Reporter:
         now, step = self.comm.size, self.progress.step
         self.note_recovery(lost, before, seconds)
         left = f"; {spares} spare left" if self.options.spares else ""
-        self.say(f"{some(lost)} of {before} failed; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
+        failed = f"{some(lost)} of {before} failed" if lost else "some waited in vain, but none failed"
+        self.say(f"{failed}; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
 
     def say(self, text: str) -> None:
         """A line on stderr that stays, from rank 0."""
@@ -98,22 +106,25 @@ class Reporter:
     def step(self, number: int, lr: float, done: Report) -> None:
         """After step `number`, counted from 1."""
         if self.silent:
+            self.last.append((number, lr, done))
             return
         self.reports.append(done)
-        loss = done.loss_sum / done.targets
-        record = {
+        assert self.metrics is not None
+        self.metrics.write(self._record(number, lr, done))
+        self.line.show(number, done.loss_sum / done.targets, self._samples_per_s(last=50))
+
+    def _record(self, number: int, lr: float, done: Report) -> dict[str, Any]:
+        """A step as a line of the metrics."""
+        return {
             "step": number,
             "epoch": (number - 1) // self.per_epoch + 1,
-            "loss": loss,
+            "loss": done.loss_sum / done.targets,
             "lr": lr,
             "grad_norm": done.grad_norm if isfinite(done.grad_norm) else None,  # a step that f16 left out
             "samples_per_s": done.targets / done.step_s,
             "step_ms": 1e3 * done.step_s,
             "comm_ms": 1e3 * done.comm_s,
         }
-        assert self.metrics is not None
-        self.metrics.write(record)
-        self.line.show(number, loss, self._samples_per_s(last=50))
 
     def epoch(self, record: dict[str, Any]) -> None:
         """After an epoch, with its record (see resume.Progress)."""

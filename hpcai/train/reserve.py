@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcai.comm import host, job, watch
+from hpcai.comm import host, watch
 from hpcai.comm.wire import Pending, Wire
 from hpcai.errors import RankFailed, UsageError
 
@@ -117,7 +117,7 @@ class Reserve:
             answers = [answer for answer in answers if not _over(answer)]
             time.sleep(LOOK_S)
         if answers:
-            job.end_frozen("the end")
+            watch.end_frozen("the end")
 
 
 def _over(answer: Pending) -> bool:

@@ -53,6 +53,8 @@ class Run:
     """Ranks that failed last."""
     failed: float = 0.0
     """When that was noticed, in seconds since 1970."""
+    repeated: int = -1
+    """The step after which all that live had last to begin anew, though none had failed."""
     rows: Array = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import NamedTuple
 
-from hpcai.comm import job
+from hpcai.comm import job, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.errors import RankFailed, RanksLost
@@ -34,6 +34,7 @@ def stand_by(options: Options, reserve: Reserve) -> Place:
     """Wait until this rank is wanted. Where it is not, the process ends here, with the run."""
     for name in (*options.signals, "INT"):  # those that train answer for all
         signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
+    stall.outlive()
     while not reserve.run_ended():
         with job.limited("the recovery from a failure", RanksLost.exit_code):
             place = _recovered(reserve)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcai.train import checkpoint, resume
-from tests.command import MPIRUN, environment, run, wait_for
+from tests.command import MPIRUN, descendants, end_with_this_process, environment, run, wait_for
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "two_hosts.sh"
 PROGRAM = """
@@ -41,12 +42,28 @@ def refused():
 
 def across(per_host, *command):
     """Run a command on two hosts; returns what it printed."""
+    process = started(per_host, *command, LIMIT_S="90")
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, out + err
+    assert not namespaces(process)
+    return out
+
+
+def started(per_host, *command, **variables):
     command = ["bash", SCRIPT, "1gbit", str(per_host), sys.executable, *map(str, command)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment(LIMIT_S="90"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    assert "hpcai" not in names
-    return done.stdout
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+        preexec_fn=end_with_this_process,
+    )
+
+
+def namespaces(process):
+    """Those of this process of the script, not of others, which may run beside."""
+    return list(Path("/run/netns").glob(f"hpcai-{process.pid}-*"))
 
 
 @pytest.mark.parametrize("per_host", [1, 2])
@@ -77,9 +94,7 @@ def struck(tmp_path, epochs, **how):
         pytest.skip(why)
     sign, run_folder = tmp_path / "now", tmp_path / "run"
     flags = ["--hidden", "64", "--checkpoint-steps", "20", "--stall-timeout", "4", "--epochs", epochs, "--run", run_folder]
-    command = ["bash", SCRIPT, "1gbit", "1", sys.executable, "-m", "hpcai.train", *map(str, flags)]
-    variables = environment(LIMIT_S="60", STRIKE=str(sign), **how)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+    process = started(1, "-m", "hpcai.train", *flags, LIMIT_S="60", STRIKE=str(sign), **how)
     wait_for(lambda: process.poll() is not None or (run_folder.exists() and resume.newest(run_folder)), limit=60)
     sign.touch()
     begin = time.perf_counter()
@@ -110,3 +125,35 @@ def test_a_lost_host_ends_the_job_and_the_run_goes_on_elsewhere(tmp_path):
     code, _, err = run(2, "--checkpoint-steps", "0", *flags)
     assert code == 0, err
     assert int(resume.newest(tmp_path / "run").name.split("-")[1]) == step + 5
+
+
+WAITING = """
+import time, pathlib, sys, hpcai
+comm = hpcai.init()
+pathlib.Path(sys.argv[1], str(comm.rank)).touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "KILL"])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_signal_at_any_time_leaves_nothing_behind(tmp_path, name, early):
+    """While namespaces are made, or while ranks are at work. After SIGKILL processes end, and the next start removes the rest."""
+    if why := refused():
+        pytest.skip(why)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    process = started(1, "-c", WAITING, tmp_path, LIMIT_S="60", TMPDIR=str(folder))
+    wait_for(lambda: namespaces(process) if early else (tmp_path / "0").exists() and (tmp_path / "1").exists())
+    below = descendants(process.pid)
+    process.send_signal(signal.Signals[f"SIG{name}"])
+    process.communicate(timeout=30)
+    assert process.returncode in (128 + signal.Signals[f"SIG{name}"], -signal.Signals[f"SIG{name}"])
+    wait_for(lambda: not [pid for pid in below if Path(f"/proc/{pid}").exists()])
+    if name == "KILL":
+        assert namespaces(process)
+        subprocess.run(
+            ["bash", SCRIPT, "no rate", "1", "true"], capture_output=True, timeout=30, env=environment(TMPDIR=str(folder))
+        )
+    assert not namespaces(process)
+    assert not list(folder.iterdir())

@@ -103,6 +103,35 @@ def test_the_state_of_processes_of_this_host_is_known():
     assert host.process_state(place._replace(boot="elsewhere")) == ""
 
 
+def test_of_processes_that_are_stopped_those_that_stay_so_are_ended(monkeypatch, capsys):
+    """One goes on between the two looks, as where a whole job was stopped; one of another machine cannot be known to be frozen."""
+    children = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
+    try:
+        places = [host.here(1)._replace(pid=child.pid, started=host.started(child.pid)) for child in children]
+        if not places[0].pids:
+            pytest.skip("there is no /proc")
+        places[2] = places[2]._replace(boot="elsewhere")
+        monkeypatch.setattr(watch, "watch", None)
+        monkeypatch.setattr(watch, "beside", places)
+        assert watch.end_frozen("a try") == []
+        for child in children:
+            child.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + 10
+        while len(watch.frozen()) < 2:
+            assert time.monotonic() < end
+        timer = threading.Timer(watch.LOOK_AGAIN_S / 4, children[0].send_signal, (signal.SIGCONT,))
+        timer.start()
+        assert watch.end_frozen("a try") == [places[1]]
+        timer.join()
+        assert children[1].wait(10) == -signal.SIGKILL
+        assert [child.poll() for child in (children[0], children[2])] == [None, None]
+        assert capsys.readouterr().err.count("is frozen and keeps others waiting in a try") == 1
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
 def test_ranks_of_a_dead_host_cost_a_report_seconds_not_minutes():
     def program(comm, mine):
         nowhere = mine.places[0]._replace(boot="elsewhere", addresses=("192.0.2.1", "192.0.2.2"))  # kept for documentation

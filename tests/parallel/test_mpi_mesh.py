@@ -1,8 +1,6 @@
 """The laws of test_parity.py again under real MPI: run by `mpirun -n {2,3,4} pytest`."""
 
 import shutil
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from hpcai.comm import threads
 from hpcai.train import checkpoint, config, resume
 from hpcai.train.loop import fit
+from tests import owned
 from tests.parallel.test_parity import MODEL
 
 pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("clean_environment")]
@@ -24,7 +23,7 @@ SPLITS = {
 @pytest.fixture
 def folder(comm):
     """One folder for all ranks. (pytest's tmp_path, used by several processes, leaves folders open and warns at its end.)"""
-    path = Path(comm.on_root(tempfile.mkdtemp))
+    path = comm.on_root(lambda: owned.folder("mesh"))
     yield path
     comm.barrier()
     if comm.rank == 0:

@@ -1,6 +1,7 @@
 """`python striking.py RANK PHASE STEP [RANK PHASE STEP]... -- OPTIONS`: hpcai.train whose rank RANK dies in step STEP, at a chosen
 place. With RANK 2! it does not die: it believes that another did, as a rank does that another's death met in its last wait. With 2-
-it is stopped for good.
+it is stopped for good, with 2+ for SLOW_S seconds it does nothing, with 2* so each time that it comes there. BLIND=1: nobody sees
+who is stopped, as of ranks on other nodes.
 """
 
 import os
@@ -8,6 +9,7 @@ import signal
 import sys
 import time
 
+from hpcai.comm import watch
 from hpcai.comm.mpi import MpiWire
 from hpcai.errors import RankFailed
 from hpcai.train import elastic, loop, newcomers, step, transfer
@@ -16,6 +18,8 @@ from hpcai.train.reserve import Reserve
 
 OTHERS_SHRINK_S = 0.1
 """Where a rank ends while others are still in MPI_Comm_shrink, Open MPI 5.0.11 may crash on those (in ompi_comm_revoke_local)."""
+
+SLOW_S = 10.0
 
 RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
 begun = {"at": 0}
@@ -27,10 +31,15 @@ def strike(rank, phase, at, how):
 
     def struck(*args, **kwargs):
         done = original(*args, **kwargs) if phase in AFTERWARDS else None
-        if rank == RANK and (begun["at"] == at or phase == "leaving") and not begun.get((rank, phase)):
+        first = not begun.get((rank, phase))
+        if rank == RANK and (begun["at"] == at or phase == "leaving") and (first or how == "*"):
             begun[rank, phase] = True
-            with open(os.environ["STRIKES"], "a") as file:
-                file.write(f"{rank}{how} {phase} {at}\n")
+            if first:
+                with open(os.environ["STRIKES"], "a") as file:
+                    file.write(f"{rank}{how} {phase} {at}\n")
+            if how and how in "+*":
+                time.sleep(SLOW_S)
+                return done if phase in AFTERWARDS else original(*args, **kwargs)
             if phase == "shrunk":
                 time.sleep(OTHERS_SHRINK_S)
             if how != "!":
@@ -72,6 +81,8 @@ if __name__ == "__main__":
         remember(mine, at)
 
     elastic.remember = note
+    if os.environ.get("BLIND"):
+        watch.frozen = list
     for rank, phase, at in zip(*[iter(strikes)] * 3, strict=True):
         strike(int(rank[0]), phase, int(at), rank[1:])
     sys.exit(main(sys.argv[cut + 1 :]))

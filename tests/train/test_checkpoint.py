@@ -19,6 +19,7 @@ from hpcai.train import assembly, boxes, checkpoint, naming, resume, saving, sha
 from hpcai.train.folder import Local
 from hpcai.train.inputs import load
 from hpcai.train.replica import replica
+from tests import owned
 from tests.train.test_loop import final, options, train
 from tests.train.test_mesh import text  # noqa: F401
 
@@ -371,11 +372,9 @@ def test_a_folder_that_nodes_do_not_share_is_said(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/proc/mounts").exists(), reason="mounts a small file system: needs root")
 def test_a_disk_that_fills_up_and_is_emptied_again(tmp_path, capsys):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mount is not allowed here")
-    try:
+    with owned.disk(tmp_path, "512k") as disk:
+        if disk is None:
+            pytest.skip("mount is not allowed here")
         flags = [*SMALL[:-4], "--keep", "1", "--checkpoints", str(disk / "here")]
         train(2, options(tmp_path, *flags, "--steps", "3"))
         (disk / "filler").write_bytes(b"x" * (os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 8192))
@@ -387,8 +386,6 @@ def test_a_disk_that_fills_up_and_is_emptied_again(tmp_path, capsys):
         train(2, options(tmp_path, *flags, "--steps", "6", "--resume", "auto"))
         assert "warning" not in capsys.readouterr().err
         assert [path.name for path in (disk / "here").iterdir()] == ["step-000000006"]
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def test_no_kill_while_checkpoints_are_written_loses_or_breaks_one(tmp_path):

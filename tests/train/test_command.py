@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpcai.train import checkpoint, resume
-from tests.command import children, environment, needs_mpirun, run, start, wait_for
+from tests.command import children, end, environment, needs_mpirun, run, start, wait_for
 
 LINE = "hpcai.train: error: "
 
@@ -118,7 +118,7 @@ def disturbed(tmp_path, strike, *flags):
     try:
         _, err = process.communicate(timeout=30)
     except subprocess.TimeoutExpired:
-        process.kill()
+        end(process)
         raise
     return process.returncode, time.perf_counter() - begin, err
 

@@ -19,6 +19,7 @@ from hpcai.data.dataset import Dataset
 from hpcai.train import assembly, checkpoint, config, naming, resume, storage
 from hpcai.train.replica import replica
 from hpcai.train.saving import Saver
+from tests.command import end_with_this_process
 
 LONGEST_S = 0.15
 SPLITS = (["--zero", "0"], ["--zero", "2"], ["--compress", "int4"])
@@ -95,6 +96,7 @@ def main(folder, kills, seed):
         pid = os.fork()
         if pid == 0:
             try:
+                end_with_this_process(signal.SIGKILL)
                 child(folder, rng.choice(options), rng.random(), to_say)
             finally:
                 os._exit(1)
