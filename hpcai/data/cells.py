@@ -17,6 +17,7 @@ import numpy as np
 
 from hpcai.data.csv_text import MOST_COLUMNS, blocks, lines_in
 from hpcai.data.memory import available
+from hpcai.data.opening import printable
 from hpcai.data.targets import EXACT, MOST_NAMED_CLASSES
 from hpcai.errors import DataError
 from hpcai.xp import Array
@@ -227,7 +228,7 @@ class _Reader:
         if place == self.plan.label:
             raise DataError(f"{said}, as others are or --task regression wants; --task classification takes all as classes")
         texts = [self.plan.names[other] for other in self.number_places if other != self.plan.label and not is_number(row[other])]
-        given = ",".join(texts)
+        given = printable(",".join(texts))
         raise DataError(f"{said}; --categorical {given} takes such values as categories, --ignore {given} leaves them out")
 
     def _new_value(self, column: int, cell: str, line: int) -> int:
@@ -261,13 +262,13 @@ class _Reader:
         said = f"{self.path} column {name!r} has more than {most:,} different values, too many to be"
         if place == self.plan.label:
             raise DataError(f"{said} classes; is it a name? --task classification takes up to {MOST_NAMED_CLASSES:,}")
-        raise DataError(f"{said} categories; leave the column out with --ignore {name}")
+        raise DataError(f"{said} categories; leave the column out with --ignore {printable(name)}")
 
     def _cell(self, line: int, place: int) -> str:
         return f"{self.path} line {line}, column {self.plan.names[place]!r}"
 
     def _advice(self, place: int) -> str:
-        return "" if place == self.plan.label else f", or leave the column out with --ignore {self.plan.names[place]}"
+        return "" if place == self.plan.label else f", or leave the column out with --ignore {printable(self.plan.names[place])}"
 
     def _hint(self, row: list[str]) -> str:
         return "; a cell that holds the delimiter wants quotes" if len(row) > len(self.plan.names) else ""

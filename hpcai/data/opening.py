@@ -117,6 +117,11 @@ def kind_of(first: bytes) -> str:
     return next((kind for begin, kind in _FIRST_BYTES.items() if first.startswith(begin)), "")
 
 
+def printable(text: str) -> str:
+    """Without characters that move the cursor or are none; other files decide what stands in error messages."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def _decompressed(path: Path, file: BinaryIO, kind: str) -> BinaryIO:
     try:
         return cast(BinaryIO, importlib.import_module(_READERS[kind]).open(file))
@@ -126,7 +131,7 @@ def _decompressed(path: Path, file: BinaryIO, kind: str) -> BinaryIO:
 
 def _member(path: Path, file: BinaryIO) -> tuple[BinaryIO, int]:
     """The one file of a zip archive, and where it begins. What macOS adds does not count."""
-    with _damage_named(path):
+    with damage_named(path):
         archive = zipfile.ZipFile(file)
         members = [one for one in archive.infolist() if not one.is_dir() and not _of_macos(one.filename)]
         if len(members) != 1:
@@ -148,14 +153,15 @@ def _of_macos(name: str) -> bool:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def damage_named(path: Path | str) -> Iterator[None]:
     """Decompressors raise about anything at damaged data, also struct.error, ValueError and UnicodeDecodeError."""
     try:
         yield
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        raise DataError(f"{path} is damaged or truncated ({error or type(error).__name__}); get the file again") from None
+        said = printable(" ".join(str(error).split())[:100]) or type(error).__name__
+        raise DataError(f"{path} is damaged or truncated ({said}); get the file again") from None
 
 
 def bounded(path: Path, file: BinaryIO, content: BinaryIO, begin: int = 0) -> BinaryIO:
@@ -174,7 +180,7 @@ class _Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        with _damage_named(self.path):
+        with damage_named(self.path):
             part = self.content.read(len(buffer))
         self.size += len(part)
         if self.size > self.most:

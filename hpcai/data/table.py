@@ -16,7 +16,7 @@ from hpcai.data.cells import Cells, Kind, OtherLabel, Plan, is_number
 from hpcai.data.columns import features, in_order, leaks
 from hpcai.data.csv_text import Header, blocks, decoded, header, listed, plain_name
 from hpcai.data.dataset import Dataset, hold_out
-from hpcai.data.opening import opened
+from hpcai.data.opening import opened, printable
 from hpcai.data.targets import MOST_CLASSES, MOST_NAMED_CLASSES, Targets, Task, classes_of, targets
 from hpcai.errors import DataError
 from hpcai.xp import Array
@@ -117,7 +117,9 @@ def _places(path: Path, names: list[str], first: list[str], asked: Asked) -> tup
         name = names[place]
         if at.setdefault(name, place) != place:
             said = f"columns {at[name] + 1} and {place + 1} are both called {name!r}" if name else "two columns have no name"
-            raise DataError(f"{path}: {said}; rename one" + (f", or leave out both with --ignore {name}" if name else ""))
+            raise DataError(
+                f"{path}: {said}; rename one" + (f", or leave out both with --ignore {printable(name)}" if name else "")
+            )
         if not name:
             raise DataError(f"{path}: column {place + 1} of {len(names)} has no name; give it one in the first line")
     return places, ("its first column, which has no name, is taken for an index and left out",) if index else ()

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from hpcai.data.opening import printable
 from hpcai.data.scaling import FAR, measure
 from hpcai.errors import DataError
 from hpcai.xp import Array
@@ -92,7 +93,7 @@ def classes_of(train: Array, test: Array, values: list[Any], given: bool = False
 def shown(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(name if len(name) < 40 else f"{name[:36]}..." for name in names[:SHOWN]) + more
+    return ", ".join(printable(name if len(name) < 40 else f"{name[:36]}...") for name in names[:SHOWN]) + more
 
 
 def _are_whole(values: Array) -> bool:
