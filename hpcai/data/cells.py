@@ -25,10 +25,13 @@ from hpcai.xp import Array
 Kind = Literal["number", "text", "any", "whole"]
 """What a column's cells are: finite numbers; texts that are no numbers; anything but nothing; whole numbers of any size."""
 
+_DIGITS = 1000
+"""Python reads no whole numbers of 4,300 or more."""
+
 _ROWS = 4096
 _SHOWN = 60
-_CELL_BYTES = 13
-"""Of a number: f64 here, of which a sixteenth is spare, and f32 as a feature."""
+_CELL_BYTES = 15
+"""Of a number, as measured: f64 here, f32 as a feature, and what is spare or passing."""
 
 _ROW_BYTES = 48
 """Beside features: label, place, and which rows are for testing."""
@@ -205,7 +208,7 @@ class _Reader:
         """Refuse what is not finite, and whole numbers that f64 does not hold: they are names, not quantities."""
         if not np.isfinite(number):
             raise DataError(f"{self._cell(line, place)}: {short(cell)} is not a finite number; mend it{self._advice(place)}")
-        if _WHOLE.fullmatch(cell) and int(cell) != int(number):
+        if _WHOLE.fullmatch(cell) and (len(cell) > _DIGITS or int(cell) != int(number)):
             if place == self.plan.label:
                 raise OtherLabel("whole")
             raise DataError(
@@ -243,9 +246,10 @@ class _Reader:
                 "--task classification takes all as classes"
             )
         if kind == "whole":
-            if not _WHOLE.fullmatch(value) and self.plan.classes:
+            is_whole = _WHOLE.fullmatch(value) and len(value) <= _DIGITS
+            if not is_whole and self.plan.classes:
                 raise OtherLabel("any")
-            if not _WHOLE.fullmatch(value):
+            if not is_whole:
                 raise DataError(
                     f"{self._cell(line, place)}: {short(value)} is beside whole numbers beyond 2^53, which only classes can be; "
                     "--task classification takes all as classes"
