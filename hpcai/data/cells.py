@@ -17,6 +17,7 @@ import numpy as np
 
 from hpcai.data.csv_text import MOST_COLUMNS, blocks, lines_in
 from hpcai.data.memory import available
+from hpcai.data.opening import printable
 from hpcai.data.targets import EXACT, MOST_NAMED_CLASSES
 from hpcai.errors import DataError
 from hpcai.xp import Array
@@ -24,10 +25,13 @@ from hpcai.xp import Array
 Kind = Literal["number", "text", "any", "whole"]
 """What a column's cells are: finite numbers; texts that are no numbers; anything but nothing; whole numbers of any size."""
 
+_DIGITS = 1000
+"""Python reads no whole numbers of 4,300 or more."""
+
 _ROWS = 4096
 _SHOWN = 60
-_CELL_BYTES = 13
-"""Of a number: f64 here, of which a sixteenth is spare, and f32 as a feature."""
+_CELL_BYTES = 15
+"""Of a number, as measured: f64 here, f32 as a feature, and what is spare or passing."""
 
 _ROW_BYTES = 48
 """Beside features: label, place, and which rows are for testing."""
@@ -204,7 +208,7 @@ class _Reader:
         """Refuse what is not finite, and whole numbers that f64 does not hold: they are names, not quantities."""
         if not np.isfinite(number):
             raise DataError(f"{self._cell(line, place)}: {short(cell)} is not a finite number; mend it{self._advice(place)}")
-        if _WHOLE.fullmatch(cell) and int(cell) != int(number):
+        if _WHOLE.fullmatch(cell) and (len(cell) > _DIGITS or int(cell) != int(number)):
             if place == self.plan.label:
                 raise OtherLabel("whole")
             raise DataError(
@@ -227,7 +231,7 @@ class _Reader:
         if place == self.plan.label:
             raise DataError(f"{said}, as others are or --task regression wants; --task classification takes all as classes")
         texts = [self.plan.names[other] for other in self.number_places if other != self.plan.label and not is_number(row[other])]
-        given = ",".join(texts)
+        given = printable(",".join(texts))
         raise DataError(f"{said}; --categorical {given} takes such values as categories, --ignore {given} leaves them out")
 
     def _new_value(self, column: int, cell: str, line: int) -> int:
@@ -242,9 +246,10 @@ class _Reader:
                 "--task classification takes all as classes"
             )
         if kind == "whole":
-            if not _WHOLE.fullmatch(value) and self.plan.classes:
+            is_whole = _WHOLE.fullmatch(value) and len(value) <= _DIGITS
+            if not is_whole and self.plan.classes:
                 raise OtherLabel("any")
-            if not _WHOLE.fullmatch(value):
+            if not is_whole:
                 raise DataError(
                     f"{self._cell(line, place)}: {short(value)} is beside whole numbers beyond 2^53, which only classes can be; "
                     "--task classification takes all as classes"
@@ -261,13 +266,13 @@ class _Reader:
         said = f"{self.path} column {name!r} has more than {most:,} different values, too many to be"
         if place == self.plan.label:
             raise DataError(f"{said} classes; is it a name? --task classification takes up to {MOST_NAMED_CLASSES:,}")
-        raise DataError(f"{said} categories; leave the column out with --ignore {name}")
+        raise DataError(f"{said} categories; leave the column out with --ignore {printable(name)}")
 
     def _cell(self, line: int, place: int) -> str:
         return f"{self.path} line {line}, column {self.plan.names[place]!r}"
 
     def _advice(self, place: int) -> str:
-        return "" if place == self.plan.label else f", or leave the column out with --ignore {self.plan.names[place]}"
+        return "" if place == self.plan.label else f", or leave the column out with --ignore {printable(self.plan.names[place])}"
 
     def _hint(self, row: list[str]) -> str:
         return "; a cell that holds the delimiter wants quotes" if len(row) > len(self.plan.names) else ""

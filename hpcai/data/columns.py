@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcai.data.cells import Cells, is_number
 from hpcai.data.memory import available
+from hpcai.data.opening import printable
 from hpcai.data.scaling import FAR, measure
 from hpcai.data.targets import shown
 from hpcai.errors import DataError
@@ -74,7 +75,7 @@ def leaks(x: Array, y: Array, names: list[str]) -> tuple[str, ...]:
         correlation = np.abs(target @ z) / np.where(scale > 0, scale, 1.0)
         said += [
             f"column {names[part.start + i]!r} determines the label (correlation {correlation[i]:.4f}); if it is the label in "
-            f"disguise, leave it out with --ignore '{names[part.start + i].split('=')[0]}'"
+            f"disguise, leave it out with --ignore '{printable(names[part.start + i].split('=')[0])}'"
             for i in np.flatnonzero(correlation > 0.9999)
         ]
     return tuple(said[:10])

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
-from hpcai.data.opening import kind_of
+from hpcai.data.opening import kind_of, printable
 from hpcai.errors import DataError
 
 BLOCK = 1 << 20
@@ -25,7 +25,7 @@ MOST_COLUMNS = 1 << 20
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _ENCODINGS = {"": "utf-8-sig", "UTF-16": "utf-16", "UTF-32": "utf-32"}
 _SEP = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
-_SHOWN = 30
+_SHOWN, _SHOWN_OF_NAME = 30, 60
 
 
 class Header(NamedTuple):
@@ -98,7 +98,7 @@ def plain_name(name: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names for a message."""
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(name or "(no name)" for name in names[:_SHOWN]) + more
+    return ", ".join(printable(name[:_SHOWN_OF_NAME]) or "(no name)" for name in names[:_SHOWN]) + more
 
 
 def _first_line(path: Path, file: TextIO) -> tuple[str, int, str]:

@@ -16,7 +16,7 @@ from hpcai.data.cells import Cells, Kind, OtherLabel, Plan, is_number
 from hpcai.data.columns import features, in_order, leaks
 from hpcai.data.csv_text import Header, blocks, decoded, header, listed, plain_name
 from hpcai.data.dataset import Dataset, hold_out
-from hpcai.data.opening import opened
+from hpcai.data.opening import opened, printable
 from hpcai.data.targets import MOST_CLASSES, MOST_NAMED_CLASSES, Targets, Task, classes_of, targets
 from hpcai.errors import DataError
 from hpcai.xp import Array
@@ -115,11 +115,13 @@ def _places(path: Path, names: list[str], first: list[str], asked: Asked) -> tup
     at: dict[str, int] = {}
     for place in places:
         name = names[place]
-        if at.setdefault(name, place) != place:
-            said = f"columns {at[name] + 1} and {place + 1} are both called {name!r}" if name else "two columns have no name"
-            raise DataError(f"{path}: {said}; rename one" + (f", or leave out both with --ignore {name}" if name else ""))
         if not name:
             raise DataError(f"{path}: column {place + 1} of {len(names)} has no name; give it one in the first line")
+        if at.setdefault(name, place) != place:
+            raise DataError(
+                f"{path}: columns {at[name] + 1} and {place + 1} are both called {name!r}; rename one, or leave out both with "
+                f"--ignore {printable(name)}"
+            )
     return places, ("its first column, which has no name, is taken for an index and left out",) if index else ()
 
 
@@ -128,7 +130,7 @@ def _are_data(names: list[str], first: list[str]) -> bool:
     above = [name for name, cell in zip(names, first, strict=False) if is_number(cell)]
     if not above or not all(map(is_number, above)):
         return False
-    whole = [int(name) for name in above if name.isdigit()]
+    whole = [int(name) for name in above if name.isdigit() and len(name) < 20]
     return len(whole) < len(above) or any(after <= before for before, after in pairwise(whole))
 
 

@@ -65,6 +65,14 @@ def check(o: Options) -> None:
             bool({"KILL", "STOP", "INT"} & set(o.signals)),
             "--signals: KILL and STOP cannot be handled, and INT (Ctrl-C) always means to leave",
         ),
+        (
+            bool(o.label or o.ignore or o.categorical) and not o.data.startswith("csv:"),
+            f"--label, --ignore and --categorical name columns of --data csv:PATH, got {o.data}",
+        ),
+        (
+            o.task is not None and not o.data.startswith(("csv:", "npz:")),
+            f"--task is for csv:PATH and npz:PATH; {o.data} has one of its own",
+        ),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
         (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
         *_refused_splits(o),

@@ -219,6 +219,7 @@ BAD = {
     "a long cell": ("\n5,", f"\n{'5' * 200_000},", "line 7: field larger than field limit"),
     "many digits": ("\n5,", f"\n{'5' * 5_000},", r"'5+'\.\.\. \(5,000 characters\) is not a finite number"),
     "too large": ("\n5,", f"\n{BIG + 1},", f"line 7, column 'a': '{BIG + 1}' is a whole number beyond 2.53.*--categorical"),
+    "many zeros": ("\n5,", f"\n{'0' * 5_000}{BIG + 1},", r"'0+'\.\.\. \(5,019 characters\) is a whole number beyond"),
     "text in the label": ("\n5,0.5,0", "\n5,0.5,x", "line 7, column 'kind': 'x' is not a number, as others are"),
     "empty label": ("\n5,0.5,0", "\n5,0.5,", "line 7, column 'kind': '' is not a number; fill it, or leave its row out$"),
 }
@@ -414,11 +415,11 @@ def test_files_that_are_no_table_are_refused_in_a_line(load, name):
 def test_memory_is_looked_at_before_it_is_taken(load, monkeypatch):
     monkeypatch.setattr(csv_text, "BLOCK", 1000)
     content = csv("a,b,y", lambda i: f"{i},{i * i},{i % 2}", 20_000)
-    needed = 20_000 * (13 * 3 + 48)
+    needed = 20_000 * (15 * 3 + 48)
     monkeypatch.setattr(cells, "available", lambda: needed + 300_000)
     assert len(load(content).x_train) == 16_000
     monkeypatch.setattr(cells, "available", lambda: needed // 2)
-    with pytest.raises(DataError, match=r"does not fit into memory: at least 1\d,\d\d\d rows of 87 bytes .*--ignore"):
+    with pytest.raises(DataError, match=r"does not fit into memory: at least 1\d,\d\d\d rows of 93 bytes .*--ignore"):
         load(content)
     monkeypatch.setattr(opening, "RATIO", 1e9)
     with pytest.raises(DataError, match="does not fit into memory: at least 10,... rows"):  # nobody knows how much is to come
