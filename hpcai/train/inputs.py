@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sources
 from hpcai.data.dataset import Dataset
+from hpcai.errors import UsageError
 from hpcai.train import report
 from hpcai.train.build import check
 from hpcai.train.config import Options
@@ -45,18 +47,29 @@ def _arrays(dataset: Dataset) -> dict[str, Any]:
     return {name: getattr(dataset, name) for name in ("x_train", "y_train", "x_test", "y_test")}
 
 
-def prepare(options: Options, ranks: int, folder: Path) -> Dataset:
-    """On rank 0, before anything is written: refuse what cannot work, load the data, see that the folder can be written."""
+def prepare(options: Options, ranks: int) -> Dataset:
+    """On rank 0, before anything is written: refuse what cannot work, and load the data."""
     check(options, ranks)
     if options.plot:
         report.require_matplotlib()
     where = Path(options.data_dir) if options.data_dir else None
     dataset = sources.load(options.data, where, options.label, options.ignore, options.context)
-    for place in [folder, *([Path(options.trace).parent] if options.trace else [])]:
-        place.mkdir(parents=True, exist_ok=True)
-        probe = place / ".writable"
-        probe.touch()
-        probe.unlink()
     for warning in dataset.warnings:
         print(f"hpcai: warning: {warning}", file=sys.stderr)
     return dataset
+
+
+def require_writable(options: Options) -> None:
+    """On rank 0: raise OSError or UsageError for a file that cannot be written, also one that only the run's end opens."""
+    for path in report.files(options):
+        _try_to_open(path)
+
+
+def _try_to_open(path: Path) -> None:
+    if path.exists() and not (path.is_file() or path.samefile(os.devnull)):
+        raise UsageError(f"{path} is no file that could be written; give another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    path.open("ab").close()
+    if fresh:
+        path.unlink()

@@ -23,6 +23,7 @@ from hpcai.train import summary as summaries
 from hpcai.train import trace
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
+from hpcai.train.lock import Locks
 from hpcai.train.metrics import Metrics, lines
 from hpcai.train.progress import ProgressLine
 from hpcai.train.replica import Replica, memory_bytes
@@ -43,11 +44,12 @@ class Reporter:
         progress: Progress,
         total: int,
         per_epoch: int,
+        locks: Locks | None = None,
     ):
         self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
         self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
-        self.folder = Path(options.run or "runs")
-        self.metrics_path = Path(options.metrics) if options.metrics else self.folder / "metrics.jsonl"
+        self.folder, self.locks = Path(options.run or "runs"), locks
+        self.metrics_path = metrics_path(options)
         self.first = progress.step
         self.started = self.epoch_started = perf_counter()
         self.reports: list[Report] = []
@@ -67,10 +69,12 @@ class Reporter:
         return self.metrics
 
     def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
-        """Go on among other ranks; a new rank 0 takes over files and words."""
+        """Go on among other ranks; a new rank 0 takes over the lock, files and words."""
         self.comm, self.mine, self.progress, self.waiting = comm, mine, progress, Waiting(comm)
         if self.silent and comm.rank == 0:
             self.silent = False
+            if self.locks is not None:
+                self.locks.take_over()
             self._begin().flush()  # which opens it, or warns
 
     def flush(self) -> None:
@@ -209,6 +213,19 @@ class Reporter:
 
     def _median(self, name: str) -> float:
         return statistics.median([getattr(r, name) for r in self.reports]) if self.reports else 0.0
+
+
+def metrics_path(options: Options) -> Path:
+    """Where the lines of steps go."""
+    return Path(options.metrics) if options.metrics else Path(options.run or "runs") / "metrics.jsonl"
+
+
+def files(options: Options) -> list[Path]:
+    """All that a run with these options writes, but checkpoints."""
+    folder = Path(options.run or "runs")
+    trace_files = [Path(options.trace)] if options.trace else []
+    pictures = [folder / "loss.png", *(path.with_suffix(".png") for path in trace_files)] if options.plot else []
+    return [folder / "summary.json", metrics_path(options), *trace_files, *pictures]
 
 
 def say(text: bytes) -> None:

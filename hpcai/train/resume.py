@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
 from hpcai.parallel.mesh import sizes
-from hpcai.train import assembly, checkpoint, memories, naming, storage
+from hpcai.train import assembly, checkpoint, lock, memories, naming, storage
 from hpcai.train.build import Cut
 from hpcai.train.checkpoint import Broken, Opened
 from hpcai.train.config import Options
+from hpcai.train.folder import Local
 from hpcai.train.replica import Replica
 from hpcai.train.saving import Saver
 from hpcai.train.storage import Place
@@ -75,6 +76,12 @@ class Progress:
 def place(options: Options) -> Place:
     """Where the run's checkpoints go. Raises: CheckpointError for a URL that cannot be served."""
     return storage.place(options.checkpoints or Path(options.run or "runs") / "checkpoints")
+
+
+def folders(options: Options) -> list[Path]:
+    """Those that a run writes into and has for itself: its own, and that of its checkpoints unless it is a URL."""
+    where = place(options) if "://" not in (options.checkpoints or "") else None
+    return [Path(options.run or "runs"), *([where.folder] if isinstance(where, Local) else [])]
 
 
 def prepare(options: Options, comm: Communicator) -> Place:
@@ -247,12 +254,21 @@ def _refuse_or_set_aside(options: Options, folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
+    """All but locks, which stay where they are."""
     present = [folder / name for name in WRITTEN if (folder / name).exists()]
-    if present:
-        old = folder / naming.next_previous(path.name for path in folder.iterdir())
-        old.mkdir()
-        for path in present:
+    present = [path for path in present if not path.is_dir() or [one for one in path.iterdir() if one.name != lock.NAME]]
+    if not present:
+        return
+    old = folder / naming.next_previous(path.name for path in folder.iterdir())
+    old.mkdir()
+    for path in present:
+        if not path.is_dir():
             path.rename(old / path.name)
+            continue
+        (old / path.name).mkdir()
+        for one in sorted(path.iterdir(), reverse=True):  # the newest first, as in Local.set_aside
+            if one.name != lock.NAME:
+                one.rename(old / path.name / one.name)
 
 
 def _identity(options: Options, mine: Replica) -> dict[str, Any]:
