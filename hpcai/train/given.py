@@ -76,7 +76,7 @@ def _parser(kind: type, description: str) -> _Parser:
     for field in dataclasses.fields(kind):
         reader = readers_of(kind)[field.name]
         of_flags: dict[str, Any] = {"nargs": "?", "const": "true"} if reader is readers.flag else {}
-        said = f"{field.metadata['help']} ({reader.__doc__}; by itself {_shown_default(field.default)})".replace("%", "%%")
+        said = f"{field.metadata['help']}{_in_brackets(reader, field.default)}".replace("%", "%%")
         parser.add_argument(_flag(field.name), dest=field.name, metavar="X", default=argparse.SUPPRESS, help=said, **of_flags)
     parser.add_argument("--config", action="append", metavar="FILE", help="YAML file of options; of several the later ones win")
     parser.add_argument("--print_config", "--print-config", action="store_true", help="print the options as such a file and end")
@@ -123,8 +123,18 @@ def _shown(value: Any) -> str:
     return said if len(said) <= LONGEST_SHOWN else f"{said[: LONGEST_SHOWN - 20]}... ({len(said):,} characters)"
 
 
-def _shown_default(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else "none" if value in (None, "") else f"{value}"
+def _in_brackets(reader: Reader, default: Any) -> str:
+    """For the help: what is wanted, where that is numbers or words, and the default."""
+    plain = reader in (readers.flag, readers.text, readers.text_or_nothing, readers.resumed, readers.names, readers.patterns)
+    shown = (
+        ",".join(map(str, default))
+        if isinstance(default, tuple)
+        else ""
+        if default in (None, "") or default is False
+        else str(default)
+    )
+    said = [reader.__doc__ or ""] * (not plain) + [f"default {shown}"] * bool(shown)
+    return f" [{'; '.join(said)}]" if said else ""
 
 
 def _refusal(message: str) -> UsageError:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpcai.errors import FolderTaken, UsageError
+from hpcai.train import strict
 
 NAME = ".lock"
 
@@ -182,7 +183,7 @@ def _write(handle: int, token: str) -> None:
     task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     who = {"host": socket.gethostname(), "pid": os.getpid(), "job": f"{job}_{task}" if task else job, "since": since}
-    text = json.dumps(who | {"token": token}).encode() + b"\n"
+    text = strict.dumps(who | {"token": token}).encode() + b"\n"
     with contextlib.suppress(OSError):  # a full disk: it is locked all the same
         os.pwrite(handle, text, 0)
         os.ftruncate(handle, len(text))

@@ -10,6 +10,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO
 
+from hpcai.train import strict
+
 FLUSH_S = 1.0
 
 MOST_WAITING = 1 << 26
@@ -40,7 +42,7 @@ class Metrics:
     def write(self, record: dict[str, Any]) -> None:
         """Add one line; they reach the disk within a second."""
         if len(self._waiting) < MOST_WAITING:
-            self._waiting += json.dumps(record).encode() + b"\n"
+            self._waiting += strict.dumps(record).encode() + b"\n"
         if perf_counter() - self.flushed > FLUSH_S:
             self.flush()
 

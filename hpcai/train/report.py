@@ -6,7 +6,7 @@ import dataclasses
 import json
 import platform
 import statistics
-from math import isfinite, log, sqrt
+from math import isfinite, log, nan, sqrt
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any
@@ -19,8 +19,8 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError
 from hpcai.parallel.schedules import Work
+from hpcai.train import strict, trace
 from hpcai.train import summary as summaries
-from hpcai.train import trace
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
 from hpcai.train.lock import Locks
@@ -138,7 +138,7 @@ class Reporter:
             self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
             say(text)
             return earlier
-        summary = json.loads(json.dumps(self._summary(timelines)))
+        summary = json.loads(strict.dumps(self._summary(timelines)))
         summaries.write(path, summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
@@ -242,7 +242,7 @@ def require_matplotlib() -> None:
         raise UsageError("--plot needs matplotlib: pip install 'hpcai[plot]'")
 
 
-def plot(metrics: Path, epoch_losses: list[float], steps_per_epoch: int, path: Path, title: str) -> None:
+def plot(metrics: Path, epoch_losses: list[float | None], steps_per_epoch: int, path: Path, title: str) -> None:
     """The loss of every step and the mean of every epoch, as a PNG."""
     import matplotlib
 
@@ -251,14 +251,22 @@ def plot(metrics: Path, epoch_losses: list[float], steps_per_epoch: int, path: P
 
     records = [json.loads(line) for line in lines(metrics)]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([r["step"] for r in records], [r["loss"] for r in records], color="0.75", linewidth=0.8, label="step")
+    losses = [nan if loss is None else loss for loss in epoch_losses]
+    of_steps = [nan if r["loss"] is None else r["loss"] for r in records]
+    axes.plot(
+        [r["step"] for r in records],
+        [nan if r["loss"] is None else r["loss"] for r in records],
+        color="0.75",
+        linewidth=0.8,
+        label="step",
+    )
     at = [steps_per_epoch * (i + 0.5) for i in range(len(epoch_losses))]
-    axes.plot(at, epoch_losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
+    axes.plot(at, losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
     axes.set(
         xlabel="step",
         ylabel="training loss",
         title=title,
-        yscale="log" if min(epoch_losses, default=0) > 0 else "linear",
+        yscale="log" if min(filter(isfinite, losses), default=0) > 0 else "linear",
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
