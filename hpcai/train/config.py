@@ -39,7 +39,7 @@ class Options:
     hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
     channels: tuple[int, ...] = option((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
     activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
-    layers: int = option(4, "gpt: blocks", whole(1, 10_000))
+    layers: int = option(4, "gpt: blocks", whole(1, 1000))
     width: int = option(128, "gpt: width of the residual stream", whole(1, 1 << 20))
     heads: int = option(4, "gpt: attention heads", whole(1, 1 << 20))
     context: int = option(128, "gpt: bytes that a prediction can see", whole(1, 1 << 20))

@@ -253,13 +253,7 @@ def plot(metrics: Path, epoch_losses: list[float | None], steps_per_epoch: int, 
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     losses = [nan if loss is None else loss for loss in epoch_losses]
     of_steps = [nan if r["loss"] is None else r["loss"] for r in records]
-    axes.plot(
-        [r["step"] for r in records],
-        [nan if r["loss"] is None else r["loss"] for r in records],
-        color="0.75",
-        linewidth=0.8,
-        label="step",
-    )
+    axes.plot([r["step"] for r in records], of_steps, color="0.75", linewidth=0.8, label="step")
     at = [steps_per_epoch * (i + 0.5) for i in range(len(epoch_losses))]
     axes.plot(at, losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
     axes.set(
