@@ -46,8 +46,9 @@ def require(options: Options, dataset: Dataset, comm: Communicator) -> None:
     for pool in (pool for there, _ in told for pool in there):
         if sums[pool.key] > pool.free:
             count = sums[pool.key] // max(1, wanted)
+            who = f"{count} ranks want" if count > 1 else "1 rank wants"
             raise UsageError(
-                f"{elements:,} parameters do not fit into memory: {f'{count} ranks want' if count > 1 else '1 rank wants'} at least "
+                f"{elements:,} parameters do not fit into memory: {who} at least "
                 f"{_gb(sums[pool.key])} GB, and {_gb(pool.free)} GB are free in {pool.what}. {_advice(options, axes, count)}"
             )
 

@@ -213,4 +213,6 @@ def _naming_last_checkpoint(run: Run) -> Iterator[None]:
         place = run.saver.place
         last = place.names()
         good = f"the last good checkpoint is {place.path(last[-1])}" if last else "no checkpoint was written yet"
-        raise NonFiniteError(f"{error}; {good}. Try a smaller --lr or --clip 1") from None
+        short = "fp16" in (run.options.compress, *(choice for _, choice in run.options.compress_layers))
+        range_ = "--compress bf16, as fp16 ends at 65504, or " if short else ""
+        raise NonFiniteError(f"{error}; {good}. Try {range_}a smaller --lr or --clip 1") from None

@@ -19,7 +19,7 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError
 from hpcai.parallel.schedules import Work
-from hpcai.train import strict, trace
+from hpcai.train import remarks, resume, strict, trace
 from hpcai.train import summary as summaries
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
@@ -58,14 +58,16 @@ class Reporter:
         self.waiting = Waiting(comm)
 
     def open(self) -> None:
-        """Open the metrics file and say where the run begins. May raise OSError."""
-        self._begin().open()
+        """Open the metrics file and say where the run begins, and with what. May raise OSError."""
+        self._begin(resume.changed(self.options, self.progress.step)).open()
+        for words in remarks.beforehand(self.options, self.dataset.train_samples, self.per_epoch, self.total):
+            self.line.lasting(f"hpcai: {words}")
 
-    def _begin(self) -> Metrics:
+    def _begin(self, changed: str = "") -> Metrics:
         self.metrics = Metrics(self.metrics_path, after_step=self.progress.step)
         self.line = ProgressLine(self.total, self.per_epoch, self.progress.step, self.dataset.unit)
         if self.progress.step:
-            self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}")
+            self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}{changed}")
         return self.metrics
 
     def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:

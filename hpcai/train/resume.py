@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
 from hpcai.parallel.mesh import sizes
-from hpcai.train import assembly, checkpoint, lock, memories, naming, storage
+from hpcai.train import assembly, checkpoint, lock, memories, naming, remarks, storage
 from hpcai.train.build import Cut
 from hpcai.train.checkpoint import Broken, Opened
 from hpcai.train.config import Options
@@ -116,6 +116,15 @@ def earlier(options: Options) -> dict[str, Any]:
     return {}
 
 
+def changed(options: Options, step: int) -> str:
+    """In words, which options differ from those of the checkpoint of that step that the run goes on from. On one rank."""
+    with contextlib.suppress(CheckpointError, OSError):
+        for where, name in _candidates(options):
+            if name == naming.named(step):
+                return remarks.changed(checkpoint.opened(where, name).meta.get("options"), options)
+    return ""
+
+
 def compression(options: Options) -> str | None:
     """How gradients travelled in the run that `options` go on from; None where there is none."""
     return earlier(options).get("compress")
@@ -214,7 +223,7 @@ def leave_branch(place: Place, step: int) -> None:
 def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> None:
     """Start to write a checkpoint; see Saver.save."""
     meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": dataclasses.asdict(progress)}
-    meta |= {"compress": options.compress, "cut": mine.cut}
+    meta |= {"compress": options.compress, "cut": mine.cut, "options": remarks.recorded(options)}
     meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
     saver.save(progress.step, meta)
 
