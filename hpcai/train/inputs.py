@@ -61,13 +61,19 @@ def prepare(options: Options, ranks: int) -> Dataset:
 
 def require_writable(options: Options) -> None:
     """On rank 0: raise OSError or UsageError for a file that cannot be written, also one that only the run's end opens."""
-    for path in report.files(options):
+    paths = [Path(os.path.realpath(path)) for path in report.files(options)]
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise UsageError(f"{path} would be two of the run's files at once; give --metrics and --trace files of their own")
         _try_to_open(path)
 
 
 def _try_to_open(path: Path) -> None:
+    """Leaves a file as it is, and makes none, but the folder."""
     if path.exists() and not (path.is_file() or path.samefile(os.devnull)):
-        raise UsageError(f"{path} is no file that could be written; give another path")
+        raise UsageError(
+            f"{path} is {'a folder' if path.is_dir() else 'no file'}, where a file is to be written; give another path"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     path.open("ab").close()

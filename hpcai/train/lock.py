@@ -108,7 +108,10 @@ class Locks:
         return None
 
     def _attempt_one(self, folder: Path) -> str | None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UsageError(f"{folder} is a file, where a folder is wanted; give another --run or --checkpoints") from None
         path = folder / NAME
         with contextlib.suppress(FileNotFoundError):
             key = _key(path.lstat())
