@@ -15,7 +15,9 @@ from hpcai.errors import FolderTaken, UsageError
 from hpcai.train import config, lock, resume
 from hpcai.train.lock import Locks
 from hpcai.train.loop import fit
+from tests.command import children, start, wait_for
 from tests.train.pairs import attempt_pairs
+from tests.train.test_elastic import ulfm
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -246,3 +248,29 @@ def test_of_two_runs_in_one_folder_one_trains(tmp_path):
     done = attempt_pairs(tmp_path, pairs=2, seed=0)
     assert done.wrong == []
     assert done.pairs == 2
+
+
+@ulfm
+def test_when_rank_0_dies_the_next_one_takes_the_lock(tmp_path):
+    flags = ["--epochs", "4000", "--hidden", "32", "--elastic", "shrink", "--run", tmp_path / "run"]
+    process = start(3, *flags, launcher=["--with-ft", "ulfm"], errors=tmp_path / "stderr")
+
+    def holder_of(folder):
+        return json.loads((folder / lock.NAME).read_text())
+
+    try:
+        wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists(), limit=60)
+        first = holder_of(tmp_path / "run")
+        os.kill(first["pid"], signal.SIGKILL)
+        wait_for(lambda: holder_of(tmp_path / "run")["pid"] != first["pid"], limit=60)
+        then = holder_of(tmp_path / "run")
+        assert then["pid"] in children(process)
+        assert then["token"] == first["token"]
+        for folder in ("run", "run/checkpoints"):
+            with pytest.raises(FolderTaken, match=f"process {then['pid']} "):
+                Locks([tmp_path / folder]).take(0.0)
+    finally:
+        for pid in [*children(process), process.pid]:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    assert "failed; 2 go on" in (tmp_path / "stderr").read_text()
