@@ -10,7 +10,6 @@ roofline is the same work without any synchronisation: every element read from a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import hpcai
 from bench.harness import interleaved, machine, size_of, start_gloo
 from hpcai import ops
 from hpcai.comm.communicator import Communicator
+from hpcai.train import strict
 from hpcai.xp import DTYPES, Array, accumulation_dtype
 
 LABELS = {
@@ -90,7 +90,7 @@ def main() -> None:
     if comm.rank == 0:
         summary(results)
         if arguments.json:
-            arguments.json.write_text(json.dumps({"machine": machine(comm), "ranks": comm.size, "results": results}, indent=1))
+            arguments.json.write_text(strict.dumps({"machine": machine(comm), "ranks": comm.size, "results": results}, indent=1))
         if arguments.plot:
             plot(results, arguments, comm)
 

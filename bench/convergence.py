@@ -64,7 +64,7 @@ def run(out: Path, minutes: float) -> None:
                 name: summary[name] for name in ("epoch_losses", "epoch_test_accuracies", "test_accuracy", "wall_s", "ranks")
             }
             with out.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record, allow_nan=False) + "\n")
             print(cell, summary["test_accuracy"], f"{summary['wall_s']:.1f} s", flush=True)
 
 

@@ -25,6 +25,12 @@ class LaunchError(HpcaiError):
     """The launcher and the MPI library do not know each other."""
 
 
+class FolderTaken(HpcaiError):
+    """Another run writes into the folder. The exit code is that of sysexits.h for "try again later"."""
+
+    exit_code = 75
+
+
 class RankMismatch(HpcaiError):
     """Ranks called different collectives, or the same one with different shapes, dtypes or operations."""
 

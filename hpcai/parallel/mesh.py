@@ -6,6 +6,7 @@ apart: rank = (pp_rank * dp + dp_rank) * tp + tp_rank.
 
 from __future__ import annotations
 
+import re
 from math import prod
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ def sizes(text: str, ranks: int) -> Sizes:
     given: dict[str, int] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         axis, _, count = part.partition("=")
-        if axis not in AXES or not count.isdigit() or int(count) < 1 or axis in given:
+        if axis not in AXES or not re.fullmatch("[1-9][0-9]{0,8}", count) or axis in given:
             raise UsageError(f"--mesh wants dp=N,tp=N,pp=N with whole numbers from 1 and each axis once, got {text!r}")
         given[axis] = int(count)
     known = prod(given.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from hpcai.compress import cast, quantize, random_k, sign, top_k
@@ -22,6 +23,7 @@ PLAIN: dict[str, Callable[[], Codec]] = {
     "sign": sign.sign,
 }
 WITH_RATIO: dict[str, Callable[[float], Codec]] = {"topk": top_k.top_k, "randomk": random_k.random_k}
+_RATIO = re.compile(r"([0-9]*\.)?[0-9]+(e-?[0-9]{1,3})?")
 CHOICES = ("none", *PLAIN, "int8sum", *(f"{name}:RATIO" for name in WITH_RATIO), "powersgd:RANK", "reproducible")
 
 
@@ -53,7 +55,7 @@ def _without_memory(name: str, ranks: int, places: Sequence[Place], seed: int) -
 
 def _approximation_rank(name: str) -> int:
     text = name.partition(":")[2]
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
         raise UsageError(f"--compress powersgd wants an approximation rank of 1 at least, as in powersgd:4; got {name!r}")
     return int(text)
 
@@ -64,7 +66,7 @@ def _codec(name: str) -> Codec:
         return PLAIN[base]()
     if base in WITH_RATIO:
         try:
-            return WITH_RATIO[base](float(value))
+            return WITH_RATIO[base](float(value) if _RATIO.fullmatch(value) else 0.0)
         except ValueError:
             raise UsageError(f"--compress {base} wants a ratio above 0 and up to 1, as in {base}:0.01; got {name!r}") from None
     raise UsageError(f"--compress wants one of {', '.join(CHOICES)}; got {name!r}")

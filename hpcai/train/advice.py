@@ -16,7 +16,7 @@ from hpcai.errors import UsageError
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Prediction
 from hpcai.reduce.combine import exact
-from hpcai.train import checks, resume
+from hpcai.train import checks, fits, resume
 from hpcai.train.build import build_reducers
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
@@ -87,6 +87,7 @@ def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
         raise UsageError(f"codecs work on f32; leave --dtype {options.dtype} out")
     if options.mesh or options.zero:
         raise UsageError("predictions are for data parallelism alone; leave --mesh and --zero out")
+    fits.require(options, dataset, comm)
     plain = replica(_with(options, "none"), dataset, comm)
     computing = computing_s(plain, options, dataset, comm)
     predictions = predicted(options, plain, comm, ALL)

@@ -49,8 +49,9 @@ def check(options: Options, ranks: int) -> None:
     checks.check_mesh(options, *axes)
     if options.model == "gpt":
         gpt.check(gpt_shape(options), axes.tp)
-        cuts.cut([1.0] * (2 * options.layers + 2), axes.pp * (options.chunks or 1))
     if axes.pp > 1:
+        if options.model == "gpt":
+            cuts.cut([1.0] * (2 * options.layers + 2), axes.pp * (options.chunks or 1))
         plans.plan(options.pipeline, axes.pp, options.micro_batches, options.chunks or 1)
 
 
@@ -77,7 +78,8 @@ def build_stages(
         return whole, Stages(whole, (slice(0, len(whole.layers)),), ((),), ((),), kept), None
     cuts.cut([1.0] * len(cuts.groups(whole)), ranks * chunks)
     plans.plan(options.pipeline, ranks, options.micro_batches, chunks)
-    samples = max(1, options.batch // (mesh.dp.size * options.micro_batches))
+    batch = min(options.batch, dataset.train_samples)
+    samples = max(1, batch // (mesh.dp.size * options.micro_batches))
     groups = cuts.measure(whole, np.zeros((samples, *dataset.shape), np.int64 if dataset.context else dtype), dtype)
     seconds = mesh.world.exchange([group.seconds for group in groups])[0]
     spans = [slice(*span) for span in cut] if cut and cut[-1][1] == len(groups) else cuts.cut(seconds, ranks * chunks)

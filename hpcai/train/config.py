@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
+import json
 import os
-import re
-import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hpcai.data import sources
-from hpcai.errors import UsageError
 from hpcai.reduce.named import CHOICES
-from hpcai.train import checks
+from hpcai.train import checks, given
+from hpcai.train.readers import Reader, names, number, patterns, resumed, signal_names, text_or_nothing, whole, widths
 
 _DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
 
@@ -26,43 +23,9 @@ Every option can also stand in the YAML file given to --config or in a variable 
 flags win over variables, variables over the file. $HPCAI_DATA is a data set, like --data, or a folder, like HPCAI_DATA_DIR."""
 
 
-def widths(value: Any) -> tuple[int, ...]:
-    """Whole numbers above 0, written 1024,1024 or as a list."""
-    parts = value.strip(" []").split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-    try:
-        numbers = tuple(int(part) for part in parts if part != "")
-    except (TypeError, ValueError):
-        raise ValueError(f"wanted whole numbers such as 1024,1024, got {value!r}") from None
-    if any(number < 1 for number in numbers):
-        raise ValueError(f"wanted whole numbers above 0, got {value!r}")
-    return numbers
-
-
-def names(value: Any) -> tuple[str, ...]:
-    """Names separated by commas, or a list of them."""
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(part.strip() if isinstance(part, str) else part for part in parts if part)
-
-
-def patterns(value: Any) -> tuple[tuple[str, str], ...]:
-    """PATTERN=CHOICE pairs separated by commas, or a mapping of patterns to choices."""
-    if isinstance(value, dict):
-        return tuple((str(pattern), str(choice)) for pattern, choice in value.items())
-    pairs = [part if isinstance(part, (tuple, list)) else part.split("=") for part in names(value)] if value else []
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise ValueError(f"wanted PATTERN=CHOICE,..., got {value!r}")
-    return tuple((pattern.strip(), choice.strip()) for pattern, choice in pairs)
-
-
-def signal_names(value: Any) -> tuple[str, ...]:
-    """Names of signals separated by commas, as in USR1,TERM, or none."""
-    given = tuple(str(name).upper().removeprefix("SIG") for name in names(value))
-    return () if given == ("NONE",) else given
-
-
-def option(default: Any, text: str, kind: Callable[[Any], Any] | None = None) -> Any:
-    """A field with its help text, and how to read it where its type alone does not say."""
-    return dataclasses.field(default=default, metadata={"help": text, "type": kind})
+def option(default: Any, text: str, kind: Reader | None = None) -> Any:
+    """A field with its help text, and how to read it where its type alone does not say: bounds, or a form of its own."""
+    return dataclasses.field(default=default, metadata={"help": text, "reader": kind})
 
 
 @dataclass(frozen=True)
@@ -84,36 +47,44 @@ class Options:
         None, "cnn: whether an image of the data is (height, width, channels) or (channels, height, width) (last)"
     )
     activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
-    layers: int = option(4, "gpt: blocks")
-    width: int = option(128, "gpt: width of the residual stream")
-    heads: int = option(4, "gpt: attention heads")
-    context: int = option(128, "gpt: bytes that a prediction can see")
+    layers: int = option(4, "gpt: blocks", whole(1, 1000))
+    width: int = option(128, "gpt: width of the residual stream", whole(1, 1 << 20))
+    heads: int = option(4, "gpt: attention heads", whole(1, 1 << 20))
+    context: int = option(128, "gpt: bytes that a prediction can see", whole(1, 1 << 20))
     norm: Literal["layer", "rms"] = option("layer", "gpt: LayerNorm or RMSNorm")
     tied: bool = option(False, "gpt: the scores' matrix is that of the embedding")
-    dropout: float = option(0.0, "gpt: share of activations that is dropped after each branch in training")
-    sample: int = option(0, "gpt: bytes of text to write at the end")
-    mesh: str = option("", "ranks of each axis, dp=N,tp=N,pp=N; one left out takes what remains (all dp)")
-    micro_batches: int = option(1, "parts of a rank's batch that are computed in turn: pipelining, or gradient accumulation")
+    dropout: float = option(
+        0.0, "gpt: share of activations that is dropped after each branch in training", number(least=0, below=1)
+    )
+    sample: int = option(0, "gpt: bytes of text to write at the end", whole(0, 1 << 30))
+    mesh: str = option("", "ranks of each axis, dp=N,tp=N,pp=N; one left out takes what remains (all dp)", text_or_nothing)
+    micro_batches: int = option(
+        1, "parts of a rank's batch that are computed in turn: pipelining, or gradient accumulation", whole(1)
+    )
     pipeline: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = option("1f1b", "schedule of pipeline stages")
-    chunks: int | None = option(None, "interleaved: stages a rank (2)")
-    zero: int = option(0, "what data-parallel ranks share out: 1 optimizer state, 2 gradients too, 3 parameters too (ZeRO)")
+    chunks: int | None = option(None, "interleaved: stages a rank (2)", whole(1, 10_000))
+    zero: int = option(
+        0, "what data-parallel ranks share out: 1 optimizer state, 2 gradients too, 3 parameters too (ZeRO)", whole(0, 3)
+    )
     recompute: bool = option(False, "compute activations again in backward instead of keeping them")
     trace: str | None = option(
         None, "file for the last step's timeline in Chrome's trace format; with --plot a picture beside it"
     )
-    epochs: int | None = option(None, "passes over the training data (20 unless --steps is given)")
-    steps: int | None = option(None, "stop after this many steps")
-    batch: int = option(128, "samples in a step, over all ranks")
+    epochs: int | None = option(None, "passes over the training data (20 unless --steps is given)", whole(1))
+    steps: int | None = option(None, "stop after this many steps", whole(1))
+    batch: int = option(128, "samples in a step, over all ranks", whole(1))
     optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"] = option("adam", "optimizer")
-    lr: float | None = option(None, "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw 0.001; lamb 0.005)")
-    momentum: float | None = option(None, "for sgd (0), momentum and nesterov (0.9)")
-    weight_decay: float | None = option(None, "weight decay (adamw, lamb 0.01; others 0)")
+    lr: float | None = option(
+        None, "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw 0.001; lamb 0.005)", number(above=0)
+    )
+    momentum: float | None = option(None, "for sgd (0), momentum and nesterov (0.9)", number(least=0, below=1))
+    weight_decay: float | None = option(None, "weight decay (adamw, lamb 0.01; others 0)", number(least=0))
     schedule: Literal["constant", "cosine", "step"] = option("constant", "course of the learning rate")
     warmup: int = option(0, "steps of linear warm-up")
-    decay_steps: int = option(1000, "schedule step: multiply the learning rate by 0.1 every so many steps")
-    clip: float = option(0.0, "limit of the gradient's global norm (0: none)")
+    decay_steps: int = option(1000, "schedule step: multiply the learning rate by 0.1 every so many steps", whole(1))
+    clip: float = option(0.0, "limit of the gradient's global norm (0: none)", number(least=0))
     reduction: Literal["mean", "sum"] = option("mean", "gradient of the mean or of the sum of the losses in a global batch")
-    seed: int = option(0, "seed of initial parameters and of the order of samples")
+    seed: int = option(0, "seed of initial parameters and of the order of samples", whole(0, 2**64 - 1))
     dtype: Literal["f32", "f64", "bf16", "f16"] = option(
         "f32", "arithmetic; bf16, f16: what is stored and sent, with a master copy and arithmetic in f32"
     )
@@ -124,7 +95,7 @@ class Options:
         "auto", "reduce gradients on a thread while backward computes the next (auto: where ranks span nodes)"
     )
     bucket_bytes: int | None = option(
-        None, "gradients are reduced in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)"
+        None, "gradients are reduced in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)", whole(1)
     )
     compress: str = option("none", f"how gradients travel: {', '.join(CHOICES)}, or auto (what is predicted to be quickest)")
     compress_layers: tuple[tuple[str, str], ...] = option(
@@ -133,14 +104,14 @@ class Options:
     compress_warmup: int = option(0, "steps before compression begins")
     compress_smallest: int = option(4096, "gradients that are reduced together travel uncompressed if they are fewer elements")
     no_error_feedback: bool = option(False, "forget what compression loses instead of adding it to the next step")
-    grain: int = option(8, "compress reproducible: samples that are computed together, whatever the number of ranks")
+    grain: int = option(8, "compress reproducible: samples that are computed together, whatever the number of ranks", whole(1))
     run: str | None = option(None, "folder for everything that is written (runs/DATA-MODEL)")
     metrics: str | None = option(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
     plot: bool = option(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
-    resume: str = option("never", "never, auto (the newest checkpoint that is whole, if any), or the path or URL of one")
+    resume: str = option("never", "never, auto (the newest checkpoint that is whole, if any), or the path or URL of one", resumed)
     checkpoint_steps: int = option(500, "write a checkpoint every so many steps, and at each epoch's end (0: only at the end)")
     checkpoints: str | None = option(None, "where checkpoints go: a folder or a URL, as s3://bucket/run (the run's folder)")
-    keep: int = option(2, "checkpoints to keep")
+    keep: int = option(2, "checkpoints to keep", whole(1))
     elastic: Literal["never", "shrink", "grow"] = option(
         "never",
         "when ranks fail, go on from memory without them, or with others in their place (mpirun --with-ft ulfm)",
@@ -151,9 +122,12 @@ class Options:
     redundancy: int | None = option(
         None,
         "copies of each shard of --zero that other ranks keep, so that it is not lost with its rank (1 with --elastic)",
+        whole(0, 1),
     )
     stall_timeout: float | None = option(
-        None, "seconds that ranks wait for one that does not come, before they say what it does and end the job (300)"
+        None,
+        "seconds that ranks wait for one that does not come, before they say what it does and end the job (300)",
+        number(above=0, most=1e8, what="seconds"),
     )
     signals: tuple[str, ...] = option(
         ("USR1", "TERM"),
@@ -166,108 +140,40 @@ _LR = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "adam": 1e-3, "adamw": 1e
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Options from flags, --config and the environment, checked one by one and filled with what depends on others.
+    """Options from flags, the environment and files, checked one by one and filled with what depends on others.
 
     Raises: UsageError, one line. `--help` and `--print_config` print and raise SystemExit(0).
     """
-    with _without_folder_in_data_variable():
-        parser = _parser()
-        messages = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(messages):
-                values = parser.parse_args(list(arguments))
-        except SystemExit as end:
-            if not end.code:
-                raise
-            raise UsageError(_one_line(messages.getvalue())) from None
-        except Exception as error:
-            raise UsageError(_one_line(str(error))) from None
-    return _filled(Options(**{field.name: getattr(values, field.name) for field in dataclasses.fields(Options)}))
+    found, printing = given.given(Options, _DESCRIPTION, arguments, _variables())
+    options = Options(**found)
+    if printing:
+        print("\n".join(f"{name}: {json.dumps(value)}" for name, value in dataclasses.asdict(options).items()))
+        raise SystemExit(0)
+    return _filled(options)
 
 
 def asks_only(arguments: Sequence[str]) -> bool:
     """True when the arguments ask for text (help), not for training."""
-    return any(a in ("-h", "--help") or a.startswith("--print_config") for a in arguments)
+    return any(a in ("-h", "--help") or a.startswith(("--print_config", "--print-config")) for a in arguments)
 
 
-def _parser() -> Any:
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="hpcai.train", description=_DESCRIPTION, env_prefix="HPCAI", default_env=True, exit_on_error=False
-    )
-    parser.formatter_class = _formatter(parser.formatter_class)
-    hints = typing.get_type_hints(Options)
-    for field in dataclasses.fields(Options):
-        how = field.metadata["type"] or hints[field.name]
-        kind: dict[str, Any] = {"action": "store_true"} if how is bool else {"type": how}
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=field.metadata["help"], **kind)
-    parser.add_argument("--config", action="config", help="YAML file of options")
-    return parser
+def _variables() -> dict[str, str]:
+    """The variables that give options, and the file of options; $HPCAI_DATA may be a folder instead of a data set."""
+    names = ["config", *(field.name for field in dataclasses.fields(Options) if field.name != "data" or sources.variable()[0])]
+    return {name: os.environ[given.variable(name)] for name in names if given.variable(name) in os.environ}
 
 
-def _formatter(parent: type) -> type:
-    import argparse
-
-    class Formatter(argparse.RawDescriptionHelpFormatter, parent):
-        """Keeps the description's lines, and names readers without their address."""
-
-        def _expand_help(self, action: argparse.Action) -> str:
-            return re.sub(r"<function (\w+) at \w+>", r"\1", super()._expand_help(action))
-
-    return Formatter
-
-
-@contextlib.contextmanager
-def _without_folder_in_data_variable() -> Iterator[None]:
-    """Keep $HPCAI_DATA from being taken for the option --data, unless it names a data set."""
-    folder = None if sources.variable()[0] else os.environ.pop("HPCAI_DATA", None)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.environ["HPCAI_DATA"] = folder
-
-
-def _one_line(text: str) -> str:
-    """The parser's complaint without its usage text, in the words of the command line."""
-    said = re.sub(r"\s+", " ", text.split("error:")[-1]).strip()
-    said = re.sub(
-        r"^Unexpected config: (.{0,40}).*", r"--config wants a YAML file of options, got one that starts with '\1'", said
-    )
-    found = re.match(r'Parser key "(\w+)".*(?:Got|Given) value: (.*)', said) or re.match(
-        r"argument --([\w-]+): invalid \w+ value: (.*)", said
-    )
-    if found and found[1].replace("-", "_") in Options.__dataclass_fields__:
-        name = found[1].replace("-", "_")
-        said = f"--{name.replace('_', '-')} wants {_wanted(name)}, got {found[2].strip(chr(39))!r}"
-    return f"{said} (python -m hpcai.train --help lists the options)"
-
-
-def _wanted(name: str) -> str:
-    """In words, what an option's type accepts."""
-    reader, hint = Options.__dataclass_fields__[name].metadata["type"], typing.get_type_hints(Options)[name]
-    if reader is not None:
-        return reader.__doc__.rstrip(".").lower()
-    kinds = typing.get_args(hint) or (hint,)
-    if typing.get_origin(hint) is Literal:
-        return f"one of {', '.join(kinds)}"
-    if any(typing.get_origin(kind) is Literal for kind in kinds):
-        return f"one of {', '.join(typing.get_args(kinds[0]))}"
-    return "a whole number" if int in kinds else "a number" if float in kinds else "a text"
-
-
-def _filled(given: Options) -> Options:
+def _filled(o: Options) -> Options:
     """Fill in defaults that depend on other options, and check all."""
-    model = given.model or ("gpt" if given.data.startswith("text:") else "mlp")
-    o = dataclasses.replace(
-        given,
+    model = o.model or ("gpt" if o.data.startswith("text:") else "mlp")
+    filled = dataclasses.replace(
+        o,
         model=model,
-        epochs=given.epochs if given.epochs is not None or given.steps is not None else 20,
-        lr=given.lr if given.lr is not None else _LR[given.optimizer],
-        redundancy=given.redundancy if given.redundancy is not None else int(given.elastic != "never" and given.zero > 0),
-        chunks=given.chunks if given.chunks is not None else 2 if given.pipeline == "interleaved" else 1,
-        run=given.run or f"runs/{Path(given.data.split(':')[-1]).name.split('.')[0]}-{model}",
+        epochs=o.epochs if o.epochs is not None or o.steps is not None else 20,
+        lr=o.lr if o.lr is not None else _LR[o.optimizer],
+        redundancy=o.redundancy if o.redundancy is not None else int(o.elastic != "never" and o.zero > 0),
+        chunks=o.chunks if o.chunks is not None else 2 if o.pipeline == "interleaved" else 1,
+        run=o.run or f"runs/{Path(o.data.split(':')[-1]).name.split('.')[0]}-{model}",
     )
-    checks.check(o)
-    return o
+    checks.check(filled)
+    return filled

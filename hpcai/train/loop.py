@@ -15,12 +15,13 @@ from hpcai.comm import job, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
-from hpcai.errors import NonFiniteError, RankFailed
+from hpcai.errors import HpcaiError, NonFiniteError, RankFailed
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, elastic, inputs, newcomers, report, resume, sampling, signals, spares, trace
+from hpcai.train import advice, elastic, fits, inputs, lock, newcomers, report, resume, sampling, signals, spares, trace
 from hpcai.train.build import build_schedule
 from hpcai.train.config import Options
+from hpcai.train.lock import Locks
 from hpcai.train.replica import Replica, replica
 from hpcai.train.reserve import Reserve, training_ranks
 from hpcai.train.run import Run, room
@@ -45,25 +46,44 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
         return go_on(*spares.stand_by(options, reserve))
     if options.spares:
         job.adopt(training)
-    with contextlib.closing(reserve):
-        return _begin(options, training, reserve)
+    locks = Locks(resume.folders(options))
+    with contextlib.closing(reserve), contextlib.closing(locks):
+        return _begin(options, training, reserve, locks)
 
 
-def _begin(options: Options, comm: Communicator, reserve: Reserve) -> dict[str, Any]:
+def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks) -> dict[str, Any]:
     folder = Path(options.run or "runs")
-    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size, folder))
+    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size))
+    _hold(locks, comm)
+    comm.on_root(lambda: inputs.require_writable(options))
     place = resume.prepare(options, comm)
+    fits.require(options, dataset, comm)
     options = advice.decided(options, dataset, comm)
     mine = replica(options, dataset, comm, resume.cut(options, comm))
     progress = resume.start(options, mine, comm, folder)
     if mine.backup is not None:
         mine.backup.renew(mine.state)
 
-    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep), reserve)
+    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep), reserve, locks)
     comm.on_root(run.reporter.open)
     if progress.step < run.total:
         on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
     return _through(run)
+
+
+def _hold(locks: Locks, comm: Communicator) -> None:
+    """Have rank 0 take the run's folders for itself. Collective. Raises: FolderTaken, UsageError, OSError, on all ranks."""
+
+    def taken() -> Exception | None:
+        try:
+            locks.take()
+        except (HpcaiError, OSError) as error:
+            return error
+        return None
+
+    error, locks.token = on_root_beside(comm, lambda: (taken(), locks.token))
+    if error is not None:
+        raise error
 
 
 def go_on(reserve: Reserve, comm: Communicator, told: newcomers.Invitation, dataset: Dataset, mine: Replica) -> dict[str, Any]:
@@ -71,20 +91,22 @@ def go_on(reserve: Reserve, comm: Communicator, told: newcomers.Invitation, data
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
     saver = Saver(mine, comm, resume.place(told.options), told.options.keep)
-    run = _run(told.options, dataset, told.progress, saver, reserve)
+    folders = resume.folders(told.options)
+    locks = Locks(folders, lock.token_of(folders[0]))
+    run = _run(told.options, dataset, told.progress, saver, reserve, locks)
     run.counted, run.lost, run.failed = told.counted, told.lost, told.failed
     run.reporter.recoveries += told.recoveries
     elastic.settle(run, [])
     run.reporter.note_recovery(run.lost, reserve.wanted, time() - run.failed)
-    with contextlib.closing(reserve):
+    with contextlib.closing(reserve), contextlib.closing(locks):
         return _through(run)
 
 
-def _run(options: Options, dataset: Dataset, progress: resume.Progress, saver: Saver, reserve: Reserve) -> Run:
+def _run(options: Options, dataset: Dataset, progress: resume.Progress, saver: Saver, reserve: Reserve, locks: Locks) -> Run:
     mine, comm = saver.mine, saver.comm
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
-    reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch)
+    reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch, locks)
     return Run(
         options, dataset, reserve, comm, mine, progress, reporter, build_schedule(options, total), total, saver, progress.step
     )
@@ -193,4 +215,6 @@ def _naming_last_checkpoint(run: Run) -> Iterator[None]:
         place = run.saver.place
         last = place.names()
         good = f"the last good checkpoint is {place.path(last[-1])}" if last else "no checkpoint was written yet"
-        raise NonFiniteError(f"{error}; {good}. Try a smaller --lr or --clip 1") from None
+        short = "fp16" in (run.options.compress, *(choice for _, choice in run.options.compress_layers))
+        range_ = "--compress bf16, as fp16 ends at 65504, or " if short else ""
+        raise NonFiniteError(f"{error}; {good}. Try {range_}a smaller --lr or --clip 1") from None

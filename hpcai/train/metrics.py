@@ -11,6 +11,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO
 
+from hpcai.train import strict
+
 FLUSH_S = 1.0
 
 MOST_WAITING = 1 << 26
@@ -81,7 +83,7 @@ class Metrics:
 
 
 def _line(record: dict[str, Any]) -> bytes:
-    return json.dumps(record).encode() + b"\n"
+    return strict.dumps(record).encode() + b"\n"
 
 
 def _kept(path: Path, after_step: int) -> tuple[int, int]:

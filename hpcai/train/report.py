@@ -7,7 +7,7 @@ import json
 import platform
 import statistics
 from collections import deque
-from math import isfinite, log, sqrt
+from math import isfinite, log, nan, sqrt
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any
@@ -20,10 +20,11 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError
 from hpcai.parallel.schedules import Work
+from hpcai.train import remarks, resume, strict, trace
 from hpcai.train import summary as summaries
-from hpcai.train import trace
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
+from hpcai.train.lock import Locks
 from hpcai.train.metrics import KEPT_STEPS, Metrics, lines
 from hpcai.train.progress import ProgressLine
 from hpcai.train.replica import Replica, memory_bytes
@@ -44,11 +45,12 @@ class Reporter:
         progress: Progress,
         total: int,
         per_epoch: int,
+        locks: Locks | None = None,
     ):
         self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
         self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
-        self.folder = Path(options.run or "runs")
-        self.metrics_path = Path(options.metrics) if options.metrics else self.folder / "metrics.jsonl"
+        self.folder, self.locks = Path(options.run or "runs"), locks
+        self.metrics_path = metrics_path(options)
         self.first = progress.step
         self.started = self.epoch_started = perf_counter()
         self.reports: list[Report] = []
@@ -58,24 +60,28 @@ class Reporter:
         self.waiting = Waiting(comm)
 
     def open(self) -> None:
-        """Open the metrics file and say where the run begins. May raise OSError."""
-        self._begin().open()
+        """Open the metrics file and say where the run begins, and with what. May raise OSError."""
+        self._begin(resume.changed(self.options, self.progress.step)).open()
+        for words in remarks.beforehand(self.options, self.dataset.train_samples, self.per_epoch, self.total):
+            self.line.lasting(f"hpcai: {words}")
 
-    def _begin(self) -> Metrics:
+    def _begin(self, changed: str = "") -> Metrics:
         owed = [self._record(*one) for one in self.last]
         self.metrics = Metrics(self.metrics_path, after_step=self.progress.step, owed=owed)
         self.line = ProgressLine(self.total, self.per_epoch, self.progress.step, self.dataset.unit)
         if self.progress.step:
-            self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}")
+            self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}{changed}")
         return self.metrics
 
     def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
-        """Go on among other ranks; a new rank 0 takes over files and words, and writes what is lacking in the metrics. After this
-        all steps until now are in them, so that new ranks need not know of those.
+        """Go on among other ranks; a new rank 0 takes over the lock, files and words, and writes what is lacking in the metrics.
+        After this all steps until now are in them, so that new ranks need not know of those.
         """
         self.comm, self.mine, self.progress, self.waiting = comm, mine, progress, Waiting(comm)
         if self.silent and comm.rank == 0:
             self.silent = False
+            if self.locks is not None:
+                self.locks.take_over()
             self.reports += [report for _, _, report in self.last]
             self._begin()
         self.flush()  # which opens it, or warns
@@ -145,7 +151,7 @@ class Reporter:
             self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
             say(text)
             return earlier
-        summary = json.loads(json.dumps(self._summary(timelines)))
+        summary = json.loads(strict.dumps(self._summary(timelines)))
         summaries.write(path, summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
@@ -224,6 +230,19 @@ class Reporter:
         return statistics.median([getattr(r, name) for r in self.reports]) if self.reports else 0.0
 
 
+def metrics_path(options: Options) -> Path:
+    """Where the lines of steps go."""
+    return Path(options.metrics) if options.metrics else Path(options.run or "runs") / "metrics.jsonl"
+
+
+def files(options: Options) -> list[Path]:
+    """All that a run with these options writes, but checkpoints."""
+    folder = Path(options.run or "runs")
+    trace_files = [Path(options.trace)] if options.trace else []
+    pictures = [folder / "loss.png", *(path.with_suffix(".png") for path in trace_files)] if options.plot else []
+    return [folder / "summary.json", metrics_path(options), *trace_files, *pictures]
+
+
 def say(text: bytes) -> None:
     """A sample of text, below the table."""
     if text:
@@ -238,7 +257,7 @@ def require_matplotlib() -> None:
         raise UsageError("--plot needs matplotlib: pip install 'hpcai[plot]'")
 
 
-def plot(metrics: Path, epoch_losses: list[float], steps_per_epoch: int, path: Path, title: str) -> None:
+def plot(metrics: Path, epoch_losses: list[float | None], steps_per_epoch: int, path: Path, title: str) -> None:
     """The loss of every step and the mean of every epoch, as a PNG."""
     import matplotlib
 
@@ -247,14 +266,16 @@ def plot(metrics: Path, epoch_losses: list[float], steps_per_epoch: int, path: P
 
     records = [json.loads(line) for line in lines(metrics)]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot([r["step"] for r in records], [r["loss"] for r in records], color="0.75", linewidth=0.8, label="step")
+    losses = [nan if loss is None else loss for loss in epoch_losses]
+    of_steps = [nan if r["loss"] is None else r["loss"] for r in records]
+    axes.plot([r["step"] for r in records], of_steps, color="0.75", linewidth=0.8, label="step")
     at = [steps_per_epoch * (i + 0.5) for i in range(len(epoch_losses))]
-    axes.plot(at, epoch_losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
+    axes.plot(at, losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
     axes.set(
         xlabel="step",
         ylabel="training loss",
         title=title,
-        yscale="log" if min(epoch_losses, default=0) > 0 else "linear",
+        yscale="log" if min(filter(isfinite, losses), default=0) > 0 else "linear",
     )
     axes.grid(alpha=0.3, which="both")
     axes.legend()

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hpcai.comm.communicator import Communicator
-from hpcai.data.contents import changed
+from hpcai.data.contents import changed as changed_data
 from hpcai.errors import CheckpointError
 from hpcai.parallel.mesh import sizes
-from hpcai.train import assembly, checkpoint, memories, naming, storage
+from hpcai.train import assembly, checkpoint, lock, memories, naming, remarks, storage
 from hpcai.train.build import Cut
 from hpcai.train.checkpoint import Broken, Opened
 from hpcai.train.config import Options
+from hpcai.train.folder import Local
 from hpcai.train.replica import Replica
 from hpcai.train.saving import Saver
 from hpcai.train.schema import shown
@@ -95,6 +96,12 @@ def place(options: Options) -> Place:
     return storage.place(options.checkpoints or Path(options.run or "runs") / "checkpoints")
 
 
+def folders(options: Options) -> list[Path]:
+    """Those that a run writes into and has for itself: its own, and that of its checkpoints unless it is a URL."""
+    where = place(options) if "://" not in (options.checkpoints or "") else None
+    return [Path(options.run or "runs"), *([where.folder] if isinstance(where, Local) else [])]
+
+
 def prepare(options: Options, comm: Communicator) -> Place:
     """The place, on all ranks, after a trial that it can be written, and without what an earlier run left half-written.
 
@@ -125,6 +132,15 @@ def earlier(options: Options) -> dict[str, Any]:
         with contextlib.suppress(Broken):
             return checkpoint.opened(where, name).meta
     return {}
+
+
+def changed(options: Options, step: int) -> str:
+    """In words, which options differ from those of the checkpoint of that step that the run goes on from. On one rank."""
+    with contextlib.suppress(CheckpointError, OSError):
+        for where, name in _candidates(options):
+            if name == naming.named(step):
+                return remarks.changed(checkpoint.opened(where, name).meta.get("options"), options)
+    return ""
 
 
 def compression(options: Options) -> str | None:
@@ -225,7 +241,7 @@ def leave_branch(place: Place, step: int) -> None:
 def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> None:
     """Start to write a checkpoint; see Saver.save."""
     meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": progress.fields()}
-    meta |= {"compress": options.compress, "cut": mine.cut, "data": mine.contents}
+    meta |= {"compress": options.compress, "cut": mine.cut, "data": mine.contents, "options": remarks.recorded(options)}
     meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
     if mine.encoding is not None:
         meta["encoding"] = mine.encoding
@@ -266,12 +282,21 @@ def _refuse_or_set_aside(options: Options, folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
+    """All but locks, which stay where they are."""
     present = [folder / name for name in WRITTEN if (folder / name).exists()]
-    if present:
-        old = folder / naming.next_previous(path.name for path in folder.iterdir())
-        old.mkdir()
-        for path in present:
+    present = [path for path in present if not path.is_dir() or [one for one in path.iterdir() if one.name != lock.NAME]]
+    if not present:
+        return
+    old = folder / naming.next_previous(path.name for path in folder.iterdir())
+    old.mkdir()
+    for path in present:
+        if not path.is_dir():
             path.rename(old / path.name)
+            continue
+        (old / path.name).mkdir()
+        for one in sorted(path.iterdir(), reverse=True):  # the newest first, as in Local.set_aside
+            if one.name != lock.NAME:
+                one.rename(old / path.name / one.name)
 
 
 def _identity(options: Options, mine: Replica) -> dict[str, Any]:
@@ -307,7 +332,7 @@ def _check_data(found: Opened, mine: Replica) -> None:
         print(
             f"hpcai: warning: {found.path} does not say of which data it is; they are not compared", file=sys.stderr, flush=True
         )
-    elif said := changed(then, now):
+    elif said := changed_data(then, now):
         raise CheckpointError(
             f"checkpoint {found.path} was made with other data: {said}; give those of then, or start afresh without --resume"
         )

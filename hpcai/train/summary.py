@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.reduce.counting import Sent, sent_bytes
-from hpcai.train import memories, waiting
+from hpcai.train import memories, strict, waiting
 from hpcai.train.replica import Replica
 
 SHOWN_BUCKETS = 8
@@ -19,7 +19,7 @@ SHOWN_BUCKETS = 8
 def write(path: Path, summary: dict[str, Any]) -> None:
     """summary.json, written beside and renamed."""
     beside = path.with_name(f".{path.name}.writing")
-    beside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(strict.dumps(summary, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
 
 
@@ -40,12 +40,12 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
         ("ranks", f"{summary['ranks']}{_axes(summary['mesh'])} ({summary['mpi']})"),
         ("parameters", f"{summary['parameters']:,}"),
         ("steps", f"{summary['steps']:,}"),
-        ("training loss", f"{summary['epoch_losses'][-1]:.4f}" if summary["epoch_losses"] else "-"),
-        ("test loss", f"{summary['test_loss']:.4f}{_bits(summary)}"),
+        ("training loss", _shown(summary["epoch_losses"][-1]) if summary["epoch_losses"] else "-"),
+        ("test loss", f"{_shown(summary['test_loss'])}{_bits(summary)}"),
     ]
     if regression:
-        rows.append(("test R2", f"{summary['test_r2']:.4f}   (a constant predictor: 0)"))
-        rows.append(("test error", f"{summary['test_rmse']:.4g} (root mean square, in the label's unit)"))
+        rows.append(("test R2", f"{_shown(summary['test_r2'])}   (a constant predictor: 0)"))
+        rows.append(("test error", f"{_shown(summary['test_rmse'], '.4g')} (root mean square, in the label's unit)"))
     else:
         rows.append(
             (
@@ -79,8 +79,12 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
 
 
+def _shown(value: float | None, form: str = ".4f") -> str:
+    return "not finite" if value is None else f"{value:{form}}"
+
+
 def _bits(summary: dict[str, Any]) -> str:
-    return f"   ({summary['bits_per_byte']:.4f} bits per byte)" if "bits_per_byte" in summary else ""
+    return f"   ({_shown(summary['bits_per_byte'])} bits per byte)" if "bits_per_byte" in summary else ""
 
 
 def _axes(mesh: dict[str, int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -10,6 +9,7 @@ from typing import Any
 
 from hpcai.parallel import schedules
 from hpcai.parallel.schedules import Work
+from hpcai.train import strict
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica
 
@@ -50,7 +50,7 @@ def write(path: Path, timelines: list[list[Work]], mine: Replica) -> None:
                 }
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n", encoding="utf-8")
+    path.write_text(strict.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n", encoding="utf-8")
 
 
 def picture(path: Path, timelines: list[list[Work]], title: str) -> None:

@@ -30,6 +30,9 @@ def test_one_axis_may_be_left_out(text, ranks, wanted):
         ("dp=0", 8, "whole numbers from 1"),
         ("dp=two", 8, "whole numbers from 1"),
         ("sp=2", 8, "wants dp=N,tp=N,pp=N"),
+        ("dp=\u00b2", 8, "wants dp=N,tp=N,pp=N"),
+        ("dp=\uff18", 8, "wants dp=N,tp=N,pp=N"),
+        ("dp=08", 8, "wants dp=N,tp=N,pp=N"),
         ("dp=2,dp=2", 8, "each axis once"),
     ],
 )

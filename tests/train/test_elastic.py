@@ -228,7 +228,7 @@ def test_spare_ranks_end_with_the_others(tmp_path):
         (["--elastic", "shrink", "--spares", "2"], "--spares 2 of 2 ranks: 2 at least must train"),
         (["--elastic", "shrink", "--spares", "1"], "so that a spare rank has one to learn from; start 1 more"),
         (["--spares", "1"], "give --elastic shrink or grow too"),
-        (["--elastic", "shrink", "--spares", "-1"], "--spares must not be negative, got -1"),
+        (["--elastic", "shrink", "--spares", "-1"], "--spares wants a whole number from 0, got '-1'"),
     ],
 )
 def test_spare_ranks_that_cannot_be_are_refused(tmp_path, flags, words):

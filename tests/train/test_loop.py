@@ -263,6 +263,7 @@ def test_starting_afresh_moves_the_earlier_run_aside(tmp_path):
     for _ in range(3):
         train(1, options(tmp_path, "--steps", "3"))
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        ".lock",
         "checkpoints",
         "metrics.jsonl",
         "previous-1",

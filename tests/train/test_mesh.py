@@ -73,16 +73,16 @@ def test_what_does_not_fit_is_one_line_before_anything_is_written(tmp_path, text
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--zero", "4"], "--zero is 0, 1, 2 or 3"),
+        (["--zero", "4"], "--zero wants a whole number from 0 to 3, got '4'"),
         (["--zero", "2", "--compress", "int8", "--dtype", "f32"], "keeps no whole gradient"),
         (["--zero", "1", "--optimizer", "lamb"], "--zero 1 cuts them"),
         (["--recompute", "--pipeline", "zb-h1"], "leave --recompute out"),
         (["--model", "mlp"], "is text, which --model mlp does not learn"),
         (["--data", "digits", "--model", "gpt"], "--model gpt learns text"),
-        (["--micro-batches", "0"], "--micro-batches starts at 1"),
+        (["--micro-batches", "0"], "--micro-batches wants a whole number from 1"),
         (["--compress", "reproducible", "--dtype", "f32", "--trace", "t.json"], "leave --trace out"),
         (["--chunks", "2"], "--chunks is for --pipeline interleaved"),
-        (["--sample", "-1"], "--sample -1 writes text"),
+        (["--sample", "-1"], "--sample wants a whole number from 0"),
         (["--pipeline", "2f2b"], "--pipeline wants one of gpipe, 1f1b, interleaved, zb-h1, got '2f2b'"),
     ],
 )

@@ -1,0 +1,141 @@
+"""Whether a model fits into the memory that is free, before any of it is taken: a kernel that runs out kills without a word."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcai.comm import host
+from hpcai.comm.communicator import Communicator
+from hpcai.data.dataset import Dataset
+from hpcai.errors import UsageError
+from hpcai.parallel import mesh as meshes
+from hpcai.train import build, precision
+from hpcai.train.config import Options
+from hpcai.xp import DTYPES
+
+STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "lamb": 2}
+"""Arrays of optimizer state, each as long as the parameters."""
+
+
+class Pool(NamedTuple):
+    """Memory that some ranks share: what it is called, what tells it from others, and how many bytes of it are free."""
+
+    what: str
+    key: str
+    free: int
+
+
+def require(options: Options, dataset: Dataset, comm: Communicator) -> None:
+    """Raise UsageError, on all ranks alike, where the ranks of a node want more than is free there. Collective.
+
+    What they want is what they keep from step to step, or at the start, and no less: activations come on top.
+    """
+    elements, largest = comm.on_root(lambda: _parameters(options, dataset))
+    axes = meshes.sizes(options.mesh, comm.size)
+    wanted = needed(options, elements, largest, axes)
+    told = comm.exchange((pools(), wanted))
+    sums: dict[str, int] = {}
+    for there, bytes_there in told:
+        for pool in there:
+            sums[pool.key] = sums.get(pool.key, 0) + bytes_there
+    for pool in (pool for there, _ in told for pool in there):
+        if sums[pool.key] > pool.free:
+            count = sums[pool.key] // max(1, wanted)
+            who = f"{count} ranks want" if count > 1 else "1 rank wants"
+            raise UsageError(
+                f"{elements:,} parameters do not fit into memory: {who} at least "
+                f"{_gb(sums[pool.key])} GB, and {_gb(pool.free)} GB are free in {pool.what}. {_advice(options, axes, count)}"
+            )
+
+
+def needed(options: Options, elements: int, largest: int, axes: meshes.Sizes) -> int:
+    """Bytes that a rank wants at least, of a model of so many elements, of which one array has `largest`."""
+    here, dp = elements / (axes.tp * axes.pp), axes.dp
+    stored = np.dtype(DTYPES[options.dtype]).itemsize
+    half = options.dtype in precision.STORAGE
+    whole, states = 4 if half else stored, STATES[options.optimizer]
+    if options.optimizer == "sgd" and options.momentum:
+        states = 1
+    shard = [here / dp if options.zero >= stage else here for stage in (1, 2, 3)]  # of optimizer state, gradients, parameters
+    kept = shard[2] * stored + shard[1] * (stored if options.zero < 2 else whole) + shard[0] * states * whole
+    kept += (shard[0] + (here if options.zero < 3 else 0) + (here if options.zero < 2 else 0)) * 4 * half
+    kept += here / dp * (states + 1) * whole * bool(options.redundancy and options.zero and dp > 1)
+    memory = options.compress not in ("none", "auto", "reproducible") and not options.no_error_feedback
+    kept += here * (4 * memory + 8 * (options.compress == "reproducible"))
+    return int(kept + here * whole * (options.zero > 2) + min(largest, here) * 8)  # initial values are drawn whole, in f64
+
+
+def pools() -> list[Pool]:
+    """The memory that this process can have: of its machine, of its control groups, and of its own limit."""
+    machine, found = host.boot_id(), []
+    name = os.uname().nodename
+    if (free := _of_meminfo(Path("/proc/meminfo"))) is not None:
+        found.append(Pool(f"node {name}", machine, free))
+    found += [Pool(f"its control group on node {name}", f"{machine}{path}", free) for path, free in control_groups()]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        used = int(_text(Path("/proc/self/statm")).split(" ")[0] or 0) * resource.getpagesize()
+        found.append(
+            Pool(f"the limit of process {os.getpid()} on node {name} (ulimit -v)", f"{machine} {os.getpid()}", limit - used)
+        )
+    return found
+
+
+def control_groups(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[tuple[str, int]]:
+    """Free bytes in each of this process's control groups that has a limit, version 2 or 1, by the group's path."""
+    found = []
+    for line in _text(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        names = ("memory.max", "memory.current", "inactive_file")
+        root = cgroups
+        if controllers:
+            names, root = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), cgroups / "memory"
+        for folder in [root / path.lstrip("/"), *(root / path.lstrip("/")).parents]:
+            limit, used = (_text(folder / name).strip() for name in names[:2])
+            if limit.isdecimal() and used.isdecimal():
+                stat = dict(one.split(" ", 1) for one in _text(folder / "memory.stat").splitlines() if " " in one)
+                found.append((str(folder), int(limit) - int(used) + int(stat.get(names[2], "0"))))
+            if folder == root:
+                break
+    return found
+
+
+def _of_meminfo(path: Path) -> int | None:
+    lines = [line.split() for line in _text(path).splitlines() if line.startswith("MemAvailable:")]
+    return int(lines[0][1]) << 10 if lines else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+
+
+def _parameters(options: Options, dataset: Dataset) -> tuple[int, int]:
+    """How many there are, and in the largest array."""
+    model = build.build_model(options, dataset)
+    return model.layout.size, max((slot.stop - slot.start for slot in model.layout.slots), default=0)
+
+
+def _advice(options: Options, axes: meshes.Sizes, count: int) -> str:
+    helps = ["a smaller model"]
+    if axes.dp > 1 and options.zero < 3 and options.optimizer != "lamb":
+        helps.append(f"--zero {options.zero + 1}" if options.zero == 2 else f"--zero {options.zero + 1} to 3")
+    if STATES[options.optimizer]:
+        helps.append("--optimizer sgd")
+    if options.model == "gpt":
+        helps.append("a --mesh with more tp or pp")
+    helps.append("more memory" if count == 1 else "fewer ranks on a node")
+    return f"What helps: {', '.join(helps)}"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:,.1f}"

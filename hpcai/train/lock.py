@@ -1,0 +1,204 @@
+"""One run at a time in a folder: a lock that any death of its holder releases, also on NFS, and that says who holds it.
+
+It is a record lock (fcntl) on the file .lock, which is never deleted: else one run would lock the old file, another the new one.
+Such a lock belongs to a process and a file, whatever the folder is called, and *any* close of that file in the process releases
+it. So no file that is held here is opened a second time. URLs are not locked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import stat
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hpcai.errors import FolderTaken, UsageError
+from hpcai.train import strict
+
+NAME = ".lock"
+
+PATIENCE_S, PATIENCE_IN_JOB_S = 5.0, 150.0
+"""How long a folder is waited for: a former run may be writing its last checkpoint. In a batch job longer: nobody watches, and an
+NFS server gives the lock of a node that was lost back after 90 s.
+"""
+
+SAID_AFTER_S, PAUSE_S, MOST_BYTES = 1.0, 0.1, 4096
+
+TAKEN = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+Key = tuple[int, int]
+
+
+class _File(NamedTuple):
+    handle: int
+    pid: int
+
+
+_held: dict[Key, _File] = {}
+_guard = threading.Lock()
+
+
+class Locks:
+    """Those of one run, taken by its rank 0. token: of the run, so that its ranks know each other's locks."""
+
+    def __init__(self, folders: Sequence[Path], token: str = ""):
+        self.folders, self.token = folders, token or uuid.uuid4().hex
+        self._mine: list[Key] = []
+        self._released = False
+
+    def take(self, patience_s: float | None = None) -> None:
+        """Hold all of them. Raises: FolderTaken after so many seconds, OSError or UsageError where there can be no lock."""
+        began, said = time.monotonic(), False
+        patience_s = patience() if patience_s is None else patience_s
+        while (refusal := self._attempt()) is not None:
+            waited = time.monotonic() - began
+            if waited >= patience_s:
+                raise FolderTaken(refusal)
+            if waited >= SAID_AFTER_S and not said:
+                said = True
+                print(f"hpcai: {refusal}; it is waited for, {patience_s:g} s at most", file=sys.stderr, flush=True)
+            time.sleep(PAUSE_S)
+
+    def take_over(self) -> None:
+        """Hold them after the run's former rank 0 has failed. Where a file server does not know of its end yet, as when it was
+        lost with its node, a thread goes on trying. Raises: FolderTaken if another run was quicker.
+        """
+        try:
+            self.take(0.0)
+        except FolderTaken:
+            if any(token_of(folder) not in ("", self.token) for folder in self.folders):
+                raise
+            threading.Thread(target=self._go_on_trying, daemon=True, name="hpcai lock").start()
+
+    def close(self) -> None:
+        """Give back what is held. May be called again."""
+        with _guard:
+            self._released = True
+            self._drop()
+
+    def _drop(self) -> None:
+        while self._mine:
+            os.close(_held.pop(self._mine.pop()).handle)
+
+    def _go_on_trying(self) -> None:
+        with contextlib.suppress(OSError, UsageError):
+            while not self._released and self._attempt() is not None:
+                time.sleep(10 * PAUSE_S)
+
+    def _attempt(self) -> str | None:
+        """Hold all, or none and say why."""
+        with _guard:
+            for folder in self.folders:
+                refusal = None if self._released else self._attempt_one(folder)
+                if refusal is not None:
+                    self._drop()
+                    return refusal
+        return None
+
+    def _attempt_one(self, folder: Path) -> str | None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UsageError(f"{folder} is a file, where a folder is wanted; give another --run or --checkpoints") from None
+        path = folder / NAME
+        with contextlib.suppress(FileNotFoundError):
+            key = _key(path.lstat())
+            if key in self._mine:  # the folder of another name
+                return None
+            if key in _held and _held[key].pid == os.getpid():
+                return f"{folder} is in use by another run in this process; give another --run"
+        handle = _opened(path)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in TAKEN:
+                said = described(os.pread(handle, MOST_BYTES, 0))
+                os.close(handle)
+                return f"{folder} is in use by another run ({said}); wait for it, end it, or give another --run or --checkpoints"
+            if error.errno not in NO_LOCKS:
+                os.close(handle)
+                raise
+            said = f"{folder} cannot be locked ({error.strerror or error}): see that no other run uses it"
+            print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
+        key = _key(os.fstat(handle))
+        _held[key] = _File(handle, os.getpid())
+        self._mine.append(key)
+        if not path.exists() or _key(path.lstat()) != key:  # deleted meanwhile: it locks nothing
+            return f"{path} was replaced"
+        _write(handle, self.token)
+        return None
+
+
+def patience() -> float:
+    """Seconds for which a folder is waited for here."""
+    return PATIENCE_IN_JOB_S if "SLURM_JOB_ID" in os.environ else PATIENCE_S
+
+
+def token_of(folder: Path) -> str:
+    """That of the run that holds the folder or held it last; empty where none can be read. Not for a process that holds it."""
+    try:
+        handle = _opened(folder / NAME, os.O_RDONLY)
+    except (OSError, UsageError):
+        return ""
+    try:
+        return str(_read(os.pread(handle, MOST_BYTES, 0)).get("token", ""))
+    finally:
+        os.close(handle)
+
+
+def described(text: bytes) -> str:
+    """In words, who wrote that into a lock file.
+
+    >>> described(b'{"host": "n1", "pid": 7, "job": "12", "since": "2026-01-01 00:00:00 UTC"}')
+    'process 7 on n1, job 12, since 2026-01-01 00:00:00 UTC'
+    """
+    found = _read(text)
+    if not found:
+        return "which did not say who it is"
+    job = f", job {found['job']}" if found.get("job") else ""
+    said = f"process {found.get('pid')} on {found.get('host')}{job}, since {found.get('since')}"
+    return "".join(one if one.isprintable() else "?" for one in said)[:300]
+
+
+def _opened(path: Path, access: int = os.O_RDWR | os.O_CREAT) -> int:
+    handle = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{path} is no file, as a lock must be; take it away or give another --run")
+    return handle
+
+
+def _write(handle: int, token: str) -> None:
+    """Who holds it, for others to read."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
+    task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    who = {"host": socket.gethostname(), "pid": os.getpid(), "job": f"{job}_{task}" if task else job, "since": since}
+    text = strict.dumps(who | {"token": token}).encode() + b"\n"
+    with contextlib.suppress(OSError):  # a full disk: it is locked all the same
+        os.pwrite(handle, text, 0)
+        os.ftruncate(handle, len(text))
+
+
+def _read(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _key(found: os.stat_result) -> Key:
+    return found.st_dev, found.st_ino

@@ -1,0 +1,150 @@
+"""A model that does not fit into memory is refused before any of it is taken."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpcai.comm import threads
+from hpcai.data import sources
+from hpcai.errors import UsageError
+from hpcai.parallel.mesh import sizes
+from hpcai.train import config, fits
+from hpcai.train.inputs import share
+from hpcai.train.loop import fit
+from hpcai.train.replica import memory_bytes, replica
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "t.txt").write_text("to be or not to be, that is the question\n" * 100)
+    return ["--data", f"text:{tmp_path / 't.txt'}", "--context", "16", "--heads", "4"]
+
+
+def refusal(ranks, *flags):
+    options = config.parse([str(flag) for flag in flags])
+    with pytest.raises(UsageError, match="do not fit into memory") as caught:
+        threads.run(ranks, lambda comm: fit(options, comm))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "ranks, flags, words",
+    [
+        (1, "--hidden 16777216,16777216", "281,476,251,779,088 parameters do not fit into memory: 1 rank wants at least 6,755,"),
+        (2, "--hidden 1000000,1000000 --optimizer sgd", "2 ranks want at least"),
+        (4, "--hidden 1000000,1000000 --zero 3", "4 ranks want at least"),
+        (4, "--hidden 1000000,1000000 --mesh pp=2 --micro-batches 4", "4 ranks want at least"),
+        (3, "--hidden 1000000,1000000 --dtype bf16 --compress none --zero 1", "--zero 2 to 3"),
+        (2, "--model cnn --channels 16777216,16777216", "a smaller model"),
+    ],
+)
+def test_it_is_one_line_at_once_and_nothing_is_taken(tmp_path, ranks, flags, words):
+    begin = time.perf_counter()
+    said = refusal(ranks, *flags.split(), "--run", tmp_path / "run")
+    assert words in said
+    assert "\n" not in said
+    assert "GB are free in" in said
+    assert time.perf_counter() - begin < 20
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("mesh", ["", "tp=2", "pp=2", "tp=2,pp=2"])
+def test_a_language_model_on_any_mesh(tmp_path, text, mesh):
+    flags = [*text, "--layers", "1000", "--width", "1048576", "--micro-batches", "2", "--run", tmp_path / "run"]
+    said = refusal(4, *flags, "--mesh", mesh)
+    assert "a --mesh with more tp or pp" in said
+
+
+def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
+    """On one or more ranks, with and without shards; one pipeline stage may have more than its part."""
+    for ranks, mesh in ((1, ""), (4, ""), (2, "tp=2")):
+        for flags in (
+            "",
+            "--optimizer momentum --zero 1",
+            "--zero 2",
+            "--zero 3 --optimizer sgd",
+            "--dtype f64",
+            "--dtype bf16 --zero 2",
+        ):
+            chosen = config.parse([*text, "--layers", "2", "--width", "64", "--mesh", mesh, *flags.split()])
+            axes = sizes(mesh, ranks)
+
+            def program(comm, chosen=chosen, axes=axes):
+                dataset = share(comm, lambda: sources.load(chosen.data, None, None, (), chosen.context))
+                mine = replica(chosen, dataset, comm)
+                kept = memory_bytes(mine)
+                computed = mine.half.computed.nbytes if mine.half is not None and mine.half.computed is not None else 0
+                elements, _ = fits._parameters(chosen, dataset)
+                initial = elements / (axes.tp * axes.pp) * 4 if chosen.zero == 3 else 0
+                wanted = fits.needed(chosen, elements, 0, axes) - initial
+                return wanted, kept["parameters"] + kept["gradients"] + kept["optimizer"] + computed
+
+            for wanted, kept in threads.run(ranks, program):
+                assert wanted == pytest.approx(kept, rel=0.1), (ranks, mesh, flags)
+
+
+def tree(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+def test_limits_of_control_groups_of_version_2(tmp_path):
+    tree(
+        tmp_path,
+        {
+            "cgroup": "0::/job/step\n",
+            "g/job/step/memory.max": "1000\n",
+            "g/job/step/memory.current": "700\n",
+            "g/job/step/memory.stat": "anon 5\ninactive_file 200\n",
+            "g/job/memory.max": "max\n",
+            "g/job/memory.current": "900\n",
+        },
+    )
+    assert fits.control_groups(tmp_path / "g", tmp_path / "cgroup") == [(str(tmp_path / "g/job/step"), 500)]
+
+
+def test_limits_of_control_groups_of_version_1(tmp_path):
+    tree(
+        tmp_path,
+        {
+            "cgroup": "5:devices:/x\n4:memory:/job\n0::/\n",
+            "g/memory/job/memory.limit_in_bytes": "1000",
+            "g/memory/job/memory.usage_in_bytes": "100",
+            "g/memory/memory.limit_in_bytes": "5000",
+            "g/memory/memory.usage_in_bytes": "100",
+            "g/memory/memory.stat": "total_inactive_file 50\n",
+        },
+    )
+    found = dict(fits.control_groups(tmp_path / "g", tmp_path / "cgroup"))
+    assert found == {str(tmp_path / "g/memory/job"): 900, str(tmp_path / "g/memory"): 4950}
+    assert fits.control_groups(tmp_path / "absent", tmp_path / "absent") == []
+
+
+def test_ranks_of_a_node_are_counted_together_and_groups_apart(tmp_path, monkeypatch):
+    """Each of four ranks fits alone, in pairs they fit, all four on one node do not."""
+    options = config.parse(["--hidden", "64", "--run", str(tmp_path / "run"), "--steps", "1"])
+    elements, largest = fits._parameters(options, sources.digits())
+    one = fits.needed(options, elements, largest, sizes("", 4))
+
+    def where(nodes):
+        """threads.run gives ranks no place of their own: they take turns."""
+        turn = iter(range(100))
+        monkeypatch.setattr(fits, "pools", lambda: [fits.Pool("node n", f"n{next(turn) * nodes // 4}", 3 * one)])
+        return threads.run(4, lambda comm: fits.require(options, share(comm, sources.digits), comm))
+
+    where(2)
+    with pytest.raises(UsageError, match="4 ranks want at least"):
+        where(1)
+
+
+def test_a_process_has_its_own_limit():
+    check = "from hpcai.train import fits; print(min(pool.free for pool in fits.pools() if 'ulimit' in pool.what))"
+    command = ["bash", "-c", f'ulimit -v 8000000; exec "{sys.executable}" -c "{check}"']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert 0 < int(done.stdout) < 8_000_000 * 1024, done.stderr
