@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hpcai
+from hpcai import environment
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import checks, script, slurm, sweep
 from hpcai.submit.walltime import seconds
@@ -68,6 +69,8 @@ def _count(text: str) -> int:
 
 
 def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
+    environment.check()
+    environment.say_unknown("hpcai.submit")
     seconds(chosen.time)
     checks.check_flags(training)
     if not chosen.dry_run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hpcai import environment
 from hpcai.errors import UsageError
 from hpcai.reduce.named import named
 from hpcai.reduce.reproducible import MOST
@@ -51,8 +52,8 @@ def check(o: Options) -> None:
         ),
         (o.checkpoint_steps < 0, f"--checkpoint-steps must not be negative, got {o.checkpoint_steps}"),
         (
-            o.stall_timeout is not None and not 0 < o.stall_timeout < float("inf"),
-            f"--stall-timeout must be a positive number of seconds, got {o.stall_timeout}",
+            o.stall_timeout is not None and not environment.limit_fits(o.stall_timeout),
+            f"--stall-timeout wants {environment.LIMIT_WORDS}, got {o.stall_timeout}",
         ),
         (o.keep < 1, f"--keep starts at 1, got {o.keep}"),
         *_refused_elastic(o),

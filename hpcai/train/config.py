@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import os
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hpcai import environment
 from hpcai.errors import UsageError
 from hpcai.reduce.named import CHOICES
 from hpcai.train import checks
@@ -162,7 +162,7 @@ def parse(arguments: Sequence[str]) -> Options:
 
     Raises: UsageError, one line. `--help` and `--print_config` print and raise SystemExit(0).
     """
-    with _data_variable_is_a_folder():
+    with environment.for_options(_switches()):
         parser = _parser()
         messages = io.StringIO()
         try:
@@ -175,6 +175,11 @@ def parse(arguments: Sequence[str]) -> Options:
         except Exception as error:
             raise UsageError(_one_line(str(error))) from None
     return _filled(Options(**{field.name: getattr(values, field.name) for field in dataclasses.fields(Options)}))
+
+
+def _switches() -> list[str]:
+    """Options that are on or off."""
+    return [name for name, hint in typing.get_type_hints(Options).items() if hint is bool]
 
 
 def asks_only(arguments: Sequence[str]) -> bool:
@@ -208,17 +213,6 @@ def _formatter(parent: type) -> type:
             return re.sub(r"<function (\w+) at \w+>", r"\1", super()._expand_help(action))
 
     return Formatter
-
-
-@contextlib.contextmanager
-def _data_variable_is_a_folder() -> Iterator[None]:
-    """Keep $HPCAI_DATA, a folder, from being taken for the option --data."""
-    folder = os.environ.pop("HPCAI_DATA", None)
-    try:
-        yield
-    finally:
-        if folder is not None:
-            os.environ["HPCAI_DATA"] = folder
 
 
 def _one_line(text: str) -> str:

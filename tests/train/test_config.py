@@ -77,7 +77,7 @@ def test_hidden(text, numbers):
         (["--overlap", "on"], "--overlap wants one of auto, always, never, got 'on'"),
         (["--signals", "USR1,QUUX"], "got QUUX"),
         (["--signals", "KILL"], "cannot be handled"),
-        (["--stall-timeout", "0"], "--stall-timeout must be a positive number of seconds, got 0"),
+        (["--stall-timeout", "0"], "--stall-timeout wants a number of seconds above 0, 10000000 at most, got 0"),
         (["--stall-timeout", "-3"], "--stall-timeout"),
         (["--stall-timeout", "inf"], "--stall-timeout"),
         (["--stall-timeout", "nan"], "--stall-timeout"),
