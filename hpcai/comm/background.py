@@ -71,9 +71,7 @@ class Background:
         global computing
         self._check_process("wait")
         if threading.current_thread() in _workers:
-            raise UsageError(
-                "wait() within a call that a Background makes would wait for itself: call it where calls are given"
-            )
+            raise UsageError("wait() within a call that a Background makes would wait for itself: call it where calls are given")
         computing = False
         with self._idle:
             self._idle.wait_for(lambda: self._pending == 0)

@@ -109,9 +109,7 @@ def memory_problem(kind: str, x: Array) -> Exception | None:
     if not isinstance(x, np.ndarray):
         return TypeError(f"{kind} wants a numpy array, got {type(x).__module__}.{type(x).__qualname__}")
     if type(x) not in (np.ndarray, np.memmap):  # a mask or other rules for its elements would be lost
-        return TypeError(
-            f"{kind} wants a plain numpy array, got {type(x).__qualname__}; pass x.view(np.ndarray)"
-        )
+        return TypeError(f"{kind} wants a plain numpy array, got {type(x).__qualname__}; pass x.view(np.ndarray)")
     if x.dtype.hasobject:
         return TypeError(f"{kind} moves bytes and cannot move Python objects (dtype {x.dtype}); use exchange")
     if not x.flags.c_contiguous:

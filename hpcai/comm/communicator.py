@@ -187,7 +187,7 @@ class Communicator:
                 others, 1 barrier for short messages, else 2. Ring: 2(P-1)/P n elements sent per rank.
         """
         algorithm = self._preferred if algorithm == "auto" else algorithm
-        if self._memory is not None and algorithm == "auto" and op in _OPERATIONS:
+        if self._memory is not None and algorithm == "auto" and op in _OPERATIONS and x is not None:
             self._calls += 1
             bits = x.view(np.uint16) if getattr(x, "dtype", None) is bfloat16 else x  # bf16 has no buffer of its own
             status = self._memory.native.allreduce(
