@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp ker
 
 # Tests that start launchers and wait for them; the longest first, since each file runs beside others.
 STARTING := tests/test_slurm.py tests/train/test_elastic.py tests/comm/test_stall.py tests/train/test_command.py \
-    tests/comm/test_two_hosts.py tests/test_doctor.py
+    tests/comm/test_two_hosts.py tests/comm/test_misuse.py tests/test_doctor.py
 
 .PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts dist big fuzz torture bench clean help
 

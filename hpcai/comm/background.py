@@ -1,22 +1,33 @@
 """Collectives beside computation: one thread makes them, in the order in which they were given.
 
-While it works the other threads of the rank keep away from communicators, so MPI_THREAD_SERIALIZED is enough, and since
-every rank gives its calls in the same order, they meet as they would without threads.
+While it works the thread that gave them keeps away from communicators (door.py sees to it), so MPI_THREAD_SERIALIZED is enough,
+and since every rank gives its calls in the same order, they meet as they would without threads.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from hpcai.errors import UsageError
+from hpcai.ops import native
+
 computing = False
 """True while a thread of this process computes beside its collectives: then waits leave it the core. See mpi.py."""
+
+outstanding: dict[threading.Thread, Background] = {}
+"""Threads that have given calls and have not waited for them, and to whom. Ranks may be threads, so there may be several."""
+
+_workers: dict[threading.Thread, Background] = {}
 
 
 class Background:
     """Carries out calls one after the other on a thread of its own, which starts with the first call and ends with the process.
+
+    From `start` to the end of `wait` the thread that gave the calls makes none on communicators itself, nor gives any to another.
 
     >>> done = []
     >>> background = Background()
@@ -33,27 +44,68 @@ class Background:
         self._pending = 0
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._giver: threading.Thread | None = None
+        self._pid = os.getpid()
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Have `call(*arguments)` made after those that were given before. Its result is dropped."""
+        """Have `call(*arguments)` made after those that were given before. Its result is dropped.
+
+        Raises: UsageError if another thread's calls are not waited for yet, or this thread's at another Background.
+        """
         global computing
+        self._check_start(call)
         computing = True
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True, name="hpcai background")
+            _workers[self._thread] = self
             self._thread.start()
         with self._idle:
             self._pending += 1
         self._calls.put((call, arguments))
 
     def wait(self) -> None:
-        """Return when all calls are made; raise the first error among them, after which the rest were left out."""
+        """Return when all calls are made; raise the first error among them, after which the rest were left out.
+
+        Raises: UsageError within a call that a Background makes, which would wait for itself.
+        """
         global computing
+        self._check_process("wait")
+        if threading.current_thread() in _workers:
+            raise UsageError("wait() within a call that a Background makes would wait for itself: call it where calls are given")
         computing = False
         with self._idle:
             self._idle.wait_for(lambda: self._pending == 0)
             error, self._error = self._error, None
+        if self._giver is not None:
+            outstanding.pop(self._giver, None)
+            self._giver = None
+            _open_short_way()
         if error is not None:
             raise error
+
+    def _check_start(self, call: Any) -> None:
+        """Refuse a call that could be made in another order on other ranks, or take this thread for its giver."""
+        self._check_process("start")
+        if not callable(call):
+            raise UsageError(f"start() wants what is to be called and its arguments, got {call!r}: give comm.allreduce, x")
+        thread = threading.current_thread()
+        if thread is self._thread:
+            return  # a call that gives more of them
+        if thread in _workers:
+            raise UsageError("start() within a call that another Background makes: give all calls to one")
+        if self._giver is not None and self._giver is not thread:
+            raise UsageError(f"start() on thread {thread.name!r} before the calls of thread {self._giver.name!r} are waited for")
+        if outstanding.get(thread, self) is not self:
+            raise UsageError(
+                "start() while another Background carries calls of this thread: wait() for those, or give it this one"
+            )
+        self._giver = thread
+        outstanding[thread] = self
+        _open_short_way()
+
+    def _check_process(self, what: str) -> None:
+        if self._pid != os.getpid():
+            raise UsageError(f"{what}() in a forked child, which has no thread to carry calls: make a Background there")
 
     def _work(self) -> None:
         while True:
@@ -86,3 +138,27 @@ class Foreground:
         calls, self._calls = self._calls, []
         for call, arguments in calls:
             call(*arguments)
+
+
+def acting_for(thread: threading.Thread) -> threading.Thread:
+    """The thread whose calls this one makes: its own, or those that were given to its Background."""
+    carrier = _workers.get(thread)
+    return thread if carrier is None or carrier._giver is None else carrier._giver
+
+
+def _open_short_way() -> None:
+    """The kernels look at nothing but the thread's number, so while calls are carried all go the long way (see door.py)."""
+    if (kernels := native.kernels()) is not None:
+        kernels.open_short_way(not outstanding)
+
+
+def _fork() -> None:
+    """A forked child has none of the threads."""
+    global computing
+    computing = False
+    outstanding.clear()
+    _workers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import pickle
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
-from hpcai.xp import CODES, Array, namespace
+from hpcai.environment import ALGORITHMS
+from hpcai.errors import UsageError
+from hpcai.xp import CODES, Array
 
 # The first five are the numbers of kernels/cpu/node.hpp.
 KINDS = (
@@ -21,8 +30,8 @@ KINDS = (
     "alltoall",
     "node",
 )
+REDUCING = ("allreduce", "reduce_scatter")
 OPERATIONS = ("", "sum", "mean", "max", "min")
-ALGORITHMS = ("auto", "node", "hierarchical", "ring", "halving_doubling", "mpi")
 FOLDS = {"": 0, "sum": 0, "mean": 0, "max": 1, "min": 2}
 BYTES = len(CODES)
 SHOWN = 8
@@ -36,9 +45,25 @@ def key(rank: int, kind: str, x: Array, op: str, choice: int, algorithm: str, pr
     """
     if problem is not None:
         return (0, rank, 0, 0, 0, 0, 0, 0)
-    n, dtype, itemsize = (0, 0, 0) if x is None else (x.size, CODES.get(x.dtype, 16 + x.dtype.num), x.itemsize)
+    n, dtype, shape = (0, 0, 0) if x is None else (x.size, dtype_code(x.dtype), shape_code(x.shape))
     way = 0 if algorithm == "node" else ALGORITHMS.index(algorithm)
-    return (1, KINDS.index(kind), n, dtype, OPERATIONS.index(op), choice, itemsize, way)
+    return (1, KINDS.index(kind), n, dtype, OPERATIONS.index(op), choice, shape, way)
+
+
+@functools.lru_cache(maxsize=256)
+def dtype_code(dtype: np.dtype) -> int:
+    """A number for a dtype, its byte order and fields included, which all ranks give it."""
+    return CODES[dtype] if dtype in CODES else 256 + zlib.crc32(repr(dtype).encode())
+
+
+def shape_code(shape: tuple[int, ...]) -> int:
+    """An array's shape in one number; 0 for one dimension, of which the length says all."""
+    if len(shape) == 1:
+        return 0
+    code = len(shape) + 1
+    for length in shape:
+        code = (code * 1000003 + length) % (1 << 64)
+    return code % (1 << 61)
 
 
 def describe(kind: str, x: Array, op: str, choice: int, calls: int, algorithm: str = "auto") -> str:
@@ -65,14 +90,87 @@ def some(ranks: list[int]) -> str:
 
 def array_problem(kind: str, x: Array, op: str) -> Exception | None:
     """What is wrong with the array or operation of a call, if anything."""
-    if not isinstance(x, np.ndarray) and namespace(x) is np:
-        return TypeError(f"{kind} wants a numpy or cupy array, got {type(x).__name__}")
-    if op not in OPERATIONS:
-        return ValueError(f"{kind}: unknown op {op!r}; there are sum, mean, max, min")
-    if op and x.dtype not in CODES:
-        return TypeError(f"{kind} knows f16, bf16, f32, f64, i32, i64; got {x.dtype}: convert with x.astype first")
+    if (problem := memory_problem(kind, x)) is not None:
+        return problem
+    if kind in REDUCING:
+        if not isinstance(op, str) or op not in OPERATIONS[1:]:
+            return ValueError(f"{kind}: unknown op {op!r}; there are sum, mean, max, min")
+        if x.dtype == bool and op in ("sum", "mean"):
+            return TypeError(f'{kind} of bool: op "max" is or, "min" is and; to count, convert with x.astype(np.int64) first')
+        if x.dtype not in CODES and x.dtype != bool:
+            return TypeError(f"{kind} knows f16, bf16, f32, f64, i32, i64; got {x.dtype}: convert with x.astype first")
+    if not x.flags.writeable:
+        return ValueError(f"{kind} works in place and wants a writeable array; pass x.copy()")
+    return None
+
+
+def memory_problem(kind: str, x: Array) -> Exception | None:
+    """What keeps an array from being moved as the bytes that it is, if anything."""
+    if not isinstance(x, np.ndarray):
+        return TypeError(f"{kind} wants a numpy array, got {type(x).__module__}.{type(x).__qualname__}")
+    if type(x) not in (np.ndarray, np.memmap):  # a mask or other rules for its elements would be lost
+        return TypeError(f"{kind} wants a plain numpy array, got {type(x).__qualname__}; pass x.view(np.ndarray)")
     if x.dtype.hasobject:
         return TypeError(f"{kind} moves bytes and cannot move Python objects (dtype {x.dtype}); use exchange")
-    if not (x.flags.c_contiguous and x.flags.writeable):
-        return ValueError(f"{kind} works in place and wants a contiguous, writeable array; pass x.copy() or a view without gaps")
+    if not x.flags.c_contiguous:
+        return ValueError(f"{kind} works in place and wants a contiguous array; pass x.copy() or a view without gaps")
     return None
+
+
+def whole(value: Any) -> bool:
+    """True for whole numbers, of Python or numpy; not for True and False, which are a slip where a rank is wanted."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def peer_problem(kind: str, peer: Any, lane: Any, rank: int, size: int) -> Exception | None:
+    """What is wrong with whom a message is for or from, or with its lane, if anything."""
+    if not whole(peer) or not 0 <= peer < size or peer == rank:
+        others = "there are no others" if size == 1 else f"the others are 0 to {size - 1}"
+        return ValueError(f"{kind} wants the number of another rank, got {peer!r}; this is rank {rank} of {size}, {others}")
+    if not whole(lane) or lane not in (0, 1):
+        return ValueError(f"{kind} has lanes 0 and 1, got {lane!r}")
+    return None
+
+
+def split_problem(color: Any, order: Any) -> Exception | None:
+    """What is wrong with a color (None, or a whole number that MPI can carry; also a truth) or a key, if anything."""
+    if color is not None and not (isinstance(color, (bool, np.bool_)) or (whole(color) and 0 <= color < 1 << 31)):
+        return ValueError(f"split wants a color from 0 to 2**31 - 1, or None for a rank that wants no group, got {color!r}")
+    if order is not None and not (whole(order) and -(1 << 31) <= order < 1 << 31):
+        return ValueError(f"split wants a whole number of 32 bits as key, or None for the rank, got {order!r}")
+    return None
+
+
+def empty_problem(shape: Any, dtype: Any) -> Exception | None:
+    """What keeps a symmetric array of this shape and dtype from being made, if anything."""
+    try:
+        kind = np.dtype(dtype)
+    except TypeError:
+        return TypeError(f"empty wants a dtype, got {dtype!r}")
+    if kind.hasobject or kind.itemsize == 0 or kind.subdtype is not None:
+        return TypeError(f"empty makes arrays of numbers and other fixed bytes, got dtype {kind}")
+    lengths = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    if not all(whole(length) for length in lengths):
+        return TypeError(f"empty wants a shape of whole numbers, got {shape!r}")
+    if any(length < 0 for length in lengths) or math.prod(lengths) * kind.itemsize >= 1 << 40 or len(lengths) > 32:
+        return ValueError(f"empty wants lengths from 0, less than 2**40 bytes in all and 32 dimensions at most, got {shape!r}")
+    return None
+
+
+def pickled(value: Any, size: int) -> tuple[bytes, Exception | None]:
+    """A value as bytes that `size` ranks can exchange, and what keeps it from being that, if anything."""
+    try:
+        raw = pickle.dumps(value)
+    except Exception as error:  # whatever the value's own way of being pickled raises
+        return b"", UsageError(f"exchange wants a value that pickle can carry, got {type(value).__qualname__}: {error}")
+    if len(raw) * size >= 1 << 31:
+        return b"", UsageError(f"exchange is for small values, 2 GiB over all ranks; this one has {len(raw)} bytes: use arrays")
+    return raw, None
+
+
+def unpickled(raw: bytes, rank: int) -> Any:
+    """The value again; `rank` is whose it was."""
+    try:
+        return pickle.loads(raw)
+    except Exception as error:
+        raise UsageError(f"the value that rank {rank} gave to exchange cannot be made anew here: {error}") from error

@@ -13,16 +13,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import call, halving, hierarchical, node, pairwise, ring, schedule, select, stall, ulfm
+from hpcai.comm import call, halving, hierarchical, message, node, pairwise, ring, schedule, select, stall, ulfm
+from hpcai.comm.door import Door, alone
 from hpcai.comm.wire import Pending, Wire
 from hpcai.errors import HpcaiError, RankFailed, RankMismatch
 from hpcai.xp import CODES, Array, bfloat16
 
 T = TypeVar("T")
 
+_OPERATIONS = call.OPERATIONS[1:]
+
 
 class Communicator:
     """A group of ranks. `hpcai.init()` gives the one of all ranks; `split` makes smaller ones.
+
+    It belongs to the thread that made it: calls on others, in a forked child, within another call (as from a signal handler)
+    or while a `Background` carries this thread's calls raise UsageError. Pure questions (rank, size, chunk) do not.
 
     >>> from hpcai.comm import threads
     >>> def program(comm):
@@ -41,6 +47,8 @@ class Communicator:
         self.family: weakref.WeakSet[Communicator] = weakref.WeakSet() if parent is None else parent.family
         self.family.add(self)
         self._memory = node.attach(wire)
+        self.door = Door(self._memory.native if self._memory is not None else None)
+        self._messages: list[message.Message] = []
         self._divisors = {"sum": 1, "mean": wire.size, "max": 1, "min": 1}
         self._node: Communicator | None = None
         self._levels: hierarchical.Levels | None = None
@@ -56,30 +64,43 @@ class Communicator:
     @property
     def node(self) -> Communicator:
         """The ranks that share this rank's memory, as a communicator. Collective at its first use."""
-        if self._node is None:
-            self._agree("node")
-            made = self.split(self.wire.node_color())
-            assert made is not None
-            self._node = made
+        return self._node or self._node_made()
+
+    @alone
+    def _node_made(self) -> Communicator:
+        self._agree("node")
+        self._node = self._split(self.wire.node_color(), self.rank)
+        assert self._node is not None
         return self._node
 
+    @alone
     def split(self, color: int | None, key: int | None = None) -> Communicator | None:
         """A communicator of the ranks with the same `color` (>= 0), ordered by (key, rank).
 
-        Collective over this communicator. A rank with color None gets None. Key: the rank, where none is given.
+        Collective over this communicator. A rank with color None gets None. Key: the rank, where none is given. What is made
+        belongs to this thread. Raises: ValueError (negative or no whole numbers; True and False are colors 1 and 0).
         """
-        self._agree("split")
+        problem = call.split_problem(color, key)
+        self._agree("split", problem=problem)
+        return self._split(None if color is None else int(color), self.rank if key is None else int(key))
+
+    def _split(self, color: int | None, key: int) -> Communicator | None:
         self._splits += 1
-        wire = self.wire.split(color, self.rank if key is None else key)
+        wire = self.wire.split(color, key)
         return None if wire is None else Communicator(wire, self)
 
+    @alone
     def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """An uninitialised *symmetric* array: collectives on it and on its slices need no copy where ranks share memory.
 
         Collective: every rank makes one of the same shape and dtype. It is freed when it and all views of it are gone on all
-        ranks. Where the ranks do not share memory it is an ordinary array.
+        ranks, and outlives the communicator if it must. Where the ranks do not share memory it is an ordinary array.
+
+        Raises: ValueError (negative lengths, 2**40 bytes or more), TypeError (dtype of objects or without bytes).
         """
-        self._agree("empty", np.broadcast_to(np.empty((), dtype), shape))  # shape and dtype without the memory
+        problem = call.empty_problem(shape, dtype)
+        wanted = np.broadcast_to(np.empty((), dtype), shape) if problem is None else None  # shape and dtype without the memory
+        self._agree("empty", wanted, problem=problem)
         made = None if self._memory is None else self._memory.empty(shape, dtype)
         return np.empty(shape, dtype) if made is None else made
 
@@ -104,7 +125,12 @@ class Communicator:
 
     def chunk(self, n: int, rank: int | None = None) -> slice:
         """The share of `rank` (default: this one) in an array of n elements: what `reduce_scatter` leaves with it."""
-        return schedule.split(n, self.size, self.rank if rank is None else rank)
+        rank = self.rank if rank is None else rank
+        if not call.whole(n) or n < 0:
+            raise ValueError(f"chunk wants a number of elements from 0, got {n!r}")
+        if not call.whole(rank) or not 0 <= rank < self.size:
+            raise ValueError(f"chunk wants a rank from 0 to {self.size - 1}, got {rank!r}")
+        return schedule.split(int(n), self.size, int(rank))
 
     # Waiting.
 
@@ -131,9 +157,9 @@ class Communicator:
 
     def set_timeout(self, seconds: float) -> None:
         """How long this rank waits for others in a collective before it ends the job (300 s, or $HPCAI_TIMEOUT_S); here, and on
-        all communicators that were or will be split from the same.
+        all communicators that were or will be split from the same. Raises: UsageError (not above 0, or beyond stall.MOST_S).
         """
-        stall.set_timeout(seconds)
+        seconds = stall.set_timeout(seconds)
         for one in self.family:
             one.wire.timeout_s = seconds
             if one._memory is not None:
@@ -144,8 +170,12 @@ class Communicator:
     def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
         """Reduce `x` over all ranks, in place; every rank gets the same bytes, and gets them again from the same input.
 
-        Args:   x: contiguous array of any shape; f16, bf16, f32, f64, i32 or i64; equal shape and dtype on all ranks.
-                op: "sum", "mean", "max", "min". 16-bit values are summed in f32 and rounded once; integer means truncate.
+        Args:   x: contiguous array of any shape; f16, bf16, f32, f64, i32 or i64; equal shape and dtype on all ranks. Of bool
+                "max" is or, "min" is and.
+                op: "sum", "mean", "max", "min". 16-bit values are summed in f32 and rounded once; integer means truncate. A mean
+                is the sum divided by P: where the sum is beyond the dtype it is infinite too, of integers it wraps as
+                numpy's sum does (to divide first would round small values twice, and change with the algorithm). A NaN on
+                any rank gives NaN, also for "max" and "min".
                 algorithm: "node" (shared memory, see node.py), "hierarchical" (shared memory on each node, a ring between
                 them), "ring" or "halving_doubling" (messages, see ring.py, halving.py), "mpi" for the library's own
                 MPI_Allreduce; "auto" is $HPCAI_ALGORITHM if set, else the node's where it can be, else the one that the cost
@@ -157,7 +187,7 @@ class Communicator:
                 others, 1 barrier for short messages, else 2. Ring: 2(P-1)/P n elements sent per rank.
         """
         algorithm = self._preferred if algorithm == "auto" else algorithm
-        if self._memory is not None and algorithm == "auto" and op in self._divisors:
+        if self._memory is not None and algorithm == "auto" and op in _OPERATIONS and x is not None:
             self._calls += 1
             bits = x.view(np.uint16) if getattr(x, "dtype", None) is bfloat16 else x  # bf16 has no buffer of its own
             status = self._memory.native.allreduce(
@@ -195,7 +225,11 @@ class Communicator:
         out in order, each after the one behind it was asked for. Raises: as `allgather`; ranks are compared at the first array.
         """
         if self.size > 1 and self._memory is None:
-            yield from ring.allgather_each(self._each_checked(arrays), self.wire)
+            self.door.enter("allgather_each")
+            try:
+                yield from ring.allgather_each(self._each_checked(arrays), self.wire)
+            finally:
+                self.door.leave()
             return
         before = None
         for x in arrays:
@@ -219,6 +253,7 @@ class Communicator:
         self._collective("broadcast", x, "", root, algorithm)
         return x
 
+    @alone
     def alltoall(self, x: Array) -> Array:
         """Row r of `x` (size, ...) goes to rank r and is replaced by what rank r sent here, in place. Returns x.
 
@@ -236,23 +271,38 @@ class Communicator:
         """Start to send the contiguous array `x` to rank `to`; `wait()` for what is returned before `x` is changed.
 
         Messages from one rank to another arrive in order within a lane (0, 1). Not compared with other ranks' calls.
+        Raises: ValueError (no other rank, lane), TypeError (dtype of objects, no plain array).
         """
-        return self.wire.send(x, to, lane)
+        return self._under_way(message.send, x, to, lane)
 
     def receive(self, x: Array, source: int, lane: int = 0) -> Pending:
-        """Start to receive into the contiguous array `x`, as long as the sender's; it is there after `wait()`."""
-        return self.wire.receive(x, source, lane)
+        """Start to receive into the contiguous array `x`; it is there after `wait()`.
 
+        Raises: as `send`; ValueError (read-only); by `wait`, RankMismatch if the sender's array has another length or dtype.
+        """
+        return self._under_way(message.receive, x, source, lane)
+
+    def _under_way(self, begin: Callable[..., message.Message], x: Array, peer: int, lane: int) -> message.Message:
+        """Begin a message, and keep it until it is over: its array may have no other owner."""
+        self.door.check(begin.__name__)
+        self._messages = [one for one in self._messages if not one.advance()]
+        made = begin(self, x, peer, lane)
+        self._messages.append(made)
+        return made
+
+    @alone
     def barrier(self) -> None:
         """Return when every rank has called it."""
         self._agree("barrier")
 
     # Agreement on small Python values.
 
+    @alone
     def exchange(self, value: T) -> list[T]:
-        """Every rank's `value` (small, picklable), in rank order, on all ranks."""
-        self._agree("exchange")
-        return self.wire.exchange(value)
+        """Every rank's `value` (small, picklable), in rank order, on all ranks. Raises: UsageError (not picklable)."""
+        raw, problem = call.pickled(value, self.size)
+        self._agree("exchange", problem=problem)
+        return [call.unpickled(one, self.wire.ranks[rank]) for rank, one in enumerate(self.wire.exchange(raw))]
 
     def on_root(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 only; every rank gets its (picklable) result, or raises its HpcaiError or OSError.
@@ -270,6 +320,7 @@ class Communicator:
             raise failure
         return result
 
+    @alone
     def leave(self) -> None:
         """Say that this rank calls no more collectives. Raises RankMismatch if another rank still waits in one."""
         self._agree("leave")
@@ -278,31 +329,43 @@ class Communicator:
 
     def _collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> Array:
         """Check the call here and against the other ranks', then run it; returns `x` flat."""
-        problem = call.array_problem(kind, x, op) or self._choice_problem(kind, root, algorithm)
-        here = self._memory if algorithm in ("auto", "node") else None
-        if problem is None and here is not None:
+        if self.size > 1:
+            self.door.enter(kind)
+        try:
+            problem = call.array_problem(kind, x, op) or self._choice_problem(kind, root, algorithm)
+            if problem is not None or self._memory is None or algorithm not in ("auto", "node"):
+                self._agree(kind, x, op, root, problem, algorithm)
             flat = x.reshape(-1)
-            self._calls += 1
-            key = call.key(self.rank, kind, x, op, root, algorithm, None)
-            status = here.native.collective(
-                call.KINDS.index(kind),
-                CODES.get(x.dtype, call.BYTES),
-                call.FOLDS[op],
-                self._divisors.get(op, 1),
-                root,
-                flat.__array_interface__["data"][0],
-                flat.size,
-                flat.itemsize,
-                key,
-            )
-            if status != node.DONE:
-                self._refuse(status, kind, x, op, root, algorithm, None)
+            # Or and and of truths are maximum and minimum of numbers.
+            moved = flat.astype(np.int32) if op and x.dtype == bool else flat
+            if self._memory is not None and algorithm in ("auto", "node"):
+                self._in_memory(kind, x, moved, op, root, algorithm)
+            elif self.size > 1 and flat.size:
+                self._over_wire(kind, moved, op, root, algorithm)
+            if moved is not flat:
+                flat[...] = moved
             return flat
-        self._agree(kind, x, op, root, problem, algorithm)
-        flat = x.reshape(-1)
-        if self.size > 1 and flat.size:
-            self._over_wire(kind, flat, op, root, algorithm)
-        return flat
+        finally:
+            if self.size > 1:
+                self.door.leave()
+
+    def _in_memory(self, kind: str, x: Array, flat: Array, op: str, root: int, algorithm: str) -> None:
+        """Make this call, of `x`, on its elements `flat`, where memory is the wire; the ranks are compared on the way."""
+        assert self._memory is not None
+        self._calls += 1
+        status = self._memory.native.collective(
+            call.KINDS.index(kind),
+            CODES.get(flat.dtype, call.BYTES),
+            call.FOLDS[op],
+            self._divisors.get(op, 1),
+            root,
+            flat.__array_interface__["data"][0],
+            flat.size,
+            flat.itemsize,
+            call.key(self.rank, kind, x, op, root, algorithm, None),
+        )
+        if status != node.DONE:
+            self._refuse(status, kind, x, op, root, algorithm, None)
 
     def _over_wire(self, kind: str, flat: Array, op: str, root: int, algorithm: str) -> None:
         if kind == "allreduce":
@@ -336,14 +399,15 @@ class Communicator:
     def _two_levels(self) -> hierarchical.Levels | None:
         """The levels of nodes and rails, found at the first call that needs them; None where there are not two."""
         if not self._asked_levels:
-            self._levels, self._asked_levels = hierarchical.levels(self), True
+            with self.door.nested():
+                self._levels, self._asked_levels = hierarchical.levels(self), True
         return self._levels
 
     def _choice_problem(self, kind: str, root: int, algorithm: str) -> Exception | None:
-        if not 0 <= root < self.size:
-            return ValueError(f"{kind}: root {root} is not one of {self.size} ranks")
+        if not call.whole(root) or not 0 <= root < self.size:
+            return ValueError(f"{kind}: root {root!r} is not one of {self.size} ranks, 0 to {self.size - 1}")
         known = [name for name in call.ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
-        if algorithm not in known:
+        if not isinstance(algorithm, str) or algorithm not in known:
             return ValueError(f"{kind}: unknown algorithm {algorithm!r}; there are {', '.join(known)}")
         if algorithm == "node" and self._memory is None and self.size > 1:
             return ValueError('algorithm="node" needs ranks that share memory, and the native kernels; use "auto" or "ring"')

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from hpcai import ops
+from hpcai import environment, ops
 from hpcai.comm import cores, host, mpi, stacks, stall, ulfm, watch
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
@@ -34,6 +34,7 @@ START_S = 15.0
 """The least that ranks wait for each other's start, since programs come from the file system at different times."""
 
 _world: Communicator | None = None
+_starting = threading.RLock()
 _outlived = False
 
 
@@ -44,24 +45,44 @@ def init() -> Communicator:
     ends while others wait for it in a collective is an error there, and numpy's BLAS uses this rank's share of the cores
     (unless OMP_NUM_THREADS or its like is set).
 
+    The communicator is the thread's that called first. Processes that a rank forks are no ranks: their calls are refused.
+
     Raises: LaunchError if the launcher started several processes but each is alone, as happens when the launcher belongs to
-            another MPI than mpi4py's library.
+            another MPI than mpi4py's library; UsageError if an HPCAI_ variable makes no sense.
     """
     global _world
-    if _world is None:
-        with _deadline_of_start():
-            MPI = mpi.load()
-            _refuse_singletons(MPI)
-            _world = Communicator(mpi.MpiWire(MPI.COMM_WORLD.Dup()))
-            stall.watch_over(_world)
-        _install_hooks()
-        cores.share_cores()
-        if _world.rank == 0 and not ops.is_native():
-            print(
-                "hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)",
-                file=sys.stderr,
-            )
+    with _starting:
+        if _world is None:
+            _world = _start()
     return _world
+
+
+def _start() -> Communicator:
+    _check_environment()
+    with _deadline_of_start():
+        MPI = mpi.load()
+        _refuse_singletons(MPI)
+        world = Communicator(mpi.MpiWire(MPI.COMM_WORLD.Dup()))
+        stall.watch_over(world)
+    _install_hooks(world)
+    cores.share_cores()
+    if world.rank == 0 and not ops.is_native():
+        print(
+            "hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)",
+            file=sys.stderr,
+        )
+    if world.rank == 0:
+        environment.say_unknown("hpcai")
+    return world
+
+
+def _check_environment() -> None:
+    """Refuse variables that make no sense. Rank 0 speaks, and its end ends the others, unless they are those who see it."""
+    try:
+        environment.check()
+    except HpcaiError:
+        time.sleep(min(launch().rank, 1))
+        raise
 
 
 def merged() -> mpi.MpiWire:
@@ -77,10 +98,10 @@ def merged() -> mpi.MpiWire:
 
 def join(wire: mpi.MpiWire) -> Communicator:
     """Take the ranks of this wire for all ranks, as `init` does."""
-    adopt(Communicator(wire))
-    _install_hooks()
-    assert _world is not None
-    return _world
+    world = Communicator(wire)
+    adopt(world)
+    _install_hooks(world)
+    return world
 
 
 def adopt(world: Communicator) -> None:
@@ -186,20 +207,20 @@ def _refuse_singletons(MPI: Any) -> None:
     raise SystemExit(1)
 
 
-def _install_hooks() -> None:
+def _install_hooks(world: Communicator) -> None:
     """End the whole job when one rank fails: without this the others wait for it for ever."""
-    assert _world is not None
 
     def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
-        time.sleep(min(0.4 * init().rank, 4.0))
+        rank = init().rank
+        time.sleep(min(0.4 * rank, 4.0))
         if kind is KeyboardInterrupt:
             lines, code = ["interrupted\n"], 130
         elif issubclass(kind, HpcaiError):
             lines, code = [f"{kind.__name__}: {error}\n"], _exit_code(error)
         else:
             lines, code = traceback.format_exception(kind, error, trace), 1
-        marked = "".join(f"[rank {init().rank}] {line}\n" for line in "".join(lines).splitlines())
+        marked = "".join(f"[rank {rank}] {line}\n" for line in "".join(lines).splitlines())
         sys.stdout.flush()
         sys.stderr.write(marked)
         sys.stderr.flush()
@@ -207,7 +228,7 @@ def _install_hooks() -> None:
         _last_resort()
         init().wire.comm.Abort(code)  # type: ignore[attr-defined]
 
-    if _world.size == 1:
+    if world.size == 1:
         return
     sys.excepthook = abort
     threading.excepthook = lambda args: abort(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
@@ -218,7 +239,13 @@ def _install_hooks() -> None:
         except HpcaiError as error:
             abort(type(error), error, None)
 
+    def forked() -> None:
+        """A child is no rank: its end is its own."""
+        atexit.unregister(leave)
+        sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
+
     atexit.register(leave)
+    os.register_at_fork(after_in_child=forked)
 
 
 def _exit_code(error: BaseException) -> int:

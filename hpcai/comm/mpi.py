@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
 import pickle
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hpcai import ops
-from hpcai.comm import library_search, mapping, pmi, stall, ulfm
+from hpcai.comm import library_search, mapping, ordinals, pmi, stall, ulfm
 from hpcai.comm.host import boot_id
 from hpcai.comm.launcher import pretended_node
 from hpcai.comm.requests import AGREEMENT, Request
@@ -250,19 +252,36 @@ class MpiWire:
         return library()
 
     def library_allreduce(self, x: Array, op: str) -> None:
-        """The library's own MPI_Allreduce, in place, in pieces below 2**30 bytes; 16-bit values go as f32."""
+        """The library's own MPI_Allreduce, in place, in pieces below 2**30 bytes; 16-bit values go as f32, for "max" and "min"
+        as integers of the same order, since MPI does not say what becomes of NaN and signed zeros: ranks got different ones.
+        """
         wide = accumulation_dtype(x.dtype)
         verb = {"sum": self.MPI.SUM, "mean": self.MPI.SUM, "max": self.MPI.MAX, "min": self.MPI.MIN}[op]
         step = MESSAGE_BYTES // wide.itemsize
         for start in range(0, x.size, step):
             piece = x[start : start + step]
             acc = piece if wide == x.dtype else ops.cast_into(np.empty(piece.shape, wide), piece)
+            ordered = op in ("max", "min") and wide.kind == "f"
+            sent = ordinals.of_floats(acc, op) if ordered else acc
             with self.failing("MPI_Allreduce"):
-                self.comm.Allreduce(self.MPI.IN_PLACE, acc, verb)
+                self.comm.Allreduce(self.MPI.IN_PLACE, sent, verb)
+            if ordered:
+                ordinals.floats_into(acc, sent)
             if op == "mean":
                 ops.divide_into(acc, self.size)
             if acc is not piece:
                 ops.cast_into(piece, acc)
+
+
+def _end_by(pid: int) -> None:
+    """Have MPI_Finalize called when this process ends. mpi4py would call it in forked children too, and break theirs."""
+
+    def finalize() -> None:
+        MPI = load()
+        if os.getpid() == pid and MPI.Is_initialized() and not MPI.Is_finalized():
+            MPI.Finalize()
+
+    atexit.register(finalize)
 
 
 class _Family:
@@ -281,6 +300,11 @@ def load() -> Any:
     ulfm.prepare()
     try:
         with pmi.short_lines():
+            import mpi4py
+
+            if "mpi4py.MPI" not in sys.modules and mpi4py.rc.finalize is None:  # else who imported it has decided
+                mpi4py.rc.finalize = False
+                _end_by(os.getpid())
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LaunchError(library_search.absent(str(error))) from None

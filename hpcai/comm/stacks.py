@@ -18,7 +18,7 @@ from hpcai.comm import call
 COMM = os.path.dirname(os.path.abspath(__file__)) + os.sep
 PACKAGE = os.path.dirname(os.path.dirname(COMM.rstrip(os.sep))) + os.sep
 LIBRARY = os.path.dirname(os.__file__) + os.sep
-DOOR, WIRE = f"{COMM}communicator.py", f"{COMM}mpi.py"
+DOOR, WIRE = f"{COMM}communicator.py", f"{COMM}requests.py"
 
 INNERMOST = 8
 """Frames of a stack that are told."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from hpcai import environment
 from hpcai.comm import call, findings, stacks, watch
-from hpcai.errors import RankFailed, StallError
+from hpcai.errors import RankFailed, StallError, UsageError
 
 TIMEOUT_S = 300.0
 """How long a rank waits for the others; $HPCAI_TIMEOUT_S overrides it, and `set_timeout` that."""
@@ -31,13 +33,17 @@ _outlived = False
 
 def timeout_s() -> float:
     """The time limit of a wait in seconds."""
-    return _set_s or float(os.environ.get("HPCAI_TIMEOUT_S") or TIMEOUT_S)
+    return _set_s or float(environment.value_of("TIMEOUT_S") or TIMEOUT_S)
 
 
-def set_timeout(seconds: float) -> None:
-    """Limit the waits of communicators that are made from now on. See Communicator.set_timeout."""
+def set_timeout(seconds: float) -> float:
+    """Limit the waits of communicators that are made from now on, and return the limit. See Communicator.set_timeout."""
     global _set_s
-    _set_s = seconds
+    number = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
+    if not number or not environment.limit_fits(seconds):
+        raise UsageError(f"set_timeout wants {environment.LIMIT_WORDS}, got {seconds!r}")
+    _set_s = float(seconds)
+    return _set_s
 
 
 def outlive() -> None:

@@ -19,6 +19,9 @@ from hpcai.xp import Array
 
 T = TypeVar("T")
 
+LANES = 4
+"""Two of collectives, two of messages (see message.py)."""
+
 
 class _World:
     """What all threads of one run share: whether one of them failed, and how to release those that wait for it."""
@@ -43,7 +46,7 @@ class _Group:
 
     def __init__(self, size: int, world: _World, ranks: Sequence[int] = ()):
         self.size, self.world, self.ranks = size, world, ranks or range(size)
-        pairs = itertools.product(range(size), range(size), range(2))
+        pairs = itertools.product(range(size), range(size), range(LANES))
         self.mail: dict[tuple[int, ...], queue.SimpleQueue] = {pair: queue.SimpleQueue() for pair in pairs}
         self.barrier = threading.Barrier(size)
         world.on_failure(self.barrier.abort)

@@ -33,7 +33,7 @@ class Wire(Protocol):
     """Seconds that this rank has waited in `agree`, for others to come."""
 
     def send(self, x: Array, to: int, lane: int = 0) -> Pending:
-        """Start to send a contiguous array of at most 2**30 bytes. Messages are in order within a lane (0, 1)."""
+        """Start to send a contiguous array of at most 2**30 bytes. Messages are in order within a lane (0 to 3)."""
 
     def receive(self, x: Array, source: int, lane: int = 0) -> Pending:
         """Start to receive into a contiguous array; the sender's has as many bytes."""

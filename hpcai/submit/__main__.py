@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hpcai
+from hpcai import environment
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import checks, quoting, script, slurm, sweep
 from hpcai.submit.walltime import seconds
@@ -73,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
+    environment.check()
+    environment.say_unknown("hpcai.submit")
     seconds(chosen.time)
     checks.check_further(chosen.sbatch)
     checks.check_flags(training)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hpcai import environment
 from hpcai.data import sources
 from hpcai.reduce.named import CHOICES
 from hpcai.train import checks, given
@@ -127,7 +128,7 @@ class Options:
     stall_timeout: float | None = option(
         None,
         "seconds that ranks wait for one that does not come, before they say what it does and end the job (300)",
-        number(above=0, most=1e8, what="seconds"),
+        number(above=0, most=environment.MOST_S, what="seconds"),
     )
     signals: tuple[str, ...] = option(
         ("USR1", "TERM"),

@@ -39,8 +39,20 @@ static int type_of(const Py_buffer& view, bool is_bf16) {
 // The short way: everything between Python's call and the barrier in one native call. NOT_HERE: the long way must look at it.
 constexpr int NOT_HERE = 3;
 
+static PyObject* array_type = nullptr;  // numpy.ndarray: what is derived from it may mean something else by its elements
+static bool short_way = true;           // closed while a thread carries calls beside another (see hpcai/comm/door.py)
+
+// An array's shape in one number, 0 for one dimension, of which the length says all; as shape_code in hpcai/comm/call.py.
+static std::int64_t shape_code(const Py_buffer& view) {
+    if (view.ndim == 1) return 0;
+    std::uint64_t code = std::uint64_t(view.ndim) + 1;
+    for (int i = 0; i < view.ndim; ++i) code = code * 1000003u + std::uint64_t(view.shape[i]);
+    return std::int64_t(code & ((std::uint64_t(1) << 61) - 1));
+}
+
 static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op, long divisor, int op_index, bool is_bf16) {
     using namespace hpcai::cpu;
+    if (node.caller != PyThread_get_thread_ident() || !short_way || reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != array_type) return NOT_HERE;
     Py_buffer view;
     if (PyObject_GetBuffer(x.ptr(), &view, PyBUF_CONTIG | PyBUF_FORMAT) != 0) {
         PyErr_Clear();
@@ -49,7 +61,7 @@ static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op
     int status = NOT_HERE;
     if (const int type = type_of(view, is_bf16); type >= 0) {
         const std::size_t n = std::size_t(view.len / view.itemsize);
-        const std::int64_t key[kKey] = {1, kind, std::int64_t(n), type, op_index, 0, view.itemsize, 0};
+        const std::int64_t key[kKey] = {1, kind, std::int64_t(n), type, op_index, 0, shape_code(view), 0};
         nb::gil_scoped_release released;
         status = node.collective(ALLREDUCE, Type(type), Op(op), divisor, 0, view.buf, n, std::size_t(view.itemsize), key);
     }
@@ -60,6 +72,7 @@ static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op
 NB_MODULE(_native, m) {
     using namespace hpcai::cpu;
     nb::set_leak_warnings(false);  // what a program still holds when it ends goes with its process
+    array_type = nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr();
     m.def("fold", [](int type, int op, Address acc, Address x, std::size_t n) {
         must(fold(Type(type), Op(op), reinterpret_cast<void*>(acc), reinterpret_cast<const void*>(x), n));
     }, nb::call_guard<nb::gil_scoped_release>());
@@ -72,6 +85,7 @@ NB_MODULE(_native, m) {
         })
         .def_rw("timeout_s", &Node::timeout_s)
         .def_rw("checks", &Node::checks)
+        .def_rw("caller", &Node::caller)
         .def_prop_ro("waiting_since", [](const Node& node) { return node.waiting_since.load(std::memory_order_relaxed); })
         .def_prop_ro("waited_s", [](const Node& node) { return node.waited_s.load(std::memory_order_relaxed); })
         .def("add_block", [](Node& node, std::int64_t id, Address base, std::size_t stride) {
@@ -97,6 +111,7 @@ NB_MODULE(_native, m) {
             nb::gil_scoped_release released;
             return int(node.collective(Kind(kind), Type(type), Op(op), divisor, root, reinterpret_cast<void*>(x), n, itemsize, key.data()));
         });
+    m.def("open_short_way", [](bool open) { short_way = open; });
     m.def("lanes", &lanes_name);
     m.def("encode_blocks", [](int format, Address x, Address memory, std::size_t n, Address scales, Address packed, bool stochastic, std::uint32_t key) {
         return encode_blocks(format, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n, reinterpret_cast<float*>(scales),

@@ -73,6 +73,8 @@ public:
     void revoke() { desk(rank_).revoked.store(1, std::memory_order_seq_cst); }
     bool revoked() const;
     double timeout_s;
+    // The thread, as Python numbers it, that may call without being looked at further; 0: none. Read and written under the GIL.
+    unsigned long caller = 0;
     // For benches, equal on all ranks: false leaves out what detection costs.
     bool checks = true;
     // When the present wait began (CLOCK_MONOTONIC; 0: there is none), and all waits beyond the spinning, in seconds.

@@ -100,7 +100,7 @@ def test_hidden(text, numbers):
         (["--overlap", "perhaps"], "--overlap wants one of auto, always, never, got 'perhaps'"),
         (["--signals", "USR1,QUUX"], "got QUUX"),
         (["--signals", "KILL"], "cannot be handled"),
-        (["--stall-timeout", "0"], "--stall-timeout wants seconds above 0 to 1e+08, got '0'"),
+        (["--stall-timeout", "0"], "--stall-timeout wants seconds above 0 to 1e+07, got '0'"),
         (["--stall-timeout", "-3"], "--stall-timeout"),
         (["--stall-timeout", "inf"], "--stall-timeout"),
         (["--stall-timeout", "nan"], "--stall-timeout"),

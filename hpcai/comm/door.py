@@ -1,0 +1,125 @@
+"""Who may make calls on a communicator: the thread that made it, one call at a time, in the process that started MPI.
+
+Ranks can only be compared while each makes its calls in one order. Two threads have none between them, so calls of the same
+shape would meet across them and be summed. A thread may hand its calls to a `Background`, which makes them in order, and
+then makes none itself until it has waited for them. Where that thread has ended, the next one that calls takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from hpcai.comm import background
+from hpcai.errors import UsageError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+FORKED = "fork"
+
+
+class Door:
+    """One communicator's. `native`, where its ranks share memory, takes a short way for the thread that is its `caller`."""
+
+    def __init__(self, native: Any):
+        self.owner, self.ident = threading.current_thread(), threading.get_ident()
+        self.native, self.inside, self.forked = native, "", False
+        self._open()
+        _doors.add(self)
+
+    def enter(self, what: str) -> None:
+        """Begin a call, or raise UsageError."""
+        if self.inside or background.outstanding or threading.get_ident() != self.ident:
+            self.check(what)
+        self.inside = what
+        self._shut_short_way()
+
+    def leave(self) -> None:
+        """The call has ended."""
+        self.inside = FORKED if self.forked else ""
+        self._open()
+
+    @contextlib.contextmanager
+    def nested(self) -> Iterator[None]:
+        """Within a call: let it make others of its own."""
+        what, self.inside = self.inside, ""
+        try:
+            yield
+        finally:
+            self.inside = what
+            self._shut_short_way()
+
+    def check(self, what: str) -> None:
+        """Raise UsageError, which says why, if this thread may not begin this call."""
+        if self.forked:
+            raise UsageError(
+                f"{what} in a forked child of a rank: a child is no rank. Let it return its results to the rank that started it"
+            )
+        thread = threading.current_thread()
+        if thread in background.outstanding:
+            raise UsageError(
+                f"{what} while a Background carries calls of this thread: ranks could make them in different orders. "
+                "wait() for them first, or give it this call too"
+            )
+        acting = background.acting_for(thread)
+        if acting is not self.owner:
+            if self.owner.is_alive():
+                raise UsageError(
+                    f"{what} on thread {thread.name!r}, but the communicator is that of thread {self.owner.name!r}, which made "
+                    "it: ranks could make calls of two threads in different orders. Give the call to a hpcai.Background there"
+                )
+            self.owner, self.ident = thread, threading.get_ident()
+        if self.inside:
+            raise UsageError(
+                f"{what} while {self.inside} is under way on the same communicator, as in a signal handler, a finalizer or "
+                "between the arrays of allgather_each: make it afterwards"
+            )
+
+    def _shut_short_way(self) -> None:
+        """Have what calls meanwhile, as a signal handler, looked at here."""
+        if self.native is not None:
+            self.native.caller = 0
+
+    def _open(self) -> None:
+        if self.native is not None:
+            self.native.caller = 0 if self.forked else self.ident
+
+    def shut(self) -> None:
+        """Let no call through any more: this process is a forked child, and would take its parent's place."""
+        self.forked, self.inside = True, FORKED
+        self._open()
+
+
+_doors: weakref.WeakSet[Door] = weakref.WeakSet()
+
+
+def alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """A method of a communicator that is a call: it goes through the communicator's door, but where there is one rank."""
+    what = method.__name__
+
+    @functools.wraps(method)
+    def called(self: Any, /, *arguments: P.args, **named: P.kwargs) -> T:
+        if self.size == 1:
+            return method(self, *arguments, **named)
+        self.door.enter(what)
+        try:
+            return method(self, *arguments, **named)
+        finally:
+            self.door.leave()
+
+    return called
+
+
+def _fork() -> None:
+    for door in list(_doors):
+        door.shut()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork)
