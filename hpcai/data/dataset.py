@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcai import ops
+from hpcai.ops.door import takes
 from hpcai.xp import Array
 
 
@@ -65,6 +66,11 @@ def take(dataset: Dataset, index: Array, rows: Array, train: bool = True, phase:
     return batch_into(rows, x, index, dataset), y[index]
 
 
+@takes(
+    content="u8 n",
+    index="i64 b <max(0,(n-phase-1)//context)",
+    where={"context >= 1": "windows of 1 byte at least", "phase >= 0": "a phase from 0"},
+)
 def windows(content: Array, index: Array, context: int, phase: int = 0) -> tuple[Array, Array]:
     """Bytes and what follows each: two (b, context) arrays of i64; window i begins at byte phase + i * context.
 

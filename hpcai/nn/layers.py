@@ -65,8 +65,7 @@ def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = Tru
     outputs = bias.shape[0]
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        y = buffer((len(x), outputs), x)
-        namespace(x).matmul(x, _turned(params["weight"], transposed), out=y)
+        y = ops.matmul_into(buffer((len(x), outputs), x), x, _turned(params["weight"], transposed))
         cache["x"] = x
         return ops.add_bias_into(y, params["bias"]) if adds_bias else y
 
@@ -75,7 +74,7 @@ def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = Tru
         ops.column_sums_into(grads["bias"], dy)
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).matmul(dy, _turned(params["weight"], not transposed), out=buffer(cache["x"].shape, dy))
+        return ops.matmul_into(buffer(cache["x"].shape, dy), dy, _turned(params["weight"], not transposed))
 
     return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 
@@ -86,9 +85,9 @@ def _turned(weight: Array, transposed: bool) -> Array:
 
 def _weight_gradient_into(out: Array, x: Array, dy: Array, transposed: bool) -> None:
     if transposed:
-        namespace(dy).matmul(dy.T, x, out=out)
+        ops.matmul_into(out, dy.T, x)
     else:
-        namespace(dy).matmul(x.T, dy, out=out)
+        ops.matmul_into(out, x.T, dy)
 
 
 def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool = False) -> Layer:
@@ -98,7 +97,7 @@ def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool
     outputs = bias.shape[0]
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        y = namespace(x).matmul(x, _turned(params["weight"], transposed), out=buffer((len(x), outputs), x))
+        y = ops.matmul_into(buffer((len(x), outputs), x), x, _turned(params["weight"], transposed))
         cache["x"], cache["slope"] = x, buffer(y.shape, y)
         return ops.bias_gelu_into(y, cache["slope"], params["bias"])
 
@@ -115,7 +114,7 @@ def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         dz = before_gelu(cache, dy)
-        return namespace(dy).matmul(dz, _turned(params["weight"], not transposed), out=buffer(cache["x"].shape, dy))
+        return ops.matmul_into(buffer(cache["x"].shape, dy), dz, _turned(params["weight"], not transposed))
 
     return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 
@@ -177,19 +176,18 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         b, h, w = x.shape[0], x.shape[1] + 2 * pad - kernel + 1, x.shape[2] + 2 * pad - kernel + 1
         cols = cache["cols"] = ops.im2col_into(buffer((b * h * w, fan_in), x), x, kernel, pad)
-        y = buffer((b * h * w, outputs), x)
-        namespace(x).matmul(cols, params["weight"], out=y)
+        y = ops.matmul_into(buffer((b * h * w, outputs), x), cols, params["weight"])
         cache["input"] = x.shape
         return ops.add_bias_into(y, params["bias"]).reshape(b, h, w, outputs)
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         rows = dy.reshape(-1, outputs)
-        namespace(dy).matmul(cache["cols"].T, rows, out=grads["weight"])
+        ops.matmul_into(grads["weight"], cache["cols"].T, rows)
         ops.column_sums_into(grads["bias"], rows)
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         rows = dy.reshape(-1, outputs)
-        dcols = namespace(dy).matmul(rows, params["weight"].T, out=buffer(cache["cols"].shape, dy))
+        dcols = ops.matmul_into(buffer(cache["cols"].shape, dy), rows, params["weight"].T)
         return ops.col2im_into(buffer(cache["input"], dy), dcols, kernel, pad)
 
     shapes = {"weight": Parameter((fan_in, outputs), bound), "bias": Parameter((outputs,), bound)}

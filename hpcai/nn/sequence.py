@@ -13,7 +13,7 @@ import numpy as np
 from hpcai import ops
 from hpcai.nn.layers import Cache, Layer, Parameter, Params, buffer
 from hpcai.nn.split import WHOLE, Split
-from hpcai.xp import Array, namespace
+from hpcai.xp import Array
 
 
 class Moment(NamedTuple):
@@ -63,13 +63,13 @@ def unembedding(
 
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["x"] = x
-        return namespace(x).matmul(x, params["token"].T, out=buffer((len(x), len(params["token"])), x))
+        return ops.matmul_into(buffer((len(x), len(params["token"])), x), x, params["token"].T)
 
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
-        namespace(dy).matmul(dy.T, cache["x"], out=grads["token"])
+        ops.matmul_into(grads["token"], dy.T, cache["x"])
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).matmul(dy, params["token"], out=buffer(cache["x"].shape, dy))
+        return ops.matmul_into(buffer(cache["x"].shape, dy), dy, params["token"])
 
     return Layer(name, {"token": token}, forward, backward, gradients, shares=tied_to)
 
@@ -150,10 +150,10 @@ def residual(name: str, *inner: Layer) -> tuple[Layer, ...]:
         return x
 
     def join(params: Params, cache: Cache, x: Array) -> Array:
-        return namespace(x).add(x, cache["skipped"], out=x)
+        return ops.fold_into(x, cache["skipped"], "sum")
 
     def fork_backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).add(dy, cache["dskipped"], out=dy)
+        return ops.fold_into(dy, cache["dskipped"], "sum")
 
     def join_backward(params: Params, cache: Cache, dy: Array) -> Array:
         cache["dskipped"] = dy

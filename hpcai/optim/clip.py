@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 from hpcai import ops
+from hpcai.ops.ranges import not_negative
 from hpcai.xp import Array
 
 
@@ -18,4 +19,5 @@ def factor(norm: float, limit: float) -> float:
 
     Source: Pascanu, Mikolov & Bengio, arXiv:1211.5063.
     """
+    not_negative(factor, limit=limit)
     return limit / norm if limit and norm > limit else 1.0

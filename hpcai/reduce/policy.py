@@ -8,21 +8,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcai.ops import ranges
+from hpcai.ops.door import takes
 from hpcai.reduce.combine import exact
 from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
 
-def policy(reducer: Reducer, smallest: int = 0, warmup: int = 0) -> Reducer:
+def policy(reducer: Reducer, *, smallest: int = 0, warmup: int = 0) -> Reducer:
     """`reducer` for arrays of at least `smallest` elements after `warmup` arrays; until then, and for others, the exact mean.
 
     State: (arrays so far, the reducer's own state, or None for a small array).
     """
+    ranges.counts(policy, 0, smallest=smallest, warmup=warmup)
     plain = exact()
 
     def init(x: Array) -> State:
         return 0, reducer.init(x) if x.size >= smallest else None
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         count, inner = state
         if x.size < smallest or count < warmup:
@@ -50,6 +54,7 @@ def by_parts(parts: Sequence[tuple[slice, Reducer]]) -> Reducer:
     def init(x: Array) -> State:
         return Parts(tuple(where.start for where, _ in parts), tuple(reducer.init(x[where]) for where, reducer in parts))
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         states, residual = [], None
         for (where, reducer), inner in zip(parts, state.states, strict=True):
