@@ -19,15 +19,16 @@ def blockwise(form: str, stochastic: bool, seed: int) -> Codec:
     def size(n: int) -> int:
         return 4 * ops.block_count(n) + ops.packed_bytes(n, form)
 
-    def parts(payload: Payload, n: int) -> tuple[Array, Array]:
-        (said,), cut = opened(form, payload, (np.uint8, (size(n),))), 4 * ops.block_count(n)
+    def parts(payload: Payload, x: Array) -> tuple[Array, Array]:
+        """Scales and levels of an array like x."""
+        (said,), cut = opened(form, payload, (np.uint8, (size(x.size),)), into=x), 4 * ops.block_count(x.size)
         return said[:cut].view(np.float32), said[cut:]
 
     @takes(x="f32 n", memory="f32 n", writes="memory")
     def keyed(x: Array, memory: Array | None, state: State) -> tuple[Payload, State]:
         payload = (np.empty(size(x.size), np.uint8),)
         key = int(np.random.SeedSequence([seed, state]).generate_state(1)[0]) if stochastic else None
-        ops.encode_blocks_into.unchecked(*parts(payload, x.size), x, form, memory, key)
+        ops.encode_blocks_into.unchecked(*parts(payload, x), x, form, memory, key)
         return payload, state + 1
 
     def encode(x: Array, state: State) -> tuple[Payload, State]:
@@ -38,10 +39,10 @@ def blockwise(form: str, stochastic: bool, seed: int) -> Codec:
 
     @takes(out="f32 n", writes="out")
     def put(out: Array, payload: Payload, weight: float) -> Array:
-        return ops.decode_blocks_into.unchecked(out, *parts(payload, out.size), form, weight)
+        return ops.decode_blocks_into.unchecked(out, *parts(payload, out), form, weight)
 
     @takes(acc="f32 n", writes="acc")
     def add(acc: Array, payload: Payload, weight: float) -> Array:
-        return ops.add_blocks_into.unchecked(acc, *parts(payload, acc.size), form, weight)
+        return ops.add_blocks_into.unchecked(acc, *parts(payload, acc), form, weight)
 
     return Codec(form, encode, decode, init=lambda x: 0, keep=keyed, add=add, put=put, cut=ops.BLOCK)

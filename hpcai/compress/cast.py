@@ -23,15 +23,16 @@ def fp16() -> Codec:
 def _cast(short: str) -> Codec:
     dtype, name = DTYPES[short], "fp16" if short == "f16" else short
 
-    def said(payload: Payload, n: int) -> Array:
-        return opened(name, payload, (dtype, (n,)))[0]
+    def said(payload: Payload, into: Array) -> Array:
+        return opened(name, payload, (dtype, into.shape), into=into)[0]
 
     @takes(x="f32 n")
     def encode(x: Array, state: State) -> tuple[Payload, State]:
         return (ops.cast_into.unchecked(np.empty(x.size, dtype), x),), state
 
     def decode(payload: Payload, n: int) -> Array:
-        return ops.cast_into.unchecked(np.empty(n, np.float32), said(payload, n))
+        out = np.empty(n, np.float32)
+        return ops.cast_into.unchecked(out, said(payload, out))
 
     @takes(x="f32 n", memory="f32 n", writes="memory")
     def keep(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
@@ -39,10 +40,10 @@ def _cast(short: str) -> Codec:
 
     @takes(out="f32 n", writes="out")
     def put(out: Array, payload: Payload, weight: float) -> Array:
-        return ops.widen_scaled_into.unchecked(out, said(payload, out.size), weight, add=False)
+        return ops.widen_scaled_into.unchecked(out, said(payload, out), weight, add=False)
 
     @takes(acc="f32 n", writes="acc")
     def add(acc: Array, payload: Payload, weight: float) -> Array:
-        return ops.widen_scaled_into.unchecked(acc, said(payload, acc.size), weight, add=True)
+        return ops.widen_scaled_into.unchecked(acc, said(payload, acc), weight, add=True)
 
     return Codec(name, encode, decode, summable=True, keep=keep, add=add, put=put, cut=1)

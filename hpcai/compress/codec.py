@@ -76,8 +76,11 @@ def add_decoded(codec: Codec, acc: Array, payload: Payload, weight: float) -> Ar
     return acc
 
 
-def opened(name: str, payload: Payload, *form: tuple[Any, tuple[int, ...]]) -> Payload:
-    """The payload, which comes from elsewhere, if its arrays have these dtypes and shapes. Raises: TypeError, ValueError."""
+def opened(name: str, payload: Payload, *form: tuple[Any, tuple[int, ...]], into: Array | None = None) -> Payload:
+    """The payload, which comes from elsewhere, if its arrays have these dtypes and shapes and lie apart from `into`.
+
+    Raises: TypeError, ValueError.
+    """
     if not isinstance(payload, tuple) or len(payload) != len(form):
         got = f"{len(payload)}" if isinstance(payload, tuple) else type(payload).__name__
         raise TypeError(f"a payload of {name} is a tuple of {len(form)} arrays, got {got}")
@@ -86,6 +89,8 @@ def opened(name: str, payload: Payload, *form: tuple[Any, tuple[int, ...]]) -> P
             raise TypeError(f"a payload of {name} has an array of {np.dtype(dtype)}{list(shape)}, got {door.described(part)}")
         if part.shape != shape or not (part.flags.c_contiguous and part.flags.aligned):
             raise ValueError(f"a payload of {name} has a contiguous array of shape {shape}, got {door.described(part)}")
+        if into is not None and np.may_share_memory(part, into):
+            raise ValueError(f"a payload of {name} is decoded into memory of its own, got arrays that overlap")
     return payload
 
 

@@ -29,12 +29,12 @@ def random_k(ratio: float, *, seed: int = 0) -> Codec:
     def wanted(blocks: int) -> int:
         return min(blocks, max(1, round(ratio * blocks)))
 
-    def said(payload: Payload, n: int) -> tuple[Array, Array]:
+    def said(payload: Payload, into: Array) -> tuple[Array, Array]:
         """The values, and the places of their elements."""
-        blocks = -(-n // BLOCK)
-        values, drawn = opened(name, payload, (np.float32, (wanted(blocks), BLOCK)), (np.uint32, (wanted(blocks),)))
+        blocks = -(-into.size // BLOCK)
+        values, drawn = opened(name, payload, (np.float32, (wanted(blocks), BLOCK)), (np.uint32, (wanted(blocks),)), into=into)
         door.refuse_outside(name, "block", drawn, blocks)
-        places = _places(drawn, n)
+        places = _places(drawn, into.size)
         return values.reshape(-1)[: places.size], places
 
     @takes(x="f32 n")
@@ -60,7 +60,7 @@ def random_k(ratio: float, *, seed: int = 0) -> Codec:
 
     @takes(acc="f32 n", writes="acc")
     def add(acc: Array, payload: Payload, weight: float) -> Array:
-        values, places = said(payload, acc.size)
+        values, places = said(payload, acc)
         acc[places] += np.float32(weight) * values
         return acc
 

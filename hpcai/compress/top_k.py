@@ -11,7 +11,7 @@ import numpy as np
 
 from hpcai import ops
 from hpcai.compress.codec import Codec, Payload, State, opened
-from hpcai.ops import ranges
+from hpcai.ops import door, ranges
 from hpcai.ops.door import takes
 from hpcai.xp import Array
 
@@ -41,9 +41,12 @@ def top_k(ratio: float) -> Codec:
     def decode(payload: Payload, n: int) -> Array:
         return add(np.zeros(n, np.float32), payload, 1.0)
 
+    @takes(acc="f32 n", writes="acc")
     def add(acc: Array, payload: Payload, weight: float) -> Array:
-        k = wanted(acc.size) if type(acc) is np.ndarray else 0
-        return ops.scatter_add_into(acc, *opened(name, payload, (np.uint32, (k,)), (np.float32, (k,))), weight)
+        k = wanted(acc.size)
+        index, value = opened(name, payload, (np.uint32, (k,)), (np.float32, (k,)), into=acc)
+        door.refuse_outside(name, "index", index, acc.size)
+        return ops.scatter_add_into.unchecked(acc, index, value, weight)
 
     def wanted(n: int) -> int:
         return min(n, max(1, round(ratio * n)))

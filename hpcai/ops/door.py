@@ -234,12 +234,11 @@ def _same(one: Array, two: Array) -> bool:
 
 
 def _refuse_memory(title: str, rule: Rule, x: Array) -> NoReturn:
-    fault = (
-        "is not contiguous" if not x.flags.c_contiguous else "cannot be written" if not x.flags.writeable else "is not aligned"
-    )
+    flags = x.flags
+    fault = "not contiguous" if not flags.c_contiguous else "not aligned" if not flags.aligned else "read-only"
     raise ValueError(
-        f"{title} wants {rule.name} in one aligned piece of memory{' that it can write' * rule.written}; "
-        f"what it got, {described(x)}, {fault}: give it a copy"
+        f"{title} wants {rule.name} in one aligned piece of memory{' that it can write' * rule.written}, got {described(x)}, "
+        f"which is {fault}: give it a copy"
     )
 
 

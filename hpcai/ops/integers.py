@@ -17,7 +17,7 @@ from hpcai.ops.door import takes
 from hpcai.xp import Array
 
 
-@takes(tops="f32 block_count(n)", x="f32 n", memory="f32 n", writes="tops memory")
+@takes(tops="f32 -(-n//BLOCK)", x="f32 n", memory="f32 n", writes="tops memory")
 def block_tops_into(tops: Array, x: Array, memory: Array) -> Array:
     """memory += x, and tops = the largest magnitude of each block, NaN where something is not finite. Returns tops."""
     kernels: Any = native.kernels()
@@ -33,7 +33,7 @@ def block_tops_into(tops: Array, x: Array, memory: Array) -> Array:
 
 @takes(
     lanes="L n",
-    scales="f32 block_count(n)",
+    scales="f32 -(-n//BLOCK)",
     memory="f32 n",
     writes="lanes memory",
     where={"0 < 2 * limit < 256**L.itemsize": "a limit that a lane holds twice"},
@@ -58,7 +58,7 @@ def encode_lanes_into(lanes: Array, scales: Array, memory: Array, limit: int) ->
 @takes(
     out="f32 n",
     lanes="L n",
-    scales="f32 block_count(n)",
+    scales="f32 -(-n//BLOCK)",
     writes="out",
     where={"min(limit, ranks) > 0 and 2 * limit * ranks < 256**L.itemsize": "as many ranks as a lane has room for"},
 )

@@ -43,7 +43,7 @@ def lanes() -> str:
     same="acc x",
     where={
         "op in OPERATIONS": "sum, max or min as op",
-        "A == accumulation_dtype(B)": "acc of x's dtype, or f32 for 16-bit floats",
+        "A == (F32 if B.itemsize == 2 else B)": "acc of x's dtype, or f32 for 16-bit floats",
     },
 )
 def fold_into(acc: Array, x: Array, op: str) -> Array:

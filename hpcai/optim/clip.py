@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import sqrt
 
 from hpcai import ops
-from hpcai.ops.ranges import not_negative
 from hpcai.xp import Array
 
 
@@ -19,5 +18,6 @@ def factor(norm: float, limit: float) -> float:
 
     Source: Pascanu, Mikolov & Bengio, arXiv:1211.5063.
     """
-    not_negative(factor, limit=limit)
+    if not limit >= 0:
+        raise ValueError(f"factor wants limit at least 0, got {limit}")
     return limit / norm if limit and norm > limit else 1.0
