@@ -50,12 +50,17 @@ def by_parts(parts: Sequence[tuple[slice, Reducer]]) -> Reducer:
     Cost: that of the parts, each with its own calls.
     """
     names = list(dict.fromkeys(reducer.name for _, reducer in parts))
+    ends = [0, *(where.stop for where, _ in parts)]
+    if not parts or [where.start for where, _ in parts] != ends[:-1]:
+        raise ValueError(f"by_parts wants slices one behind the other, got {[where for where, _ in parts]}")
 
     def init(x: Array) -> State:
         return Parts(tuple(where.start for where, _ in parts), tuple(reducer.init(x[where]) for where, reducer in parts))
 
     @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
+        if ends[-1] not in (x.size, None):
+            raise ValueError(f"by_parts wants an array of {ends[-1]} elements, got {x.size}")
         states, residual = [], None
         for (where, reducer), inner in zip(parts, state.states, strict=True):
             done = reducer.reduce(x[where], comm, inner)

@@ -1,6 +1,7 @@
 """What codecs do not take: arrays, and payloads of another form, which come from elsewhere."""
 
 import inspect
+from functools import partial
 
 import numpy as np
 import pytest
@@ -31,6 +32,10 @@ def as_long(one):
     return {("out", f"first dim {what}") for what, n in (("short", N - 1), ("long", N + 1)) if form(n) == form(N)}
 
 
+def with_payload(way, out, **given):
+    way(out, gathered(given), 0.5)
+
+
 def gathered(arrays):
     return tuple(value for name, value in sorted(arrays.items()) if name.startswith("part"))
 
@@ -55,17 +60,10 @@ def test_payloads_of_another_form_are_refused(name):
         if value.dtype == np.uint32
     }
     assert_door(lambda **given: one.decode(gathered(given), N), payload, limits=limits)
-    for way in ("put", "add"):
-        if getattr(one, way) is None:
-            continue
-        arrays = {"out": x(), **payload}
-        assert_door(
-            lambda out, put=getattr(one, way), **given: put(out, gathered(given), 0.5),
-            arrays,
-            writes=["out"],
-            limits=limits,
-            right=as_long(one),
-        )
+    for way in (one.put, one.add):
+        if way is not None:
+            call = partial(with_payload, way)
+            assert_door(call, {"out": x(), **payload}, writes=["out"], limits=limits, right=as_long(one))
 
 
 @pytest.mark.parametrize("name", CODECS)

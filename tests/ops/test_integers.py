@@ -21,7 +21,7 @@ def lanes_of(x, memory, lane, limit):
     scales[scales < 2.0**-126] = 0
     lanes = integers.encode_lanes_into(np.empty(x.size, lane), scales, memory, limit)
     mean = integers.decode_lanes_into(np.empty_like(x), lanes, scales, limit, 1)
-    return tops, lanes, memory, mean, integers.decode_lanes_into(np.empty_like(x), lanes, scales, limit, 3)
+    return tops, lanes, memory, mean, integers.decode_lanes_into(np.empty_like(x), lanes, scales, limit, 2)
 
 
 @pytest.mark.parametrize(("lane", "limit"), [(np.uint8, 63), (np.uint8, 1), (np.uint16, 1023)])
