@@ -23,8 +23,8 @@ import numpy as np
 
 import hpcai
 from bench.harness import interleaved, machine, size_of, start_gloo
-from hpcai import ops
 from hpcai.comm.communicator import Communicator
+from hpcai.ops import native
 from hpcai.train import strict
 from hpcai.xp import DTYPES, Array, accumulation_dtype
 
@@ -188,7 +188,7 @@ def roofline(comm: Communicator, x: Array, op: str) -> Callable[[], Any] | None:
         return None
     mine = comm.chunk(x.size)
     fold = "sum" if op == "mean" else op
-    return lambda: ops.fold_ranks_into(where, where, x.dtype, fold, mine.start, mine.stop)
+    return lambda: native.fold_ranks_into(where, where, x.dtype, fold, mine.start, mine.stop)
 
 
 def summary(results: list[dict[str, Any]]) -> None:

@@ -45,7 +45,7 @@ def main() -> None:
     gradient = np.random.default_rng(comm.rank).normal(size=n).astype(np.float32)
     mean = comm.allreduce(gradient.copy(), "mean")
 
-    reducers = {name: named(name, comm.size, places) for name in arguments.choices.split(",")}
+    reducers = {name: named(name, comm.size, places=places) for name in arguments.choices.split(",")}
     wire = advice.measure_wire(comm, gradient.nbytes)
     predicted = {name: advice.predict([(n, reducer)], comm, wire).seconds for name, reducer in reducers.items()}
     sides: dict[str, Callable[[], Any]] = {LIBRARY: library(comm, gradient.copy())}

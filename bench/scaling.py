@@ -161,10 +161,10 @@ def measured_costs(options: config.Options, comm: Communicator) -> Costs:
     groups = stages.measure(model, np.zeros((samples, CONTEXT), np.int64), np.dtype(np.float32)) if comm.rank == 0 else []
     flat = models.initialise(model, 0)
     optimizer = build_optimizer(options, model)
-    state, times = optimizer.init(flat), []
+    grads, state, times = flat.copy(), optimizer.init(flat), []
     for _ in range(5):
         begin = perf_counter()
-        optimizer.update(flat, flat, state, 1, 1e-9, 1.0)
+        optimizer.update(flat, grads, state, 0, 1e-9, 1.0)
         times.append(perf_counter() - begin)
     call_s, byte_s = collective(comm)
     seconds = [group.seconds / samples for group in comm.exchange(groups)[0]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from hpcai import ops
-from hpcai.compress.codec import Codec, Payload, State
+from hpcai.compress.codec import Codec, Payload, State, opened
+from hpcai.ops.door import takes
 from hpcai.xp import DTYPES, Array
 
 
@@ -20,21 +21,29 @@ def fp16() -> Codec:
 
 
 def _cast(short: str) -> Codec:
-    dtype = DTYPES[short]
+    dtype, name = DTYPES[short], "fp16" if short == "f16" else short
 
+    def said(payload: Payload, into: Array) -> Array:
+        return opened(name, payload, (dtype, into.shape), into=into)[0]
+
+    @takes(x="f32 n")
     def encode(x: Array, state: State) -> tuple[Payload, State]:
-        return (ops.cast_into(np.empty(x.shape, dtype), x),), state
+        return (ops.cast_into.unchecked(np.empty(x.size, dtype), x),), state
 
     def decode(payload: Payload, n: int) -> Array:
-        return ops.cast_into(np.empty(n, np.float32), payload[0])
+        out = np.empty(n, np.float32)
+        return ops.cast_into.unchecked(out, said(payload, out))
 
+    @takes(x="f32 n", memory="f32 n", writes="memory")
     def keep(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
-        return (ops.cast_keeping_into(np.empty(x.shape, dtype), x, memory),), state
+        return (ops.cast_keeping_into.unchecked(np.empty(x.size, dtype), x, memory),), state
 
+    @takes(out="f32 n", writes="out")
     def put(out: Array, payload: Payload, weight: float) -> Array:
-        return ops.widen_scaled_into(out, payload[0], weight, add=False)
+        return ops.widen_scaled_into.unchecked(out, said(payload, out), weight, add=False)
 
+    @takes(acc="f32 n", writes="acc")
     def add(acc: Array, payload: Payload, weight: float) -> Array:
-        return ops.widen_scaled_into(acc, payload[0], weight, add=True)
+        return ops.widen_scaled_into.unchecked(acc, said(payload, acc), weight, add=True)
 
-    return Codec("fp16" if short == "f16" else short, encode, decode, summable=True, keep=keep, add=add, put=put, cut=1)
+    return Codec(name, encode, decode, summable=True, keep=keep, add=add, put=put, cut=1)

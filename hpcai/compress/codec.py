@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hpcai.ops import door
 from hpcai.xp import Array
 
 Payload = tuple[Array, ...]
@@ -73,6 +74,24 @@ def add_decoded(codec: Codec, acc: Array, payload: Payload, weight: float) -> Ar
         return codec.add(acc, payload, weight)
     acc += np.float32(weight) * codec.decode(payload, acc.size)
     return acc
+
+
+def opened(name: str, payload: Payload, *form: tuple[Any, tuple[int, ...]], into: Array | None = None) -> Payload:
+    """The payload, which comes from elsewhere, if its arrays have these dtypes and shapes and lie apart from `into`.
+
+    Raises: TypeError, ValueError.
+    """
+    if not isinstance(payload, tuple) or len(payload) != len(form):
+        got = f"{len(payload)}" if isinstance(payload, tuple) else type(payload).__name__
+        raise TypeError(f"a payload of {name} is a tuple of {len(form)} arrays, got {got}")
+    for part, (dtype, shape) in zip(payload, form, strict=True):
+        if type(part) not in door.ARRAYS or part.dtype != dtype:
+            raise TypeError(f"a payload of {name} has an array of {np.dtype(dtype)}{list(shape)}, got {door.described(part)}")
+        if part.shape != shape or not (part.flags.c_contiguous and part.flags.aligned):
+            raise ValueError(f"a payload of {name} has a contiguous array of shape {shape}, got {door.described(part)}")
+        if into is not None and np.may_share_memory(part, into):
+            raise ValueError(f"a payload of {name} is decoded into memory of its own, got arrays that overlap")
+    return payload
 
 
 def payload_bytes(payload: Payload) -> int:

@@ -10,7 +10,7 @@ from hpcai.compress.blockwise import blockwise
 from hpcai.compress.codec import Codec
 
 
-def int8(stochastic: bool = False, seed: int = 0) -> Codec:
+def int8(*, stochastic: bool = False, seed: int = 0) -> Codec:
     """Levels -127..127. Payload: 1 byte an element and 4 a block. Error at most 1/254 of a block's largest magnitude.
 
     stochastic: rounded up or down at random so that the expected value is exact; else to the nearest. seed: of the generator.
@@ -18,12 +18,12 @@ def int8(stochastic: bool = False, seed: int = 0) -> Codec:
     return blockwise("int8", stochastic, seed)
 
 
-def int4(stochastic: bool = False, seed: int = 0) -> Codec:
+def int4(*, stochastic: bool = False, seed: int = 0) -> Codec:
     """Levels -7..7. Payload: half a byte an element and 4 bytes a block. Error at most 1/14 of a block's largest magnitude."""
     return blockwise("int4", stochastic, seed)
 
 
-def fp8(stochastic: bool = False, seed: int = 0) -> Codec:
+def fp8(*, stochastic: bool = False, seed: int = 0) -> Codec:
     """fp8-e4m3 of values scaled so that a block's largest is 448. Payload as int8. Error at most 1/16 of each value, or 2^-19
     of the block's largest magnitude."""
     return blockwise("fp8", stochastic, seed)

@@ -5,34 +5,50 @@ Source: Stich, Cordonnier & Jaggi, arXiv:1809.07599.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from hpcai.compress.codec import Codec, Payload, State
-from hpcai.ops import streams
+from hpcai.compress.codec import Codec, Payload, State, opened
+from hpcai.ops import door, ranges, streams
+from hpcai.ops.door import takes
 from hpcai.xp import Array
 
 BLOCK = 64
 
 
-def random_k(ratio: float, seed: int = 0) -> Codec:
+def random_k(ratio: float, *, seed: int = 0) -> Codec:
     """About ratio * n elements in blocks of 64, drawn anew for each array from (seed, how many arrays came before).
 
     All ranks give the same seed. Payload: 4 bytes for each element (its value) and 4 for each block (its number).
     """
-    if not 0 < ratio <= 1:
-        raise ValueError(f"random_k wants a ratio above 0 and up to 1, got {ratio}")
+    ranges.share(random_k, ratio=ratio)
     streams.seed_checked(seed)
+    name = f"randomk:{ratio:g}"
 
+    def wanted(blocks: int) -> int:
+        return min(blocks, max(1, round(ratio * blocks)))
+
+    def said(payload: Payload, into: Array) -> tuple[Array, Array]:
+        """The values, and the places of their elements."""
+        blocks = -(-into.size // BLOCK)
+        values, drawn = opened(name, payload, (np.float32, (wanted(blocks), BLOCK)), (np.uint32, (wanted(blocks),)), into=into)
+        door.refuse_outside(name, "block", drawn, blocks)
+        places = _places(drawn, into.size)
+        return values.reshape(-1)[: places.size], places
+
+    @takes(x="f32 n")
     def encode(x: Array, state: State) -> tuple[Payload, State]:
         blocks = -(-x.size // BLOCK)
         rng = streams.generator(seed, state)
-        chosen = rng.choice(blocks, min(blocks, max(1, round(ratio * blocks))), replace=False, shuffle=False) if blocks else []
+        chosen: Any = rng.choice(blocks, wanted(blocks), replace=False, shuffle=False) if blocks else []
         drawn = np.sort(np.asarray(chosen, np.uint32))
         values = np.zeros((len(drawn), BLOCK), np.float32)
         places = _places(drawn, x.size)
         values.reshape(-1)[: places.size] = x[places]
         return (values, drawn), state + 1
 
+    @takes(x="f32 n", memory="f32 n", writes="memory")
     def keep(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
         memory += x
         payload, state = encode(memory, state)
@@ -42,12 +58,13 @@ def random_k(ratio: float, seed: int = 0) -> Codec:
     def decode(payload: Payload, n: int) -> Array:
         return add(np.zeros(n, np.float32), payload, 1.0)
 
+    @takes(acc="f32 n", writes="acc")
     def add(acc: Array, payload: Payload, weight: float) -> Array:
-        places = _places(payload[1], acc.size)
-        acc[places] += np.float32(weight) * payload[0].reshape(-1)[: places.size]
+        values, places = said(payload, acc)
+        acc[places] += np.float32(weight) * values
         return acc
 
-    return Codec(f"randomk:{ratio:g}", encode, decode, init=lambda x: 0, summable=True, keep=keep, add=add)
+    return Codec(name, encode, decode, init=lambda x: 0, summable=True, keep=keep, add=add)
 
 
 def _places(blocks: Array, n: int) -> Array:

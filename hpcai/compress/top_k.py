@@ -10,7 +10,9 @@ import math
 import numpy as np
 
 from hpcai import ops
-from hpcai.compress.codec import Codec, Payload, State
+from hpcai.compress.codec import Codec, Payload, State, opened
+from hpcai.ops import door, ranges
+from hpcai.ops.door import takes
 from hpcai.xp import Array
 
 SAMPLE, LINE = 1 << 14, 16
@@ -23,12 +25,14 @@ def top_k(ratio: float) -> Codec:
     A threshold guessed from a sample leaves a few candidates, among which the choice is exact: the result does not depend on
     the guess. Payload: 8 bytes for each (index u32, value f32).
     """
-    if not 0 < ratio <= 1:
-        raise ValueError(f"top_k wants a ratio above 0 and up to 1, got {ratio}")
+    ranges.share(top_k, ratio=ratio)
+    name = f"topk:{ratio:g}"
 
+    @takes(x="f32 n")
     def encode(x: Array, state: State) -> tuple[Payload, State]:
         return largest(x, wanted(x.size)), state
 
+    @takes(x="f32 n", memory="f32 n", writes="memory")
     def keep(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
         payload = largest(x, wanted(x.size), memory)
         ops.scatter_zero_into(memory, payload[0])
@@ -37,13 +41,17 @@ def top_k(ratio: float) -> Codec:
     def decode(payload: Payload, n: int) -> Array:
         return add(np.zeros(n, np.float32), payload, 1.0)
 
+    @takes(acc="f32 n", writes="acc")
     def add(acc: Array, payload: Payload, weight: float) -> Array:
-        return ops.scatter_add_into(acc, *payload, weight)
+        k = wanted(acc.size)
+        index, value = opened(name, payload, (np.uint32, (k,)), (np.float32, (k,)), into=acc)
+        door.refuse_outside(name, "index", index, acc.size)
+        return ops.scatter_add_into.unchecked(acc, index, value, weight)
 
     def wanted(n: int) -> int:
         return min(n, max(1, round(ratio * n)))
 
-    return Codec(f"topk:{ratio:g}", encode, decode, keep=keep, add=add)
+    return Codec(name, encode, decode, keep=keep, add=add)
 
 
 def largest(x: Array, k: int, memory: Array | None = None) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcai import ops
+from hpcai.ops.door import takes
 from hpcai.xp import Array
 
 
@@ -67,9 +68,16 @@ def take(dataset: Dataset, index: Array, rows: Array, train: bool = True, phase:
     x, y = (dataset.x_train, dataset.y_train) if train else (dataset.x_test, dataset.y_test)
     if dataset.context:
         return windows(x, index, dataset.context, phase)
+    if len(x) != len(y):
+        raise ValueError(f"take wants a label for each row, got {len(y)} for {len(x)}")
     return batch_into(rows, x, index, dataset), y[index]
 
 
+@takes(
+    content="u8 n",
+    index="i64 b <max(0,(n-phase-1)//context)",
+    where={"context >= 1": "windows of 1 byte at least", "phase >= 0": "a phase from 0"},
+)
 def windows(content: Array, index: Array, context: int, phase: int = 0) -> tuple[Array, Array]:
     """Bytes and what follows each: two (b, context) arrays of i64; window i begins at byte phase + i * context.
 
@@ -81,9 +89,16 @@ def windows(content: Array, index: Array, context: int, phase: int = 0) -> tuple
     return np.ascontiguousarray(found[:, :-1]), np.ascontiguousarray(found[:, 1:])
 
 
+@takes(
+    out="T room k",
+    rows="u8|bool|f32|f64 n k",
+    index="i64 b <n",
+    writes="out",
+    where={"b <= room": "room for the batch"},
+)
 def batch_into(out: Array, rows: Array, index: Array, dataset: Dataset) -> Array:
     """Fill the first len(index) rows of `out` (b, features) with samples of `rows`; returns them in the samples' shape."""
-    ops.gather_into(out[: len(index)], rows, index, dataset.scale, dataset.shift)
+    ops.gather_into.unchecked(out[: len(index)], rows, index, dataset.scale, dataset.shift)
     return out[: len(index)].reshape(len(index), *dataset.shape)
 
 

@@ -7,17 +7,20 @@ that the caller owns and clears. Images are (batch, height, width, channels).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from math import prod, sqrt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from hpcai import ops
 from hpcai.nn import memory
+from hpcai.ops.door import ARRAYS, described
 from hpcai.xp import Array, namespace
 
 Cache = dict[str, Any]
 Params = dict[str, Array]
+Compute = TypeVar("Compute", bound=Callable[..., Any])
 
 
 class Parameter(NamedTuple):
@@ -64,18 +67,20 @@ def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = Tru
     """
     outputs = bias.shape[0]
 
+    @dims(2)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        y = buffer((len(x), outputs), x)
-        namespace(x).matmul(x, _turned(params["weight"], transposed), out=y)
+        y = ops.matmul_into(buffer((len(x), outputs), x), x, _turned(params["weight"], transposed))
         cache["x"] = x
         return ops.add_bias_into(y, params["bias"]) if adds_bias else y
 
+    @dims(2)
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         _weight_gradient_into(grads["weight"], cache["x"], dy, transposed)
         ops.column_sums_into(grads["bias"], dy)
 
+    @dims(2)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).matmul(dy, _turned(params["weight"], not transposed), out=buffer(cache["x"].shape, dy))
+        return ops.matmul_into(buffer(cache["x"].shape, dy), dy, _turned(params["weight"], not transposed))
 
     return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 
@@ -86,9 +91,9 @@ def _turned(weight: Array, transposed: bool) -> Array:
 
 def _weight_gradient_into(out: Array, x: Array, dy: Array, transposed: bool) -> None:
     if transposed:
-        namespace(dy).matmul(dy.T, x, out=out)
+        ops.matmul_into(out, dy.T, x)
     else:
-        namespace(dy).matmul(x.T, dy, out=out)
+        ops.matmul_into(out, x.T, dy)
 
 
 def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool = False) -> Layer:
@@ -97,8 +102,9 @@ def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool
     """
     outputs = bias.shape[0]
 
+    @dims(2)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
-        y = namespace(x).matmul(x, _turned(params["weight"], transposed), out=buffer((len(x), outputs), x))
+        y = ops.matmul_into(buffer((len(x), outputs), x), x, _turned(params["weight"], transposed))
         cache["x"], cache["slope"] = x, buffer(y.shape, y)
         return ops.bias_gelu_into(y, cache["slope"], params["bias"])
 
@@ -109,13 +115,15 @@ def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool
             cache["dz"] = ops.multiply_and_sum_into(cache.pop("slope"), dy, cache["dbias"])
         return cache["dz"]
 
+    @dims(2)
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         _weight_gradient_into(grads["weight"], cache["x"], before_gelu(cache, dy), transposed)
         grads["bias"][...] = cache["dbias"]
 
+    @dims(2)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         dz = before_gelu(cache, dy)
-        return namespace(dy).matmul(dz, _turned(params["weight"], not transposed), out=buffer(cache["x"].shape, dy))
+        return ops.matmul_into(buffer(cache["x"].shape, dy), dz, _turned(params["weight"], not transposed))
 
     return Layer(name, {"weight": weight, "bias": bias}, forward, backward, gradients)
 
@@ -123,10 +131,12 @@ def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool
 def relu(name: str = "relu") -> Layer:
     """y = max(x, 0)."""
 
+    @dims(0)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["y"] = ops.relu_into(buffer(x.shape, x), x)
         return cache["y"]
 
+    @dims(0)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         return ops.relu_backward_into(buffer(dy.shape, dy), dy, cache["y"])
 
@@ -136,10 +146,12 @@ def relu(name: str = "relu") -> Layer:
 def gelu(name: str = "gelu") -> Layer:
     """y = x Phi(x), exact. Source: Hendrycks & Gimpel, arXiv:1606.08415."""
 
+    @dims(0)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["x"] = x
         return ops.gelu_into(buffer(x.shape, x), x)
 
+    @dims(0)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         return ops.gelu_backward_into(buffer(dy.shape, dy), dy, cache["x"])
 
@@ -187,22 +199,24 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
     fan_in = kernel * kernel * inputs
     bound = 1 / sqrt(fan_in)
 
+    @dims(4)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         b, h, w = x.shape[0], x.shape[1] + 2 * pad - kernel + 1, x.shape[2] + 2 * pad - kernel + 1
         cols = cache["cols"] = ops.im2col_into(buffer((b * h * w, fan_in), x), x, kernel, pad)
-        y = buffer((b * h * w, outputs), x)
-        namespace(x).matmul(cols, params["weight"], out=y)
+        y = ops.matmul_into(buffer((b * h * w, outputs), x), cols, params["weight"])
         cache["input"] = x.shape
         return ops.add_bias_into(y, params["bias"]).reshape(b, h, w, outputs)
 
+    @dims(4)
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         rows = dy.reshape(-1, outputs)
-        namespace(dy).matmul(cache["cols"].T, rows, out=grads["weight"])
+        ops.matmul_into(grads["weight"], cache["cols"].T, rows)
         ops.column_sums_into(grads["bias"], rows)
 
+    @dims(4)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         rows = dy.reshape(-1, outputs)
-        dcols = namespace(dy).matmul(rows, params["weight"].T, out=buffer(cache["cols"].shape, dy))
+        dcols = ops.matmul_into(buffer(cache["cols"].shape, dy), rows, params["weight"].T)
         return ops.col2im_into(buffer(cache["input"], dy), dcols, kernel, pad)
 
     shapes = {"weight": Parameter((fan_in, outputs), bound), "bias": Parameter((outputs,), bound)}
@@ -212,6 +226,7 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
 def max_pool(name: str = "max_pool", size: int = 2) -> Layer:
     """Maximum over tiles of size x size: (b, h, w, c) to (b, h // size, w // size, c); rows and columns left over are dropped."""
 
+    @dims(4)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         b, h, w, c = x.shape
         cache["input"] = x.shape
@@ -219,11 +234,28 @@ def max_pool(name: str = "max_pool", size: int = 2) -> Layer:
         winner = cache["winner"] = buffer(y.shape, x, np.uint8)
         return ops.max_pool_into(y, winner, x, size)
 
+    @dims(4)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         winner = cache["winner"]
         return ops.max_pool_backward_into(buffer(cache["input"], dy), dy, winner, size)
 
     return Layer(name, {}, forward, backward)
+
+
+def dims(count: int) -> Callable[[Compute], Compute]:
+    """Declare how many dims a layer's array has (0: one at least). It is all that is looked at here: verbs look at the rest."""
+
+    def declared(compute: Compute) -> Compute:
+        @wraps(compute)
+        def entered(*args: Any) -> Any:
+            x = args[-1]
+            if type(x) not in ARRAYS or (x.ndim != count if count else x.ndim == 0):
+                raise TypeError(f"a layer wants an array of {count or 'one or more'} dims, got {described(x)}")
+            return compute(*args)
+
+        return entered  # type: ignore[return-value]
+
+    return declared
 
 
 def buffer(shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 
 from hpcai import ops
 from hpcai.nn.split import WHOLE, Split
+from hpcai.ops.door import refuse_outside, takes
 from hpcai.xp import Array
 
 
@@ -36,8 +37,16 @@ def token_cross_entropy(split: Split = WHOLE, tokens: int = 256) -> Loss:
     """
     first = split.share(tokens).start
 
+    @takes(
+        dy="T rows columns",
+        y="T rows columns",
+        target="i64 b context",
+        writes="dy",
+        where={"rows == b * context": "as many targets as rows"},
+    )
     def evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
         labels = target.reshape(-1)
+        refuse_outside("token_cross_entropy", "token", labels, tokens)
         top = split.max_into(ops.row_max_into(np.empty(len(y), y.dtype), y))
         sums, picked = both = np.empty((2, len(y)))
         ops.exponentials_into(dy, sums, picked, y, top, labels, first)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcai import ops
-from hpcai.nn.layers import Cache, Layer, Parameter, Params, buffer
+from hpcai.nn.layers import Cache, Layer, Parameter, Params, buffer, dims
 from hpcai.nn.split import WHOLE, Split
 from hpcai.ops import streams
-from hpcai.xp import Array, namespace
+from hpcai.ops.door import takes
+from hpcai.xp import Array
 
 
 class Moment(NamedTuple):
@@ -38,14 +39,17 @@ def embedding(name: str, tokens: int, width: int, context: int, deviation: float
         "position": Parameter((context, width), deviation, "normal"),
     }
 
+    @takes(x=f"i64 b {context} <{tokens}")
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["x"] = x.reshape(-1)
         y = buffer((x.size, width), params["token"])
         return ops.embed_into(y, cache["x"], params["token"], mine.start, params["position"] if split.place == 0 else None)
 
+    @dims(2)
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         ops.embed_gradients_into(grads["token"], grads["position"], dy, cache["x"], mine.start)
 
+    @dims(2)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         raise TypeError("tokens have no gradient")
 
@@ -62,15 +66,18 @@ def unembedding(
     mine = split.share(tokens)
     token = Parameter((mine.stop - mine.start, width), deviation, "normal", (tokens, width), (mine,))
 
+    @dims(2)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         cache["x"] = x
-        return namespace(x).matmul(x, params["token"].T, out=buffer((len(x), len(params["token"])), x))
+        return ops.matmul_into(buffer((len(x), len(params["token"])), x), x, params["token"].T)
 
+    @dims(2)
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
-        namespace(dy).matmul(dy.T, cache["x"], out=grads["token"])
+        ops.matmul_into(grads["token"], dy.T, cache["x"])
 
+    @dims(2)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).matmul(dy, params["token"], out=buffer(cache["x"].shape, dy))
+        return ops.matmul_into(buffer(cache["x"].shape, dy), dy, params["token"])
 
     return Layer(name, {"token": token}, forward, backward, gradients, shares=tied_to)
 
@@ -82,16 +89,19 @@ def norm(name: str, width: int, kind: str = "layer", split: Split = WHOLE) -> La
     if centred:
         shapes["bias"] = Parameter((width,), 0.0, "constant")
 
+    @dims(2)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         mean, inverse = buffer((len(x),), x), buffer((len(x),), x)
         cache["x"], cache["mean"], cache["inverse"] = x, mean, inverse
         return ops.layer_norm_into(buffer(x.shape, x), mean, inverse, x, params["weight"], params.get("bias"))
 
+    @dims(2)
     def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
         ops.layer_norm_gradients_into(grads["weight"], grads.get("bias"), dy, cache["x"], cache["mean"], cache["inverse"])
         for key in shapes:
             split.sum_into(grads[key])
 
+    @dims(2)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         dx = buffer(dy.shape, dy)
         return ops.layer_norm_backward_into(dx, dy, cache["x"], cache["mean"], cache["inverse"], params["weight"], centred)
@@ -105,11 +115,13 @@ def attention(name: str, heads: int, context: int) -> Layer:
     Source: Vaswani et al., arXiv:1706.03762. Cost: probabilities are not kept but computed again in backward.
     """
 
+    @dims(2)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
         y, norms = buffer((len(x), x.shape[1] // 3), x), buffer((len(x) // context, heads, context), x)
         cache["x"], cache["y"], cache["norms"] = x, y, norms
         return ops.attention_into(y, norms, x, heads)
 
+    @dims(2)
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         x = cache["x"]
         return ops.attention_backward_into(buffer(x.shape, dy), dy, cache["y"], cache["norms"], x, heads)
@@ -125,6 +137,7 @@ def dropout(name: str, rate: float, seed: int, number: int, context: int, width:
     """
     streams.seed_checked(seed)
 
+    @dims(2)
     def drop(cache: Cache, x: Array) -> Array:
         moment: Moment | None = cache.get("moment")
         if moment is None or rate == 0:
@@ -152,10 +165,10 @@ def residual(name: str, *inner: Layer) -> tuple[Layer, ...]:
         return x
 
     def join(params: Params, cache: Cache, x: Array) -> Array:
-        return namespace(x).add(x, cache["skipped"], out=x)
+        return ops.fold_into(x, cache["skipped"], "sum")
 
     def fork_backward(params: Params, cache: Cache, dy: Array) -> Array:
-        return namespace(dy).add(dy, cache["dskipped"], out=dy)
+        return ops.fold_into(dy, cache["dskipped"], "sum")
 
     def join_backward(params: Params, cache: Cache, dy: Array) -> Array:
         cache["dskipped"] = dy

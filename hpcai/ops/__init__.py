@@ -1,8 +1,9 @@
 """The numerical verbs: each has one specification (reference.py) and one fast implementation per device.
 
 Verbs that collectives need are C++ (native.py, blocks.py, integers.py), and so is what a transformer spends its time on besides
-BLAS (attention.py, rows.py); other elementwise and row-wise work of `nn` and `optim` is Numba (fused.py, sequence.py). A verb
-loads its implementation when it is first used, so that importing hpcai starts no compiler.
+BLAS (attention.py, rows.py; products.py calls BLAS); other elementwise and row-wise work of `nn` and `optim` is Numba (fused.py,
+sequence.py). A verb loads its implementation when it is first used, so that importing hpcai starts no compiler. What it takes is
+declared, and refused at its door where it is something else (door.py).
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ _NATIVE = (
     "cast_keeping_into",
     "widen_scaled_into",
     "divide_into",
-    "fold_ranks_into",
     "is_native",
     "lanes",
 )
+_PRODUCTS = ("matmul_into",)
 _FUSED = (
     "gather_into",
     "add_bias_into",
@@ -71,8 +72,12 @@ _BLOCKS = (
 )
 _HOME = dict.fromkeys(_NATIVE, "hpcai.ops.native") | dict.fromkeys(_FUSED, "hpcai.ops.fused")
 _HOME |= dict.fromkeys(_SEQUENCE, "hpcai.ops.sequence") | dict.fromkeys(_BLOCKS, "hpcai.ops.blocks")
-_HOME |= dict.fromkeys(_ROWS, "hpcai.ops.rows") | dict.fromkeys(_ATTENTION, "hpcai.ops.attention")
-__all__ = [*_NATIVE, *_FUSED, *_SEQUENCE, *_ROWS, *_ATTENTION, *_BLOCKS]
+_HOME |= (
+    dict.fromkeys(_PRODUCTS, "hpcai.ops.products")
+    | dict.fromkeys(_ROWS, "hpcai.ops.rows")
+    | dict.fromkeys(_ATTENTION, "hpcai.ops.attention")
+)
+__all__ = [*_NATIVE, *_PRODUCTS, *_FUSED, *_SEQUENCE, *_ROWS, *_ATTENTION, *_BLOCKS]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Causal self-attention: the C++ kernel for f32, numpy with the whole matrix of probabilities for the rest.
 
-x: (sequences * context, 3 * heads * width), queries, keys and values of each row; y: (.., heads * width); norms: (sequences,
-heads, context), the logarithm of each row's sum of exponentials, from which backward computes the probabilities again.
+x: (rows, 3 * width), queries, keys and values of each row, heads side by side; y: (rows, width); norms: (sequences, heads,
+context), the logarithm of each row's sum of exponentials, from which backward computes the probabilities again.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from math import sqrt
 import numpy as np
 
 from hpcai.ops import native
+from hpcai.ops.door import takes
 from hpcai.xp import Array, namespace
 
+_FIT = {
+    "rows == sequences * context": "as many rows as sequences times context",
+    "min(heads, context) >= 1 and width >= heads and width % heads == 0": "a width that its heads divide, and a context",
+}
 
+
+@takes(y="T rows width", norms="T sequences heads context", x="T rows 3*width", writes="y norms", where=_FIT)
 def attention_into(y: Array, norms: Array, x: Array, heads: int) -> Array:
-    """y = softmax(q k^T / sqrt(width), over keys up to the query's own place) v. Returns y. All contiguous, of one dtype."""
+    """y = softmax(q k^T / sqrt(width), over keys up to the query's own place) v. Returns y."""
     context, width = norms.shape[2], x.shape[1] // (3 * heads)
-    if _by_kernel(x, y, norms):
+    if _by_kernel(x):
         native.kernels().attention(*map(native.address, (y, norms, x)), len(norms), context, heads, width, 1 / sqrt(width))
         return y
     q, k, v = _parts(x, heads, context)
@@ -28,10 +35,19 @@ def attention_into(y: Array, norms: Array, x: Array, heads: int) -> Array:
     return y
 
 
+@takes(
+    dx="T rows 3*width",
+    dy="T rows width",
+    y="T rows width",
+    norms="T sequences heads context",
+    x="T rows 3*width",
+    writes="dx",
+    where=_FIT,
+)
 def attention_backward_into(dx: Array, dy: Array, y: Array, norms: Array, x: Array, heads: int) -> Array:
     """x's gradient from y's, and from what attention_into read and wrote. Returns dx."""
     context, width = norms.shape[2], x.shape[1] // (3 * heads)
-    if _by_kernel(x, y, norms, dx, dy):
+    if _by_kernel(x):
         arrays = map(native.address, (dx, dy, y, norms, x))
         native.kernels().attention_backward(*arrays, len(norms), context, heads, width, 1 / sqrt(width))
         return dx
@@ -45,10 +61,8 @@ def attention_backward_into(dx: Array, dy: Array, y: Array, norms: Array, x: Arr
     return dx
 
 
-def _by_kernel(*arrays: Array) -> bool:
-    if any(not x.flags.c_contiguous or x.dtype != arrays[0].dtype for x in arrays):
-        raise ValueError(f"attention wants contiguous arrays of one dtype, got {[(x.dtype.name, x.shape) for x in arrays]}")
-    return native.is_native() and arrays[0].dtype == np.float32
+def _by_kernel(x: Array) -> bool:
+    return native.is_native() and x.dtype == np.float32
 
 
 def _parts(x: Array, heads: int, context: int) -> Array:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hpcai.ops import blocks_reference, native
+from hpcai.ops.door import U32, takes
 from hpcai.xp import Array
 
 BLOCK = 256
@@ -32,19 +33,26 @@ def packed_bytes(n: int, form: str) -> int:
     return -(-n * FORMATS[form] // 8)
 
 
+_FORM = {"form in FORMATS": f"one of {', '.join(FORMATS)} as form"}
+
+
+@takes(
+    scales="f32 block_count(n)",
+    packed="u8 packed_bytes(n,form)",
+    x="f32 n",
+    memory="f32 n",
+    writes="scales packed memory",
+    where=_FORM,
+)
 def encode_blocks_into(
-    scales: Array, packed: Array, x: Array, form: str, memory: Array | None = None, key: int | None = None
+    scales: Array, packed: Array, x: Array, form: str, memory: Array | None = None, key: U32 | None = None
 ) -> int:
     """Scales and levels of x, or of x + memory, in which case the memory becomes what they do not say.
 
-    Args:   scales: (ceil(n/256),) f32; packed: (packed_bytes(n, form),) uint8; x, memory: (n,) f32; all contiguous.
-            key: None rounds to nearest even; a number below 2**32 rounds at random, by a generator of (key, index).
+    Args:   key: None rounds to nearest even; a number below 2**32 rounds at random, by a generator of (key, index).
     Returns: how many blocks hold values that are not finite; these decode to NaN (sign: the whole block does).
     Cost:   int8 with memory: reads 8 and writes 5 bytes an element and a scale a block.
     """
-    _check(scales, packed, x, form)
-    if memory is not None and (memory.shape != x.shape or memory.dtype != x.dtype or not memory.flags.c_contiguous):
-        raise ValueError(f"the memory must be like x, {x.dtype}{list(x.shape)}; it is {memory.dtype}{list(memory.shape)}")
     kernels: Any = native.kernels()
     if kernels is None:
         return blocks_reference.encode_blocks_into(scales, packed, x, form, memory, key)
@@ -55,18 +63,19 @@ def encode_blocks_into(
     )
 
 
+@takes(out="f32 n", scales="f32 block_count(n)", packed="u8 packed_bytes(n,form)", writes="out", where=_FORM)
 def decode_blocks_into(out: Array, scales: Array, packed: Array, form: str, weight: float = 1.0) -> Array:
     """out = weight * decoded. Shapes as `encode_blocks_into`."""
     return _decode(out, scales, packed, form, weight, add=False)
 
 
+@takes(acc="f32 n", scales="f32 block_count(n)", packed="u8 packed_bytes(n,form)", writes="acc", where=_FORM)
 def add_blocks_into(acc: Array, scales: Array, packed: Array, form: str, weight: float = 1.0) -> Array:
     """acc += weight * decoded. Shapes as `encode_blocks_into`."""
     return _decode(acc, scales, packed, form, weight, add=True)
 
 
 def _decode(out: Array, scales: Array, packed: Array, form: str, weight: float, add: bool) -> Array:
-    _check(scales, packed, out, form)
     kernels: Any = native.kernels()
     if kernels is None:
         return blocks_reference.decode_blocks_into(out, scales, packed, form, weight, add)
@@ -75,17 +84,19 @@ def _decode(out: Array, scales: Array, packed: Array, form: str, weight: float, 
     return out
 
 
+@takes(
+    x="f32 n",
+    memory="f32 n",
+    writes="memory",
+    where={"threshold > 0": "a threshold above 0", "0 <= room": "room for 0 or more", "n < 2**32": "fewer than 2**32 elements"},
+)
 def select_above(x: Array, threshold: float, room: int, memory: Array | None = None) -> tuple[Array, Array, int]:
-    """Indices (u32, ascending) and values of the elements of x (n,) f32 with |x| >= threshold > 0, and how many there are.
+    """Indices (u32, ascending) and values of the elements of x with |x| >= threshold > 0, and how many there are.
 
     With a memory, like x, memory += x in the same pass, and the elements are those of the sum.
 
-    The first `room` of them at most, in memory that this thread's next call uses again. NaN counts as infinite. n is below
-    2**32.
+    The first `room` of them at most, in memory that this thread's next call uses again. NaN counts as infinite.
     """
-    for array in (x, x if memory is None else memory):
-        if array.dtype != np.float32 or array.shape != (x.size,) or not array.flags.c_contiguous:
-            raise TypeError(f"select_above wants flat, contiguous f32 of one length, got {array.dtype}{list(array.shape)}")
     kernels: Any = native.kernels()
     if kernels is None:
         return blocks_reference.select_above(x, threshold, room, memory)
@@ -98,42 +109,24 @@ def select_above(x: Array, threshold: float, room: int, memory: Array | None = N
     return index[: min(found, room)], value[: min(found, room)], found
 
 
+@takes(acc="f32 n", index="u32 k <n", value="f32 k", writes="acc")
 def scatter_add_into(acc: Array, index: Array, value: Array, weight: float = 1.0) -> Array:
-    """acc[index] += weight * value. acc: (n,) f32; index: (k,) u32, each at most once; value: (k,) f32. Returns acc."""
+    """acc[index] += weight * value; each index at most once. Returns acc."""
     return _scatter(acc, index, value, weight)
 
 
+@takes(out="f32 n", index="u32 k <n", writes="out")
 def scatter_zero_into(out: Array, index: Array) -> Array:
-    """out[index] = 0. Shapes as `scatter_add_into`. Returns out."""
+    """out[index] = 0. Returns out."""
     return _scatter(out, index, None, 0.0)
 
 
 def _scatter(out: Array, index: Array, value: Array | None, weight: float) -> Array:
-    if index.ndim != 1 or (value is not None and value.shape != index.shape):
-        raise ValueError(f"scatter wants a value for each index, got {None if value is None else value.shape} for {index.shape}")
     kernels: Any = native.kernels()
     if kernels is None:
         out[index] = 0 if value is None else out[index] + np.float32(weight) * value
         return out
-    for array, dtype in ((out, np.float32), (index, np.uint32), (value, np.float32)):
-        if array is not None and (array.dtype != dtype or not array.flags.c_contiguous):
-            raise TypeError(f"scatter wants contiguous f32 values and u32 indices, got {array.dtype}")
     values = 0 if value is None else native.address(value)
     adding = value is not None
-    if not kernels.scatter(adding, native.address(out), out.size, native.address(index), values, index.size, weight):
-        raise IndexError(f"an index is out of bounds for {out.size} elements")
+    kernels.scatter(adding, native.address(out), native.address(index), values, index.size, weight)
     return out
-
-
-def _check(scales: Array, packed: Array, x: Array, form: str) -> None:
-    if form not in FORMATS:
-        raise ValueError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
-    if x.dtype != np.float32 or x.ndim != 1:
-        raise TypeError(f"codecs work on flat f32 arrays, got {x.dtype}{list(x.shape)}: convert with x.astype first")
-    if scales.shape != (block_count(x.size),) or packed.shape != (packed_bytes(x.size, form),):
-        raise ValueError(
-            f"{form} of {x.size} elements wants {block_count(x.size)} scales and {packed_bytes(x.size, form)} bytes, "
-            f"got {scales.shape} and {packed.shape}"
-        )
-    if not (x.flags.c_contiguous and scales.flags.c_contiguous and packed.flags.c_contiguous):
-        raise ValueError("kernels want contiguous arrays")

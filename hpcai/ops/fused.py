@@ -12,7 +12,9 @@ from typing import Any
 import numba
 import numpy as np
 
+from hpcai.ops.door import takes
 from hpcai.ops.sequence import gelu_backward_f32, gelu_f32
+from hpcai.xp import Array
 
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 
@@ -28,9 +30,10 @@ def _gather(out, rows, index, scale, shift):
             out[i, j] = row[j] * scale + shift
 
 
-def gather_into(out, rows, index, scale, shift):
-    """out[i] = rows[index[i]] * scale + shift. out: (b, k) f32 or f64; rows: (n, k) u8, f32 or f64; index: (b,) i64."""
-    _gather(out, rows, index, out.dtype.type(scale), out.dtype.type(shift))
+@takes(out="T b k", rows="u8|bool|f32|f64 n k", index="i64 b <n", writes="out")
+def gather_into(out: Array, rows: Array, index: Array, scale: float, shift: float) -> Array:
+    """out[i] = rows[index[i]] * scale + shift. Returns out."""
+    _gather(out, rows.view(np.uint8) if rows.dtype == bool else rows, index, out.dtype.type(scale), out.dtype.type(shift))
     return out
 
 
@@ -44,8 +47,9 @@ def _add_bias(y, bias):
             y[i, j] += bias[j]
 
 
-def add_bias_into(y, bias):
-    """y += bias, row by row. y: (b, k); bias: (k,)."""
+@takes(y="T b k", bias="T k", writes="y")
+def add_bias_into(y: Array, bias: Array) -> Array:
+    """y += bias, row by row. Returns y."""
     _add_bias(y, bias)
     return y
 
@@ -57,8 +61,9 @@ def _relu(out, x):
         out[i] = zero if x[i] < zero else x[i]
 
 
-def relu_into(out, x):
-    """out = max(x, 0); NaN passes. Any contiguous shape."""
+@takes(out="T *", x="T *", writes="out", same="out x")
+def relu_into(out: Array, x: Array) -> Array:
+    """out = max(x, 0); NaN passes. out may be x. Returns out."""
     _relu(out.reshape(-1), x.reshape(-1))
     return out
 
@@ -70,8 +75,9 @@ def _relu_backward(dx, dy, y):
         dx[i] = dy[i] if y[i] > zero else zero
 
 
-def relu_backward_into(dx, dy, y):
-    """dx = dy where the output y > 0, else 0. Any contiguous shape; dx may be dy."""
+@takes(dx="T *", dy="T *", y="T *", writes="dx", same="dx dy")
+def relu_backward_into(dx: Array, dy: Array, y: Array) -> Array:
+    """dx = dy where the output y > 0, else 0. dx may be dy. Returns dx."""
     _relu_backward(dx.reshape(-1), dy.reshape(-1), y.reshape(-1))
     return dx
 
@@ -83,8 +89,9 @@ def _gelu(out, x):
         out[i] = v * 0.5 * (1.0 + math.erf(v * 0.7071067811865476))
 
 
-def gelu_into(out, x):
-    """out = x Phi(x) (Hendrycks & Gimpel, arXiv:1606.08415), to rounding, not by tanh. Any contiguous shape."""
+@takes(out="T *", x="T *", writes="out", same="out x")
+def gelu_into(out: Array, x: Array) -> Array:
+    """out = x Phi(x) (Hendrycks & Gimpel, arXiv:1606.08415), to rounding, not by tanh. out may be x. Returns out."""
     (gelu_f32 if x.dtype == np.float32 else _gelu)(out.reshape(-1), x.reshape(-1))
     return out
 
@@ -97,8 +104,9 @@ def _gelu_backward(dx, dy, x):
         dx[i] = dy[i] * slope
 
 
-def gelu_backward_into(dx, dy, x):
-    """dx = dy (Phi(x) + x phi(x)), x being the input. Any contiguous shape; dx may be dy."""
+@takes(dx="T *", dy="T *", x="T *", writes="dx", same="dx dy")
+def gelu_backward_into(dx: Array, dy: Array, x: Array) -> Array:
+    """dx = dy (Phi(x) + x phi(x)), x being the input. dx may be dy. Returns dx."""
     (gelu_backward_f32 if x.dtype == np.float32 else _gelu_backward)(dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
     return dx
 
@@ -124,10 +132,16 @@ def _softmax_cross_entropy(dlogits, logits, labels, scale):
     return total, correct
 
 
-def softmax_cross_entropy_into(dlogits, logits, labels, scale):
-    """Softmax, loss and gradient in one pass over each row.
+@takes(
+    dlogits="T b classes",
+    logits="T b classes",
+    labels="i64 b <classes",
+    writes="dlogits",
+    where={"classes": "one class at least"},
+)
+def softmax_cross_entropy_into(dlogits: Array, logits: Array, labels: Array, scale: float) -> tuple[float, int]:
+    """Softmax, loss and gradient, which is multiplied by `scale`, in one pass over each row.
 
-    Args:   dlogits, logits: (b, classes); labels: (b,) i64; scale: what each row's gradient is multiplied by.
     Returns: (sum of the b losses in f64, number of rows whose largest logit is the label).
     """
     return _softmax_cross_entropy(dlogits, logits, labels, float(scale))
@@ -146,8 +160,9 @@ def _mean_squared_error(dy, y, target, scale):
     return total, 0
 
 
-def mean_squared_error_into(dy, y, target, scale):
-    """Mean over columns of (y - target)**2, and its gradient times scale. Arrays: (b, k). Returns (sum over rows, 0)."""
+@takes(dy="T b k", y="T b k", target="f32|f64 b k", writes="dy", where={"k": "one column at least"})
+def mean_squared_error_into(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
+    """Mean over columns of (y - target)**2, and its gradient times scale. Returns (sum over rows, 0)."""
     return _mean_squared_error(dy, y, target, float(scale))
 
 
@@ -171,8 +186,17 @@ def _im2col(cols, x, kernel, pad):
                 at += c
 
 
-def im2col_into(cols, x, kernel, pad):
-    """Each output pixel's receptive field as a row. cols: (n*h'*w', kernel*kernel*c); x: (n, h, w, c); stride 1."""
+_FIELDS = "T n*(h+2*pad-kernel+1)*(w+2*pad-kernel+1) kernel*kernel*c"
+_FIT = {
+    "kernel >= 1": "a kernel of 1 at least",
+    "pad >= 0": "no negative padding",
+    "min(h, w) + 2 * pad >= kernel": "images as large as the kernel",
+}
+
+
+@takes(cols=_FIELDS, x="T n h w c", writes="cols", where=_FIT)
+def im2col_into(cols: Array, x: Array, kernel: int, pad: int) -> Array:
+    """Each output pixel's receptive field as a row; stride 1. Returns cols."""
     _im2col(cols, x, kernel, pad)
     return cols
 
@@ -194,8 +218,9 @@ def _col2im(dx, cols, kernel, pad):
                 at += c
 
 
-def col2im_into(dx, cols, kernel, pad):
-    """The transpose of im2col_into: every row added back to the pixels that it was read from."""
+@takes(dx="T n h w c", cols=_FIELDS, writes="dx", where=_FIT)
+def col2im_into(dx: Array, cols: Array, kernel: int, pad: int) -> Array:
+    """The transpose of im2col_into: every row added back to the pixels that it was read from. Returns dx."""
     _col2im(dx, cols, kernel, pad)
     return dx
 
@@ -217,11 +242,13 @@ def _max_pool(out, winner, x, size):
                             winner[image, i, j, k] = at
 
 
-def max_pool_into(out, winner, x, size):
-    """out = maximum over size x size tiles; winner = its place in the tile (u8).
+_TILES = "n h//size w//size c"
+_TILE = {"1 <= size <= 16": "tiles of 1 to 16 pixels a side"}
 
-    x: (n, h, w, c); out, winner: (n, h // size, w // size, c).
-    """
+
+@takes(out=f"T {_TILES}", winner=f"u8 {_TILES}", x="T n h w c", writes="out winner", where=_TILE)
+def max_pool_into(out: Array, winner: Array, x: Array, size: int) -> Array:
+    """out = maximum over size x size tiles; winner = its place in the tile. Returns out."""
     _max_pool(out, winner, x, size)
     return out
 
@@ -238,8 +265,9 @@ def _max_pool_backward(dx, dy, winner, size):
                     dx[image, i * size + at // size, j * size + at % size, k] = dy[image, i, j, k]
 
 
-def max_pool_backward_into(dx, dy, winner, size):
-    """dx = dy at each tile's winner, 0 elsewhere. Shapes as max_pool_into."""
+@takes(dx="T n h w c", dy=f"T {_TILES}", winner=f"u8 {_TILES} <size*size", writes="dx", where=_TILE)
+def max_pool_backward_into(dx: Array, dy: Array, winner: Array, size: int) -> Array:
+    """dx = dy at each tile's winner, 0 elsewhere. Returns dx."""
     _max_pool_backward(dx, dy, winner, size)
     return dx
 
@@ -260,8 +288,9 @@ def _sum_of_squares(x):
     return partial.sum()
 
 
-def sum_of_squares(x):
-    """The sum of x**2 in f64; NaN or infinite exactly when an element of x is (or beyond 1e154). x: (n,)."""
+@takes(x="T n")
+def sum_of_squares(x: Array) -> float:
+    """The sum of x**2 in f64; NaN or infinite exactly when an element of x is (or beyond 1e154)."""
     return float(_sum_of_squares(x))
 
 
@@ -271,7 +300,8 @@ def _sgd(p, g, lr, scale, decay):
         p[i] -= lr * (scale * g[i] + decay * p[i])
 
 
-def sgd_into(p, g, lr, scale, decay):
+@takes(p="T n", g="T n", writes="p")
+def sgd_into(p: Array, g: Array, lr: float, scale: float, decay: float) -> None:
     """p -= lr (scale g + decay p)."""
     _sgd(p, g, *_scalars(p, lr, scale, decay))
 
@@ -283,7 +313,8 @@ def _momentum(p, g, m, lr, mu, scale, decay):
         p[i] -= lr * m[i]
 
 
-def momentum_into(p, g, m, lr, mu, scale, decay):
+@takes(p="T n", g="T n", m="T n", writes="p m")
+def momentum_into(p: Array, g: Array, m: Array, lr: float, mu: float, scale: float, decay: float) -> None:
     """m = mu m + g; p -= lr m."""
     _momentum(p, g, m, *_scalars(p, lr, mu, scale, decay))
 
@@ -296,7 +327,8 @@ def _nesterov(p, g, m, lr, mu, scale, decay):
         p[i] -= lr * (gradient + mu * m[i])
 
 
-def nesterov_into(p, g, m, lr, mu, scale, decay):
+@takes(p="T n", g="T n", m="T n", writes="p m")
+def nesterov_into(p: Array, g: Array, m: Array, lr: float, mu: float, scale: float, decay: float) -> None:
     """m = mu m + g; p -= lr (g + mu m)."""
     _nesterov(p, g, m, *_scalars(p, lr, mu, scale, decay))
 
@@ -310,7 +342,22 @@ def _adam(p, g, m, v, lr, beta1, beta2, rest1, rest2, eps, fix1, fix2, scale, co
         p[i] -= lr * ((m[i] / fix1) / (np.sqrt(v[i] / fix2) + eps) + decoupled * p[i])
 
 
-def adam_into(p, g, m, v, lr, beta1, beta2, eps, fix1, fix2, scale, decay, decoupled):
+@takes(p="T n", g="T n", m="T n", v="T n", writes="p m v")
+def adam_into(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    fix1: float,
+    fix2: float,
+    scale: float,
+    decay: float,
+    decoupled: bool,
+) -> None:
     """Adam, or AdamW where `decoupled`; fix1 and fix2 are 1 - beta**t."""
     coupled, apart = (0.0, decay) if decoupled else (decay, 0.0)
     _adam(p, g, m, v, *_scalars(p, lr, beta1, beta2, 1 - beta1, 1 - beta2, eps, fix1, fix2, scale, coupled, apart))
@@ -325,7 +372,21 @@ def _lamb_direction(u, p, g, m, v, beta1, beta2, rest1, rest2, eps, fix1, fix2, 
         u[i] = (m[i] / fix1) / (np.sqrt(v[i] / fix2) + eps) + decay * p[i]
 
 
-def lamb_direction_into(u, p, g, m, v, beta1, beta2, eps, fix1, fix2, scale, decay):
+@takes(u="T n", p="T n", g="T n", m="T n", v="T n", writes="u m v")
+def lamb_direction_into(
+    u: Array,
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    fix1: float,
+    fix2: float,
+    scale: float,
+    decay: float,
+) -> tuple[float, float]:
     """LAMB's update direction u for one layer; returns the sums of squares of p and of u."""
     _lamb_direction(u, p, g, m, v, *_scalars(p, beta1, beta2, 1 - beta1, 1 - beta2, eps, fix1, fix2, scale, decay))
     return sum_of_squares(p), sum_of_squares(u)
@@ -337,7 +398,8 @@ def _lamb_step(p, u, step):
         p[i] -= step * u[i]
 
 
-def lamb_step_into(p, u, step):
+@takes(p="T n", u="T n", writes="p")
+def lamb_step_into(p: Array, u: Array, step: float) -> None:
     """p -= step u."""
     _lamb_step(p, u, *_scalars(p, step))
 

@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 
 from hpcai.ops import native
-from hpcai.ops.blocks import BLOCK, block_count
+from hpcai.ops.blocks import BLOCK
+from hpcai.ops.door import takes
 from hpcai.xp import Array
 
 
+@takes(tops="f32 -(-n//BLOCK)", x="f32 n", memory="f32 n", writes="tops memory")
 def block_tops_into(tops: Array, x: Array, memory: Array) -> Array:
-    """memory += x, and the largest magnitude of each block, NaN where something is not finite.
-
-    Args: tops: (ceil(n/256),) f32; x, memory: (n,) f32, contiguous. Returns: tops.
-    """
-    _check(x, memory, tops)
+    """memory += x, and tops = the largest magnitude of each block, NaN where something is not finite. Returns tops."""
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.block_tops(native.address(tops), native.address(x), native.address(memory), x.size)
@@ -33,12 +31,15 @@ def block_tops_into(tops: Array, x: Array, memory: Array) -> Array:
     return tops
 
 
+@takes(
+    lanes="L n",
+    scales="f32 -(-n//BLOCK)",
+    memory="f32 n",
+    writes="lanes memory",
+    where={"0 < 2 * limit < 256**L.itemsize": "a limit that a lane holds twice"},
+)
 def encode_lanes_into(lanes: Array, scales: Array, memory: Array, limit: int) -> Array:
-    """lanes = limit + round(memory / scale), within 0..2 limit; what they do not say stays in the memory.
-
-    Args: lanes: (n,) u8 or u16; scales: (ceil(n/256),) f32; memory: (n,) f32. Returns: lanes.
-    """
-    _check(memory, memory, scales, lanes)
+    """lanes = limit + round(memory / scale), within 0..2 limit; what they do not say stays in the memory. Returns lanes."""
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.encode_lanes(
@@ -54,9 +55,15 @@ def encode_lanes_into(lanes: Array, scales: Array, memory: Array, limit: int) ->
     return lanes
 
 
+@takes(
+    out="f32 n",
+    lanes="L n",
+    scales="f32 -(-n//BLOCK)",
+    writes="out",
+    where={"min(limit, ranks) > 0 and 2 * limit * ranks < 256**L.itemsize": "as many ranks as a lane has room for"},
+)
 def decode_lanes_into(out: Array, lanes: Array, scales: Array, limit: int, ranks: int) -> Array:
-    """The mean over `ranks` that lanes summed over so many ranks say. Shapes as `encode_lanes_into`. Returns: out."""
-    _check(out, out, scales, lanes)
+    """out = the mean over `ranks` that lanes summed over so many ranks say. Returns out."""
     offset, factor = ranks * limit, float(np.float32(1) / np.float32(ranks))
     kernels: Any = native.kernels()
     if kernels is not None:
@@ -69,9 +76,12 @@ def decode_lanes_into(out: Array, lanes: Array, scales: Array, limit: int, ranks
     return out
 
 
+_UNIT = {"-1000 <= exponent <= 1000": "an exponent from -1000 to 1000"}
+
+
+@takes(sums="i64 n", x="f32 n", writes="sums", where=_UNIT)
 def add_fixed_into(sums: Array, x: Array, exponent: int) -> Array:
-    """sums += x in units of 2**exponent, rounded to nearest even. sums: (n,) i64; x: (n,) f32, |x| below 2**(exponent+62)."""
-    _check_fixed(sums, x)
+    """sums += x in units of 2**exponent, rounded to nearest even. |x| is below 2**(exponent+62). Returns sums."""
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.add_fixed(native.address(sums), native.address(x), x.size, 2.0**-exponent)
@@ -80,37 +90,12 @@ def add_fixed_into(sums: Array, x: Array, exponent: int) -> Array:
     return sums
 
 
+@takes(out="f32 n", sums="i64 n", writes="out", where=_UNIT)
 def from_fixed_into(out: Array, sums: Array, exponent: int) -> Array:
-    """out (n,) f32 = sums (n,) i64, which are in units of 2**exponent."""
-    _check_fixed(sums, out)
+    """out = sums, which are in units of 2**exponent. Returns out."""
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.from_fixed(native.address(out), native.address(sums), out.size, 2.0**exponent)
     else:
         np.multiply(sums, np.float64(2.0**exponent), out=out, casting="same_kind")
     return out
-
-
-def _check(x: Array, memory: Array, per_block: Array, lanes: Array | None = None) -> None:
-    if x.dtype != np.float32 or x.ndim != 1 or memory.shape != x.shape or memory.dtype != x.dtype:
-        raise TypeError(
-            f"lanes are made of flat f32 arrays of one length, got {x.dtype}{list(x.shape)}: convert with x.astype first"
-        )
-    if per_block.shape != (block_count(x.size),) or per_block.dtype != np.float32:
-        raise ValueError(f"{x.size} elements want {block_count(x.size)} f32 scales, got {per_block.dtype}{list(per_block.shape)}")
-    if lanes is not None and (lanes.shape != x.shape or lanes.dtype not in (np.uint8, np.uint16)):
-        raise ValueError(f"{x.size} elements want as many lanes of u8 or u16, got {lanes.dtype}{list(lanes.shape)}")
-    _contiguous(x, memory, per_block, *(() if lanes is None else (lanes,)))
-
-
-def _check_fixed(sums: Array, x: Array) -> None:
-    if sums.dtype != np.int64 or x.dtype != np.float32 or sums.shape != x.shape or x.ndim != 1:
-        raise TypeError(
-            f"fixed point is flat i64 beside as many f32, got {sums.dtype}{list(sums.shape)} and {x.dtype}{list(x.shape)}"
-        )
-    _contiguous(sums, x)
-
-
-def _contiguous(*arrays: Array) -> None:
-    if not all(array.flags.c_contiguous for array in arrays):
-        raise ValueError("kernels want contiguous arrays")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from hpcai.ops import fused, native, sequence
+from hpcai.ops.door import takes
 from hpcai.ops.native import address
 from hpcai.xp import Array
 
 
+@takes(y="T rows columns", slope="T rows columns", bias="T columns", writes="y slope")
 def bias_gelu_into(y: Array, slope: Array, bias: Array) -> Array:
-    """y = gelu(y + bias) in place, and slope = gelu's derivative there. bias: (columns,). Returns y."""
-    if _by_kernel(y, slope, bias):
+    """y = gelu(y + bias) in place, and slope = gelu's derivative there. Returns y."""
+    if _by_kernel(y):
         native.kernels().bias_gelu(address(y), address(slope), address(bias), *y.shape)
         return y
     fused.add_bias_into(y, bias)
@@ -19,9 +21,10 @@ def bias_gelu_into(y: Array, slope: Array, bias: Array) -> Array:
     return fused.gelu_into(y, y)
 
 
+@takes(x="T rows columns", by="T rows columns", sums="T columns", writes="x sums")
 def multiply_and_sum_into(x: Array, by: Array, sums: Array) -> Array:
-    """x *= by, and sums = the sums of its columns, (columns,). Returns x."""
-    if _by_kernel(x, by, sums):
+    """x *= by, and sums = the sums of its columns. Returns x."""
+    if _by_kernel(x):
         native.kernels().multiply_and_sum(address(x), address(by), address(sums), *x.shape)
         return x
     np.multiply(x, by, out=x)
@@ -29,28 +32,40 @@ def multiply_and_sum_into(x: Array, by: Array, sums: Array) -> Array:
     return x
 
 
+@takes(sums="T columns", x="T rows columns", writes="sums")
 def column_sums_into(sums: Array, x: Array) -> Array:
-    """sums = the sums of x's columns, (columns,). Returns sums."""
-    if _by_kernel(x, sums):
+    """sums = the sums of x's columns. Returns sums."""
+    if _by_kernel(x):
         native.kernels().column_sums(address(sums), address(x), *x.shape)
         return sums
     return np.sum(x, axis=0, out=sums)
 
 
+@takes(top="T rows", x="T rows columns", writes="top", where={"columns": "one column at least"})
 def row_max_into(top: Array, x: Array) -> Array:
-    """top = the largest of each row, (rows,); of no meaning where one is NaN. Returns top."""
-    if _by_kernel(x, top):
+    """top = the largest of each row; of no meaning where one is NaN. Returns top."""
+    if _by_kernel(x):
         native.kernels().row_max(address(top), address(x), *x.shape)
         return top
     return sequence.row_max_into(top, x)
 
 
+@takes(
+    out="T rows columns",
+    sums="f64 rows",
+    picked="f64 rows",
+    x="T rows columns",
+    top="T rows",
+    labels="i64 rows",
+    writes="out sums picked",
+    where={"first >= 0": "a first class from 0", "columns": "one column at least"},
+)
 def exponentials_into(out: Array, sums: Array, picked: Array, x: Array, top: Array, labels: Array, first: int = 0) -> None:
     """out = e**(x - top); sums of its rows; picked = x of the label - top where that is one of these columns, else 0.
 
-    out, x: (rows, columns), column j standing for class first + j; sums, picked: (rows,) f64; labels: (rows,) i64.
+    Column j stands for class first + j.
     """
-    if not _by_kernel(out, x, top):
+    if not _by_kernel(x):
         sequence.exponentials_into(out, sums, picked, x, top, labels, first)
         return
     native.kernels().row_exponentials(address(out), address(sums), address(x), address(top), *x.shape)
@@ -60,52 +75,69 @@ def exponentials_into(out: Array, sums: Array, picked: Array, x: Array, top: Arr
     picked[:] = np.where(here, found - top, 0.0)
 
 
+@takes(
+    y="T rows width",
+    mean="T rows",
+    inverse="T rows",
+    x="T rows width",
+    weight="T width",
+    bias="T width",
+    writes="y mean inverse",
+    where={"width": "one column at least"},
+)
 def layer_norm_into(y: Array, mean: Array, inverse: Array, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """LayerNorm (Ba et al., arXiv:1607.06450) of each row; without `bias` RMSNorm (Zhang & Sennrich, arXiv:1910.07467).
 
-    y, x: (rows, width); mean, inverse: (rows,); weight, bias: (width,). Writes y, and for backward each row's mean (RMSNorm: 0)
-    and what x - mean was multiplied with. Returns y.
+    Writes y, and for backward each row's mean (RMSNorm: 0) and what x - mean was multiplied with. Returns y.
     """
-    if _by_kernel(y, mean, inverse, x, weight, *_given(bias)):
+    if _by_kernel(x):
         places = [address(array) for array in (y, mean, inverse, x, weight)]
         native.kernels().layer_norm(*places, _place(bias), *x.shape, sequence.EPSILON)
         return y
     return sequence.layer_norm_into(y, mean, inverse, x, weight, bias)
 
 
+@takes(
+    dx="T rows width",
+    dy="T rows width",
+    x="T rows width",
+    mean="T rows",
+    inverse="T rows",
+    weight="T width",
+    writes="dx",
+    where={"width": "one column at least"},
+)
 def layer_norm_backward_into(
     dx: Array, dy: Array, x: Array, mean: Array, inverse: Array, weight: Array, centred: bool = True
 ) -> Array:
     """The input's gradient of layer_norm_into; `centred` as it was with a bias. Returns dx."""
-    arrays = (dx, dy, x, mean, inverse, weight)
-    if _by_kernel(*arrays):
-        native.kernels().layer_norm_backward(*(address(array) for array in arrays), centred, *dx.shape)
+    if _by_kernel(x):
+        native.kernels().layer_norm_backward(*map(address, (dx, dy, x, mean, inverse, weight)), centred, *dx.shape)
         return dx
     return sequence.layer_norm_backward_into(dx, dy, x, mean, inverse, weight, centred)
 
 
+@takes(
+    dweight="T width",
+    dbias="T width",
+    dy="T rows width",
+    x="T rows width",
+    mean="T rows",
+    inverse="T rows",
+    writes="dweight dbias",
+)
 def layer_norm_gradients_into(dweight: Array, dbias: Array | None, dy: Array, x: Array, mean: Array, inverse: Array) -> None:
     """The gradients of weight and bias (None for RMSNorm): sums over rows."""
-    if _by_kernel(dy, x, mean, inverse, dweight, *_given(dbias)):
+    if _by_kernel(x):
         places = [address(array) for array in (dy, x, mean, inverse)]
         native.kernels().layer_norm_gradients(address(dweight), _place(dbias), *places, *dy.shape)
         return
     sequence.layer_norm_gradients_into(dweight, dbias, dy, x, mean, inverse)
 
 
-def _given(array: Array | None) -> list[Array]:
-    return [] if array is None else [array]
-
-
 def _place(array: Array | None) -> int:
     return 0 if array is None else address(array)
 
 
-def _by_kernel(*arrays: Array) -> bool:
-    """Whether the kernel serves; what it cannot see itself is checked here: dtypes, and that rows lie one behind the other."""
-    if any(not x.flags.c_contiguous or x.dtype != arrays[0].dtype for x in arrays):
-        raise ValueError(f"wanted contiguous arrays of one dtype, got {[(x.dtype.name, x.shape) for x in arrays]}")
-    columns = arrays[0].shape[-1]
-    if any(x.size not in (arrays[0].size, len(arrays[0]), columns) for x in arrays):
-        raise ValueError(f"wanted arrays of (rows, columns), a row or a column of them, got {[x.shape for x in arrays]}")
-    return native.is_native() and arrays[0].dtype == np.float32
+def _by_kernel(x: Array) -> bool:
+    return native.is_native() and x.dtype == np.float32

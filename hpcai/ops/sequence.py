@@ -14,6 +14,9 @@ import numba
 import numpy as np
 from numba.extending import overload
 
+from hpcai.ops.door import U64, takes
+from hpcai.xp import Array
+
 _compile: Any = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)
 _inline: Any = numba.njit(inline="always", error_model="numpy")
 
@@ -188,11 +191,16 @@ def _embed(y, tokens, table, first, positions, begin):
                 y[i, j] += positions[place, j]
 
 
-def embed_into(y, tokens, table, first=0, positions=None):
-    """y[i] = table[tokens[i] - first] (0 where that is not in the table) + positions[i modulo their number].
-
-    y: (rows, width); tokens: (rows,) i64; table: (n, width); positions: (context, width) or None. Returns y.
-    """
+@takes(
+    y="T rows width",
+    tokens="i64 rows",
+    table="T n width",
+    positions="T context width",
+    writes="y",
+    where={"first >= 0": "a first token from 0", "context": "one position at least"},
+)
+def embed_into(y: Array, tokens: Array, table: Array, first: int = 0, positions: Array | None = None) -> Array:
+    """y[i] = table[tokens[i] - first] (0 where that is not in the table) + positions[i modulo their number]. Returns y."""
     _embed(y, tokens, table, first, np.empty((1, 0), y.dtype) if positions is None else positions, 0)
     return y
 
@@ -211,7 +219,15 @@ def _embed_backward(dtable, dpositions, dy, tokens, first):
                 dpositions[place, j] += dy[i, j]
 
 
-def embed_gradients_into(dtable, dpositions, dy, tokens, first=0):
+@takes(
+    dtable="T n width",
+    dpositions="T context width",
+    dy="T rows width",
+    tokens="i64 rows",
+    writes="dtable dpositions",
+    where={"first >= 0": "a first token from 0", "context": "one position at least"},
+)
+def embed_gradients_into(dtable: Array, dpositions: Array | None, dy: Array, tokens: Array, first: int = 0) -> None:
     """The gradients of table and positions (or None): sums of the rows of dy that came from each of theirs."""
     _embed_backward(dtable, np.empty((1, 0), dy.dtype) if dpositions is None else dpositions, dy, tokens, first)
 
@@ -236,10 +252,11 @@ def _dropout(y, x, key, first, limit, scale):
         y[i] = x[i] * scale if drawn >= limit else zero
 
 
-def dropout_into(y, x, key, first, rate):
+@takes(y="T *", x="T *", writes="y", same="y x", where={"0 <= rate < 1": "a rate from 0 to below 1"})
+def dropout_into(y: Array, x: Array, key: U64, first: U64, rate: float) -> Array:
     """y = x / (1 - rate), or 0 with probability `rate`: element i of x falls out by (key, first + i) alone. Returns y.
 
-    y, x: contiguous, of one shape; key: u64. Source: Srivastava et al., JMLR 15, 2014.
+    y may be x. Source: Srivastava et al., JMLR 15, 2014.
     """
     limit, scale = np.uint64(round(rate * 2**32)), x.dtype.type(1 / (1 - rate))
     _dropout(y.reshape(-1), x.reshape(-1), np.uint64(key), np.uint64(first), limit, scale)
@@ -301,7 +318,14 @@ def _cross_entropy_slope(out, sums, labels, first, scale):
             out[i, label] -= scale
 
 
-def cross_entropy_slope_into(out, sums, labels, first, scale):
-    """scale (softmax - onehot) in place of the exponentials."""
+@takes(
+    out="T rows columns",
+    sums="f64 rows",
+    labels="i64 rows",
+    writes="out",
+    where={"first >= 0": "a first class from 0"},
+)
+def cross_entropy_slope_into(out: Array, sums: Array, labels: Array, first: int, scale: float) -> Array:
+    """scale (softmax - onehot) in place of the exponentials. Returns out."""
     _cross_entropy_slope(out, sums, labels, first, out.dtype.type(scale))
     return out

@@ -18,4 +18,6 @@ def factor(norm: float, limit: float) -> float:
 
     Source: Pascanu, Mikolov & Bengio, arXiv:1211.5063.
     """
+    if not limit >= 0:
+        raise ValueError(f"factor wants limit at least 0, got {limit}")
     return limit / norm if limit and norm > limit else 1.0

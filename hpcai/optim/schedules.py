@@ -5,26 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import cos, pi
 
+from hpcai.ops.ranges import counts, not_negative, positive
+
 Schedule = Callable[[int], float]
 
 
-def constant(lr: float, warmup: int = 0) -> Schedule:
+def constant(lr: float, *, warmup: int = 0) -> Schedule:
     """`lr`, after a linear rise over the first `warmup` steps."""
+    not_negative(constant, lr=lr)
+    counts(constant, 0, warmup=warmup)
     return _with_warmup(lambda step: lr, warmup)
 
 
-def cosine(lr: float, steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
+def cosine(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
     """Half a cosine from `lr` to `final` over `steps` steps (Loshchilov & Hutter, arXiv:1608.03983), after linear warm-up.
 
     >>> [round(cosine(1.0, steps=4)(s), 3) for s in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
+    not_negative(cosine, lr=lr, final=final)
+    counts(cosine, 0, steps=steps, warmup=warmup)
     span = max(1, steps - warmup)
     return _with_warmup(lambda step: final + (lr - final) * 0.5 * (1 + cos(pi * min(1.0, (step - warmup) / span))), warmup)
 
 
-def step(lr: float, every: int, factor: float = 0.1, warmup: int = 0) -> Schedule:
+def step(lr: float, *, every: int, factor: float = 0.1, warmup: int = 0) -> Schedule:
     """`lr` times `factor` once every `every` steps, after linear warm-up."""
+    not_negative(step, lr=lr)
+    positive(step, factor=factor)
+    counts(step, 1, every=every)
+    counts(step, 0, warmup=warmup)
     return _with_warmup(lambda at: lr * factor ** (at // every), warmup)
 
 

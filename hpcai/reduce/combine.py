@@ -15,6 +15,7 @@ import numpy as np
 from hpcai.comm import schedule
 from hpcai.compress.codec import Codec, Payload, add_decoded, encode_keeping, payload_bytes
 from hpcai.ops import blocks
+from hpcai.ops.door import takes
 from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
@@ -41,12 +42,14 @@ def by_sum(codec: Codec) -> Reducer:
     if not codec.summable:
         raise ValueError(f"the payloads of {codec.name} cannot be summed; use by_gather or by_scatter")
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         payload, state = codec.encode(x, state)
         residual = x - codec.decode(payload, x.size)
         comm.allreduce(payload[0], "mean")
         return Reduced(codec.decode(payload, x.size), residual, state)
 
+    @takes(x="f32 n", memory="f32 n", writes="x memory")
     def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         payload, state = encode_keeping(codec, x, memory, state)
         comm.allreduce(payload[0], "mean")
@@ -68,9 +71,11 @@ def by_gather(codec: Codec) -> Reducer:
         np.subtract(x, codec.decode(payload, x.size), out=memory)
         return payload, state
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         return gather(x, np.empty_like(x), comm, state, encode)
 
+    @takes(x="f32 n", memory="f32 n", writes="x memory")
     def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         return gather(x, memory, comm, state, partial(encode_keeping, codec))
 
@@ -119,12 +124,14 @@ def by_scatter(codec: Codec) -> Reducer:
     def init(x: Array) -> State:
         return Scattered(codec.init(x), codec.init(x), np.zeros_like(x))
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         memory, mine = np.zeros_like(x), share(x.size, comm.size, comm.rank)
         done = keep(x, memory, comm, state._replace(owed=np.zeros_like(x)))
         memory[mine] += np.float32(comm.size) * done.state.owed[mine]
         return Reduced(x, memory, done.state._replace(owed=state.owed))
 
+    @takes(x="f32 n", memory="f32 n", writes="x memory")
     def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         first, second, owed = state
         shares = [share(x.size, comm.size, rank) for rank in range(comm.size)]
@@ -169,6 +176,7 @@ def error_feedback(reducer: Reducer) -> Reducer:
     def init(x: Array) -> State:
         return Remembered(np.zeros_like(x), reducer.init(x))
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         memory, inner = state
         if reducer.keep is not None:

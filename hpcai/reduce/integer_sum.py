@@ -10,6 +10,7 @@ import numpy as np
 
 from hpcai.ops import integers
 from hpcai.ops.blocks import block_count
+from hpcai.ops.door import takes
 from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
@@ -24,9 +25,11 @@ def integer_sum() -> Reducer:
     for any topology.
     """
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         return keep(x, np.zeros_like(x), comm, state)
 
+    @takes(x="f32 n", memory="f32 n", writes="x memory")
     def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         limit, lane = lanes_for(comm.size)
         scales = integers.block_tops_into(np.empty(block_count(x.size), np.float32), x, memory)

@@ -27,7 +27,7 @@ _RATIO = re.compile(r"([0-9]*\.)?[0-9]+(e-?[0-9]{1,3})?")
 CHOICES = ("none", *PLAIN, "int8sum", *(f"{name}:RATIO" for name in WITH_RATIO), "powersgd:RANK", "reproducible")
 
 
-def named(name: str, ranks: int, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:
+def named(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:
     """The reducer of that name, in the way that is cheapest for so many ranks (see combine.py).
 
     places: the arrays in the flat one that is to be reduced, for powersgd. feedback: with a memory for what is lost, where
@@ -45,7 +45,7 @@ def _without_memory(name: str, ranks: int, places: Sequence[Place], seed: int) -
     if name == "int8sum":
         return integer_sum()
     if name.partition(":")[0] == "powersgd":
-        return power_sgd(_approximation_rank(name), places, seed)
+        return power_sgd(_approximation_rank(name), places, seed=seed)
     codec = _codec(name)
     if codec.name.startswith("randomk"):
         return by_sum(codec)

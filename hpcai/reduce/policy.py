@@ -8,21 +8,25 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcai.ops import ranges
+from hpcai.ops.door import takes
 from hpcai.reduce.combine import exact
 from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
 
-def policy(reducer: Reducer, smallest: int = 0, warmup: int = 0) -> Reducer:
+def policy(reducer: Reducer, *, smallest: int = 0, warmup: int = 0) -> Reducer:
     """`reducer` for arrays of at least `smallest` elements after `warmup` arrays; until then, and for others, the exact mean.
 
     State: (arrays so far, the reducer's own state, or None for a small array).
     """
+    ranges.counts(policy, 0, smallest=smallest, warmup=warmup)
     plain = exact()
 
     def init(x: Array) -> State:
         return 0, reducer.init(x) if x.size >= smallest else None
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         count, inner = state
         if x.size < smallest or count < warmup:
@@ -46,11 +50,17 @@ def by_parts(parts: Sequence[tuple[slice, Reducer]]) -> Reducer:
     Cost: that of the parts, each with its own calls.
     """
     names = list(dict.fromkeys(reducer.name for _, reducer in parts))
+    ends = [0, *(where.stop for where, _ in parts)]
+    if not parts or [where.start for where, _ in parts] != ends[:-1]:
+        raise ValueError(f"by_parts wants slices one behind the other, got {[where for where, _ in parts]}")
 
     def init(x: Array) -> State:
         return Parts(tuple(where.start for where, _ in parts), tuple(reducer.init(x[where]) for where, reducer in parts))
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
+        if ends[-1] not in (x.size, None):
+            raise ValueError(f"by_parts wants an array of {ends[-1]} elements, got {x.size}")
         states, residual = [], None
         for (where, reducer), inner in zip(parts, state.states, strict=True):
             done = reducer.reduce(x[where], comm, inner)

@@ -13,7 +13,8 @@ from math import prod
 
 import numpy as np
 
-from hpcai.ops import streams
+from hpcai.ops import ranges, streams
+from hpcai.ops.door import takes
 from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
@@ -24,14 +25,13 @@ BLOCK_ELEMENTS = 1 << 16
 """Elements of a matrix that are worked on at a time."""
 
 
-def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -> Reducer:
+def power_sgd(approximation_rank: int, places: Sequence[Place], *, seed: int = 0) -> Reducer:
     """Two all-reduces: one of all P's, one of all Q's and of everything that is not a matrix worth factoring.
 
     places: the arrays in the flat one; of those with two dimensions and r(n+m) < nm the factors travel. Needs error feedback.
     State: the Q's, the same on all ranks. Cost: 8(P-1)/P bytes sent per rank for each of the r(n+m) elements of factors.
     """
-    if approximation_rank < 1:
-        raise ValueError(f"power_sgd wants an approximation rank of 1 at least, got {approximation_rank}")
+    ranges.counts(power_sgd, 1, approximation_rank=approximation_rank)
     streams.seed_checked(seed)
     r = approximation_rank
     matrices = [(start, shape) for start, shape in places if len(shape) == 2 and r * sum(shape) < prod(shape)]
@@ -48,6 +48,7 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
         starts = [*(start for start, _ in matrices), n]
         return [slice(end, start) for end, start in zip(ends, starts, strict=True) if end < start]
 
+    @takes(x="f32 n", memory="f32 n", writes="x memory")
     def keep(x: Array, memory: Array, comm: Collectives, state: State) -> Reduced:
         means, ms, rest = views(x), views(memory), others(x.size)
         for s in rest:
@@ -80,6 +81,7 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], seed: int = 0) -
         # A direction that met nothing stays, or it could never meet anything again.
         return Reduced(x, memory, tuple(np.where(Q.any(0), Q, before) for Q, before in zip(qs, state, strict=True)))
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         return keep(x, np.zeros_like(x), comm, state)
 

@@ -14,6 +14,7 @@ from math import frexp
 import numpy as np
 
 from hpcai.ops import integers
+from hpcai.ops.door import takes
 from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
 from hpcai.xp import Array
 
@@ -30,6 +31,7 @@ def reproducible() -> Reducer:
     Nothing is lost but that and the last rounding to f32, so there is no residual. NaN and infinity make all of it NaN.
     """
 
+    @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         largest = agreed_largest(x, comm)
         if not np.isfinite(largest):

@@ -76,7 +76,7 @@ def computing_s(mine: Replica, options: Options, dataset: Dataset, comm: Communi
         mine.pipeline.run(
             mine.plan, cut(x, target, 0, mine.micro_batches), mine.weights, mine.gradients, 1.0 / options.batch, step
         )
-        mine.optimizer.update(mine.params, mine.grads, mine.state, step + 1, 1e-6, 1.0)
+        mine.optimizer.update(mine.params, mine.grads, mine.state, step, 1e-6, 1.0)
         times.append(perf_counter() - begin)
     return float(comm.allreduce(np.array([statistics.median(times[2:])]), "max")[0])
 

@@ -131,9 +131,9 @@ def build_optimizer(options: Options, model: Model) -> Optimizer:
     decay = options.weight_decay if options.weight_decay is not None else 0.01 if name in ("adamw", "lamb") else 0.0
     mu = 0.9 if options.momentum is None else options.momentum
     if name == "sgd":
-        return optimizers.sgd(decay)
+        return optimizers.sgd(weight_decay=decay)
     if name in ("momentum", "nesterov"):
-        return (optimizers.momentum if name == "momentum" else optimizers.nesterov)(mu, decay)
+        return (optimizers.momentum if name == "momentum" else optimizers.nesterov)(mu=mu, weight_decay=decay)
     if name == "lamb":
         return optimizers.lamb(model.layout, weight_decay=decay)
     return optimizers.adam(weight_decay=decay, decoupled=name == "adamw")
@@ -162,8 +162,8 @@ def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int, copies
     for first, after in zip(starts, [*starts[1:], len(slots)], strict=True):
         begin, end = slots[first].start, slots[after].start if after < len(slots) else bucket.stop
         places = [(slot.start - begin, slot.shape) for slot in slots[first:after]]
-        reducer = named(choices[first], ranks, places, options.seed, not options.no_error_feedback)
-        one = policy(reducer, options.compress_smallest, options.compress_warmup)
+        reducer = named(choices[first], ranks, places=places, seed=options.seed, feedback=not options.no_error_feedback)
+        one = policy(reducer, smallest=options.compress_smallest, warmup=options.compress_warmup)
         parts.append((slice(begin - bucket.start, end - bucket.start), one))
     return parts[0][1] if len(parts) == 1 else by_parts(parts)
 
@@ -177,7 +177,7 @@ def build_schedule(options: Options, steps: int) -> Schedule:
     """The learning rate's course over `steps` steps."""
     assert options.lr is not None
     if options.schedule == "cosine":
-        return schedules.cosine(options.lr, steps, options.warmup)
+        return schedules.cosine(options.lr, steps=steps, warmup=options.warmup)
     if options.schedule == "step":
-        return schedules.step(options.lr, options.decay_steps, warmup=options.warmup)
-    return schedules.constant(options.lr, options.warmup)
+        return schedules.step(options.lr, every=options.decay_steps, warmup=options.warmup)
+    return schedules.constant(options.lr, warmup=options.warmup)

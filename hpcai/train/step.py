@@ -187,9 +187,9 @@ def _update(replica: Replica, step: int, lr: float, factor: float) -> None:
         params = replica.params[piece.flat if whole else piece.shard]
         grads = _wide(replica.grads[piece.flat if replica.zero < 2 else piece.shard])
         state = {name: array[piece.shard] for name, array in replica.state.items()}
-        replica.optimizer.update(params, grads, state, step + 1, lr, factor)
+        replica.optimizer.update(params, grads, state, step, lr, factor)
     if replica.backup is not None:
-        replica.backup.update(replica.params, replica.optimizer, step + 1, lr, factor)
+        replica.backup.update(replica.params, replica.optimizer, step, lr, factor)
 
 
 def _share(replica: Replica) -> float:

@@ -127,14 +127,12 @@ std::size_t select_above(const float* x, float* memory, std::size_t n, std::uint
 }
 
 // Places far apart are asked for some time before they are needed.
-bool scatter(bool adding, float* out, std::size_t n, const std::uint32_t* index, const float* value, std::size_t count, float weight) {
+void scatter(bool adding, float* out, const std::uint32_t* index, const float* value, std::size_t count, float weight) {
     constexpr std::size_t kSoon = 32;
     for (std::size_t i = 0; i < count; ++i) {
         if (i + kSoon < count) __builtin_prefetch(out + index[i + kSoon], 1);
-        if (index[i] >= n) return false;
         out[index[i]] = (adding ? out[index[i]] : 0.0f) + (value ? weight * value[i] : 0.0f);
     }
-    return true;
 }
 
 }  // namespace hpcai::cpu

@@ -19,7 +19,7 @@ bool decode_blocks(int format, bool add, float* out, std::size_t n, const float*
 std::size_t select_above(const float* x, float* memory, std::size_t n, std::uint32_t threshold, std::size_t room,
                          std::uint32_t* index, float* value);
 
-// out[index] = or += weight * value, or 0 where there are no values. False: an index is not below n.
-bool scatter(bool adding, float* out, std::size_t n, const std::uint32_t* index, const float* value, std::size_t count, float weight);
+// out[index] = or += weight * value, or 0 where there are no values.
+void scatter(bool adding, float* out, const std::uint32_t* index, const float* value, std::size_t count, float weight);
 
 }  // namespace hpcai::cpu

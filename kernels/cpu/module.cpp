@@ -147,9 +147,9 @@ NB_MODULE(_native, m) {
     m.def("from_fixed", [](Address out, Address sums, std::size_t n, double unit) {
         from_fixed(reinterpret_cast<float*>(out), reinterpret_cast<const std::int64_t*>(sums), n, unit);
     }, nb::call_guard<nb::gil_scoped_release>());
-    m.def("scatter", [](bool adding, Address out, std::size_t n, Address index, Address value, std::size_t count, float weight) {
-        return scatter(adding, reinterpret_cast<float*>(out), n, reinterpret_cast<const std::uint32_t*>(index),
-                       reinterpret_cast<const float*>(value), count, weight);
+    m.def("scatter", [](bool adding, Address out, Address index, Address value, std::size_t count, float weight) {
+        scatter(adding, reinterpret_cast<float*>(out), reinterpret_cast<const std::uint32_t*>(index), reinterpret_cast<const float*>(value),
+                count, weight);
     }, nb::call_guard<nb::gil_scoped_release>());
     m.def("attention", [](Address y, Address norms, Address x, std::size_t sequences, std::size_t context, std::size_t heads, std::size_t width, float scale) {
         attention(reinterpret_cast<float*>(y), reinterpret_cast<float*>(norms), reinterpret_cast<const float*>(x), sequences, context, heads,

@@ -134,22 +134,3 @@ def test_select_above():
             np.testing.assert_array_equal(value, values_there)
             np.testing.assert_array_equal(memory, total)
             assert found == count
-
-
-def test_bad_arguments_are_refused():
-    scales, packed = np.empty(1, np.float32), np.empty(10, np.uint8)
-    x, index = np.zeros(10, np.float32), np.arange(3, dtype=np.uint32)
-    with pytest.raises(TypeError, match="select_above wants"):
-        blocks.select_above(x, 1.0, 10, x[:9].copy())
-    with pytest.raises(ValueError, match="a value for each index"):
-        blocks.scatter_add_into(x, index, x[:2])
-    with pytest.raises(IndexError, match="out of bounds for 10"):
-        blocks.scatter_add_into(x, index + 8, x[:3].copy())
-    with pytest.raises(ValueError, match="unknown format 'int3'"):
-        blocks.encode_blocks_into(scales, packed, np.zeros(10, np.float32), "int3")
-    with pytest.raises(TypeError, match="float64"):
-        blocks.encode_blocks_into(scales, packed, np.zeros(10), "int8")
-    with pytest.raises(ValueError, match="wants 1 scales and 11 bytes"):
-        blocks.encode_blocks_into(scales, packed, np.zeros(11, np.float32), "int8")
-    with pytest.raises(ValueError, match="memory must be like x"):
-        blocks.encode_blocks_into(scales, packed, np.zeros(10, np.float32), "int8", np.zeros(9, np.float32))

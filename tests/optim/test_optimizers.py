@@ -17,12 +17,12 @@ def run(optimizer, dtype, scale=1.0):
     state = optimizer.init(params)
     gradients = []
     start = params.copy()
-    for step in range(1, 21):
+    for step in range(20):
         grads = np.zeros_like(params)
         for view in arena.views(grads, LAYOUT).values():
             view[...] = rng.normal(size=view.shape)
         gradients.append(grads.astype(np.float64) * scale)
-        optimizer.update(params, grads, state, step, 0.01 * step, scale)
+        optimizer.update(params, grads, state, step, 0.01 * (step + 1), scale)
     return start.astype(np.float64), gradients, params
 
 
@@ -63,9 +63,9 @@ def textbook_lamb(p, gs, wd):
 
 CASES = {
     "sgd": (optimizers.sgd(), lambda p, g: textbook_sgd(p, g, 0)),
-    "sgd with decay": (optimizers.sgd(0.1), lambda p, g: textbook_sgd(p, g, 0.1)),
-    "momentum": (optimizers.momentum(0.8), lambda p, g: textbook_momentum(p, g, 0.8, False)),
-    "nesterov": (optimizers.nesterov(0.8), lambda p, g: textbook_momentum(p, g, 0.8, True)),
+    "sgd with decay": (optimizers.sgd(weight_decay=0.1), lambda p, g: textbook_sgd(p, g, 0.1)),
+    "momentum": (optimizers.momentum(mu=0.8), lambda p, g: textbook_momentum(p, g, 0.8, False)),
+    "nesterov": (optimizers.nesterov(mu=0.8), lambda p, g: textbook_momentum(p, g, 0.8, True)),
     "adam": (optimizers.adam(weight_decay=0.1), lambda p, g: textbook_adam(p, g, 0.1, False)),
     "adamw": (optimizers.adamw(weight_decay=0.1), lambda p, g: textbook_adam(p, g, 0.1, True)),
     "lamb": (optimizers.lamb(LAYOUT, weight_decay=0.1), lambda p, g: textbook_lamb(p, g, 0.1)),
@@ -91,5 +91,5 @@ def test_gaps_between_arrays_stay_zero(name):
 def test_lamb_leaves_zero_parameters_and_zero_gradients_alone():
     optimizer = optimizers.lamb(LAYOUT, weight_decay=0.0)
     params = np.zeros(LAYOUT.size)
-    optimizer.update(params, np.zeros_like(params), optimizer.init(params), 1, 0.1, 1.0)
+    optimizer.update(params, np.zeros_like(params), optimizer.init(params), 0, 0.1, 1.0)
     assert (params == 0).all()

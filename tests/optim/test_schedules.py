@@ -10,9 +10,9 @@ def test_constant():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: schedules.constant(1.0, 4),
-        lambda: schedules.cosine(1.0, 10, 4),
-        lambda: schedules.step(1.0, 100, 0.1, 4),
+        lambda: schedules.constant(1.0, warmup=4),
+        lambda: schedules.cosine(1.0, steps=10, warmup=4),
+        lambda: schedules.step(1.0, every=100, factor=0.1, warmup=4),
     ],
 )
 def test_warmup_rises_in_a_line_to_the_full_rate(make):
@@ -21,13 +21,13 @@ def test_warmup_rises_in_a_line_to_the_full_rate(make):
 
 
 def test_cosine_ends_at_its_final_rate_and_stays_there():
-    schedule = schedules.cosine(1.0, 10, 2, final=0.1)
+    schedule = schedules.cosine(1.0, steps=10, warmup=2, final=0.1)
     assert schedule(6) == pytest.approx(0.55)
     assert schedule(10) == schedule(50) == pytest.approx(0.1)
 
 
 def test_step_falls_at_every_multiple():
-    assert [schedules.step(1.0, 3, 0.5)(s) for s in (0, 2, 3, 6)] == [1, 1, 0.5, 0.25]
+    assert [schedules.step(1.0, every=3, factor=0.5)(s) for s in (0, 2, 3, 6)] == [1, 1, 0.5, 0.25]
 
 
 def test_clipping_shortens_long_gradients_only():

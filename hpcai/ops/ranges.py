@@ -1,0 +1,40 @@
+"""Ranges of hyper-parameters, which are given by name: a number in the wrong place trains, and badly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+Maker = Callable[..., Any]
+
+
+def below_one(maker: Maker, **values: float) -> None:
+    """Raise ValueError unless all are from 0 to below 1."""
+    _within(maker, values, lambda value: 0 <= value < 1, "from 0 to below 1")
+
+
+def not_negative(maker: Maker, **values: float) -> None:
+    """Raise ValueError unless all are finite and at least 0."""
+    _within(maker, values, lambda value: 0 <= value < inf, "finite and not negative")
+
+
+def positive(maker: Maker, **values: float) -> None:
+    """Raise ValueError unless all are finite and above 0."""
+    _within(maker, values, lambda value: 0 < value < inf, "finite and above 0")
+
+
+def counts(maker: Maker, least: int, **values: int) -> None:
+    """Raise ValueError unless all are whole numbers of at least `least`."""
+    _within(maker, values, lambda value: value >= least and value == int(value), f"a whole number of {least} at least")
+
+
+def share(maker: Maker, **values: float) -> None:
+    """Raise ValueError unless all are above 0 and up to 1."""
+    _within(maker, values, lambda value: 0 < value <= 1, "above 0 and up to 1")
+
+
+def _within(maker: Maker, values: dict[str, Any], good: Callable[[Any], bool], words: str) -> None:
+    for name, value in values.items():
+        if isinstance(value, (bool, str, type(None))) or not good(value):  # NaN is in no range
+            raise ValueError(f"{maker.__name__} wants {name} {words}, got {value!r}")
