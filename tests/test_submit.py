@@ -235,6 +235,8 @@ OWN = {
     "no option of sbatch": (["--sbatch=hetjob"], "--sbatch wants an option of sbatch"),
     "an option of its own": (["--sbatch=--nodes=3"], "--nodes is set by the script itself; give --nodes instead"),
     "a short one": (["--sbatch=-Jname"], "give --name instead"),
+    "two options of sbatch": (["--sbatch=--exclusive --wrap=x"], "--sbatch wants one option each"),
+    "no value for sbatch": (["--sbatch=--mem "], "--sbatch wants one option each"),
     "the log": (["--sbatch=--output=x"], "the script depends on it"),
     "a very long name": (["--name", "x" * 5000], "too long for a line that Slurm reads (4,096 bytes)"),
     "a very large sweep": (["--sweep", f"seed={','.join(map(str, range(10_001)))}"], "10,001 runs of this, and 10,000 at most"),
