@@ -220,7 +220,7 @@ OWN = {
     "no nodes": (["--nodes", "0"], "--nodes: wants a whole number from 1 to 1,000,000, got '0'"),
     "a word": (["--ranks-per-node", "two"], "wants a whole number from 1 to 1,000,000, got 'two'"),
     "below zero": (["--cpus-per-rank", "-3"], "--cpus-per-rank: wants a whole number from 1"),
-    "other digits": (["--gpus-per-rank", "\u00b2"], "--gpus-per-rank: wants a whole number from 1"),
+    "other digits": (["--gpus-per-rank", "\u0663"], "--gpus-per-rank: wants a whole number from 1"),
     "very many digits": (["--nodes", "9" * 5000], "--nodes: wants a whole number from 1"),
     "restarts below zero": (["--max-restarts=-1"], "--max-restarts: wants a whole number from 0"),
     "a lead that Slurm does not take": (["--signal-seconds", "65536"], "--signal-seconds: wants a whole number from 1 to 65,535"),
