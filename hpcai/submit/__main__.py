@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -158,12 +157,11 @@ def _site(given: Path | None) -> str:
 def _written(path: Path, text: str) -> Path:
     """Write the script beside its name and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        beside = Path(file.name)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    with beside.open("x", encoding="utf-8") as file:
         try:
             file.write(text)
             file.flush()
-            beside.chmod(0o644)
             beside.replace(path)
         except BaseException:
             beside.unlink()

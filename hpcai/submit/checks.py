@@ -57,6 +57,9 @@ def check_further(options: Sequence[str]) -> None:
         if found[0] in TAKEN:
             instead = f"give {TAKEN[found[0]]} instead" if TAKEN[found[0]] else "the script depends on it"
             raise UsageError(f"--sbatch={option!r}: {found[0]} is set by the script itself; {instead}")
+        value = option.removeprefix(found[0])
+        if value.startswith(" ") and (not value.strip() or value.strip().startswith("-")):
+            raise UsageError(f"--sbatch wants one option each, and its value behind = or a space, got {option!r}")
 
 
 def check_launcher(options: Options, launcher: str) -> None:

@@ -22,8 +22,8 @@ MEASURED_STEPS = 50
 LONGEST_S = 366 * 86_400
 """The longest allocation that is asked for; beyond some thousands of years Slurm's own numbers overflow."""
 
-TAIL_BYTES, SUMMARY_BYTES = 1 << 16, 1 << 20
-"""So much of a run's metrics.jsonl, from its end, and of its summary.json is read."""
+TAIL_BYTES, SUMMARY_BYTES = 1 << 16, 1 << 26
+"""So much is read of a run's metrics.jsonl, from its end, and of its summary.json."""
 
 ALIKE = ("data", *(name for name in IDENTITY if name != "seed"), *GPT_IDENTITY, "mesh", "compress")
 """Options that another run must share for its step time to be taken."""
