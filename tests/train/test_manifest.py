@@ -198,6 +198,14 @@ def another_dtype(fields):
         run[3] = "int32"
 
 
+def parameters_that_end_early(fields):
+    shard = fields["shards"][0]
+    shard["runs"][0][2] -= 16
+    shard["bytes"] -= 64
+    for run in shard["runs"][1:]:
+        run[4] -= 64
+
+
 def optimizer_of_some(fields):
     for shard in fields["shards"][4:]:
         for run in shard["runs"]:
@@ -252,6 +260,7 @@ FALSE = {
     ),
     "runs that overlap": (overlapping, "shards have memory.0 of layout 1"),
     "another dtype": (another_dtype, "shards have params as"),
+    "parameters that end early": (parameters_that_end_early, "shards have "),
     "optimizer state of some": (optimizer_of_some, "shards have optimizer."),
     "arrays of no kind": (
         put("shards", 0, "runs", 0, 0, "paramz"),
