@@ -123,6 +123,8 @@ def _tiled(cut: Sequence[Box], shape: Sequence[int]) -> bool:
     True
     >>> _tiled([((0, 2), (0, 1)), ((1, 4), (0, 3))], (4, 3))
     False
+    >>> _tiled([((0, 3), (0, 3))], (4, 3)), _tiled([((0, 4), (0, 2))], (4, 3)), _tiled([], (4, 3))
+    (False, False, False)
     """
     if not shape:
         return len(cut) == 1
@@ -131,7 +133,7 @@ def _tiled(cut: Sequence[Box], shape: Sequence[int]) -> bool:
         if start != end or not _tiled([box[1:] for box in group], shape[1:]):
             return False
         end = stop
-    return end == shape[0] and bool(cut)
+    return bool(cut) and end == shape[0]
 
 
 def _shard(field: str, shard: dict[str, Any], meta: dict[str, Any], into: Runs) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -193,9 +194,22 @@ def twice_a_shard(fields):
     fields["shards"].append(fields["shards"][0])
 
 
+def memories_of_others(fields):
+    run = [run for run in fields["shards"][0]["runs"] if run[0] == "memory.0"][-1]
+    run[1:3] = [run[1] + 8, run[2] + 8]
+
+
 def another_dtype(fields):
     for run in fields["shards"][0]["runs"]:
         run[3] = "int32"
+
+
+def parameters_that_end_early(fields):
+    shard = fields["shards"][0]
+    shard["runs"][0][2] -= 16
+    shard["bytes"] -= 64
+    for run in shard["runs"][1:]:
+        run[4] -= 64
 
 
 def optimizer_of_some(fields):
@@ -238,7 +252,8 @@ FALSE = {
     "a rank that is none": (put("shards", 0, "rank", 8), "shards[0].rank is 8, of 8 ranks"),
     "another layout": (put("shards", 0, "layout", 1), "shards[0].layout is 1; that of rank 0 is 0"),
     "a shard less": (without_a_shard, "shards have"),
-    "a shard twice": (twice_a_shard, "shards"),
+    "a shard twice": (twice_a_shard, "shards[8].rank is 0, as of an earlier shard"),
+    "memories of other elements": (memories_of_others, "shards have memories of layout 0 that are of other elements"),
     "a larger file": (put("shards", 0, "bytes", 1 << 40), "shards[0].bytes is 1099511627776; its runs end at"),
     "a longer header": (
         put("shards", 0, "header", 0, 1 << 40),
@@ -252,6 +267,7 @@ FALSE = {
     ),
     "runs that overlap": (overlapping, "shards have memory.0 of layout 1"),
     "another dtype": (another_dtype, "shards have params as"),
+    "parameters that end early": (parameters_that_end_early, "shards have "),
     "optimizer state of some": (optimizer_of_some, "shards have optimizer."),
     "arrays of no kind": (
         put("shards", 0, "runs", 0, 0, "paramz"),
@@ -284,6 +300,7 @@ def test_bytes_that_are_no_manifest_are_refused(text):
         sealed("[1"): "is not JSON",
         sealed('{"format": 2' + "," * 10): "is not JSON",
         sealed(text + ', "more": ' + "9" * 5000): "has a number of thousands of digits",
+        sealed(re.sub('"loss_sum": [^,]*', '"loss_sum": 1e400', text)): "meta.progress.loss_sum is inf; wanted is number",
         sealed(text + ', "step": 2'): "has the field 'step' twice",
         sealed(text + ', "more": 2'): "has the unknown field 'more'",
         sealed(text.replace('"format": 2', '"format": 3')): "does not say format 2 but 3",
@@ -366,6 +383,18 @@ def test_mutated_checkpoints_are_refused_by_name_or_exact(good, tmp_path):
         outcome = mutations.outcome(copy, wanted)
         assert outcome in ("refused", "exact"), (seed, how, outcome)
         shutil.rmtree(tmp_path / str(seed))
+
+
+def test_a_shard_whose_header_says_something_else_is_refused(good, tmp_path):
+    for seed in range(12):
+        copy = tmp_path / str(seed) / good.name
+        shutil.copytree(good, copy)
+        how = mutations.lying(random.Random(seed), copy)
+        if (copy / "manifest.json").read_bytes() == (good / "manifest.json").read_bytes():
+            continue  # that shard has no such array
+        with pytest.raises(CheckpointError, match=r"shard-.* has another header than manifest.json says"):
+            mutations.parameters(copy)
+            pytest.fail(how)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="knows by /proc how much memory a process has")

@@ -70,6 +70,15 @@ def test_what_the_library_refuses_is_refused_and_little_else(rules):
             assert "1.0" in repr(value) or "nan" in repr(value) or "inf" in repr(value) or "\n" in str(value), value
 
 
+@pytest.mark.parametrize(
+    "rules, value",
+    [({"type": "number"}, float("inf")), ({"type": "number"}, float("nan")), ({"type": "integer"}, 1.0), (SCHEMAS[5], "a\n")],
+    ids=str,
+)
+def test_what_the_standard_leaves_open_is_refused(rules, value):
+    assert refused(rules, value)
+
+
 def test_a_message_has_the_field_what_it_is_and_what_is_wanted():
     rules = {
         "type": "object",
