@@ -31,4 +31,4 @@ def sequence(seed: int, *numbers: int) -> np.random.SeedSequence:
     number; its upper word goes last, where none is the same as zero.
     """
     low, high = seed_checked(seed) % 2**32, seed_checked(seed) >> 32
-    return np.random.SeedSequence([low, *numbers, *[0] * (2 - len(numbers)), high])
+    return np.random.SeedSequence([low, *numbers, high])

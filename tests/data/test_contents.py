@@ -13,16 +13,22 @@ def other(name, change):
     return DIGITS._replace(**{name: array})
 
 
-def one_more(array):
-    array.flat[7] += 1
+def one_more(place):
+    def change(array):
+        array.flat[place] += 1
+
+    return change
 
 
 @pytest.mark.parametrize(
     "dataset, words",
     [
         (DIGITS._replace(name="elsewhere", warnings=("so",)), ""),
-        (other("x_train", one_more), "other training inputs"),
-        (other("y_test", one_more), "other test targets"),
+        (other("x_train", one_more(0)), "other training inputs"),
+        (other("x_test", one_more(-1)), "other test inputs"),
+        (other("y_train", one_more(7)), "other training targets"),
+        (other("y_test", one_more(-1)), "other test targets"),
+        (DIGITS._replace(x_train=DIGITS.x_train.view(np.int8)), "other training inputs"),
         (DIGITS._replace(shift=0.0), "other training inputs and other test inputs"),
         (DIGITS._replace(target_unit=2.0), "other training targets and other test targets"),
         (DIGITS._replace(x_train=DIGITS.x_train.astype(np.float32)), "other training inputs"),

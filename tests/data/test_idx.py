@@ -122,6 +122,13 @@ def test_a_gz_that_expands_without_end_is_bounded(small_mnist):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150 << 10
 
 
+def test_a_file_longer_than_any_is_not_read_to_its_end(small_mnist):
+    folder, _ = small_mnist
+    os.truncate(folder / idx._FILES[2], 1 << 40)
+    with pytest.raises(DataError, match="holds more than 67,108,864 bytes"):
+        sources.load("mnist", folder)
+
+
 def test_a_fifo_in_a_files_place_is_not_waited_for(small_mnist):
     folder, _ = small_mnist
     (folder / idx._FILES[2]).unlink()

@@ -56,7 +56,8 @@ def test_a_fifth_is_for_testing_unless_the_archive_says(tmp_path, save):
 
 @pytest.mark.parametrize("ending", ["npz", "zip", "dat"])
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_an_archive_is_known_by_its_content_and_read_as_numpy_reads_it(tmp_path, ending, method):
+def test_an_archive_is_known_by_its_content_and_read_as_numpy_reads_it(tmp_path, monkeypatch, ending, method):
+    monkeypatch.setattr(npz, "_PART_BYTES", 100)
     arrays = {"x": np.asfortranarray(RNG.normal(size=(20, 4, 3))), "y": Y.astype(">i2")}
     for version in ((1, 0), (2, 0)):
         members = [(f"{name}.npy", npy(array, version=version)) for name, array in arrays.items()]
@@ -200,6 +201,15 @@ def test_a_compressed_size_that_is_not_so_allows_no_more(tmp_path):
     assert len(packed) < 200_000
     with pytest.raises(DataError, match="more than 200 times its size"):
         load(tmp_path / "a.npz")
+
+
+def test_a_member_that_ends_early_is_named(tmp_path):
+    """Its checksum is right for what there is, and its sizes for what its header promises."""
+    content = npy(X)[:-80]
+    short = write(tmp_path / "short.npz", [("x.npy", content), GOOD[1]], zipfile.ZIP_DEFLATED).read_bytes()
+    (tmp_path / "short.npz").write_bytes(spoilt(short, 24, struct.pack("<I", len(npy(X)))))
+    with pytest.raises(DataError, match="x ends after 400 of 480 bytes"):
+        load(tmp_path / "short.npz")
 
 
 def test_more_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
