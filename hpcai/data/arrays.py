@@ -60,7 +60,7 @@ def check_pair(name: str, pair: Named, least: int = 2) -> None:
     one_hot = f"; of one-hot rows take {y_name}.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else ""
     for key, array, kinds, wanted in ((x_name, x, "buif", "numbers"), (y_name, y, "buifUS", "numbers or texts")):
         if array.dtype.kind not in kinds:
-            raise DataError(f"{name}: {key} is {array.dtype}; wanted {wanted}")
+            raise DataError(f"{name}: {key} is {str(array.dtype)[:60]}; wanted {wanted}")
     if x.ndim < 1 or y.ndim < 1 or len(x) != len(y) or y.size != len(y):
         raise DataError(
             f"{name}: {x_name} of shape {x.shape} and {y_name} of shape {y.shape} do not belong together; "

@@ -113,7 +113,9 @@ def _header(where: str, member: IO[bytes], size: int) -> tuple[tuple[int, ...], 
         raise DataError(f"{where} has Python objects, which only pickle could read; write numbers or, of y, texts: y.astype(str)")
     promised, there = prod(shape) * dtype.itemsize, size - member.tell()
     if promised != there or not dtype.itemsize or min(shape, default=0) < 0:
-        raise DataError(f"{where} promises {dtype} of shape {shape}, {promised:,} bytes, and has {there:,}; write it anew")
+        raise DataError(
+            f"{where} promises {str(dtype)[:40]} of shape {str(shape)[:40]}, {promised:,} bytes, and has {there:,}; write it anew"
+        )
     return shape, by_columns, dtype
 
 

@@ -100,6 +100,14 @@ REFUSED = {
     "a dtype of control characters": ([GOOD[0], ("y.npy", header("(20,)", "a\x1b\x07"))], r"y is damaged .*\\x1b"),
     "a header that is code": ([GOOD[0], ("y.npy", header("__import__('os')"))], "y is damaged or truncated"),
     "a deep header": ([GOOD[0], ("y.npy", header("(" * 3000 + ")" * 3000))], "y is damaged or truncated"),
+    "many dimensions": (
+        [GOOD[0], ("y.npy", header("(" + "1, " * 3000 + ")"))],
+        "y promises float64 of shape .1, 1, .*, 8 bytes, and",
+    ),
+    "many fields": (
+        [GOOD[0], ("y.npy", npy(np.zeros(20, [(f"field {i}", "u1") for i in range(200)])))],
+        "y is .*; wanted numbers",
+    ),
     "a long header": ([GOOD[0], ("y.npy", header("(20," + " " * 60000 + ")"))], "y is damaged or truncated"),
     "16 TiB": ([("x.npy", header((2**41,))), GOOD[1]], r"x promises float64 of shape .*, 17,592,186,044,416 bytes, and has 0"),
     "beyond all numbers": ([("x.npy", header((2**62, 2**62, 3))), GOOD[1]], "x promises float64"),
