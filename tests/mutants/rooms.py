@@ -1,0 +1,69 @@
+"""Where faults are planted, and which tests look after each place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+FILES = {
+    "comm": ["hpcai/comm/*.py"],
+    "reduce": ["hpcai/reduce/*.py"],
+    "compress": ["hpcai/compress/*.py"],
+    "optim": ["hpcai/optim/*.py"],
+    "parallel": ["hpcai/parallel/*.py"],
+    "data": ["hpcai/data/*.py"],
+    "checkpoints": [
+        f"hpcai/train/{name}.py"
+        for name in ["assembly", "boxes", "checkpoint", "folder", "memories", "naming", "remote", "resume", "saving", "series", "shards", "storage", "votes"]
+    ],
+    "recovery": [f"hpcai/train/{name}.py" for name in ["elastic", "join", "newcomers", "reserve", "spares", "transfer"]],
+}
+"""Room -> patterns of its files."""
+
+STARTING = (
+    "tests/train/test_elastic.py",
+    "tests/comm/test_stall.py",
+    "tests/train/test_command.py",
+    "tests/comm/test_two_hosts.py",
+)
+_WITHOUT_LAUNCHER = [f"--ignore={file}" for file in STARTING]
+_TRAIN = ["tests/train", *_WITHOUT_LAUNCHER]
+TESTS = {
+    "comm": ["tests/comm", *_WITHOUT_LAUNCHER],
+    "reduce": ["tests/reduce"],
+    "compress": ["tests/compress", "tests/reduce"],
+    "optim": ["tests/optim"],
+    "parallel": ["tests/parallel", *_TRAIN],
+    "data": ["tests/data", *_TRAIN],
+    "checkpoints": _TRAIN,
+    "recovery": _TRAIN,
+}
+"""Room -> its tests of one process."""
+
+LAUNCHED_S = 400
+_RANKS = ("tests under mpirun", ["mpirun", "-n", "3", sys.executable, "-m", "pytest", "-x", "-q"])
+_ELASTIC = ("tests of recovery", [sys.executable, "-m", "pytest", "-x", "-q", "tests/train/test_elastic.py"])
+_STALL = ("tests of stalls", [sys.executable, "-m", "pytest", "-x", "-q", "tests/comm/test_stall.py"])
+_COMMAND = ("tests of the command", [sys.executable, "-m", "pytest", "-x", "-q", "tests/train/test_command.py"])
+_BY_FILE = {
+    "hpcai/comm/stall.py": [_STALL],
+    "hpcai/comm/watch.py": [_STALL],
+    "hpcai/comm/stacks.py": [_STALL],
+    "hpcai/comm/findings.py": [_STALL],
+    "hpcai/comm/ulfm.py": [_ELASTIC],
+    "hpcai/comm/job.py": [_COMMAND, _ELASTIC],
+    "hpcai/comm/launcher.py": [_COMMAND],
+}
+
+
+def files(root: Path, room: str) -> list[str]:
+    """The room's files below root."""
+    return sorted(str(path.relative_to(root)) for pattern in FILES[room] for path in root.glob(pattern))
+
+
+def launched(file: str) -> list[tuple[str, list[str]]]:
+    """The commands that start tests of this file under a launcher, with a name for each."""
+    if any(Path(file).match(pattern) for pattern in FILES["recovery"]):
+        return [_ELASTIC]
+    ranks = [_RANKS] if file.startswith(("hpcai/comm/", "hpcai/parallel/")) else []
+    return [*ranks, *_BY_FILE.get(file, [])]
