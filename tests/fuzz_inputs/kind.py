@@ -13,9 +13,11 @@ class Kind(NamedTuple):
 
     make:    writes a damaged or odd input into an empty folder and says in a few words what it is.
     attempt: does with it what a user's command would; returns a value that says what came of it, or raises what refuses it.
+    prepare: done once before all, with a folder of its own.
     truth:   the same value found in another way, which code of hpcai had no part in reading; None where nothing is known.
     """
 
     make: Callable[[random.Random, Path], str]
     attempt: Callable[[Path], Any]
     truth: Callable[[Path], Any]
+    prepare: Callable[[Path], None] = lambda folder: None

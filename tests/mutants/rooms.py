@@ -14,7 +14,21 @@ FILES = {
     "data": ["hpcai/data/*.py"],
     "checkpoints": [
         f"hpcai/train/{name}.py"
-        for name in ["assembly", "boxes", "checkpoint", "folder", "memories", "naming", "remote", "resume", "saving", "series", "shards", "storage", "votes"]
+        for name in [
+            "assembly",
+            "boxes",
+            "checkpoint",
+            "folder",
+            "memories",
+            "naming",
+            "remote",
+            "resume",
+            "saving",
+            "series",
+            "shards",
+            "storage",
+            "votes",
+        ]
     ],
     "recovery": [f"hpcai/train/{name}.py" for name in ["elastic", "join", "newcomers", "reserve", "spares", "transfer"]],
 }
