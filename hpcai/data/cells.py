@@ -153,7 +153,7 @@ class _Reader:
                 self.check_memory()
         except csv.Error as error:
             hint = "; is a quote missing?" if "limit" in str(error) or "end of data" in str(error) else ""
-            raise DataError(f"{self.path} line {self.line + reader.line_num}: {error}{hint}") from None
+            raise DataError(f"{self.path} line {self.line + reader.line_num}: {printable(str(error))}{hint}") from None
 
     def check_memory(self, share: float = 1.0) -> None:
         """Raise DataError if the table will not fit, of which this share has been read."""
