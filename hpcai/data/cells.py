@@ -9,13 +9,13 @@ import re
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, TextIO
 
 import numpy as np
 
-from hpcai.data.csv_text import MOST_COLUMNS, blocks, lines_in
+from hpcai.data.csv_text import BLOCK, MOST_COLUMNS, blocks, lines_in
 from hpcai.data.memory import available
 from hpcai.data.opening import printable
 from hpcai.data.targets import EXACT, MOST_NAMED_CLASSES
@@ -27,6 +27,9 @@ Kind = Literal["number", "text", "any", "whole"]
 
 _DIGITS = 1000
 """Python reads no whole numbers of 4,300 or more."""
+
+_NAME = 200
+"""Characters of a class or category."""
 
 _ROWS = 4096
 _SHOWN = 60
@@ -114,7 +117,7 @@ class _Reader:
         self.codes = [array("i") for _ in self.text_places]
         self.known: list[dict[str, int]] = [{} for _ in self.text_places]
         self.values: list[dict[str, int]] = [{} for _ in self.text_places]
-        self.quick, self.rows, self.room = not self.text_places, 0, available()
+        self.quick, self.rows, self.taken, self.room = not self.text_places, 0, 0, available()
 
     def cells(self) -> Cells:
         numbers = np.frombuffer(self.numbers, np.float64).reshape(self.rows, len(self.number_places))
@@ -148,8 +151,8 @@ class _Reader:
         """Lines, cell by cell."""
         reader = csv.reader(map(self._bounded, lines), delimiter=self.plan.delimiter, strict=True)
         try:
-            while batch := [(self.line + reader.line_num, row) for row in islice(reader, _ROWS)]:
-                self._add([(line, row) for line, row in batch if row])
+            for batch in self._batches((self.line + reader.line_num, row) for row in reader if row):
+                self._add(batch)
                 self.check_memory()
         except csv.Error as error:
             hint = "; is a quote missing?" if "limit" in str(error) or "end of data" in str(error) else ""
@@ -165,7 +168,18 @@ class _Reader:
                 f"{rows * a_row:,.0f} bytes, and {self.room:,} are at hand; leave rows out, or columns with --ignore"
             )
 
+    def _batches(self, rows: Iterator[tuple[int, list[str]]]) -> Iterator[list[tuple[int, list[str]]]]:
+        """Some rows at a time, fewer where they are long."""
+        batch: list[tuple[int, list[str]]] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) >= _ROWS or self.taken > BLOCK:
+                yield batch
+                batch, self.taken = [], 0
+        yield batch
+
     def _bounded(self, line: str) -> str:
+        self.taken += len(line)
         if len(line) > MOST_COLUMNS and line.count(self.plan.delimiter) >= MOST_COLUMNS:
             raise DataError(f"{self.path} has a line of more than {MOST_COLUMNS:,} cells where the header has fewer")
         return line
@@ -185,6 +199,8 @@ class _Reader:
 
     def _add_numbers(self, batch: list[tuple[int, list[str]]]) -> None:
         cells = [row[place] for _, row in batch for place in self.number_places]
+        if not cells:
+            return
         together = "".join(cells)
         try:
             numbers = np.array(list(map(float, cells)))
@@ -240,6 +256,8 @@ class _Reader:
         kind = self.plan.kinds[place]
         if not value:
             raise DataError(f"{self._cell(line, place)} is empty; fill it, or leave its row out{self._advice(place)}")
+        if len(cell) > _NAME:
+            raise DataError(f"{self._cell(line, place)}: {short(cell)} is too long for a name{self._advice(place)}")
         if kind == "text" and is_number(value):
             raise DataError(
                 f"{self._cell(line, place)}: {short(value)} is a number, and the labels before it are not; "

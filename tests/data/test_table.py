@@ -314,6 +314,7 @@ REFUSED_LABELS = {
     "large, as a quantity": (lambda i: str(BIG + 1 + i % 2), "regression", "beyond what f64 holds.*--task classification"),
     "many large": (lambda i: str(BIG + 1 + 3 * i), None, "beyond what f64 holds.*--task classification"),
     "large and fractions": (lambda i: ["5.5", str(BIG + 1)][i % 2], None, "'5.5' is beside whole numbers beyond 2.53"),
+    "a long text": (lambda i: "x" * 300, None, "line 2, column 'y': 'x+'... .300 characters. is too long for a name"),
     "empty among texts": (lambda i: ["x", " "][i % 2], None, "line 3, column 'y' is empty"),
     "too many texts": (lambda i: f"n{i}", None, f"more than {MOST_CLASSES:,} different values, too many to be classes"),
     "too many large": (lambda i: str(BIG + 1 + 2 * i), None, f"more than {MOST_CLASSES:,} different values"),
@@ -424,6 +425,27 @@ def test_memory_is_looked_at_before_it_is_taken(load, monkeypatch):
     monkeypatch.setattr(opening, "RATIO", 1e9)
     with pytest.raises(DataError, match="does not fit into memory: at least 10,... rows"):  # nobody knows how much is to come
         load(gzip.compress(content.encode()))
+
+
+def test_long_rows_are_taken_a_few_at_a_time(load, monkeypatch):
+    """Rows of 100,000 cells, read one by one."""
+    seen = []
+    add = cells._Reader._add
+    monkeypatch.setattr(cells._Reader, "_add", lambda self, batch: (seen.append(len(batch)), add(self, batch)))
+    content = csv(",".join(f"c{i}" for i in range(100_000)) + ",y", lambda i: '"0",' + "1," * 99_999 + f"{i % 2}", 20)
+    assert load(content).shape == (100_000,)
+    assert sum(seen) == 20
+    assert max(seen) <= 1 + csv_text.BLOCK // 200_000
+
+
+def test_a_manifest_takes_descriptions_of_some_size(load, monkeypatch):
+    content = csv("a,c,y", lambda i: f"{i},n{i % 10},{i % 2}")
+    whole = load(content, categorical=["c"]).encoding
+    size = len(json.dumps(whole))
+    monkeypatch.setattr("hpcai.data.columns._DESCRIBED_BYTES", size - 1)
+    assert load(content, categorical=["c"]).encoding == whole | {"columns": None}
+    monkeypatch.setattr("hpcai.data.columns._DESCRIBED_BYTES", 40)
+    assert load(content, categorical=["c"]).encoding == {"columns": None, "label": None}
 
 
 def test_memory_of_one_hot_columns_is_looked_at(load, monkeypatch):
