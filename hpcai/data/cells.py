@@ -101,10 +101,11 @@ def read(path: Path, file: TextIO, plan: Plan, begin: int, ahead: list[str]) -> 
     reader = _Reader(path, plan, begin)
     rest = chain(ahead, blocks(path, file, begin + sum(map(lines_in, ahead))))
     for block in rest:
-        if '"' in block:  # a cell may go on in the next block
+        if '"' in block and not reader.add_quoted_numbers(block):  # a cell may go on in the next block
             reader.add_rows(line for part in chain([block], rest) for line in io.StringIO(part, newline=""))
             break
-        reader.add(block)
+        if '"' not in block:
+            reader.add(block)
         reader.check_memory(_share(file))
     return reader.cells()
 
@@ -129,11 +130,21 @@ class _Reader:
             self.add_rows(iter(io.StringIO(block, newline="")))
         self.line += lines_in(block)
 
-    def _quickly(self, block: str) -> bool:
+    def add_quoted_numbers(self, block: str) -> bool:
+        """Lines of numbers, some in quotes, all of which stand at the ends of cells; else nothing is done."""
+        cut = self.plan.delimiter
+        ends = sum(map(block.count, (cut + '"', '"' + cut, '\n"', '"\n', '"\r'))) + block.startswith('"') + block.endswith('"')
+        if block.count('"') % 2 or block.count('"') != ends or not self._quickly(block, '"'):
+            return False
+        self.line += lines_in(block)
+        return True
+
+    def _quickly(self, block: str, quote: str | None = None) -> bool:
         if not self.quick or not block.isascii():
             return False
+        cut = self.plan.delimiter
         try:
-            found = np.loadtxt(io.StringIO(block, newline=""), delimiter=self.plan.delimiter, comments=None, ndmin=2)
+            found = np.loadtxt(io.StringIO(block, newline=""), delimiter=cut, comments=None, ndmin=2, quotechar=quote)
         except ValueError:
             self.quick = False  # there is a text, be it in a column that is left out
             return False

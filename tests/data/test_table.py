@@ -70,6 +70,8 @@ FORMS = {
     "empty lines": b"\n\n" + TABLE.replace("\n", "\n\n").encode(),
     "spaces": TABLE.replace(",", " , ").encode(),
     "quotes": csv('"a","b","kind"', lambda i: ",".join(f'"{cell}"' for cell in ordinary(i).split(","))).encode(),
+    "some quotes": csv("a,b,kind", lambda i: ordinary(i) if i % 3 else f'"{i}",{ordinary(i).split(",", 1)[1]}').encode(),
+    "quotes around a line break": TABLE.replace("\n1,", '\n"1\n",').encode(),
     "quotes in the last row": (TABLE.removesuffix("0\n") + '"0"\n').encode(),
     "an index": csv(",a,b,kind", lambda i: f"{i},{ordinary(i)}").encode(),
     "names in quotes with a line break": TABLE.replace("b", '" b\n"', 1).encode(),
@@ -432,8 +434,8 @@ def test_long_rows_are_taken_a_few_at_a_time(load, monkeypatch):
     seen = []
     add = cells._Reader._add
     monkeypatch.setattr(cells._Reader, "_add", lambda self, batch: (seen.append(len(batch)), add(self, batch)))
-    content = csv(",".join(f"c{i}" for i in range(100_000)) + ",y", lambda i: '"0",' + "1," * 99_999 + f"{i % 2}", 20)
-    assert load(content).shape == (100_000,)
+    content = csv(",".join(f"c{i}" for i in range(100_000)) + ",y", lambda i: '"t",' + "1," * 99_999 + f"{i % 2}", 20)
+    assert load(content, ignore=["c0"]).shape == (99_999,)
     assert sum(seen) == 20
     assert max(seen) <= 1 + csv_text.BLOCK // 200_000
 
