@@ -422,8 +422,11 @@ def test_memory_is_looked_at_before_it_is_taken(load, monkeypatch):
     monkeypatch.setattr(cells, "available", lambda: needed + 300_000)
     assert len(load(content).x_train) == 16_000
     monkeypatch.setattr(cells, "available", lambda: needed // 2)
+    added, add = [], cells._Reader.add
+    monkeypatch.setattr(cells._Reader, "add", lambda self, block: (added.append(block), add(self, block)))
     with pytest.raises(DataError, match=r"does not fit into memory: at least 1\d,\d\d\d rows of 93 bytes .*--ignore"):
         load(content)
+    assert len(added) < 20  # of some 300: it is foreseen
     monkeypatch.setattr(opening, "RATIO", 1e9)
     with pytest.raises(DataError, match="does not fit into memory: at least 10,... rows"):  # nobody knows how much is to come
         load(gzip.compress(content.encode()))
