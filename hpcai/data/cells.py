@@ -9,13 +9,13 @@ import re
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, TextIO
 
 import numpy as np
 
-from hpcai.data.csv_text import MOST_COLUMNS, blocks, lines_in
+from hpcai.data.csv_text import BLOCK, MOST_COLUMNS, blocks, lines_in
 from hpcai.data.memory import available
 from hpcai.data.opening import printable
 from hpcai.data.targets import EXACT, MOST_NAMED_CLASSES
@@ -27,6 +27,9 @@ Kind = Literal["number", "text", "any", "whole"]
 
 _DIGITS = 1000
 """Python reads no whole numbers of 4,300 or more."""
+
+_NAME = 200
+"""Characters of a class or category."""
 
 _ROWS = 4096
 _SHOWN = 60
@@ -98,10 +101,11 @@ def read(path: Path, file: TextIO, plan: Plan, begin: int, ahead: list[str]) -> 
     reader = _Reader(path, plan, begin)
     rest = chain(ahead, blocks(path, file, begin + sum(map(lines_in, ahead))))
     for block in rest:
-        if '"' in block:  # a cell may go on in the next block
+        if '"' in block and not reader.add_quoted_numbers(block):  # a cell may go on in the next block
             reader.add_rows(line for part in chain([block], rest) for line in io.StringIO(part, newline=""))
             break
-        reader.add(block)
+        if '"' not in block:
+            reader.add(block)
         reader.check_memory(_share(file))
     return reader.cells()
 
@@ -114,7 +118,7 @@ class _Reader:
         self.codes = [array("i") for _ in self.text_places]
         self.known: list[dict[str, int]] = [{} for _ in self.text_places]
         self.values: list[dict[str, int]] = [{} for _ in self.text_places]
-        self.quick, self.rows, self.room = not self.text_places, 0, available()
+        self.quick, self.rows, self.taken, self.room = not self.text_places, 0, 0, available()
 
     def cells(self) -> Cells:
         numbers = np.frombuffer(self.numbers, np.float64).reshape(self.rows, len(self.number_places))
@@ -126,11 +130,21 @@ class _Reader:
             self.add_rows(iter(io.StringIO(block, newline="")))
         self.line += lines_in(block)
 
-    def _quickly(self, block: str) -> bool:
+    def add_quoted_numbers(self, block: str) -> bool:
+        """Lines of numbers, some in quotes, all of which stand at the ends of cells; else nothing is done."""
+        cut = self.plan.delimiter
+        ends = sum(map(block.count, (cut + '"', '"' + cut, '\n"', '"\n', '"\r'))) + block.startswith('"') + block.endswith('"')
+        if block.count('"') % 2 or block.count('"') != ends or not self._quickly(block, '"'):
+            return False
+        self.line += lines_in(block)
+        return True
+
+    def _quickly(self, block: str, quote: str | None = None) -> bool:
         if not self.quick or not block.isascii():
             return False
+        cut = self.plan.delimiter
         try:
-            found = np.loadtxt(io.StringIO(block, newline=""), delimiter=self.plan.delimiter, comments=None, ndmin=2)
+            found = np.loadtxt(io.StringIO(block, newline=""), delimiter=cut, comments=None, ndmin=2, quotechar=quote)
         except ValueError:
             self.quick = False  # there is a text, be it in a column that is left out
             return False
@@ -148,12 +162,12 @@ class _Reader:
         """Lines, cell by cell."""
         reader = csv.reader(map(self._bounded, lines), delimiter=self.plan.delimiter, strict=True)
         try:
-            while batch := [(self.line + reader.line_num, row) for row in islice(reader, _ROWS)]:
-                self._add([(line, row) for line, row in batch if row])
+            for batch in self._batches((self.line + reader.line_num, row) for row in reader if row):
+                self._add(batch)
                 self.check_memory()
         except csv.Error as error:
             hint = "; is a quote missing?" if "limit" in str(error) or "end of data" in str(error) else ""
-            raise DataError(f"{self.path} line {self.line + reader.line_num}: {error}{hint}") from None
+            raise DataError(f"{self.path} line {self.line + reader.line_num}: {printable(str(error))}{hint}") from None
 
     def check_memory(self, share: float = 1.0) -> None:
         """Raise DataError if the table will not fit, of which this share has been read."""
@@ -165,7 +179,18 @@ class _Reader:
                 f"{rows * a_row:,.0f} bytes, and {self.room:,} are at hand; leave rows out, or columns with --ignore"
             )
 
+    def _batches(self, rows: Iterator[tuple[int, list[str]]]) -> Iterator[list[tuple[int, list[str]]]]:
+        """Some rows at a time, fewer where they are long."""
+        batch: list[tuple[int, list[str]]] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) >= _ROWS or self.taken > BLOCK:
+                yield batch
+                batch, self.taken = [], 0
+        yield batch
+
     def _bounded(self, line: str) -> str:
+        self.taken += len(line)
         if len(line) > MOST_COLUMNS and line.count(self.plan.delimiter) >= MOST_COLUMNS:
             raise DataError(f"{self.path} has a line of more than {MOST_COLUMNS:,} cells where the header has fewer")
         return line
@@ -185,6 +210,8 @@ class _Reader:
 
     def _add_numbers(self, batch: list[tuple[int, list[str]]]) -> None:
         cells = [row[place] for _, row in batch for place in self.number_places]
+        if not cells:
+            return
         together = "".join(cells)
         try:
             numbers = np.array(list(map(float, cells)))
@@ -240,6 +267,8 @@ class _Reader:
         kind = self.plan.kinds[place]
         if not value:
             raise DataError(f"{self._cell(line, place)} is empty; fill it, or leave its row out{self._advice(place)}")
+        if len(cell) > _NAME:
+            raise DataError(f"{self._cell(line, place)}: {short(cell)} is too long for a name{self._advice(place)}")
         if kind == "text" and is_number(value):
             raise DataError(
                 f"{self._cell(line, place)}: {short(value)} is a number, and the labels before it are not; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,9 @@ MOST_DESCRIBED = 20_000
 
 UNUSUAL = 1e4
 """More deviations than this from the mean are worth a warning; 16-bit floats end at 65504."""
+
+_DESCRIBED_BYTES = 4 << 20
+"""Nor of one whose description takes more than this."""
 
 _GROUP = 1 << 20
 """Numbers that are scaled at a time."""
@@ -61,8 +65,17 @@ def features(cells: Cells, numbers: list[str], texts: list[str], train: Array, t
         notes.append(f"column {name!r}: one-hot, {len(found)} categories ({shown(found)})")
         if unseen := [values[code] for code in np.setdiff1d(codes[test], seen)]:
             warnings.append(f"column {name!r}: only rows for testing have {shown(unseen)}, which is none of its categories")
-    described = encoding if len(numbers) + len(texts) <= MOST_DESCRIBED else None
-    return Features(x[0], x[1], names, described, tuple(notes), tuple(warnings))
+    told = encoding if len(numbers) + len(texts) <= MOST_DESCRIBED else None
+    return Features(x[0], x[1], names, told, tuple(notes), tuple(warnings))
+
+
+def described(columns: list[dict[str, Any]] | None, label: dict[str, Any]) -> dict[str, Any]:
+    """What a prediction needs, without what would be too long for a manifest."""
+    found: dict[str, Any] = {"columns": columns, "label": label}
+    for part in ("columns", "label"):
+        if len(json.dumps(found)) > _DESCRIBED_BYTES:
+            found[part] = None
+    return found
 
 
 def leaks(x: Array, y: Array, names: list[str]) -> tuple[str, ...]:

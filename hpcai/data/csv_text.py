@@ -127,5 +127,5 @@ def _names(path: Path, text: str, delimiter: str) -> list[str]:
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
-        raise DataError(f"{path} line 1 does not name columns: {error}") from None
+        raise DataError(f"{path} line 1 does not name columns: {printable(str(error))}") from None
     return [plain_name(name) for name in next((row for row in rows if row), [])]

@@ -13,7 +13,7 @@ import numpy as np
 
 from hpcai.data import cells as table_cells
 from hpcai.data.cells import Cells, Kind, OtherLabel, Plan, is_number
-from hpcai.data.columns import features, in_order, leaks
+from hpcai.data.columns import described, features, in_order, leaks
 from hpcai.data.csv_text import Header, blocks, decoded, header, listed, plain_name
 from hpcai.data.dataset import Dataset, hold_out
 from hpcai.data.opening import opened, printable
@@ -169,7 +169,7 @@ def _dataset(path: Path, plan: Plan, cells: Cells, task: Task | None, notes: tup
         target_unit=y.unit,
         warnings=(*y.warnings, *x.warnings, *leaks(x.train, y.train.reshape(-1), x.names)),
         notes=(said, *notes, *x.notes, f"label {label!r}: {y.said}"),
-        encoding={"columns": x.encoding, "label": {"name": label} | y.encoding},
+        encoding=described(x.encoding, {"name": label} | y.encoding),
     )
 
 

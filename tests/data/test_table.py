@@ -70,6 +70,8 @@ FORMS = {
     "empty lines": b"\n\n" + TABLE.replace("\n", "\n\n").encode(),
     "spaces": TABLE.replace(",", " , ").encode(),
     "quotes": csv('"a","b","kind"', lambda i: ",".join(f'"{cell}"' for cell in ordinary(i).split(","))).encode(),
+    "some quotes": csv("a,b,kind", lambda i: ordinary(i) if i % 3 else f'"{i}",{ordinary(i).split(",", 1)[1]}').encode(),
+    "quotes around a line break": TABLE.replace("\n1,", '\n"1\n",').encode(),
     "quotes in the last row": (TABLE.removesuffix("0\n") + '"0"\n').encode(),
     "an index": csv(",a,b,kind", lambda i: f"{i},{ordinary(i)}").encode(),
     "names in quotes with a line break": TABLE.replace("b", '" b\n"', 1).encode(),
@@ -314,6 +316,7 @@ REFUSED_LABELS = {
     "large, as a quantity": (lambda i: str(BIG + 1 + i % 2), "regression", "beyond what f64 holds.*--task classification"),
     "many large": (lambda i: str(BIG + 1 + 3 * i), None, "beyond what f64 holds.*--task classification"),
     "large and fractions": (lambda i: ["5.5", str(BIG + 1)][i % 2], None, "'5.5' is beside whole numbers beyond 2.53"),
+    "a long text": (lambda i: "x" * 300, None, "line 2, column 'y': 'x+'... .300 characters. is too long for a name"),
     "empty among texts": (lambda i: ["x", " "][i % 2], None, "line 3, column 'y' is empty"),
     "too many texts": (lambda i: f"n{i}", None, f"more than {MOST_CLASSES:,} different values, too many to be classes"),
     "too many large": (lambda i: str(BIG + 1 + 2 * i), None, f"more than {MOST_CLASSES:,} different values"),
@@ -419,11 +422,35 @@ def test_memory_is_looked_at_before_it_is_taken(load, monkeypatch):
     monkeypatch.setattr(cells, "available", lambda: needed + 300_000)
     assert len(load(content).x_train) == 16_000
     monkeypatch.setattr(cells, "available", lambda: needed // 2)
+    added, add = [], cells._Reader.add
+    monkeypatch.setattr(cells._Reader, "add", lambda self, block: (added.append(block), add(self, block)))
     with pytest.raises(DataError, match=r"does not fit into memory: at least 1\d,\d\d\d rows of 93 bytes .*--ignore"):
         load(content)
+    assert len(added) < 20  # of some 300: it is foreseen
     monkeypatch.setattr(opening, "RATIO", 1e9)
     with pytest.raises(DataError, match="does not fit into memory: at least 10,... rows"):  # nobody knows how much is to come
         load(gzip.compress(content.encode()))
+
+
+def test_long_rows_are_taken_a_few_at_a_time(load, monkeypatch):
+    """Rows of 100,000 cells, read one by one."""
+    seen = []
+    add = cells._Reader._add
+    monkeypatch.setattr(cells._Reader, "_add", lambda self, batch: (seen.append(len(batch)), add(self, batch)))
+    content = csv(",".join(f"c{i}" for i in range(100_000)) + ",y", lambda i: '"t",' + "1," * 99_999 + f"{i % 2}", 20)
+    assert load(content, ignore=["c0"]).shape == (99_999,)
+    assert sum(seen) == 20
+    assert max(seen) <= 1 + csv_text.BLOCK // 200_000
+
+
+def test_a_manifest_takes_descriptions_of_some_size(load, monkeypatch):
+    content = csv("a,c,y", lambda i: f"{i},n{i % 10},{i % 2}")
+    whole = load(content, categorical=["c"]).encoding
+    size = len(json.dumps(whole))
+    monkeypatch.setattr("hpcai.data.columns._DESCRIBED_BYTES", size - 1)
+    assert load(content, categorical=["c"]).encoding == whole | {"columns": None}
+    monkeypatch.setattr("hpcai.data.columns._DESCRIBED_BYTES", 40)
+    assert load(content, categorical=["c"]).encoding == {"columns": None, "label": None}
 
 
 def test_memory_of_one_hot_columns_is_looked_at(load, monkeypatch):
