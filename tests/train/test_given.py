@@ -85,6 +85,11 @@ def test_numbers(name):
     assert wanted in refused(flag(name, "nan"))
 
 
+def test_numbers_that_are_cast_fit():
+    for name in ("lr", "weight_decay", "clip"):
+        assert "to 3e+38" in refused_value(name, "1e39")
+
+
 @pytest.mark.parametrize("name", of_type(bool))
 def test_flags_take_words(name, monkeypatch):
     for words, wanted in ((("", "=true", "=1", "=Yes", "=on"), True), (("=false", "=0", "=no", "=OFF"), False)):
