@@ -35,7 +35,7 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     """Train as the options say, on all ranks of `comm`; returns the summary, on all ranks.
 
     Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png.
-    Raises: UsageError, DataError, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
+    Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
     """
     if options.stall_timeout is not None:
         comm.set_timeout(options.stall_timeout)
