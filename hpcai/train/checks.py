@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hpcai.errors import UsageError
-from hpcai.ops.streams import seed_checked
 from hpcai.reduce.named import named
 from hpcai.reduce.reproducible import MOST
 from hpcai.train import signals
@@ -18,10 +17,6 @@ def check(o: Options) -> None:
     """Raise UsageError for what makes no sense."""
     for choice in [o.compress] * (o.compress != "auto") + [choice for _, choice in o.compress_layers]:
         named(choice, 1)
-    try:
-        seed_checked(o.seed)
-    except ValueError as error:
-        raise UsageError(f"--seed: {error}") from None
     refuse = [
         (
             o.momentum is not None and o.optimizer not in ("sgd", "momentum", "nesterov"),

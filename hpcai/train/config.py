@@ -14,7 +14,7 @@ from hpcai import environment
 from hpcai.data import sources
 from hpcai.reduce.named import CHOICES
 from hpcai.train import checks, given
-from hpcai.train.readers import Reader, names, number, patterns, resumed, signal_names, text_or_nothing, whole, widths
+from hpcai.train.readers import MOST_F32, Reader, names, number, patterns, resumed, signal_names, text_or_nothing, whole, widths
 
 _DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
 
@@ -60,7 +60,7 @@ class Options:
     sample: int = option(0, "gpt: bytes of text to write at the end", whole(0, 1 << 30))
     mesh: str = option("", "ranks of each axis, dp=N,tp=N,pp=N; one left out takes what remains (all dp)", text_or_nothing)
     micro_batches: int = option(
-        1, "parts of a rank's batch that are computed in turn: pipelining, or gradient accumulation", whole(1)
+        1, "parts of a rank's batch that are computed in turn: pipelining, or gradient accumulation", whole(1, 4096)
     )
     pipeline: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = option("1f1b", "schedule of pipeline stages")
     chunks: int | None = option(None, "interleaved: stages a rank (2)", whole(1, 10_000))
@@ -76,14 +76,14 @@ class Options:
     batch: int = option(128, "samples in a step, over all ranks", whole(1))
     optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"] = option("adam", "optimizer")
     lr: float | None = option(
-        None, "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw 0.001; lamb 0.005)", number(above=0)
+        None, "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw 0.001; lamb 0.005)", number(above=0, most=MOST_F32)
     )
     momentum: float | None = option(None, "for sgd (0), momentum and nesterov (0.9)", number(least=0, below=1))
-    weight_decay: float | None = option(None, "weight decay (adamw, lamb 0.01; others 0)", number(least=0))
+    weight_decay: float | None = option(None, "weight decay (adamw, lamb 0.01; others 0)", number(least=0, most=MOST_F32))
     schedule: Literal["constant", "cosine", "step"] = option("constant", "course of the learning rate")
     warmup: int = option(0, "steps of linear warm-up")
     decay_steps: int = option(1000, "schedule step: multiply the learning rate by 0.1 every so many steps", whole(1))
-    clip: float = option(0.0, "limit of the gradient's global norm (0: none)", number(least=0))
+    clip: float = option(0.0, "limit of the gradient's global norm (0: none)", number(least=0, most=MOST_F32))
     reduction: Literal["mean", "sum"] = option("mean", "gradient of the mean or of the sum of the losses in a global batch")
     seed: int = option(0, "seed of initial parameters and of the order of samples", whole(0, 2**64 - 1))
     dtype: Literal["f32", "f64", "bf16", "f16"] = option(

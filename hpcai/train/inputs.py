@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,25 +77,3 @@ def _check_range(options: Options, dataset: Dataset) -> None:
         worst, most = max(ends, key=abs), float(np.finfo(np.float16).max)
         if abs(worst) > most:
             raise UsageError(f"--dtype f16 holds numbers up to {most:,.0f}, and the data have {worst:.6g}; take bf16 or f32")
-
-
-def require_writable(options: Options) -> None:
-    """On rank 0: raise OSError or UsageError for a file that cannot be written, also one that only the run's end opens."""
-    paths = [Path(os.path.realpath(path)) for path in report.files(options)]
-    for i, path in enumerate(paths):
-        if path in paths[:i]:
-            raise UsageError(f"{path} would be two of the run's files at once; give --metrics and --trace files of their own")
-        _try_to_open(path)
-
-
-def _try_to_open(path: Path) -> None:
-    """Leaves a file as it is, and makes none, but the folder."""
-    if path.exists() and not (path.is_file() or path.samefile(os.devnull)):
-        raise UsageError(
-            f"{path} is {'a folder' if path.is_dir() else 'no file'}, where a file is to be written; give another path"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    path.open("ab").close()
-    if fresh:
-        path.unlink()

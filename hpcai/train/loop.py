@@ -18,7 +18,7 @@ from hpcai.data.dataset import Dataset, take
 from hpcai.errors import HpcaiError, NonFiniteError, RankFailed
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, elastic, fits, inputs, lock, newcomers, report, resume, sampling, signals, spares, trace
+from hpcai.train import advice, elastic, fits, inputs, lock, newcomers, outputs, report, resume, sampling, signals, spares, trace
 from hpcai.train.build import build_schedule
 from hpcai.train.config import Options
 from hpcai.train.lock import Locks
@@ -35,7 +35,7 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     """Train as the options say, on all ranks of `comm`; returns the summary, on all ranks.
 
     Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png.
-    Raises: UsageError, DataError, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
+    Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
     """
     if options.stall_timeout is not None:
         comm.set_timeout(options.stall_timeout)
@@ -55,7 +55,7 @@ def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks)
     folder = Path(options.run or "runs")
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size))
     _hold(locks, comm)
-    comm.on_root(lambda: inputs.require_writable(options))
+    comm.on_root(lambda: outputs.require_writable(options))
     place = resume.prepare(options, comm)
     fits.require(options, dataset, comm)
     options = advice.decided(options, dataset, comm)

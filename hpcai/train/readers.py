@@ -17,6 +17,9 @@ Reader = Callable[[Any], Any]
 MOST = 2**53
 """Whole numbers go up to this, as JSON's do, where nothing else is said."""
 
+MOST_F32 = 3e38
+"""Numbers that become f32 go up to this."""
+
 LONGEST_TEXT, MOST_NAMES = 4096, 1000
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,30})")
@@ -56,7 +59,7 @@ def number(
     def read(value: Any) -> float:
         text = value.strip(" ") if isinstance(value, str) else repr(value) if type(value) in (int, float) else ""
         found = float(text) if _NUMBER.fullmatch(text) else math.nan
-        if not (math.isfinite(found) and least <= found <= most and above < found < below):
+        if not (least <= found <= most and above < found < below):  # never true of NaN, nor of an infinity
             raise ValueError
         return found
 

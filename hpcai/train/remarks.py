@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hpcai.train import strict
 from hpcai.train.config import Options
 
 MATTER = (
@@ -60,7 +61,7 @@ def beforehand(o: Options, samples: int, per_epoch: int, total: int) -> list[str
 
 def recorded(options: Options) -> dict[str, Any]:
     """What a checkpoint keeps of the options, to compare it later."""
-    found: dict[str, Any] = json.loads(json.dumps({name: getattr(options, name) for name in (*MATTER, *LENGTH)}))
+    found: dict[str, Any] = json.loads(strict.dumps({name: getattr(options, name) for name in (*MATTER, *LENGTH)}))
     return found
 
 

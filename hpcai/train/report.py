@@ -20,7 +20,7 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError
 from hpcai.parallel.schedules import Work
-from hpcai.train import remarks, resume, strict, trace
+from hpcai.train import outputs, remarks, resume, strict, trace
 from hpcai.train import summary as summaries
 from hpcai.train.assembly import whole_layout
 from hpcai.train.config import Options
@@ -50,7 +50,7 @@ class Reporter:
         self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
         self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
         self.folder, self.locks = Path(options.run or "runs"), locks
-        self.metrics_path = metrics_path(options)
+        self.metrics_path = outputs.metrics_path(options)
         self.first = progress.step
         self.started = self.epoch_started = perf_counter()
         self.reports: list[Report] = []
@@ -228,19 +228,6 @@ class Reporter:
 
     def _median(self, name: str) -> float:
         return statistics.median([getattr(r, name) for r in self.reports]) if self.reports else 0.0
-
-
-def metrics_path(options: Options) -> Path:
-    """Where the lines of steps go."""
-    return Path(options.metrics) if options.metrics else Path(options.run or "runs") / "metrics.jsonl"
-
-
-def files(options: Options) -> list[Path]:
-    """All that a run with these options writes, but checkpoints."""
-    folder = Path(options.run or "runs")
-    trace_files = [Path(options.trace)] if options.trace else []
-    pictures = [folder / "loss.png", *(path.with_suffix(".png") for path in trace_files)] if options.plot else []
-    return [folder / "summary.json", metrics_path(options), *trace_files, *pictures]
 
 
 def say(text: bytes) -> None:

@@ -282,14 +282,15 @@ def _refuse_or_set_aside(options: Options, folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """All but locks, which stay where they are."""
+    """All but locks, which stay where they are. What a link leads to stays on its file system."""
     present = [folder / name for name in WRITTEN if (folder / name).exists()]
-    present = [path for path in present if not path.is_dir() or [one for one in path.iterdir() if one.name != lock.NAME]]
-    if not present:
-        return
+    present = [path for path in present if not path.is_dir() or _has_files(path)]
     old = folder / naming.next_previous(path.name for path in folder.iterdir())
-    old.mkdir()
     for path in present:
+        if path.is_dir() and path.is_symlink():
+            Local(path).set_aside(Local(path).names())
+            continue
+        old.mkdir(exist_ok=True)
         if not path.is_dir():
             path.rename(old / path.name)
             continue
@@ -297,6 +298,12 @@ def _set_aside(folder: Path) -> None:
         for one in sorted(path.iterdir(), reverse=True):  # the newest first, as in Local.set_aside
             if one.name != lock.NAME:
                 one.rename(old / path.name / one.name)
+
+
+def _has_files(folder: Path) -> bool:
+    """Whether there is more than a lock, or behind a link a checkpoint."""
+    names = Local(folder).names() if folder.is_symlink() else [one.name for one in folder.iterdir() if one.name != lock.NAME]
+    return bool(names)
 
 
 def _identity(options: Options, mine: Replica) -> dict[str, Any]:

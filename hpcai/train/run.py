@@ -77,8 +77,9 @@ class Run:
     def resized(self) -> None:
         """Make room for this rank's samples of a batch, after the number of ranks has changed."""
         grain = self.mine.grain or 1
-        grains = -(-min(self.options.batch, self.dataset.train_samples) // grain)
-        self.rows = room(self.dataset, -(-grains // self.mine.mesh.dp.size) * grain, self.mine)
+        batch = min(self.options.batch, self.dataset.train_samples)
+        grains = -(-batch // grain)
+        self.rows = room(self.dataset, min(batch, -(-grains // self.mine.mesh.dp.size) * grain), self.mine)
 
     def completed(self, outcome: Report) -> None:
         """Count a step."""

@@ -141,6 +141,24 @@ def test_a_lock_file_that_was_deleted_is_locked_anew(tmp_path, holder):
     locks.close()
 
 
+def test_a_lock_file_that_is_deleted_just_before_it_is_locked_counts_for_nothing(tmp_path, monkeypatch):
+    real, times = lock.fcntl.lockf, []
+
+    def lockf(handle, how):
+        times.append(handle)
+        if len(times) == 1:
+            (tmp_path / lock.NAME).unlink()
+        real(handle, how)
+
+    monkeypatch.setattr(lock.fcntl, "lockf", lockf)
+    locks = Locks([tmp_path])
+    locks.take(5.0)
+    assert len(times) == 2
+    assert lock._key((tmp_path / lock.NAME).stat()) in lock._held
+    locks.close()
+    assert not lock._held
+
+
 @pytest.mark.parametrize(
     "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/etc/passwd", path)], ids=["FIFO", "folder", "link"]
 )

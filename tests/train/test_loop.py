@@ -272,6 +272,17 @@ def test_starting_afresh_moves_the_earlier_run_aside(tmp_path):
     ]
 
 
+def test_checkpoints_behind_a_link_are_moved_aside_there(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "scratch")
+    for _ in range(3):
+        train(1, options(tmp_path, "--steps", "3"))
+    assert (tmp_path / "run" / "checkpoints").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "scratch").iterdir()) == [".lock", "previous-1", "previous-2", "step-000000003"]
+    assert sorted(p.name for p in (tmp_path / "run" / "previous-2").iterdir()) == ["metrics.jsonl", "summary.json"]
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     train(1, options(tmp_path, "--steps", "50", "--checkpoint-steps", "10", "--keep", "3"))
     assert [p.name for p in checkpoint.all_in(tmp_path / "run" / "checkpoints")] == [

@@ -22,7 +22,7 @@ AROUND = {
 LAST_BITS = "mesh micro_batches pipeline chunks zero recompute algorithm overlap bucket_bytes"
 """Options that decide how the same sums are made."""
 
-DATA = "data label ignore"
+DATA = "data label ignore categorical task image_channels"
 
 
 def words(*texts):
@@ -145,3 +145,9 @@ def test_gradients_beyond_fp16_are_told_of_bf16(tmp_path, compress, words):
     flags = ["--data", f"npz:{tmp_path / 'd.npz'}", "--reduction", "sum", "--steps", "60", "--optimizer", "sgd", "--lr", "1e4"]
     with pytest.raises(NonFiniteError, match=words):
         threads.run(2, lambda comm: fit(options(tmp_path, *flags, "--compress", compress, "--compress-smallest", "1"), comm))
+
+
+def test_a_grain_or_batch_beyond_the_data_takes_no_memory(tmp_path, capsys):
+    flags = ["--compress", "reproducible", "--grain", 2**40, "--steps", 1]
+    assert said(capsys, tmp_path, *flags) == []
+    assert len(said(capsys, tmp_path, "--batch", 2**40, "--steps", 1, "--model", "mlp", "--mesh", "pp=2,dp=1")) == 1

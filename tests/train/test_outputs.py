@@ -7,8 +7,8 @@ import pytest
 from hpcai.comm import threads
 from hpcai.errors import HpcaiError
 from hpcai.train import config, loop
-from hpcai.train.inputs import require_writable
 from hpcai.train.loop import fit
+from hpcai.train.outputs import require_writable
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
