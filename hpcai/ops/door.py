@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache, wraps
+from functools import wraps
 from itertools import combinations
 from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
@@ -32,6 +32,12 @@ NAMES = DTYPES | {"u8": np.dtype(np.uint8), "u16": np.dtype(np.uint16), "u32": n
 LETTERS = {"T": "f32|f64", "L": "u8|u16", "A": "|".join(DTYPES), "B": "|".join(DTYPES)}
 ARRAYS = {np.ndarray, np.memmap}
 """Subclasses that mean something else by their values, as masked arrays do, are not among them."""
+
+OWNERS: set[type] = {np.ndarray}
+"""Types whose instances own memory that no other has: two arrays with different owners of these types are apart."""
+
+MOST_SEEN = 1024
+"""Combinations of dtypes and shapes that a verb remembers."""
 
 WHOLE = {int, *(np.dtype(kind).type for kind in "bhilqBHILQ")}
 SCALARS: dict[str, tuple[set[type], str, int | None]] = {
@@ -89,10 +95,13 @@ def _guarded(verb: Any, signature: inspect.Signature, rules: list[Rule], same: s
     """The verb behind its door. `.unchecked` is the verb itself, for callers that have looked; `.rules` are for tests."""
     names, title = list(signature.parameters), verb.__name__
     places = [(names.index(rule.name), rule) for rule in rules]
+    looks = [(at, rule.written, rule.strided) for at, rule in places]
     limited = [(at, rule.name) for at, rule in places if rule.limit]
     apart = [(a, b, {one.name, two.name} <= same) for (a, one), (b, two) in combinations(places, 2) if one.written or two.written]
     scalars = [(names.index(name), name, *kind) for name, kind in _scalars(signature)]
     fits, shaping = _fits(title, verb.__globals__, rules, where, [name for _, name, *_ in scalars])
+    optional = {at for at, rule in places if rule.optional}
+    seen: dict[tuple[Any, ...], tuple[int, ...]] = {}
     shaping_places = [names.index(name) for name in shaping]
 
     @wraps(verb)
@@ -100,26 +109,35 @@ def _guarded(verb: Any, signature: inspect.Signature, rules: list[Rule], same: s
         if named or len(args) != len(names):
             args = _completed(signature, args, named)
         key: list[Any] = []
-        for at, rule in places:
+        owners: dict[int, Any] = {}
+        for at, written, strided in looks:
             x = args[at]
             if type(x) in ARRAYS:
                 flags = x.flags
-                if not (flags.carray if rule.written else flags.aligned and (rule.strided or flags.c_contiguous)):
-                    _refuse_memory(title, rule, x)
-                key.append(x.dtype)
-                key.append(x.shape)
-            elif x is None and rule.optional:
+                if not (flags.carray if written else flags.aligned and (strided or flags.c_contiguous)):
+                    _refuse_memory(title, names[at], written, x)
+                key += (x.dtype, x.shape)
+                while x.base is not None:
+                    x = x.base
+                    if type(x) is not np.ndarray:
+                        break
+                owners[at] = x
+            elif x is None and at in optional:
                 key += (None, None)
             else:
-                raise TypeError(f"{title} wants {rule.name} as a numpy array, got {described(x)}")
+                raise TypeError(f"{title} wants {names[at]} as a numpy array, got {described(x)}")
         for at, name, kinds, words, limit in scalars:
             if type(args[at]) not in kinds or (limit and args[at] is not None and not 0 <= args[at] < limit):
                 _refuse_scalar(title, name, words, args[at])
-        limits = fits(*key, *[args[at] for at in shaping_places])
-        for a, b, may_be_same in apart:
-            one, two = args[a], args[b]
-            if one is not None and two is not None and np.may_share_memory(one, two) and not (may_be_same and _same(one, two)):
-                raise ValueError(f"{title} wants {names[a]} and {names[b]} in memory of their own, got arrays that overlap")
+        for at in shaping_places:
+            key.append(args[at])
+        limits = seen.get(fitting := tuple(key))
+        if limits is None:
+            if len(seen) >= MOST_SEEN:
+                seen.clear()
+            limits = seen[fitting] = fits(*key)
+        if apart and not (len({*map(id, owners.values())}) == len(owners) and OWNERS.issuperset(map(type, owners.values()))):
+            _refuse_overlap(title, names, args, owners, apart)
         for (at, name), limit in zip(limited, limits, strict=True):
             refuse_outside(title, name, args[at], limit)
         return verb(*args)
@@ -148,16 +166,13 @@ def _scalars(signature: inspect.Signature) -> list[tuple[str, tuple[Any, ...]]]:
 def _fits(
     title: str, scope: dict[str, Any], rules: list[Rule], where: dict[str, str], scalars: list[str]
 ) -> tuple[Callable[..., tuple[int, ...]], list[str]]:
-    """The check of dtypes and shapes, which returns the limits of values and remembers what it has seen; and what scalars it
-    wants.
-    """
+    """The check of dtypes and shapes, which returns the limits of values; and the scalars that it wants."""
     sizes = {dim for rule in rules for dim in rule.dims or () if dim.isidentifier()}
     spelt = [*where, *(dim for rule in rules for dim in rule.dims or ()), *(rule.limit for rule in rules if rule.limit)]
     wanted = {text: set(compile(text, title, "eval").co_names) for text in spelt}
     shaping = [name for name in scalars if any(name in used for used in wanted.values())]
     early = [text for text in where if not wanted[text] & (sizes | LETTERS.keys())]
 
-    @lru_cache(maxsize=1024, typed=True)
     def fits(*key: Any) -> tuple[int, ...]:
         count = 2 * len(rules)
         bound: dict[str, Any] = dict(zip(shaping, key[count:], strict=True))
@@ -233,11 +248,23 @@ def _same(one: Array, two: Array) -> bool:
     )
 
 
-def _refuse_memory(title: str, rule: Rule, x: Array) -> NoReturn:
+def _refuse_overlap(
+    title: str, names: list[str], args: tuple[Any, ...], owners: dict[int, Any], apart: list[tuple[int, int, bool]]
+) -> None:
+    """Raise ValueError if arrays share memory, which they may where not each is alone in what its owner has."""
+    alone = {i for i, owner in owners.items() if type(owner) in OWNERS}
+    for i, j, may_be_same in apart:
+        if i not in owners or j not in owners or (owners[i] is not owners[j] and i in alone and j in alone):
+            continue
+        if np.may_share_memory(args[i], args[j]) and not (may_be_same and _same(args[i], args[j])):
+            raise ValueError(f"{title} wants {names[i]} and {names[j]} in memory of their own, got arrays that overlap")
+
+
+def _refuse_memory(title: str, name: str, written: bool, x: Array) -> NoReturn:
     flags = x.flags
     fault = "not contiguous" if not flags.c_contiguous else "not aligned" if not flags.aligned else "read-only"
     raise ValueError(
-        f"{title} wants {rule.name} in one aligned piece of memory{' that it can write' * rule.written}, got {described(x)}, "
+        f"{title} wants {name} in one aligned piece of memory{' that it can write' * written}, got {described(x)}, "
         f"which is {fault}: give it a copy"
     )
 
