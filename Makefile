@@ -18,7 +18,11 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp ker
 STARTING := tests/test_slurm.py tests/train/test_elastic.py tests/comm/test_stall.py tests/train/test_command.py \
     tests/comm/test_two_hosts.py tests/comm/test_misuse.py tests/test_doctor.py
 
-.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts dist big fuzz fuzz-inputs mutants mutants-kernels torture bench clean help
+# Tests of what calls the kernels, for `make asan`; of collectives only those in shared memory, on 3 threads.
+CHECKED := tests/ops tests/compress tests/reduce tests/optim tests/nn/test_arguments.py tests/nn/test_sequence.py \
+    tests/comm/test_node.py tests/comm/test_collectives.py
+
+.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts dist asan big fuzz fuzz-inputs mutants mutants-kernels torture bench clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
@@ -52,6 +56,15 @@ slurm-scripts: $(VENV)/run-$(MPI)  ## write slurm/*.sbatch anew, after a change 
 
 dist:  ## sdist and wheels into dist/, each tried in an empty environment (PYTHONS="python3.12 ..."; all that are here)
 	$(PYTHON) -m tests.dist $(PYTHONS)
+
+asan: $(VENV)/dev-$(MPI)  ## tests of what calls the kernels, on kernels with AddressSanitizer and UBSan, in a copy of the tree
+	pip install -q 'nanobind>=2.4' 'cmake>=3.18' ninja
+	cmake -G Ninja -S . -B build/asan/kernels -DHPCAI_SANITIZE=ON -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$$(command -v python)"
+	cmake --build build/asan/kernels
+	rm -rf build/asan/tree && mkdir build/asan/tree && cp -rp hpcai tests pyproject.toml build/asan/tree
+	rm -f build/asan/tree/hpcai/_native*.so && cp build/asan/kernels/_native*.so build/asan/tree/hpcai
+	cd build/asan/tree && LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=print_stacktrace=1 HPCAI_KERNELS=required pytest -n 2 --timeout 600 -k "not test_collectives or (node and -3])" $(CHECKED)
 
 big: $(VENV)/dev-$(MPI)  ## more than 2**31 elements; wants 20 GiB of memory
 	mpirun -n 2 pytest -m big --timeout 600
