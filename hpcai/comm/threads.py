@@ -19,8 +19,8 @@ from hpcai.xp import Array
 
 T = TypeVar("T")
 
-LANES = 4
-"""Two of collectives, two of messages (see message.py)."""
+LANES = 6
+"""Two of collectives, four of messages (see message.py)."""
 
 
 class _World:
@@ -92,6 +92,7 @@ class ThreadWire:
     def __init__(self, rank: int, group: _Group):
         self.rank, self.size, self.ranks, self.group = rank, group.size, group.ranks, group
         self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
+        self.expected: dict[Any, list[Any]] = {}
 
     def send(self, x: Array, to: int, lane: int = 0) -> _Sent:
         """Copy `x` into the mailbox of rank `to`."""

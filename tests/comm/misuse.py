@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import hpcai
-from hpcai.comm import ring, threads
+from hpcai.comm import threads
 from hpcai.comm.background import Background
 from hpcai.errors import HpcaiError, Leave, UsageError
 from hpcai.xp import DTYPES, float8
