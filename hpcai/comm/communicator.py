@@ -157,7 +157,7 @@ class Communicator:
 
     def set_timeout(self, seconds: float) -> None:
         """How long this rank waits for others in a collective before it ends the job (300 s, or $HPCAI_TIMEOUT_S); here, and on
-        all communicators that were or will be split from the same. Raises: UsageError (not above 0, or beyond stall.MOST_S).
+        all communicators that were or will be split from the same. Raises: UsageError (not above 0, or beyond environment.MOST_S).
         """
         seconds = stall.set_timeout(seconds)
         for one in self.family:
@@ -174,8 +174,8 @@ class Communicator:
                 "max" is or, "min" is and.
                 op: "sum", "mean", "max", "min". 16-bit values are summed in f32 and rounded once; integer means truncate. A mean
                 is the sum divided by P: where the sum is beyond the dtype it is infinite too, of integers it wraps as
-                numpy's sum does (to divide first would round small values twice, and change with the algorithm). A NaN on
-                any rank gives NaN, also for "max" and "min".
+                numpy's sum does (to divide first would round every share). A NaN on any rank gives NaN, also for "max" and
+                "min".
                 algorithm: "node" (shared memory, see node.py), "hierarchical" (shared memory on each node, a ring between
                 them), "ring" or "halving_doubling" (messages, see ring.py, halving.py), "mpi" for the library's own
                 MPI_Allreduce; "auto" is $HPCAI_ALGORITHM if set, else the node's where it can be, else the one that the cost
