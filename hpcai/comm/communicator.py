@@ -50,6 +50,7 @@ class Communicator:
         self.door = Door(self._memory.native if self._memory is not None else None)
         self._messages: list[message.Message] = []
         self._divisors = {"sum": 1, "mean": wire.size, "max": 1, "min": 1}
+        self._short_codes = {op: (call.FOLDS[op], self._divisors[op], call.OPERATIONS.index(op)) for op in _OPERATIONS}
         self._node: Communicator | None = None
         self._levels: hierarchical.Levels | None = None
         self._asked_levels = False
@@ -157,7 +158,7 @@ class Communicator:
 
     def set_timeout(self, seconds: float) -> None:
         """How long this rank waits for others in a collective before it ends the job (300 s, or $HPCAI_TIMEOUT_S); here, and on
-        all communicators that were or will be split from the same. Raises: UsageError (not above 0, or beyond stall.MOST_S).
+        all communicators that were or will be split from the same. Raises: UsageError (not above 0, beyond environment.MOST_S).
         """
         seconds = stall.set_timeout(seconds)
         for one in self.family:
@@ -174,8 +175,8 @@ class Communicator:
                 "max" is or, "min" is and.
                 op: "sum", "mean", "max", "min". 16-bit values are summed in f32 and rounded once; integer means truncate. A mean
                 is the sum divided by P: where the sum is beyond the dtype it is infinite too, of integers it wraps as
-                numpy's sum does (to divide first would round small values twice, and change with the algorithm). A NaN on
-                any rank gives NaN, also for "max" and "min".
+                numpy's sum does (to divide first would round every share). A NaN on any rank gives NaN, also for "max" and
+                "min".
                 algorithm: "node" (shared memory, see node.py), "hierarchical" (shared memory on each node, a ring between
                 them), "ring" or "halving_doubling" (messages, see ring.py, halving.py), "mpi" for the library's own
                 MPI_Allreduce; "auto" is $HPCAI_ALGORITHM if set, else the node's where it can be, else the one that the cost
@@ -190,9 +191,8 @@ class Communicator:
         if self._memory is not None and algorithm == "auto" and op in _OPERATIONS and x is not None:
             self._calls += 1
             bits = x.view(np.uint16) if getattr(x, "dtype", None) is bfloat16 else x  # bf16 has no buffer of its own
-            status = self._memory.native.allreduce(
-                bits, 1, call.FOLDS[op], self._divisors[op], call.OPERATIONS.index(op), bits is not x
-            )
+            fold, divisor, number = self._short_codes[op]
+            status = self._memory.native.allreduce(bits, 1, fold, divisor, number, bits is not x)
             if status == node.DONE:
                 return x
             if status != node.NOT_HERE:

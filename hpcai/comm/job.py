@@ -51,9 +51,9 @@ def init() -> Communicator:
             another MPI than mpi4py's library; UsageError if an HPCAI_ variable makes no sense.
     """
     global _world
-    with _starting:
-        if _world is None:
-            _world = _start()
+    if _world is None:
+        with _starting:
+            _world = _world or _start()
     return _world
 
 

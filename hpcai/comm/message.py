@@ -1,19 +1,20 @@
 """Messages between two ranks: a header says what comes, so that an array of another length or dtype is an error where it is
 received; and what is under way is kept, also where nobody waits for it.
+
+The array is received when its header is here: Open MPI 5 crashes where a long message comes to a shorter array.
 """
 
 from __future__ import annotations
 
 import struct
-import time
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpcai.comm import call
 from hpcai.comm.wire import Pending
-from hpcai.errors import RankFailed, RankMismatch
+from hpcai.errors import RankMismatch
 from hpcai.xp import Array
 
 if TYPE_CHECKING:
@@ -22,73 +23,103 @@ if TYPE_CHECKING:
 MESSAGE_BYTES = 1 << 30
 """The longest message."""
 
-FIRST_LANE = 2
+ARRAYS, HEADERS = 2, 4
 """Lanes of the wire from here on are messages'; the ones before are collectives', which would take them for their own."""
-
-REST_S = 5.0
-"""How long what is not wanted may be on its way behind its header."""
 
 _HEADER = struct.Struct("<q56s")
 """Bytes, and the dtype in words."""
 
 
-class Message:
-    """A message under way; `wait()` before the array is changed (a send) or read (a receive)."""
+class Sent:
+    """An array on its way to another rank; `wait()` before it is changed."""
 
-    def __init__(self, comm: Communicator, x: Array, peer: int, header: Array, parts: tuple[Pending, Pending], receives: bool):
-        self._comm, self._x, self._peer, self._header, self._parts, self._receives = comm, x, peer, header, parts, receives
-        self._problem: RankMismatch | None = None
-        self.over = False
+    def __init__(self, comm: Communicator, x: Array, to: int, lane: int):
+        self._door, self._x, self._told = comm.door, x, np.frombuffer(header(x), np.uint8)
+        self._parts = comm.wire.send(self._told, to, HEADERS + lane), comm.wire.send(_bytes(x), to, ARRAYS + lane)
 
     def done(self) -> bool:
         """True if `wait` would return at once."""
-        self._comm.door.check("done")
-        self.advance()
-        if self._problem is not None:
-            raise self._problem
-        return self.over
+        self._door.check("done")
+        return self.advance()
 
     def wait(self) -> None:
-        """Return when the array may be used again.
+        """Return when the array may be changed."""
+        self._door.check("wait")
+        for part in self._parts:
+            part.wait()
 
-        Raises: RankMismatch if the sender's array had another length or dtype; StallError after the time limit.
+    def advance(self) -> bool:
+        """Look whether it is over."""
+        return all(part.done() for part in self._parts)
+
+
+class Received:
+    """An array that comes from another rank; it is there after `wait()`."""
+
+    def __init__(self, comm: Communicator, x: Array, source: int, lane: int):
+        self._comm, self._x, self._source, self._lane = comm, x, source, lane
+        self._told = np.zeros(_HEADER.size, np.uint8)
+        self.header_here = comm.wire.receive(self._told, source, HEADERS + lane)
+        self._array: Pending | None = None
+        self._problem: RankMismatch | None = None
+        self._target: Array | None = None
+        self._place = (id(comm.wire), source, lane)
+        comm.wire.expected.setdefault(self._place, []).append(self)
+
+    def done(self) -> bool:
+        """True if `wait` would return at once. Raises: RankMismatch, as `wait`."""
+        self._comm.door.check("done")
+        if not self.advance():
+            return False
+        if self._problem is not None:
+            raise self._problem
+        return True
+
+    def wait(self) -> None:
+        """Return when the array is there.
+
+        Raises: RankMismatch if the sender's has another length or dtype; StallError after the time limit.
         """
         self._comm.door.check("wait")
-        if not self.over:
-            self._parts[0].wait()
-            if self._compare() is None:
-                self._parts[1].wait()
-                self.over = True
-        end = time.monotonic() + REST_S
-        while not self.advance() and time.monotonic() < end:
-            time.sleep(0.001)
+        while self._array is None:
+            self._comm.wire.expected[self._place][0].header_here.wait()
+            begin(self._comm.wire.expected)
+        self._array.wait()
         if self._problem is not None:
             raise self._problem
 
     def advance(self) -> bool:
         """Look whether it is over, without raising what is wrong with what came."""
-        if not self.over and self._parts[0].done():
-            try:
-                self.over = self._parts[1].done()
-            except RankFailed:
-                raise
-            except Exception:  # it is longer than the array here, as its header says
-                if self._compare() is None:
-                    raise
-                self.over = True
-            self._compare()
-        return self.over
+        begin(self._comm.wire.expected)
+        return self._array is not None and self._array.done()
 
-    def _compare(self) -> RankMismatch | None:
-        """What is wrong with what comes, if anything."""
-        if self._receives and self._problem is None and self._header.tobytes() != header(self._x):
-            nbytes, text = _HEADER.unpack(self._header.tobytes())
-            rank, peer = (self._comm.wire.ranks[one] for one in (self._comm.rank, self._peer))
+    def take_array(self) -> None:
+        """Receive the array, now that its header is here; one that is not wanted out of the way of the next."""
+        target = _bytes(self._x)
+        if self._told.tobytes() != header(self._x):
+            nbytes, text = _HEADER.unpack(self._told.tobytes())
+            rank, source = (self._comm.wire.ranks[one] for one in (self._comm.rank, self._source))
             self._problem = RankMismatch(
-                f"rank {rank} receives {self._x.nbytes} bytes of {self._x.dtype} from rank {peer}, which sent {nbytes} bytes of "
-                f"{text.rstrip(bytes(1)).decode(errors='replace')}; the array is overwritten in part"
+                f"rank {rank} receives {self._x.nbytes} bytes of {self._x.dtype} from rank {source}, which sent {nbytes} bytes "
+                f"of {text.rstrip(bytes(1)).decode(errors='replace')}: length and dtype must be the same"
             )
-        return self._problem
+            target = np.empty(nbytes, np.uint8)
+        self._target = target
+        self._array = self._comm.wire.receive(target, self._source, ARRAYS + self._lane)
+
+
+Message = Sent | Received
+
+
+def begin(expected: dict[Any, list[Any]]) -> None:
+    """Receive the arrays whose headers are here, in the order of their places. Whoever waits for a message calls this too: a rank
+    at the other end may wait until its array is received.
+    """
+    for place, ahead in list(expected.items()):
+        while ahead and ahead[0].header_here.done():
+            ahead.pop(0).take_array()
+        if not ahead:
+            expected.pop(place, None)
 
 
 def header(x: Array) -> bytes:
@@ -99,22 +130,18 @@ def header(x: Array) -> bytes:
     return _HEADER.pack(x.nbytes, words.encode())
 
 
-def send(comm: Communicator, x: Array, to: int, lane: int) -> Message:
+def send(comm: Communicator, x: Array, to: int, lane: int) -> Sent:
     """Start to send."""
     _check("send", comm, x, to, lane)
-    told, flat = np.frombuffer(header(x), np.uint8), _bytes(x)
-    parts = comm.wire.send(told, int(to), FIRST_LANE + lane), comm.wire.send(flat, int(to), FIRST_LANE + lane)
-    return Message(comm, x, to, told, parts, receives=False)
+    return Sent(comm, x, int(to), int(lane))
 
 
-def receive(comm: Communicator, x: Array, source: int, lane: int) -> Message:
+def receive(comm: Communicator, x: Array, source: int, lane: int) -> Received:
     """Start to receive."""
     _check("receive", comm, x, source, lane)
     if not x.flags.writeable:
         raise ValueError("receive wants a writeable array; this one is read-only")
-    told, flat = np.zeros(_HEADER.size, np.uint8), _bytes(x)
-    parts = comm.wire.receive(told, int(source), FIRST_LANE + lane), comm.wire.receive(flat, int(source), FIRST_LANE + lane)
-    return Message(comm, x, source, told, parts, receives=True)
+    return Received(comm, x, int(source), int(lane))
 
 
 def _check(kind: str, comm: Communicator, x: Array, peer: int, lane: int) -> None:

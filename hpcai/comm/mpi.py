@@ -50,6 +50,7 @@ class MpiWire:
         self.family.wires.add(self)
         self.rank, self.size, self.ranks = comm.rank, comm.size, ranks or range(comm.size)
         self.MPI = load()
+        self.expected = self.family.expected
         self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
         self._idle: dict[tuple[Any, ...], Any] = {}
         self._key = np.empty(16, np.int64)
@@ -290,6 +291,7 @@ class _Family:
     def __init__(self) -> None:
         self.wires: weakref.WeakSet[MpiWire] = weakref.WeakSet()
         self.releases: list[weakref.WeakMethod] = []
+        self.expected: dict[Any, list[Any]] = {}
 
 
 @functools.cache

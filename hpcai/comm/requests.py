@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from hpcai.comm import background, cores, stall, ulfm
+from hpcai.comm import background, cores, message, stall, ulfm
 from hpcai.errors import RankFailed
 
 if TYPE_CHECKING:
@@ -41,13 +41,19 @@ class Request:
                 raise
             raise RankFailed(f"another rank failed while rank {self.wire.rank} waited in {self.what}") from None
 
+    def _done_beside(self) -> bool:
+        """`done`, and go on with messages whose arrays the other side may wait to be rid of."""
+        if self.wire.expected:
+            message.begin(self.wire.expected)
+        return self.done()
+
     def wait(self) -> None:
         """Poll, then poll and yield, then poll and nap; raise StallError after the time limit.
 
         While another thread computes it naps from the start, unless there is a core for both.
         """
         for _ in range(POLLS):
-            if self.done():
+            if self._done_beside():
                 return
             if background.computing and not cores.spare_core():
                 break
@@ -61,7 +67,7 @@ class Request:
 
     def _wait_long(self, begin: float) -> None:
         nap = BESIDE_NAP_S / 16
-        while not self.done():
+        while not self._done_beside():
             waited = time.monotonic() - begin
             if background.computing and not cores.spare_core():
                 time.sleep(nap)

@@ -19,8 +19,8 @@ from hpcai.xp import Array
 
 T = TypeVar("T")
 
-LANES = 4
-"""Two of collectives, two of messages (see message.py)."""
+LANES = 6
+"""Two of collectives, four of messages (see message.py)."""
 
 
 class _World:
@@ -46,8 +46,9 @@ class _Group:
 
     def __init__(self, size: int, world: _World, ranks: Sequence[int] = ()):
         self.size, self.world, self.ranks = size, world, ranks or range(size)
-        pairs = itertools.product(range(size), range(size), range(LANES))
+        pairs = list(itertools.product(range(size), range(size), range(LANES)))
         self.mail: dict[tuple[int, ...], queue.SimpleQueue] = {pair: queue.SimpleQueue() for pair in pairs}
+        self.started: dict[tuple[int, ...], list[_Receive]] = {pair: [] for pair in pairs}
         self.barrier = threading.Barrier(size)
         world.on_failure(self.barrier.abort)
         self.table: list[Any] = [None] * size
@@ -64,12 +65,16 @@ class _Sent:
 
 
 class _Receive:
-    def __init__(self, mail: queue.SimpleQueue, x: Array, failed: threading.Event):
-        self.mail, self.x, self.failed, self.complete = mail, x, failed, False
+    def __init__(self, mail: queue.SimpleQueue, started: list[_Receive], x: Array, failed: threading.Event):
+        """started: the receives of this mailbox that are not complete, in the order in which messages are theirs."""
+        self.mail, self.started, self.x, self.failed, self.complete = mail, started, x, failed, False
+        started.append(self)
 
     def done(self) -> bool:
         """Take the message if it is there."""
-        return self.complete or self._take(0)
+        while not self.complete and not self.mail.empty():
+            self._take(0)
+        return self.complete
 
     def wait(self) -> None:
         """Wait for the message, or for the news that another rank failed."""
@@ -79,11 +84,12 @@ class _Receive:
 
     def _take(self, timeout_s: float) -> bool:
         try:
-            self.x[...] = self.mail.get(timeout=timeout_s) if timeout_s else self.mail.get_nowait()
+            came = self.mail.get(timeout=timeout_s) if timeout_s else self.mail.get_nowait()
         except queue.Empty:
             return False
-        self.complete = True
-        return True
+        first = self.started.pop(0)
+        first.x[...], first.complete = came, True
+        return self.complete
 
 
 class ThreadWire:
@@ -92,6 +98,7 @@ class ThreadWire:
     def __init__(self, rank: int, group: _Group):
         self.rank, self.size, self.ranks, self.group = rank, group.size, group.ranks, group
         self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
+        self.expected: dict[Any, list[Any]] = {}
 
     def send(self, x: Array, to: int, lane: int = 0) -> _Sent:
         """Copy `x` into the mailbox of rank `to`."""
@@ -100,7 +107,8 @@ class ThreadWire:
 
     def receive(self, x: Array, source: int, lane: int = 0) -> _Receive:
         """Take the next message of `source` into `x`, when waited for."""
-        return _Receive(self.group.mail[source, self.rank, lane], x, self.group.world.failed)
+        pair = source, self.rank, lane
+        return _Receive(self.group.mail[pair], self.group.started[pair], x, self.group.world.failed)
 
     def exchange(self, value: Any) -> list[Any]:
         """Every rank's value, pickled as MPI would, so that ranks share no objects."""

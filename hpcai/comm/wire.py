@@ -29,11 +29,13 @@ class Wire(Protocol):
     """How long a wait for another rank may take."""
     waiting_since: float
     """When this rank began to wait for a message, by time.monotonic(); 0 while it does not wait."""
+    expected: dict[Any, list[Any]]
+    """Messages whose headers are not here yet, by where they come from (see message.py)."""
     waited_s: float
     """Seconds that this rank has waited in `agree`, for others to come."""
 
     def send(self, x: Array, to: int, lane: int = 0) -> Pending:
-        """Start to send a contiguous array of at most 2**30 bytes. Messages are in order within a lane (0 to 3)."""
+        """Start to send a contiguous array of at most 2**30 bytes. Messages are in order within a lane (0 to 5)."""
 
     def receive(self, x: Array, source: int, lane: int = 0) -> Pending:
         """Start to receive into a contiguous array; the sender's has as many bytes."""
