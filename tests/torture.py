@@ -39,7 +39,7 @@ from tests.command import children, end, start
 
 FLAGS = ["--hidden", "48", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
 RANKS, SPARES, LIMIT_S, SLOW_S = 4, 3, 300, 3.0
-STEPS, STEPS_FROZEN = 2500, 600
+STEPS, STEPS_FROZEN = 2500, 400
 STALL_S, STALL_FROZEN_S = 15, 8
 """Time limits of waits in runs in which ranks are killed, or frozen: longer than others load a machine, shorter than we wait."""
 STUCK = re.compile(r"the (recovery from a failure|start of new ranks) did not end within")
