@@ -29,9 +29,10 @@ class Strike(NamedTuple):
 
 def chosen(process, rng, count, training, spares, first=False):
     """So many of the `training` ranks, and at times a spare one; some rank that trains is left. Returns them, and those of them
-    that train. first: the first is among them.
+    that train. first: the first is among them. Ranks that are frozen already do not count.
     """
-    ranks = sorted(children(process), key=rank_of) if spares else sorted(children(process))
+    able = [pid for pid in children(process) if state((pid, host.started(pid))) not in ("T", "t")]
+    ranks = sorted(able, key=rank_of) if spares else sorted(able)
     ranks, waiting = ranks[:training], ranks[training:]
     victims = rng.sample(ranks, min(count, len(ranks) - 1)) if ranks else []
     if first and victims and ranks[0] not in victims:

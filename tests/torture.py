@@ -15,76 +15,33 @@ not, or end with 85 and a message; no process may be left.
 
 import argparse
 import contextlib
-import json
 import os
 import random
-import re
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
-from typing import NamedTuple
 
 from hpcai.comm import threads
 from hpcai.comm.ulfm import RECOVERABLE
 from hpcai.train import config
 from hpcai.train.loop import fit
-from tests import strikes
+from tests import owned, strikes
 from tests.command import children, end, start
+from tests.verdicts import FINE, RANKS, SPARES, STALL_FROZEN_S, STALL_S, Drawn, Outcome, all_fine, judged, told
 
 FLAGS = ["--hidden", "48", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
-RANKS, SPARES, LIMIT_S, SLOW_S = 4, 3, 300, 3.0
-STEPS, STEPS_FROZEN = 2500, 600
-STALL_S, STALL_FROZEN_S = 15, 8
-"""Time limits of waits in runs in which ranks are killed, or frozen: longer than others load a machine, shorter than we wait."""
-STUCK = re.compile(r"the (recovery from a failure|start of new ranks) did not end within")
-"""What a run says that MPI did not get over: a limit of Open MPI, but no more than one run in STUCK_RUNS may end so, and none that
-has spare ranks.
-"""
-STUCK_RUNS = 50
-STUCK_ENDED, UPON = "ended: MPI did not get over it", "struck upon a recovery"
-LOST, NOBODY = "share of the optimizer state is lost", "all ranks that trained have ended"
-VAIN, START = "waited in vain for each other twice", re.compile(r"StallError: (MPI did not start|rank \d+ waited)")
-
-
-class Drawn(NamedTuple):
-    """One run: its options, who comes in place of ranks that die (nobody for "shrink"), whether ranks share no memory, whether
-    strikes come upon recoveries too, and when how many die (seconds after the last strike or its recovery, or the start).
-
-    Of freezes: whether the first comes while the run starts, or in its first step, and for each how long it lasts (None: for good).
-    """
-
-    flags: tuple[str, ...]
-    replacement: str
-    checkpoints: bool
-    apart: bool
-    upon: bool
-    strikes: list[tuple[float, int]]
-    starting: bool = False
-    early: bool = True
-    thaws: tuple[float | None, ...] | None = None
-
-
-class Outcome(NamedTuple):
-    """What became of it: how it ended, ranks that were struck, and seconds from each strike until the others went on."""
-
-    how: str
-    struck: int
-    recovered_s: list[float]
-    said: str = ""
+LIMIT_S, STEPS, STEPS_FROZEN = 300, 2500, 400
 
 
 def draw(rng, apart, upon):
     flags = rng.choice([(), ("--zero", "1"), ("--compress", "int8"), ("--zero", "1", "--compress", "int8")])
     replacement = rng.choice(["shrink", "spares", "grow"])
     deaths = rng.choice([[1], [2], [1, 1]]) if replacement == "shrink" else rng.choices([1, 2], k=4)
-    strikes = [(rng.uniform(0, 1.5), count) for count in deaths]
-    return Drawn(flags, replacement, rng.random() < 0.5, rng.random() < apart, rng.random() < upon, strikes)
+    planned = [(rng.uniform(0, 1.5), count) for count in deaths]
+    return Drawn(flags, replacement, rng.random() < 0.5, rng.random() < apart, rng.random() < upon, planned)
 
 
 def draw_freezes(rng, apart, upon):
@@ -109,11 +66,11 @@ def undisturbed(folder, flags, steps):
     return min(losses), max(losses)
 
 
-def attempt(drawn, folder, rng, spread, first=False):
+def attempt(drawn, folder, rng, spread, steps, first=False):
     """Make one run and look what became of it."""
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
-    process = begun(drawn, folder, run)
+    process = begun(drawn, folder, run, steps)
     began, struck = time.monotonic(), []
     try:
         while not drawn.starting and not under_way(run / "metrics.jsonl", drawn.early) and process.poll() is None:
@@ -142,10 +99,10 @@ def under_way(metrics, early):
     return metrics.exists() and (early or metrics.stat().st_size > 0)
 
 
-def begun(drawn, folder, run):
+def begun(drawn, folder, run, steps):
     """The launcher of one run."""
     spares = SPARES if drawn.replacement == "spares" else 0
-    steps, stall_s = (STEPS, STALL_S) if drawn.thaws is None else (STEPS_FROZEN, STALL_FROZEN_S)
+    stall_s = STALL_S if drawn.thaws is None else STALL_FROZEN_S
     flags = [*FLAGS, "--steps", steps, "--stall-timeout", stall_s, *drawn.flags, "--spares", spares, "--run", run]
     flags += ["--elastic", "grow" if drawn.replacement == "grow" else "shrink"]
     flags += ["--checkpoint-steps", "40" if drawn.checkpoints else "0"]
@@ -191,93 +148,6 @@ def gone_on(errors, times, process, last):
     return True
 
 
-def judged(drawn, code, struck, run, said, spread):
-    hit, last = sum(one.struck for one in struck), told(said)
-    finished = (run / "summary.json").exists()
-    if code in (85, -signal.SIGKILL) and STUCK.search(said):  # the launcher may not get over it either, and is killed then
-        return Outcome(f"{STUCK_ENDED} ({UPON if drawn.upon else drawn.replacement})", hit, [], last)
-    if code == 85 and LOST in said and "--zero" in drawn.flags:
-        return Outcome("ended: both copies of a shard lost", hit, [])
-    if code == 85 and NOBODY in said and hit >= RANKS:  # by a strike upon a recovery that was not done
-        return Outcome("ended: all that trained were killed", hit, [])
-    if code == 0 and drawn.upon and hit >= RANKS and not finished:  # as mpirun ends when all are killed
-        return Outcome("ended: all that trained were killed", hit, [])
-    if drawn.thaws is not None and code == 85 and VAIN in said:
-        return Outcome("ended: waited in vain twice", hit, [], last)
-    if code != 0 or not finished:
-        return Outcome(*ended_otherwise(drawn, code, hit, said, last))
-    summary = json.loads((run / "summary.json").read_text())
-    if wrong := wrong_metrics(run / "metrics.jsonl", summary["steps"]):
-        return Outcome("wrong metrics", hit, [], f"{wrong}\n{last}")
-    low, high = spread
-    margin = 3 * (high - low) + 1e-4 * high
-    if not low - margin <= summary["test_loss"] <= high + margin:
-        return Outcome("wrong loss", hit, [], f"{summary['test_loss']} not within {low - margin}..{high + margin}\n{last}")
-    seen = [one["at"] for one in summary.get("recoveries", [])]
-    took = [min((at - one.at for at in seen if at >= one.at), default=None) for one in struck if one.struck]
-    if None not in took and (wrong := wrong_size(drawn, struck, summary, said)):
-        return Outcome("wrong number of ranks", hit, [], f"{wrong}\n{last}")
-    took = [one for one in took if one is not None]
-    slow = max(took, default=0) > SLOW_S + (0 if drawn.thaws is None else STALL_FROZEN_S + 2)
-    ended = "killed when it had ended" if drawn.thaws is None else "frozen when it had ended, or thawed in time"
-    return Outcome("went on" if took else ended, hit, took, f"{took}\n{last}" if slow else "")
-
-
-def ended_otherwise(drawn, code, hit, said, last):
-    """How a run ended that did not come to its end, and which no rule foresees but those of its start and its end."""
-    epochs = re.findall(r"epoch +(\d+)/(\d+) ", said)
-    at_edge = not epochs or epochs[-1][0] == epochs[-1][1]
-    if drawn.thaws is not None:
-        fine = code == 85 and at_edge and START.search(said)
-    else:
-        fine = at_edge and any(words in said for words in ("RankFailed", "ended while", "failed while"))
-    if fine:
-        return f"ended with a message at the {'end' if epochs else 'start'}", hit, []
-    return f"ended with code {code}", hit, [], last
-
-
-def wrong_metrics(path, steps):
-    """What is wrong with the lines of all steps."""
-    found = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-    expected = list(range(1, steps + 1))
-    if found == expected:
-        return ""
-    lacking, twice = sorted(set(expected) - set(found)), sorted(step for step, count in Counter(found).items() if count > 1)
-    return f"metrics lack {lacking[:9]}, have twice {twice[:9]}, in order: {found == sorted(found)}"
-
-
-def wrong_size(drawn, struck, summary, said):
-    """What is wrong with the number of ranks at the end, when the run has outlived all strikes."""
-    frozen = drawn.thaws is not None
-    lost = sum(len(one["lost"]) for one in summary["recoveries"]) if frozen else sum(one.struck for one in struck)
-    low = high = RANKS - lost
-    if drawn.replacement == "spares":
-        beside = sum(one.beside for one in struck)
-        high = min(RANKS, high + SPARES - (0 if frozen else beside))
-        low = min(RANKS, low + SPARES - beside)
-    elif drawn.replacement == "grow":
-        low = high = summary["ranks"] if "no ranks came" in said else RANKS
-    return "" if low <= summary["ranks"] <= high else f"{summary['ranks']} ranks at the end, not {low} to {high}"
-
-
-def told(said):
-    """What a run said but of its epochs, not too much of it."""
-    return "\n".join(line for line in said.splitlines() if not line.startswith("epoch"))[-4000:]
-
-
-FINE = (
-    "went on",
-    "killed when it had ended",
-    "ended: both copies of a shard lost",
-    "ended: all that trained were killed",
-    *(f"{STUCK_ENDED} ({what})" for what in ("shrink", "grow", UPON)),
-    "ended with a message at the start",
-    "ended with a message at the end",
-    "frozen when it had ended, or thawed in time",
-    "ended: waited in vain twice",
-)
-
-
 def main():
     parser = argparse.ArgumentParser(prog="tests.torture", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
@@ -287,29 +157,28 @@ def main():
     parser.add_argument("--minutes", type=float, default=600.0, help="end after so long, whatever was done")
     parser.add_argument("--apart", type=float, default=0.25, help="share of runs whose ranks share no memory, as on many nodes")
     parser.add_argument("--upon", type=float, default=0.0, help="share of runs in which strikes come upon recoveries too")
+    parser.add_argument("--steps", type=int, help=f"of a run ({STEPS}, or {STEPS_FROZEN} with --freeze)")
     arguments = parser.parse_args()
     rng, outcomes, spreads = random.Random(arguments.seed), Counter(), {}
     took = {"shrink": [], "spares": [], "grow": []}
     wanted, drawing = (arguments.freeze, draw_freezes) if arguments.freeze else (arguments.kills, draw)
-    steps = STEPS_FROZEN if arguments.freeze else STEPS
+    steps = arguments.steps or (STEPS_FROZEN if arguments.freeze else STEPS)
     struck, until = 0, time.monotonic() + 60 * arguments.minutes
-    with tempfile.TemporaryDirectory() as folder:
-        while struck < wanted and time.monotonic() < until:
-            drawn = drawing(rng, arguments.apart, arguments.upon)
-            if drawn.flags not in spreads:
-                spreads[drawn.flags] = undisturbed(Path(folder), drawn.flags, steps)
-            done = attempt(drawn, Path(folder), rng, spreads[drawn.flags], arguments.first)
-            outcomes[done.how] += 1
-            struck += done.struck
-            took[drawn.replacement] += done.recovered_s
-            if done.how not in FINE or done.said:
-                print(f"{done.how}: {drawn}\n{done.said}", file=sys.stderr, flush=True)
-            if sum(outcomes.values()) % 10 == 0:
-                print(report(struck, outcomes, took), file=sys.stderr, flush=True)
+    folder = owned.folder("torture")
+    while struck < wanted and time.monotonic() < until:
+        drawn = drawing(rng, arguments.apart, arguments.upon)
+        if drawn.flags not in spreads:
+            spreads[drawn.flags] = undisturbed(folder, drawn.flags, steps)
+        done = attempt(drawn, folder, rng, spreads[drawn.flags], steps, arguments.first)
+        outcomes[done.how] += 1
+        struck += done.struck
+        took[drawn.replacement] += done.recovered_s
+        if done.how not in FINE or done.said:
+            print(f"{done.how}: {drawn}\n{done.said}", file=sys.stderr, flush=True)
+        if sum(outcomes.values()) % 10 == 0:
+            print(report(struck, outcomes, took), file=sys.stderr, flush=True)
     print(report(struck, outcomes, took))
-    stuck = sum(count for how, count in outcomes.items() if how.startswith(STUCK_ENDED) and UPON not in how)
-    runs = sum(outcomes.values())
-    return any(how not in FINE for how in outcomes) or stuck > max(1, runs / STUCK_RUNS)
+    return not all_fine(outcomes)
 
 
 def report(struck, outcomes, took):

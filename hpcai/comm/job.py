@@ -217,7 +217,7 @@ def _install_hooks(world: Communicator) -> None:
         if kind is KeyboardInterrupt:
             lines, code = ["interrupted\n"], 130
         elif issubclass(kind, HpcaiError):
-            lines, code = [f"{kind.__name__}: {error}\n"], _exit_code(error)
+            lines, code = [f"{kind.__name__}: {error}\n"], exit_code(error)
         else:
             lines, code = traceback.format_exception(kind, error, trace), 1
         marked = "".join(f"[rank {rank}] {line}\n" for line in "".join(lines).splitlines())
@@ -248,8 +248,8 @@ def _install_hooks(world: Communicator) -> None:
     os.register_at_fork(after_in_child=forked)
 
 
-def _exit_code(error: BaseException) -> int:
-    """Where ranks may be outlived a rank that does not come is no reason not to start again."""
+def exit_code(error: BaseException) -> int:
+    """What a program that ends by this error returns. Where ranks may be outlived one that does not come asks for a restart."""
     return RanksLost.exit_code if isinstance(error, StallError) and ulfm.enabled() else getattr(error, "exit_code", 1)
 
 

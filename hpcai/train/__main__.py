@@ -22,8 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         comm = hpcai.init()
     except HpcaiError as error:
+        from hpcai.comm import job
+
         print(f"hpcai.train: error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return job.exit_code(error)
 
     def train() -> None:
         options = comm.on_root(lambda: config.parse(arguments))

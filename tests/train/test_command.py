@@ -123,6 +123,10 @@ def disturbed(tmp_path, strike, *flags):
     return process.returncode, time.perf_counter() - begin, err
 
 
+def names_in_memory():
+    return set(Path("/dev/shm").glob("hpcai-*"))
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the ranks in /proc")
 @pytest.mark.parametrize(("victim", "more"), [(0, []), (-1, ["--compress", "int4", "--compress-smallest", "1"])])
 def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim, more):
@@ -131,10 +135,11 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim
         assert len(ranks) == 3
         os.kill(sorted(ranks)[victim], signal.SIGKILL)
 
+    before = names_in_memory()
     code, seconds, _ = disturbed(tmp_path, strike, *more)
     assert code != 0
     assert seconds < 10
-    assert not list(Path("/dev/shm").glob("hpcai-*"))
+    wait_for(lambda: names_in_memory() <= before)  # others have names there for moments
     step = int(resume.newest(tmp_path / "run").name.split("-")[1])
     flags = ["--steps", step + 60, "--checkpoint-steps", "20", "--hidden", "64", *more]
     assert run(3, *flags, "--resume", "auto", "--run", tmp_path / "run")[0] == 0

@@ -289,6 +289,28 @@ def test_a_rank_that_is_always_late_or_frozen_out_of_sight_ends_the_run_with_85(
     assert words in err
 
 
+STARTING = """
+import os, signal, sys
+def freeze(): os.kill(os.getpid(), signal.SIGSTOP)
+rank = os.environ["OMPI_COMM_WORLD_RANK"]
+if rank == sys.argv[1] and sys.argv[2] == "before": freeze()
+import hpcai
+comm = hpcai.init()
+if rank == sys.argv[1]: freeze()
+comm.barrier()
+"""
+
+
+@ulfm
+@pytest.mark.parametrize("rank, when", [("0", "before"), ("1", "after")])
+def test_a_rank_that_is_frozen_while_a_run_starts_ends_it_with_85(rank, when):
+    """Before MPI is there, or after."""
+    process = start(3, rank, when, program=("-c", STARTING), launcher=["--with-ft", "ulfm"], HPCAI_TIMEOUT_S="8")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 85, err
+    assert "StallError" in err
+
+
 @ulfm
 def test_ranks_end_with_their_launcher_frozen_ones_too(tmp_path):
     """By themselves the kernel would thaw them, and they go on alone."""
