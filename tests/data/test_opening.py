@@ -144,6 +144,15 @@ def test_only_regular_files_are_opened_and_nothing_is_waited_for(tmp_path):
             opening.regular(path)
 
 
+@pytest.mark.timeout(20)
+def test_a_file_that_becomes_a_fifo_before_it_is_opened_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo")
+    regular = os.stat(__file__)
+    with pytest.raises(DataError, match="a FIFO; wanted a regular file"), monkeypatch.context() as patch:
+        patch.setattr(os, "stat", lambda *path, **how: regular)
+        opening.regular(tmp_path / "fifo")
+
+
 def test_memory_at_hand_is_the_least_of_what_limits_it(tmp_path, monkeypatch):
     group = tmp_path / "sys/fs/cgroup/a/b"
     group.mkdir(parents=True)

@@ -43,6 +43,7 @@ QUANTITIES = {
     "ages": np.tile(np.arange(18, 90), 9),
     "counted from 1": np.tile(np.arange(1, 30), 9),
     "each once": np.arange(10),
+    "not from 0": np.tile(np.r_[-5, 1:25], 9),
     "a gap": np.tile(np.delete(np.arange(50), 30), 9),
     "too many": np.tile(np.arange(MOST_CLASSES + 1), 3),
     "fractions": np.array([0.5, 1, 1.5]),
