@@ -244,7 +244,7 @@ def test_spare_ranks_that_cannot_be_are_refused(tmp_path, flags, words):
     "strikes, split, elastic",
     [
         ("1- backward 7", "", "shrink"),
-        ("0- deciding 7 3- deciding 7", "--zero 1", "shrink"),
+        ("0- deciding 7 2- deciding 7", "--zero 1", "shrink"),
         ("2- decided 7", "--compress int8 --dtype f32 --compress-smallest 1", "shrink"),
         ("0- saving 19", "", "shrink"),
         ("3- evaluating 22", "", "shrink"),
