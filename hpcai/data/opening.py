@@ -54,9 +54,12 @@ def regular(path: Path) -> BinaryIO:
     try:
         _refuse_others(path, os.stat(path).st_mode)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        file = os.fdopen(descriptor, "rb")
-        _refuse_others(path, os.fstat(descriptor).st_mode)
-        return file
+        try:
+            _refuse_others(path, os.fstat(descriptor).st_mode)
+        except DataError:
+            os.close(descriptor)
+            raise
+        return os.fdopen(descriptor, "rb")
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise DataError(f"{str(path)!r} cannot be opened: {getattr(error, 'strerror', None) or error}") from None
 
