@@ -15,11 +15,11 @@ from hpcai.train import config
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with these arguments (default: the command line's); returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if config.asks_only(arguments):
-        if launch().rank == 0:
-            config.parse(arguments)
-        return 0
     try:
+        if config.asks_only(arguments):
+            if launch().rank == 0:
+                config.parse(arguments)
+            return 0
         comm = hpcai.init()
     except HpcaiError as error:
         from hpcai.comm import job
