@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import hpcai
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, Leave, RankFailed, RankMismatch, StallError
+from hpcai.errors import HpcaiError, Leave, RankFailed, StallError
 from hpcai.train import config
 
 
@@ -54,7 +54,7 @@ def _share(error: HpcaiError | OSError) -> None:
         raise error  # to ask the others would be to wait for them again
     try:
         hpcai.init().leave()
-    except (RankMismatch, RankFailed):
+    except HpcaiError:
         raise error from None
 
 
