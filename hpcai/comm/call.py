@@ -118,6 +118,13 @@ def memory_problem(kind: str, x: Array) -> Exception | None:
     return None
 
 
+def moved(flat: Array, op: str) -> Array:
+    """What is sent in place of a flat array: kernels, which reduce it, want numbers, and these aligned."""
+    if op and flat.dtype == bool:  # or and and of truths are maximum and minimum of numbers
+        return flat.astype(np.int32)
+    return flat.copy() if op and not flat.flags.aligned else flat
+
+
 def choice_problem(kind: str, root: Any, algorithm: Any, wire: Wire, in_memory: bool) -> Exception | None:
     """What is wrong with a collective's root or algorithm, where ranks share memory or not, if anything."""
     if not whole(root) or not 0 <= root < wire.size:

@@ -338,8 +338,7 @@ class Communicator:
             if problem is not None or self._memory is None or algorithm not in ("auto", "node"):
                 self._agree(kind, x, op, root, problem, algorithm)
             flat = x.reshape(-1)
-            # Or and and of truths are maximum and minimum of numbers.
-            moved = flat.astype(np.int32) if op and x.dtype == bool else flat
+            moved = call.moved(flat, op)
             if self._memory is not None and algorithm in ("auto", "node"):
                 self._in_memory(kind, x, moved, op, root, algorithm)
             elif self.size > 1 and flat.size:
