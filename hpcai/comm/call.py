@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hpcai.comm.wire import Wire
 from hpcai.environment import ALGORITHMS
 from hpcai.errors import UsageError
 from hpcai.xp import CODES, Array
@@ -114,6 +115,27 @@ def memory_problem(kind: str, x: Array) -> Exception | None:
         return TypeError(f"{kind} moves bytes and cannot move Python objects (dtype {x.dtype}); use exchange")
     if not x.flags.c_contiguous:
         return ValueError(f"{kind} works in place and wants a contiguous array; pass x.copy() or a view without gaps")
+    return None
+
+
+def moved(flat: Array, op: str) -> Array:
+    """What is sent in place of a flat array: kernels, which reduce it, want numbers, and these aligned."""
+    if op and flat.dtype == bool:  # or and and of truths are maximum and minimum of numbers
+        return flat.astype(np.int32)
+    return flat.copy() if op and not flat.flags.aligned else flat
+
+
+def choice_problem(kind: str, root: Any, algorithm: Any, wire: Wire, in_memory: bool) -> Exception | None:
+    """What is wrong with a collective's root or algorithm, where ranks share memory or not, if anything."""
+    if not whole(root) or not 0 <= root < wire.size:
+        return ValueError(f"{kind}: root {root!r} is not one of {wire.size} ranks, 0 to {wire.size - 1}")
+    known = [name for name in ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
+    if not isinstance(algorithm, str) or algorithm not in known:
+        return ValueError(f"{kind}: unknown algorithm {algorithm!r}; there are {', '.join(known)}")
+    if algorithm == "node" and not in_memory and wire.size > 1:
+        return ValueError('algorithm="node" needs ranks that share memory, and the native kernels; use "auto" or "ring"')
+    if algorithm == "mpi" and not hasattr(wire, "library_allreduce"):
+        return ValueError(f'algorithm="mpi" needs MPI; this communicator runs on {type(wire).__name__}')
     return None
 
 

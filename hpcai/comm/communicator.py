@@ -332,12 +332,13 @@ class Communicator:
         if self.size > 1:
             self.door.enter(kind)
         try:
-            problem = call.array_problem(kind, x, op) or self._choice_problem(kind, root, algorithm)
+            problem = call.array_problem(kind, x, op) or call.choice_problem(
+                kind, root, algorithm, self.wire, self._memory is not None
+            )
             if problem is not None or self._memory is None or algorithm not in ("auto", "node"):
                 self._agree(kind, x, op, root, problem, algorithm)
             flat = x.reshape(-1)
-            # Or and and of truths are maximum and minimum of numbers.
-            moved = flat.astype(np.int32) if op and x.dtype == bool else flat
+            moved = call.moved(flat, op)
             if self._memory is not None and algorithm in ("auto", "node"):
                 self._in_memory(kind, x, moved, op, root, algorithm)
             elif self.size > 1 and flat.size:
@@ -402,18 +403,6 @@ class Communicator:
             with self.door.nested():
                 self._levels, self._asked_levels = hierarchical.levels(self), True
         return self._levels
-
-    def _choice_problem(self, kind: str, root: int, algorithm: str) -> Exception | None:
-        if not call.whole(root) or not 0 <= root < self.size:
-            return ValueError(f"{kind}: root {root!r} is not one of {self.size} ranks, 0 to {self.size - 1}")
-        known = [name for name in call.ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
-        if not isinstance(algorithm, str) or algorithm not in known:
-            return ValueError(f"{kind}: unknown algorithm {algorithm!r}; there are {', '.join(known)}")
-        if algorithm == "node" and self._memory is None and self.size > 1:
-            return ValueError('algorithm="node" needs ranks that share memory, and the native kernels; use "auto" or "ring"')
-        if algorithm == "mpi" and not hasattr(self.wire, "library_allreduce"):
-            return ValueError(f'algorithm="mpi" needs MPI; this communicator runs on {type(self.wire).__name__}')
-        return None
 
     def _agree(
         self, kind: str, x: Array = None, op: str = "", choice: int = 0, problem: Exception | None = None, algorithm: str = "auto"

@@ -6,6 +6,7 @@ The array is received when its header is here: Open MPI 5 crashes where a long m
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,8 @@ class Sent:
     """An array on its way to another rank; `wait()` before it is changed."""
 
     def __init__(self, comm: Communicator, x: Array, to: int, lane: int):
-        self._door, self._x, self._told = comm.door, x, np.frombuffer(header(x), np.uint8)
+        self._door, self._told = comm.door, np.frombuffer(header(x), np.uint8)
+        self._x: Array | None = x  # kept while it is under way
         self._parts = comm.wire.send(self._told, to, HEADERS + lane), comm.wire.send(_bytes(x), to, ARRAYS + lane)
 
     def done(self) -> bool:
@@ -47,22 +49,27 @@ class Sent:
         self._door.check("wait")
         for part in self._parts:
             part.wait()
+        self._x = None
 
     def advance(self) -> bool:
         """Look whether it is over."""
-        return all(part.done() for part in self._parts)
+        if not all(part.done() for part in self._parts):
+            return False
+        self._x = None
+        return True
 
 
 class Received:
     """An array that comes from another rank; it is there after `wait()`."""
 
     def __init__(self, comm: Communicator, x: Array, source: int, lane: int):
-        self._comm, self._x, self._source, self._lane = comm, x, source, lane
+        self._comm, self._source, self._lane = comm, source, lane
+        self._x: Array | None = x  # this and the next are kept while it is under way
+        self._target: Array | None = None
         self._told = np.zeros(_HEADER.size, np.uint8)
         self.header_here = comm.wire.receive(self._told, source, HEADERS + lane)
         self._array: Pending | None = None
         self._problem: RankMismatch | None = None
-        self._target: Array | None = None
         self._place = (id(comm.wire), source, lane)
         comm.wire.expected.setdefault(self._place, []).append(self)
 
@@ -85,16 +92,21 @@ class Received:
             self._comm.wire.expected[self._place][0].header_here.wait()
             begin(self._comm.wire.expected)
         self._array.wait()
+        self._x = self._target = None
         if self._problem is not None:
             raise self._problem
 
     def advance(self) -> bool:
         """Look whether it is over, without raising what is wrong with what came."""
         begin(self._comm.wire.expected)
-        return self._array is not None and self._array.done()
+        if self._array is None or not self._array.done():
+            return False
+        self._x = self._target = None
+        return True
 
     def take_array(self) -> None:
         """Receive the array, now that its header is here; one that is not wanted out of the way of the next."""
+        assert self._x is not None
         target = _bytes(self._x)
         if self._told.tobytes() != header(self._x):
             nbytes, text = _HEADER.unpack(self._told.tobytes())
@@ -123,11 +135,16 @@ def begin(expected: dict[Any, list[Any]]) -> None:
 
 
 def header(x: Array) -> bytes:
-    """What a message tells of its array."""
-    words = str(x.dtype)
+    """What a message tells of its array. Messages of training are of few kinds."""
+    return _header(x.nbytes, x.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _header(nbytes: int, dtype: np.dtype) -> bytes:
+    words = str(dtype)
     if len(words) > 56:
         words = f"{words[:40]}... {zlib.crc32(words.encode()):08x}"
-    return _HEADER.pack(x.nbytes, words.encode())
+    return _HEADER.pack(nbytes, words.encode())
 
 
 def send(comm: Communicator, x: Array, to: int, lane: int) -> Sent:

@@ -261,7 +261,7 @@ class MpiWire:
         step = MESSAGE_BYTES // wide.itemsize
         for start in range(0, x.size, step):
             piece = x[start : start + step]
-            acc = piece if wide == x.dtype else ops.cast_into(np.empty(piece.shape, wide), piece)
+            acc = piece if wide == x.dtype else ops.cast_into.unchecked(np.empty(piece.shape, wide), piece)
             ordered = op in ("max", "min") and wide.kind == "f"
             sent = ordinals.of_floats(acc, op) if ordered else acc
             with self.failing("MPI_Allreduce"):
@@ -269,9 +269,9 @@ class MpiWire:
             if ordered:
                 ordinals.floats_into(acc, sent)
             if op == "mean":
-                ops.divide_into(acc, self.size)
+                ops.divide_into.unchecked(acc, self.size)
             if acc is not piece:
-                ops.cast_into(piece, acc)
+                ops.cast_into.unchecked(piece, acc)
 
 
 def _end_by(pid: int) -> None:

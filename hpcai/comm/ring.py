@@ -131,12 +131,12 @@ def _folding_lap(x: Array, wire: Wire, op: str, divisor: int, forward: bool) -> 
     16-bit values travel and are folded as f32, and are rounded once, with the mean's division, when a segment is finished.
     """
     narrow = accumulation_dtype(x.dtype) != x.dtype
-    acc = ops.cast_into(np.empty(x.shape, np.float32), x) if narrow else x
+    acc = ops.cast_into.unchecked(np.empty(x.shape, np.float32), x) if narrow else x
     verb = "sum" if op == "mean" else op
     steps = schedule.reduce_scatter(wire.rank, wire.size)
 
     def fold(kept: Array, came: Array) -> None:
-        ops.fold_into(kept, came, verb)
+        ops.fold_into.unchecked(kept, came, verb)
 
     arrivals = []
     count = _segment_count(x, wire)
@@ -153,9 +153,9 @@ def _finisher(fold: Callable[[Array, Array], None], result: Array | None, diviso
     def finish(kept: Array, came: Array) -> None:
         fold(kept, came)
         if divisor > 1:
-            ops.divide_into(kept, divisor)
+            ops.divide_into.unchecked(kept, divisor)
         if result is not None:
-            ops.cast_into(result, kept)
+            ops.cast_into.unchecked(result, kept)
 
     return finish
 

@@ -1,4 +1,4 @@
-"""How much memory a process can still have."""
+"""How much memory a process can still have: of its machine, of its control groups, and of its own limit."""
 
 from __future__ import annotations
 
@@ -10,45 +10,49 @@ _ROOT = Path("/")
 
 
 def available() -> int:
-    """Bytes that this process can still take without swapping: what the machine, its control group and ulimit -v leave.
+    """Bytes that this process can still take without swapping: the least of what machine, control groups and ulimit -v leave.
 
     All of a machine's processes draw on the same, so another rank may be quicker.
     """
-    return max(0, min([sys.maxsize, *_machine(), *_control_group(), *_limit()]))
+    known = [free for free in (machine(), limit()) if free is not None]
+    return max(0, min([sys.maxsize, *known, *(free for _, free in control_groups())]))
 
 
-def _machine() -> list[int]:
+def machine() -> int | None:
+    """What the kernel would give without swapping; None where it does not say."""
     for line in _lines("proc/meminfo"):
         if line.startswith("MemAvailable:"):
-            return [int(line.split()[1]) << 10]
-    return []
+            return int(line.split()[1]) << 10
+    return None
 
 
-def _control_group() -> list[int]:
-    """Under cgroup 2 and 1, as a container or a batch job sees itself, and its parents."""
+def control_groups() -> list[tuple[Path, int]]:
+    """This process's control groups that have a limit, of version 2 or 1 and with those above them, and what each leaves."""
     found = []
     for line in _lines("proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
-            top = Path("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
+            top = _ROOT / ("sys/fs/cgroup/memory" if controllers else "sys/fs/cgroup")
             most, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+            cached = "total_inactive_file" if controllers else "inactive_file"
             group = top / path.strip("/")
             for place in [group, *group.parents][: len(group.parts) - len(top.parts) + 1]:
                 most_bytes, used_bytes = _number(place / most), _number(place / used)
                 if most_bytes is not None and used_bytes is not None:
-                    found.append(most_bytes - used_bytes + _reclaimable(place))
+                    found.append((place, most_bytes - used_bytes + _reclaimable(place, cached)))
     return found
 
 
-def _reclaimable(group: Path) -> int:
-    """What the group's page cache holds, which counts as used and yields to who asks."""
-    return sum(int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith("inactive_file "))
-
-
-def _limit() -> list[int]:
+def limit() -> int | None:
+    """What ulimit -v leaves of this process's addresses; None where it has no limit."""
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     used = next(iter(_lines("proc/self/statm")), "0").split()[0]
-    return [] if most == resource.RLIM_INFINITY else [most - int(used) * resource.getpagesize()]
+    return None if most == resource.RLIM_INFINITY else most - int(used) * resource.getpagesize()
+
+
+def _reclaimable(group: Path, cached: str) -> int:
+    """What the group's page cache holds, which counts as used and yields to who asks."""
+    return sum(int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith(f"{cached} "))
 
 
 def _number(path: Path) -> int | None:
@@ -59,6 +63,6 @@ def _number(path: Path) -> int | None:
 
 def _lines(path: str | Path) -> list[str]:
     try:
-        return (_ROOT / path).read_text().splitlines()
+        return (_ROOT / path).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return []

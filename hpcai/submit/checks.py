@@ -13,7 +13,7 @@ from hpcai.data import sharding, sources
 from hpcai.data.dataset import Dataset
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import walltime
-from hpcai.train import build, inputs, report, reserve
+from hpcai.train import build, inputs, report, reserve, resume
 from hpcai.train.config import Options
 
 SMALL_BYTES = 256 << 20
@@ -81,9 +81,8 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     if options.plot:
         report.require_matplotlib()
     dataset = data(options)
-    here = [options.checkpoints] if options.checkpoints and "://" not in options.checkpoints else []
-    for folder in [options.run, *here, *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
-        _writable(Path(str(folder)))
+    for folder in [*resume.folders(options), *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
+        _writable(folder)
     found = walltime.measured(options, ranks)
     goes_on = found is not None and found.where == Path(str(options.run))
     return walltime.check(time, lead_s, found, total_steps(options, dataset), goes_on)

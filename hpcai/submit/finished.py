@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import checks, walltime
-from hpcai.train import config, resume
+from hpcai.train import config, naming, resume
 from hpcai.train.config import Options
 
 NOT_FINISHED = 3
@@ -52,7 +52,7 @@ def finished(options: Options) -> bool:
     if total is None:
         raise UsageError(f"{options.data} is too large to count the steps of --epochs {options.epochs}")
     names = resume.place(options).names()
-    return max(steps, int(names[-1].split("-")[1]) if names else 0) >= total
+    return max(steps, naming.step_of(names[-1]) if names else 0) >= total
 
 
 if __name__ == "__main__":

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 
 import hpcai
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, Leave, RankFailed, RankMismatch, StallError
+from hpcai.errors import HpcaiError, Leave, RankFailed, StallError
 from hpcai.train import config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with these arguments (default: the command line's); returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if config.asks_only(arguments):
-        if launch().rank == 0:
-            config.parse(arguments)
-        return 0
     try:
+        if config.asks_only(arguments):
+            if launch().rank == 0:
+                config.parse(arguments)
+            return 0
         comm = hpcai.init()
     except HpcaiError as error:
         from hpcai.comm import job
@@ -54,7 +54,7 @@ def _share(error: HpcaiError | OSError) -> None:
         raise error  # to ask the others would be to wait for them again
     try:
         hpcai.init().leave()
-    except (RankMismatch, RankFailed):
+    except HpcaiError:
         raise error from None
 
 

@@ -1,12 +1,15 @@
-"""Options of the commands beside hpcai.train: whole numbers within bounds, and complaints of one line."""
+"""What commands' options have in common: complaints of one line, and whole numbers within bounds."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hpcai.errors import UsageError
+from hpcai.train import readers
+
+LONGEST_SHOWN, LONGEST_MESSAGE = 80, 1000
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,15 +22,29 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls with its complaint."""
-        raise UsageError(f"{message} (python -m {self.prog} --help lists the options)")
+        raise refusal(self.prog, message)
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """How to read a whole number from `least` to `most`, written in the digits 0 to 9."""
+    """How argparse is to read a whole number from `least` to `most`."""
+    reader = readers.whole(least, most)
 
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and len(text) <= 20 and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(f"wants a whole number from {least:,} to {most:,}, got {text!r}")
-        return int(text)
+        try:
+            return reader(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"wants {reader.__doc__}, got {shown(text)}") from None
 
     return read
+
+
+def refusal(prog: str, message: str) -> UsageError:
+    """In one line that can be printed."""
+    said = "".join(one if one.isprintable() else " " for one in message)
+    return UsageError(f"{' '.join(said.split())[:LONGEST_MESSAGE]} (python -m {prog} --help lists the options)")
+
+
+def shown(value: Any) -> str:
+    """As it was given, on one line and not too long."""
+    said = repr(value) if isinstance(value, str) else str(value)
+    return said if len(said) <= LONGEST_SHOWN else f"{said[: LONGEST_SHOWN - 20]}... ({len(said):,} characters)"

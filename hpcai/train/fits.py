@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from hpcai.comm import host
 from hpcai.comm.communicator import Communicator
+from hpcai.data import memory
 from hpcai.data.dataset import Dataset
 from hpcai.errors import UsageError
 from hpcai.parallel import mesh as meshes
@@ -65,58 +65,27 @@ def needed(options: Options, elements: int, largest: int, axes: meshes.Sizes) ->
     kept = shard[2] * stored + shard[1] * (stored if options.zero < 2 else whole) + shard[0] * states * whole
     kept += (shard[0] + (here if options.zero < 3 else 0) + (here if options.zero < 2 else 0)) * 4 * half
     kept += here / dp * (states + 1) * whole * bool(options.redundancy and options.zero and dp > 1)
-    memory = options.compress not in ("none", "auto", "reproducible") and not options.no_error_feedback
-    kept += here * (4 * memory + 8 * (options.compress == "reproducible"))
+    remembers = options.compress not in ("none", "auto", "reproducible") and not options.no_error_feedback
+    kept += here * (4 * remembers + 8 * (options.compress == "reproducible"))
     return int(kept + here * whole * (options.zero > 2) + min(largest, here) * 8)  # initial values are drawn whole, in f64
 
 
 def pools() -> list[Pool]:
     """The memory that this process can have: of its machine, of its control groups, and of its own limit."""
-    machine, found = host.boot_id(), []
-    name = os.uname().nodename
-    if (free := _of_meminfo(Path("/proc/meminfo"))) is not None:
-        found.append(Pool(f"node {name}", machine, free))
-    found += [Pool(f"its control group on node {name}", f"{machine}{path}", free) for path, free in control_groups()]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        used = int(_text(Path("/proc/self/statm")).split(" ")[0] or 0) * resource.getpagesize()
-        found.append(
-            Pool(f"the limit of process {os.getpid()} on node {name} (ulimit -v)", f"{machine} {os.getpid()}", limit - used)
-        )
+    node, booted, found = os.uname().nodename, host.boot_id(), []
+    if (free := memory.machine()) is not None:
+        found.append(Pool(f"node {node}", booted, free))
+    for group, free in memory.control_groups():
+        found.append(Pool(f"the control group {group} on node {node}", f"{booted} {_number(group)}", free))
+    if (free := memory.limit()) is not None:
+        found.append(Pool(f"the limit of process {os.getpid()} on node {node} (ulimit -v)", f"{booted} {os.getpid()}", free))
     return found
 
 
-def control_groups(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[tuple[str, int]]:
-    """Free bytes in each of this process's control groups that has a limit, version 2 or 1, by the group's path."""
-    found = []
-    for line in _text(own).splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        names = ("memory.max", "memory.current", "inactive_file")
-        root = cgroups
-        if controllers:
-            names, root = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), cgroups / "memory"
-        for folder in [root / path.lstrip("/"), *(root / path.lstrip("/")).parents]:
-            limit, used = (_text(folder / name).strip() for name in names[:2])
-            if limit.isdecimal() and used.isdecimal():
-                stat = dict(one.split(" ", 1) for one in _text(folder / "memory.stat").splitlines() if " " in one)
-                found.append((str(folder), int(limit) - int(used) + int(stat.get(names[2], "0"))))
-            if folder == root:
-                break
-    return found
-
-
-def _of_meminfo(path: Path) -> int | None:
-    lines = [line.split() for line in _text(path).splitlines() if line.startswith("MemAvailable:")]
-    return int(lines[0][1]) << 10 if lines else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
+def _number(group: Path) -> str:
+    """What tells a control group from others of its machine: containers may see different ones under the same path."""
+    about = group.stat()
+    return f"{about.st_dev} {about.st_ino}"
 
 
 def _parameters(options: Options, dataset: Dataset) -> tuple[int, int]:

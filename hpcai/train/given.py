@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import typing
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from hpcai.errors import UsageError
 from hpcai.train import optionsfile, readers
+from hpcai.train.arguments import Parser, refusal, shown
 from hpcai.train.readers import Reader
-
-LONGEST_SHOWN, LONGEST_MESSAGE = 80, 1000
 
 
 def given(kind: type, description: str, arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[dict[str, Any], bool]:
@@ -61,23 +60,14 @@ def variable(name: str) -> str:
     return f"HPCAI_{name.upper()}"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        raise _refusal(message)
-
-
-def _parser(kind: type, description: str) -> _Parser:
+def _parser(kind: type, description: str) -> Parser:
     """It leaves all values as they are given: readers read them, whichever way they come."""
-    parser = _Parser(
-        prog="hpcai.train", description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser("hpcai.train", description)
     for field in dataclasses.fields(kind):
         reader = readers_of(kind)[field.name]
         of_flags: dict[str, Any] = {"nargs": "?", "const": "true"} if reader is readers.flag else {}
         said = f"{field.metadata['help']}{_in_brackets(reader, field.default)}".replace("%", "%%")
-        parser.add_argument(_flag(field.name), dest=field.name, metavar="X", default=argparse.SUPPRESS, help=said, **of_flags)
+        parser.add_argument(_flag(field.name), dest=field.name, metavar="X", default=SUPPRESS, help=said, **of_flags)
     parser.add_argument("--config", action="append", metavar="FILE", help="YAML file of options; of several the later ones win")
     parser.add_argument("--print_config", "--print-config", action="store_true", help="print the options as such a file and end")
     return parser
@@ -91,7 +81,7 @@ def _from_file(kind: type, path: str) -> dict[str, Any]:
         if name == "config":
             raise UsageError(f"--config {path} names another file of options; give each by a --config of its own")
         if name not in readers_of(kind):
-            raise _refusal(f"--config {path} has {_shown(key)}, which is no option")
+            raise _refusal(f"--config {path} has {shown(key)}, which is no option")
         if value is not None:
             found[name] = _read(kind, name, value, f"{name} in {path}")
     return found
@@ -103,41 +93,33 @@ def _read(kind: type, name: str, value: Any, where: str) -> Any:
     try:
         return reader(value)
     except (ValueError, TypeError):
-        raise _refusal(f"{where} wants {reader.__doc__}, got {_shown(value)}") from None
+        raise _refusal(f"{where} wants {reader.__doc__}, got {shown(value)}") from None
 
 
 def _path(where: str, value: str) -> str:
     try:
         return readers.text(value)
     except ValueError:
-        raise _refusal(f"{where} wants a file of options, got {_shown(value)}") from None
+        raise _refusal(f"{where} wants a file of options, got {shown(value)}") from None
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _shown(value: Any) -> str:
-    """As it was given, on one line and not too long."""
-    said = repr(value) if isinstance(value, str) else str(value)
-    return said if len(said) <= LONGEST_SHOWN else f"{said[: LONGEST_SHOWN - 20]}... ({len(said):,} characters)"
-
-
 def _in_brackets(reader: Reader, default: Any) -> str:
     """For the help: what is wanted, where that is numbers or words, and the default."""
     plain = reader in (readers.flag, readers.text, readers.text_or_nothing, readers.resumed, readers.names, readers.patterns)
-    shown = (
+    by_itself = (
         ",".join(map(str, default))
         if isinstance(default, tuple)
         else ""
         if default in (None, "") or default is False
         else str(default)
     )
-    said = [reader.__doc__ or ""] * (not plain) + [f"default {shown}"] * bool(shown)
+    said = [reader.__doc__ or ""] * (not plain) + [f"default {by_itself}"] * bool(by_itself)
     return f" [{'; '.join(said)}]" if said else ""
 
 
 def _refusal(message: str) -> UsageError:
-    """In one line that can be printed."""
-    said = "".join(one if one.isprintable() else " " for one in message)
-    return UsageError(f"{' '.join(said.split())[:LONGEST_MESSAGE]} (python -m hpcai.train --help lists the options)")
+    return refusal("hpcai.train", message)

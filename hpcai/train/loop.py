@@ -81,7 +81,7 @@ def _hold(locks: Locks, comm: Communicator) -> None:
             return error
         return None
 
-    error, locks.token = on_root_beside(comm, lambda: (taken(), locks.token))
+    error, locks.token = on_root_beside(comm, lambda: (taken(), locks.token), "the run's folders are still not locked")
     if error is not None:
         raise error
 

@@ -24,8 +24,8 @@ from hpcai.xp import Array
 MEMORY, OWED, COMMON = "memory.", "owed", "reducer."
 """Names of a checkpoint's arrays: memory.D of data-parallel rank D; what owners owe; reducer.I.K, what bucket I's ranks share."""
 
-LARGEST_EXPONENT = 1023
-"""Of a finite number."""
+LARGEST_EXPONENT = 256
+"""More than a gradient in f32 can have, with what grains.py adds."""
 
 
 class Kept(NamedTuple):

@@ -93,13 +93,17 @@ def _as_json(value: Any) -> Any:
 
 def place(options: Options) -> Place:
     """Where the run's checkpoints go. Raises: CheckpointError for a URL that cannot be served."""
-    return storage.place(options.checkpoints or Path(options.run or "runs") / "checkpoints")
+    return storage.place(_kept(options))
 
 
 def folders(options: Options) -> list[Path]:
-    """Those that a run writes into and has for itself: its own, and that of its checkpoints unless it is a URL."""
-    where = place(options) if "://" not in (options.checkpoints or "") else None
-    return [Path(options.run or "runs"), *([where.folder] if isinstance(where, Local) else [])]
+    """Those that a run writes into and has for itself: its own, and that of its checkpoints unless these are elsewhere."""
+    kept = storage.local(_kept(options))
+    return [Path(options.run or "runs"), *([] if kept is None else [kept])]
+
+
+def _kept(options: Options) -> str | Path:
+    return options.checkpoints or Path(options.run or "runs") / "checkpoints"
 
 
 def prepare(options: Options, comm: Communicator) -> Place:

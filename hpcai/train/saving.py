@@ -32,7 +32,9 @@ LONGEST_PAUSE_S = 0.05
 """Between two questions whether all ranks' threads are done."""
 
 SAID_AFTER_S = 60.0
-"""A disk that takes longer is named."""
+"""What takes longer is named."""
+
+NOT_ON_DISK = "checkpoints are still not on disk"
 
 
 class Saver:
@@ -152,17 +154,17 @@ class Saver:
         self._committing = self._thread.begin(commit) if self.comm.rank == 0 else _Work.none()
 
 
-def on_root_beside(comm: Communicator, work: Callable[[], Any]) -> Any:
-    """`comm.on_root` for what may take longer than ranks wait for each other. Raises: CheckpointError."""
+def on_root_beside(comm: Communicator, work: Callable[[], Any], late: str = NOT_ON_DISK) -> Any:
+    """`comm.on_root` for what may take longer than ranks wait for each other; then `late` is said. Raises: CheckpointError."""
     beside = _Thread().begin(_Work(work)) if comm.rank == 0 else _Work.none()
-    _all_done(comm, [beside])
+    _all_done(comm, [beside], late)
     result, failure = comm.exchange((beside.result, beside.wait()))[0]
     if failure:
         raise CheckpointError(failure)
     return result
 
 
-def _all_done(comm: Communicator, works: Iterable[_Work]) -> None:
+def _all_done(comm: Communicator, works: Iterable[_Work], late: str = NOT_ON_DISK) -> None:
     """Wait for all ranks' threads. However long a disk takes, no rank waits for another longer than for a moment. Collective."""
     pause, began, said, done = 0.0005, time.monotonic(), False, np.zeros(1, np.int32)
     while True:
@@ -171,7 +173,7 @@ def _all_done(comm: Communicator, works: Iterable[_Work]) -> None:
             return
         if comm.rank == 0 and not said and time.monotonic() - began > SAID_AFTER_S:
             said = True
-            print(f"hpcai: warning: checkpoints are still not on disk, {SAID_AFTER_S:.0f} s later", file=sys.stderr, flush=True)
+            print(f"hpcai: warning: {late}, {SAID_AFTER_S:.0f} s later", file=sys.stderr, flush=True)
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_S)
 

@@ -58,8 +58,18 @@ class Place(Protocol):
 
 def place(where: str | Path) -> Place:
     """The place of that name: a URL if it has a scheme, else a folder."""
+    folder = local(where)
+    return Remote(str(where)) if folder is None else Local(folder)
+
+
+def local(where: str | Path) -> Path | None:
+    """The folder that a place of that name is; None for one that is elsewhere.
+
+    >>> local("file:///tmp/run") == local("/tmp/run") == Path("/tmp/run"), local("s3://bucket/run")
+    (True, None)
+    """
     path = str(where).removeprefix("file://").removeprefix("local://")
-    return Remote(path) if "://" in path else Local(Path(path))
+    return None if "://" in path else Path(path)
 
 
 def located(where: str) -> tuple[Place, str]:

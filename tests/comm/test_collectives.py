@@ -235,3 +235,14 @@ def test_across_nodes(name, size, per_node, monkeypatch):
     for n, op in itertools.product(SIZES, OPS):
         assert_reduced(results[0][n, op], shares(size, n, name), op, name)
         assert len({r[n, op].tobytes() for r in results}) == 1
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "ring", "halving_doubling"])
+def test_an_array_that_is_not_aligned_on_one_rank_is_reduced_as_others_are(algorithm):
+    def program(comm):
+        x = np.frombuffer(bytearray(4001), np.uint8)[comm.rank : comm.rank + 4000].view(np.float32)
+        x[:] = comm.rank + 1
+        comm.allreduce(x, algorithm=algorithm)
+        return x.flags.aligned, x.tolist()
+
+    assert threads.run(2, program) == [(True, [3.0] * 1000), (False, [3.0] * 1000)]

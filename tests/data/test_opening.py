@@ -3,7 +3,6 @@ import gzip
 import io
 import lzma
 import os
-import resource
 import socket
 import struct
 import zipfile
@@ -11,7 +10,7 @@ import zlib
 
 import pytest
 
-from hpcai.data import memory, opening
+from hpcai.data import opening
 from hpcai.errors import DataError
 
 TEXT = b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * 7919 % 10007) for i in range(5000))
@@ -151,30 +150,3 @@ def test_a_file_that_becomes_a_fifo_before_it_is_opened_is_not_waited_for(tmp_pa
     with pytest.raises(DataError, match="a FIFO; wanted a regular file"), monkeypatch.context() as patch:
         patch.setattr(os, "stat", lambda *path, **how: regular)
         opening.regular(tmp_path / "fifo")
-
-
-def test_memory_at_hand_is_the_least_of_what_limits_it(tmp_path, monkeypatch):
-    group = tmp_path / "sys/fs/cgroup/a/b"
-    group.mkdir(parents=True)
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 9 kB\nMemAvailable: 1000 kB\n")
-    (tmp_path / "proc/self/cgroup").write_text("3:cpuset:/x\n0::/a/b\n")
-    monkeypatch.setattr(memory, "_ROOT", tmp_path)
-    assert memory.available() == 1_024_000
-    (group / "memory.max").write_text("max\n")
-    (group / "memory.current").write_text("500\n")
-    assert memory.available() == 1_024_000
-    (group / "memory.max").write_text("900000\n")
-    (group / "memory.stat").write_text("anon 3\ninactive_file 100\n")
-    assert memory.available() == 899_600
-    (group.parent / "memory.max").write_text("1000\n")
-    (group.parent / "memory.current").write_text("2000\n")
-    assert memory.available() == 0
-
-
-def test_memory_at_hand_knows_the_process_limit(monkeypatch):
-    assert 0 < memory.available() < 1 << 50
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (1 << 40, 1 << 40))
-    monkeypatch.setattr(memory, "_machine", list)
-    monkeypatch.setattr(memory, "_control_group", list)
-    assert 0 < memory.available() < 1 << 40

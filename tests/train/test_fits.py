@@ -88,44 +88,6 @@ def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
                 assert wanted == pytest.approx(kept, rel=0.1), (ranks, mesh, flags)
 
 
-def tree(folder, files):
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content)
-
-
-def test_limits_of_control_groups_of_version_2(tmp_path):
-    tree(
-        tmp_path,
-        {
-            "cgroup": "0::/job/step\n",
-            "g/job/step/memory.max": "1000\n",
-            "g/job/step/memory.current": "700\n",
-            "g/job/step/memory.stat": "anon 5\ninactive_file 200\n",
-            "g/job/memory.max": "max\n",
-            "g/job/memory.current": "900\n",
-        },
-    )
-    assert fits.control_groups(tmp_path / "g", tmp_path / "cgroup") == [(str(tmp_path / "g/job/step"), 500)]
-
-
-def test_limits_of_control_groups_of_version_1(tmp_path):
-    tree(
-        tmp_path,
-        {
-            "cgroup": "5:devices:/x\n4:memory:/job\n0::/\n",
-            "g/memory/job/memory.limit_in_bytes": "1000",
-            "g/memory/job/memory.usage_in_bytes": "100",
-            "g/memory/memory.limit_in_bytes": "5000",
-            "g/memory/memory.usage_in_bytes": "100",
-            "g/memory/memory.stat": "total_inactive_file 50\n",
-        },
-    )
-    found = dict(fits.control_groups(tmp_path / "g", tmp_path / "cgroup"))
-    assert found == {str(tmp_path / "g/memory/job"): 900, str(tmp_path / "g/memory"): 4950}
-    assert fits.control_groups(tmp_path / "absent", tmp_path / "absent") == []
-
-
 def test_ranks_of_a_node_are_counted_together_and_groups_apart(tmp_path, monkeypatch):
     """Each of four ranks fits alone, in pairs they fit, all four on one node do not."""
     options = config.parse(["--hidden", "64", "--run", str(tmp_path / "run"), "--steps", "1"])

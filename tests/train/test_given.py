@@ -12,6 +12,7 @@ import pytest
 
 from hpcai.errors import UsageError
 from hpcai.train import config, given, optionsfile, readers
+from hpcai.train.__main__ import main
 from hpcai.train.config import Options
 from tests.train.valid_configs import VALID
 
@@ -273,3 +274,11 @@ def test_a_huge_file_is_not_read(tmp_path):
 def test_a_list_may_be_as_long_as_names_may_be_many(tmp_path):
     assert len(optionsfile.read(written(tmp_path, f"ignore: {json.dumps(['c'] * 1000)}\n")[1])["ignore"]) == 1000
     assert readers.MOST_NAMES < optionsfile.MOST_VALUES
+
+
+def test_what_is_wrong_is_said_in_one_line_where_options_are_only_printed_too(capsys):
+    assert main(["--print_config", "--lr", "abc"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("hpcai.train: error: --lr wants a number above 0")
+    assert said.err.count("\n") == 1

@@ -292,3 +292,9 @@ def test_when_rank_0_dies_the_next_one_takes_the_lock(tmp_path):
             os.kill(pid, signal.SIGKILL)
         process.wait()
     assert "failed; 2 go on" in (tmp_path / "stderr").read_text()
+
+
+def test_a_folder_of_checkpoints_is_locked_whatever_its_spelling(tmp_path):
+    for spelt in (f"{tmp_path}/kept", f"file://{tmp_path}/kept"):
+        assert resume.folders(config.parse(["--run", str(tmp_path), "--checkpoints", spelt]))[1] == tmp_path / "kept"
+    assert resume.folders(config.parse(["--run", str(tmp_path), "--checkpoints", "s3://bucket/kept"])) == [tmp_path]
