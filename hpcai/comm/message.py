@@ -161,6 +161,19 @@ def receive(comm: Communicator, x: Array, source: int, lane: int) -> Received:
     return Received(comm, x, int(source), int(lane))
 
 
+def send_bare(comm: Communicator, x: Array, to: int, lane: int) -> Pending:
+    """Start to send without a header, which costs some 0.1 ms, between ranks that both know what travels, as a pipeline's stages do.
+
+    The caller keeps x until it has waited, and does not mix these with others on the same lane of a communicator.
+    """
+    return comm.wire.send(x, to, ARRAYS + lane)
+
+
+def receive_bare(comm: Communicator, x: Array, source: int, lane: int) -> Pending:
+    """Start to receive what `send_bare` sends."""
+    return comm.wire.receive(x, source, ARRAYS + lane)
+
+
 def _check(kind: str, comm: Communicator, x: Array, peer: int, lane: int) -> None:
     problem = call.peer_problem(kind, peer, lane, comm.rank, comm.size) or call.memory_problem(kind, x)
     if problem is None and x.nbytes > MESSAGE_BYTES:

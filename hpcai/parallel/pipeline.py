@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from hpcai.comm import message
 from hpcai.comm.communicator import Communicator
 from hpcai.nn import memory, models
 from hpcai.nn.layers import Params, buffer
@@ -198,7 +199,7 @@ class _Run:
         self.sent = [(pending, x) for pending, x in self.sent if not pending.done()]
         if y.size:
             y = np.ascontiguousarray(y)
-            self.sent.append((self.comm.send(y, stage % self.comm.size, lane), y))
+            self.sent.append((message.send_bare(self.comm, y, stage % self.comm.size, lane), y))
 
     def _through(self, slot: _Slot, span: slice, x: Array, moment: Moment | None) -> Array:
         if self.stages.recompute is None or self.grads is None:
@@ -257,7 +258,7 @@ class _Inbox:
         stages = self.run.stages
         rows, *rest = stages.entering[chunk] if self.lane == ACTIVATIONS else stages.leaving[chunk]
         x = memory.empty((rows * len(self.run.micros[micro].x), *rest), self.run.pipeline.dtype)
-        self.posted[stage, micro] = x, self.run.comm.receive(x, self.source, self.lane) if x.size else None
+        self.posted[stage, micro] = x, message.receive_bare(self.run.comm, x, self.source, self.lane) if x.size else None
 
     def _expected(self) -> list[tuple[int, int]]:
         """(stage here, micro-batch) of all messages, in the order of the sender's plan."""

@@ -17,6 +17,7 @@ constexpr std::size_t kLane = 16;
 
 typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
 typedef std::int32_t I __attribute__((vector_size(64), aligned(4), may_alias));
+typedef std::uint32_t U __attribute__((vector_size(64), aligned(4), may_alias));
 
 INLINE V load(const float* x) { return *reinterpret_cast<const V*>(x); }
 INLINE void store(float* x, V v) { *reinterpret_cast<V*>(x) = v; }
@@ -57,7 +58,7 @@ INLINE V exponential(V x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return reinterpret_cast<V>(reinterpret_cast<I>(p) + (reinterpret_cast<I>(shifted) << 23));
+    return reinterpret_cast<V>(reinterpret_cast<U>(p) + (reinterpret_cast<U>(shifted) << 23));  // unsigned: of a NaN it may wrap
 }
 
 // A vector folded to a float by halves.
