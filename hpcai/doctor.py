@@ -30,7 +30,7 @@ from hpcai import ops
 from hpcai.comm import select
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError
+from hpcai.errors import HpcaiError, one_line
 from hpcai.train.arguments import Parser, whole_number
 
 SIZES = tuple(8**k for k in range(1, 10))
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         comm = hpcai.init()
     except HpcaiError as error:
         if launch().rank == 0:
-            print(f"hpcai.doctor: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(f"hpcai.doctor: error: {one_line(error)}", file=sys.stderr, flush=True)
         else:
             time.sleep(1.0)  # let rank 0 speak: the launcher ends all ranks with the first that ends so
         return error.exit_code
@@ -210,7 +210,7 @@ def compress(comm: Communicator, training: Sequence[str]) -> int:
         text = advice.table(options, inputs.load(options, comm), comm)
     except (HpcaiError, OSError) as error:
         if comm.rank == 0:
-            print(f"hpcai.doctor: error: {error}", file=sys.stderr)
+            print(f"hpcai.doctor: error: {one_line(error)}", file=sys.stderr)
         return 1
     if comm.rank == 0:
         print(f"\n{text}")

@@ -59,3 +59,13 @@ class Leave(HpcaiError):
 
 class NonFiniteError(HpcaiError):
     """A loss, gradient or parameter became NaN or infinite."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as a command prints it: one line that any terminal takes, however long or odd what was given is."""
+    said = " ".join("".join(one if one.isprintable() else " " for one in str(error)).split())
+    return said if len(said) <= LONGEST_LINE else f"{said[: LONGEST_LINE // 2]} ... {said[-LONGEST_LINE // 3 :]}"
+
+
+LONGEST_LINE = 1500
+"""Characters of a line that ends a command."""

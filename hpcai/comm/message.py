@@ -162,7 +162,7 @@ def receive(comm: Communicator, x: Array, source: int, lane: int) -> Received:
 
 
 def send_bare(comm: Communicator, x: Array, to: int, lane: int) -> Pending:
-    """Start to send without a header, which costs some 0.1 ms, between ranks that both know what travels, as a pipeline's stages do.
+    """Start to send without a header, which costs some 0.1 ms, where both ranks know what travels, as a pipeline's stages do.
 
     The caller keeps x until it has waited, and does not mix these with others on the same lane of a communicator.
     """

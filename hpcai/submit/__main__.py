@@ -18,7 +18,7 @@ from pathlib import Path
 
 import hpcai
 from hpcai import environment
-from hpcai.errors import HpcaiError, UsageError
+from hpcai.errors import HpcaiError, UsageError, one_line
 from hpcai.submit import checks, quoting, script, slurm, sweep
 from hpcai.submit.walltime import seconds
 from hpcai.train import config
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _submit(chosen, training)
     except (HpcaiError, OSError) as error:
-        _say(f"error: {' '.join(str(error).split())}")
+        _say(f"error: {one_line(error)}")
         return getattr(error, "exit_code", 1)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import hpcai
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, Leave, RankFailed, StallError
+from hpcai.errors import HpcaiError, Leave, RankFailed, StallError, one_line
 from hpcai.train import config
 
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HpcaiError as error:
         from hpcai.comm import job
 
-        print(f"hpcai.train: error: {error}", file=sys.stderr, flush=True)
+        print(f"hpcai.train: error: {one_line(error)}", file=sys.stderr, flush=True)
         return job.exit_code(error)
 
     def train() -> None:
@@ -44,7 +44,7 @@ def ending(train: Callable[[], object]) -> int:
         return _end(left.exit_code, f"{left}")
     except (HpcaiError, OSError) as error:
         _share(error)
-        return _end(getattr(error, "exit_code", 1), f"error: {' '.join(str(error).split())}")
+        return _end(getattr(error, "exit_code", 1), f"error: {one_line(error)}")
     return _end(0)
 
 
