@@ -278,7 +278,7 @@ class Communicator:
     def receive(self, x: Array, source: int, lane: int = 0) -> Pending:
         """Start to receive into the contiguous array `x`; it is there after `wait()`.
 
-        Raises: as `send`; ValueError (read-only); by `wait`, RankMismatch if the sender's array has another length or dtype.
+        Raises: as `send`; ValueError (read-only); by `wait`, RankMismatch if the sender's array has another dtype or shape.
         """
         return self._under_way(message.receive, x, source, lane)
 

@@ -1,4 +1,4 @@
-"""Messages between two ranks: a header says what comes, so that an array of another length or dtype is an error where it is
+"""Messages between two ranks: a header says what comes, so that an array of another dtype or shape is an error where it is
 received; and what is under way is kept, also where nobody waits for it.
 
 The array is received when its header is here: Open MPI 5 crashes where a long message comes to a shorter array.
@@ -28,7 +28,7 @@ ARRAYS, HEADERS = 2, 4
 """Lanes of the wire from here on are messages'; the ones before are collectives', which would take them for their own."""
 
 _HEADER = struct.Struct("<q56s")
-"""Bytes, and the dtype in words."""
+"""Bytes, and dtype and shape in words."""
 
 
 class Sent:
@@ -85,7 +85,7 @@ class Received:
     def wait(self) -> None:
         """Return when the array is there.
 
-        Raises: RankMismatch if the sender's has another length or dtype; StallError after the time limit.
+        Raises: RankMismatch if the sender's has another dtype or shape; StallError after the time limit.
         """
         self._comm.door.check("wait")
         while self._array is None:
@@ -111,9 +111,10 @@ class Received:
         if self._told.tobytes() != header(self._x):
             nbytes, text = _HEADER.unpack(self._told.tobytes())
             rank, source = (self._comm.wire.ranks[one] for one in (self._comm.rank, self._source))
+            wanted = f"{self._x.nbytes} bytes, {self._x.dtype}{list(self._x.shape)}"
             self._problem = RankMismatch(
-                f"rank {rank} receives {self._x.nbytes} bytes of {self._x.dtype} from rank {source}, which sent {nbytes} bytes "
-                f"of {text.rstrip(bytes(1)).decode(errors='replace')}: length and dtype must be the same"
+                f"rank {rank} receives {wanted}, from rank {source}, which sent {nbytes} bytes, "
+                f"{text.rstrip(bytes(1)).decode(errors='replace')}: dtype and shape must be the same"
             )
             target = np.empty(nbytes, np.uint8)
         self._target = target
@@ -136,12 +137,12 @@ def begin(expected: dict[Any, list[Any]]) -> None:
 
 def header(x: Array) -> bytes:
     """What a message tells of its array. Messages of training are of few kinds."""
-    return _header(x.nbytes, x.dtype)
+    return _header(x.nbytes, x.dtype, x.shape)
 
 
 @functools.lru_cache(maxsize=256)
-def _header(nbytes: int, dtype: np.dtype) -> bytes:
-    words = str(dtype)
+def _header(nbytes: int, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    words = f"{dtype}{list(shape)}"
     if len(words) > 56:
         words = f"{words[:40]}... {zlib.crc32(words.encode()):08x}"
     return _HEADER.pack(nbytes, words.encode())

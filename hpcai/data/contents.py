@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import xxhash
@@ -28,6 +29,8 @@ def contents(dataset: Dataset) -> Contents:
         numbers["values a sample"] = list(dataset.shape)
     if names := [one for one in ((dataset.encoding or {}).get("label") or {}).get("values", []) if isinstance(one, str)]:
         numbers["names of classes"] = xxhash.xxh3_128("\0".join(names).encode()).hexdigest()
+    if columns := (dataset.encoding or {}).get("columns"):
+        numbers["names or scales of columns"] = xxhash.xxh3_128(json.dumps(columns).encode()).hexdigest()
     return numbers | {
         "training inputs": _digest(dataset.x_train, *seen),
         "training targets": _digest(dataset.y_train, *target),

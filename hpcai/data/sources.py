@@ -29,6 +29,8 @@ def variable() -> tuple[str | None, Path | None]:
     value = os.environ.get("HPCAI_DATA", "")
     is_name = value in NAMES or value.lower().startswith(tuple(f"{kind}:" for kind in _KINDS))
     is_folder = not is_name and ("/" in value or os.path.isdir(value))
+    if is_folder and not os.path.isdir(os.path.expanduser(value)):
+        raise UsageError(f"$HPCAI_DATA is {value!r}, which is no folder; wanted a folder, or a data set as in csv:{value}")
     return (None if is_folder else value or None), (Path(value) if is_folder else None)
 
 

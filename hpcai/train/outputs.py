@@ -23,7 +23,7 @@ def files(options: Options) -> list[Path]:
 
 
 def require_writable(options: Options) -> None:
-    """On rank 0: raise OSError or UsageError for a file that cannot be written, also one that only the run's end opens."""
+    """On rank 0: raise UsageError for a file that cannot be written, also one that only the run's end opens."""
     paths = [Path(os.path.realpath(path)) for path in files(options)]
     for i, path in enumerate(paths):
         if path in paths[:i]:
@@ -37,8 +37,11 @@ def _try_to_open(path: Path) -> None:
         raise UsageError(
             f"{path} is {'a folder' if path.is_dir() else 'no file'}, where a file is to be written; give another path"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    path.open("ab").close()
-    if fresh:
-        path.unlink()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not path.exists()
+        path.open("ab").close()
+        if fresh:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written to: {error.strerror}; give another path") from None

@@ -15,13 +15,13 @@ from hpcai.data.contents import changed as changed_data
 from hpcai.errors import CheckpointError
 from hpcai.parallel.mesh import sizes
 from hpcai.train import assembly, checkpoint, lock, memories, naming, remarks, storage
+from hpcai.train.arguments import shown
 from hpcai.train.build import Cut
 from hpcai.train.checkpoint import Broken, Opened
 from hpcai.train.config import Options
 from hpcai.train.folder import Local
 from hpcai.train.replica import Replica
 from hpcai.train.saving import Saver
-from hpcai.train.schema import shown
 from hpcai.train.storage import Place
 from hpcai.xp import Array
 
@@ -282,11 +282,13 @@ def _refuse_or_set_aside(options: Options, folder: Path) -> None:
         raise CheckpointError(
             f"{options.checkpoints} has checkpoints of an earlier run; go on with --resume auto, or give another --checkpoints"
         )
-    _set_aside(folder)
+    if _set_aside(folder):
+        said = f"what an earlier run left in {folder} is in its previous-N folders now; --resume auto would have gone on from it"
+        print(f"hpcai: {said}", file=sys.stderr, flush=True)
 
 
-def _set_aside(folder: Path) -> None:
-    """All but locks, which stay where they are. What a link leads to stays on its file system."""
+def _set_aside(folder: Path) -> bool:
+    """All but locks, which stay where they are. What a link leads to stays on its file system. False: there was nothing."""
     present = [folder / name for name in WRITTEN if (folder / name).exists()]
     present = [path for path in present if not path.is_dir() or _has_files(path)]
     old = folder / naming.next_previous(path.name for path in folder.iterdir())
@@ -302,6 +304,7 @@ def _set_aside(folder: Path) -> None:
         for one in sorted(path.iterdir(), reverse=True):  # the newest first, as in Local.set_aside
             if one.name != lock.NAME:
                 one.rename(old / path.name / one.name)
+    return bool(present)
 
 
 def _has_files(folder: Path) -> bool:
@@ -327,13 +330,20 @@ def _check(found: Opened, options: Options, mine: Replica) -> None:
     differing = [name for name in new if old.get(name) != new[name]]
     if differing:
         name = differing[0]
-        said = f"{name} {shown(old.get(name))}, this run has {shown(new[name])}" if name != "parameters" else "other parameters"
+        said = "other parameters"
+        if name != "parameters":
+            said = f"{_as_option(name, old.get(name))}, this run has {_as_option(name, new[name])}"
         raise CheckpointError(
             f"checkpoint {found.path} was made with {said}; give the same options, or start afresh without --resume"
         )
     for name, array in assembly.arrays_of(mine).items():
         if found.dtypes.get(name) != array.dtype:
             raise CheckpointError(f"checkpoint {found.path} has no array {name} of {array.dtype}")
+
+
+def _as_option(name: str, value: Any) -> str:
+    """As it is written on the command line."""
+    return shown(f"--{name.replace('_', '-')} {','.join(map(str, value)) if isinstance(value, list) else value}").strip("'")
 
 
 def _check_data(found: Opened, mine: Replica) -> None:

@@ -29,9 +29,9 @@ def test_flags_win_over_variables_and_those_over_the_file(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "value, data",
     [
-        ("/some/folder", "digits"),
+        ("/", "digits"),
         ("tests", "digits"),
-        ("./csv", "digits"),
+        ("./tests", "digits"),
         ("", "digits"),
         ("mnist", "mnist"),
         ("csv:/some/table.csv", "csv:/some/table.csv"),
@@ -45,6 +45,14 @@ def test_the_data_variable_is_a_data_set_or_a_folder(monkeypatch, value, data):
     assert config.parse([]).data == data
     assert config.parse(["--data", "npz:x"]).data == "npz:x"
     assert os.environ["HPCAI_DATA"] == value
+
+
+@pytest.mark.parametrize("value", ["/some/folder", "./csv", "tests/train/test_config.py"])
+def test_a_data_variable_that_is_neither_is_refused(monkeypatch, value):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setenv("HPCAI_DATA", value)
+    with pytest.raises(UsageError, match="HPCAI_DATA is .*, which is no folder; wanted a folder, or a data set as in csv:"):
+        config.parse([])
 
 
 @pytest.mark.parametrize("text, numbers", [("1024,1024", (1024, 1024)), ("7", (7,)), ("", ())])

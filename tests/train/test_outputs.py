@@ -5,7 +5,7 @@ import os
 import pytest
 
 from hpcai.comm import threads
-from hpcai.errors import HpcaiError
+from hpcai.errors import HpcaiError, UsageError
 from hpcai.train import config, loop
 from hpcai.train.loop import fit
 from hpcai.train.outputs import require_writable
@@ -98,5 +98,5 @@ def test_a_folder_that_is_read_only_is_refused(tmp_path, monkeypatch):
         pytest.skip("root writes everywhere")
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(0o500)
-    with pytest.raises(OSError, match="Permission"):
+    with pytest.raises(UsageError, match="Permission"):
         require_writable(config.parse(["--run", str(tmp_path / "run")]))
