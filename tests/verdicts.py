@@ -6,6 +6,8 @@ import signal
 from collections import Counter
 from typing import NamedTuple
 
+from tests import witness
+
 RANKS, SPARES, SLOW_S = 4, 3, 3.0
 STALL_S, STALL_FROZEN_S = 15, 8
 """Time limits of waits in runs in which ranks are killed, or frozen: longer than others load a machine, shorter than we wait."""
@@ -64,6 +66,8 @@ def judged(drawn, code, struck, run, said, spread):
     summary = json.loads((run / "summary.json").read_text())
     if wrong := wrong_metrics(run / "metrics.jsonl", summary["steps"]):
         return Outcome("wrong metrics", hit, [], f"{wrong}\n{last}")
+    if wrong := witness.difference(run, summary["ranks"], summary["steps"]):
+        return Outcome("ranks ended with different parameters", hit, [], f"{wrong}\n{last}")
     low, high = spread
     margin = 3 * (high - low) + 1e-4 * high
     if not low - margin <= summary["test_loss"] <= high + margin:
