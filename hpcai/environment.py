@@ -1,6 +1,7 @@
 """HPCAI_ variables: what each may be, checked when a program starts, and those that nothing reads, named.
 
-Where a variable is read its value may be relied on. A variable that is empty is as one that is not set.
+Where a variable is read its value may be relied on. One that is empty is as one that
+is not set; of an option it is refused (see train/given.py).
 """
 
 from __future__ import annotations

@@ -9,7 +9,10 @@ import numpy as np
 
 def seed_checked(seed: int) -> int:
     """The seed as an int. Raises: TypeError for what is no whole number, ValueError for one that is no seed."""
-    number = operator.index(seed)
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"a seed is a whole number from 0 to 2^64-1, got {seed!r}") from None
     if not 0 <= number < 2**64:
         shown = number if abs(number) < 10**30 else f"one of {number.bit_length()} bits"
         raise ValueError(f"a seed is a whole number from 0 to 2^64-1, got {shown}")

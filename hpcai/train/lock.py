@@ -112,6 +112,8 @@ class Locks:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
             raise UsageError(f"{folder} is a file, where a folder is wanted; give another --run or --checkpoints") from None
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written to: {error.strerror}; give another --run or --checkpoints") from None
         path = folder / NAME
         with contextlib.suppress(FileNotFoundError):
             key = _key(path.lstat())

@@ -80,7 +80,7 @@ def test_descriptors_are_as_they_were(slurm):
 def test_one_process_is_started_however_often_mpi_is_asked_for(slurm, monkeypatch):
     started, start = [], pmi._start_relay
     monkeypatch.setattr(pmi, "_start_relay", lambda *sockets: started.append(sockets) or start(*sockets))
-    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI="MPI"))
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI="MPI", rc=SimpleNamespace(finalize=True)))
     monkeypatch.setenv("OMPI_MCA_osc", "^ucx")
     mpi.load.cache_clear()
     try:

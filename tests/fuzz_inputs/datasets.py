@@ -222,7 +222,8 @@ def _other_header(rng: random.Random, raw: bytes) -> bytes:
 
 def _plain_archive(folder: Path) -> Any:
     with np.load(folder / "in.npz", allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files if name in ("x", "y", "x_train", "y_train", "x_test", "y_test")}
+        names = ("x", "y") if {"x", "y"} <= set(archive.files) else ("x_train", "y_train", "x_test", "y_test")
+        arrays = {name: archive[name] for name in names}
     np.savez(folder / "plain.npz", **arrays)
     return digest(sources.load(f"npz:{folder / 'plain.npz'}"))
 

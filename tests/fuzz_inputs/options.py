@@ -96,15 +96,13 @@ def _attempt(folder: Path) -> Any:
 
 def _as_flags(folder: Path) -> Any:
     flags = []
-    for key, value in (yaml.safe_load((folder / "options.yaml").read_bytes()) or {}).items():
-        name = f"--{str(key).replace('_', '-')}"
-        if value is True:
-            flags.append(name)
-        elif isinstance(value, (list, dict)):
-            pairs = [f"{a}={b}" for a, b in value.items()] if isinstance(value, dict) else [str(one) for one in value]
-            flags += [name, ",".join(pairs)]
-        elif value is not None and value is not False:
-            flags += [name, str(value)]
+    content = (folder / "options.yaml").read_bytes()
+    nothing = {key for key, value in yaml.safe_load(content).items() if value is None}
+    for key, value in yaml.load(content, yaml.BaseLoader).items():  # which leaves all values the texts that they are
+        if key in nothing:
+            continue
+        pairs = [f"{a}={b}" for a, b in value.items()] if isinstance(value, dict) else value
+        flags.append(f"--{key.replace('_', '-')}={pairs if isinstance(pairs, str) else ','.join(pairs)}")
     return dataclasses.astuple(config.parse(flags))
 
 

@@ -15,15 +15,19 @@ FILES = {
     "checkpoints": [
         f"hpcai/train/{name}.py"
         for name in [
+            "agreement",
             "assembly",
             "boxes",
             "checkpoint",
             "folder",
+            "lock",
+            "manifest",
             "memories",
             "naming",
             "remote",
             "resume",
             "saving",
+            "schema",
             "series",
             "shards",
             "storage",
@@ -39,6 +43,7 @@ STARTING = (
     "tests/comm/test_stall.py",
     "tests/train/test_command.py",
     "tests/comm/test_two_hosts.py",
+    "tests/comm/test_misuse.py",
 )
 _WITHOUT_LAUNCHER = [f"--ignore={file}" for file in STARTING]
 _TRAIN = ["tests/train", *_WITHOUT_LAUNCHER]

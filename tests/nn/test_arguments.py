@@ -37,7 +37,7 @@ LAYERS = {
     "attention": (sequence.attention("a", 2, CONTEXT), f(ROWS, 3 * WIDTH)),
     "dropout": (sequence.dropout("d", 0.5, 0, 0, CONTEXT, WIDTH), f(ROWS, WIDTH)),
 }
-VIEWS = {"reshape", "flatten", "residual"}  # which compute nothing themselves
+VIEWS = {"reshape", "flatten", "residual", "channels_last"}  # which compute nothing themselves
 ANY_ROWS = {("x", f"first dim {what}") for what in ("short", "long")} | {("x", "empty")}
 SHAPES = {f"{where} dim {what}" for where in ("first", *(f"{axis}." for axis in range(1, 4))) for what in ("short", "long")}
 ANY_SHAPE = {("x", what) for what in (*SHAPES, "empty", "one dim more", "other dtype")}

@@ -180,7 +180,7 @@ def test_loss_of_logits_that_are_not_finite_is_not_finite(columns):
         x = rng().normal(size=(3, columns)).astype(np.float32)
         x[1, columns // 2] = broken
         with np.errstate(all="ignore"):
-            loss, _ = losses.token_cross_entropy(tokens=columns).evaluate(np.empty_like(x), x, np.zeros(3, np.int64), 1.0)
+            loss, _ = losses.token_cross_entropy(tokens=columns).evaluate(np.empty_like(x), x, np.zeros((1, 3), np.int64), 1.0)
         assert not np.isfinite(loss)
 
 

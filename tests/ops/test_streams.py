@@ -26,7 +26,7 @@ def rounded(seed):
 
 
 def blocks(seed):
-    return random_k.random_k(0.1, seed).encode(np.ones(64 * 400, np.float32), 0)[0][1]
+    return random_k.random_k(0.1, seed=seed).encode(np.ones(64 * 400, np.float32), 0)[0][1]
 
 
 USES = {
@@ -36,7 +36,7 @@ USES = {
     "dropout": dropped,
     "stochastic rounding": rounded,
     "random blocks": blocks,
-    "power_sgd": lambda seed: power_sgd.power_sgd(1, [(0, (16, 16))], seed).init(np.zeros(256, np.float32))[0],
+    "power_sgd": lambda seed: power_sgd.power_sgd(1, [(0, (16, 16))], seed=seed).init(np.zeros(256, np.float32))[0],
 }
 
 

@@ -84,7 +84,7 @@ BAD = {
     "text in a CSV": (lambda p: csv(p, "x,y\n1,2\none,2\n3,4\n"), 1, "'one' is not a number"),
     "ragged CSV": (lambda p: csv(p, "x,y\n1,2\n1\n3,4\n"), 1, "1 cells where the header has 2"),
     "batch below ranks": (lambda p: ["--batch", "2"], 2, "smaller than the number of ranks, 3"),
-    "unwritable folder": (in_the_way, 1, "file"),
+    "unwritable folder": (in_the_way, 2, "file"),
     "unwritable metrics": (lambda p: ["--metrics", "/proc/metrics.jsonl"], 1, "/proc"),
     "unwritable trace": (lambda p: ["--trace", "/proc/trace.json"], 1, "/proc"),
     "mesh that does not fit": (lambda p: ["--mesh", "tp=2"], 2, "there are 3"),

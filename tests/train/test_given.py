@@ -184,12 +184,12 @@ def test_flags_win_over_variables_and_those_over_files(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", VALID)
 def test_a_right_file_of_options_is_right(tmp_path, text):
-    options = config.parse([*written(tmp_path, text), "--data=digits"] if "text:" not in text else written(tmp_path, text))
+    options = config.parse(written(tmp_path, text))
     assert isinstance(options.lr, float)
 
 
 def test_words_and_numbers_in_a_file_are_not_taken_for_others(tmp_path):
-    text = "resume: no\noverlap: no\nelastic: off\nlabel: no\nignore: [1, on, 2026-01-01]\nlr: 1e-3\nsignals: none\n"
+    text = "data: csv:x\nresume: no\noverlap: no\nelastic: off\nlabel: no\nignore: [1, on, 2026-01-01]\nlr: 1e-3\nsignals: none\n"
     options = config.parse(written(tmp_path, text))
     assert (options.resume, options.overlap, options.elastic, options.label) == ("never", "never", "never", "no")
     assert (options.ignore, options.lr, options.signals) == (("1", "on", "2026-01-01"), 1e-3, ())

@@ -36,7 +36,7 @@ def test_names_of_classes_and_categories_go_into_the_summary_and_every_checkpoin
 
 
 def test_what_was_taken_is_said_in_the_head_of_a_run(tmp_path, capsys):
-    inputs.prepare(options(tmp_path, "--label", "age", "--categorical", "region,kind"), 1, tmp_path / "run")
+    inputs.prepare(options(tmp_path, "--label", "age", "--categorical", "region,kind"), 1)
     said = capsys.readouterr().err.splitlines()
     assert "hpcai: wines.csv: 192 rows for training, 48 for testing, 6 features" in said
     assert "hpcai: column 'region': one-hot, 2 categories (north, south)" in said
@@ -59,12 +59,12 @@ def test_features_that_f16_does_not_hold_are_refused(tmp_path, name):
     flags = ["--data", f"npz:{tmp_path / 'a.npz'}", "--run", str(tmp_path / "run"), "--dtype"]
     arrays[name][3, 1] = -65504
     np.savez(tmp_path / "a.npz", **arrays)
-    inputs.prepare(config.parse([*flags, "f16"]), 1, tmp_path / "run")
+    inputs.prepare(config.parse([*flags, "f16"]), 1)
     arrays[name][3, 1] = -65536
     np.savez(tmp_path / "a.npz", **arrays)
-    inputs.prepare(config.parse([*flags, "bf16"]), 1, tmp_path / "run")
+    inputs.prepare(config.parse([*flags, "bf16"]), 1)
     with pytest.raises(UsageError, match="--dtype f16 holds numbers up to 65,504, and the data have -65536; take bf16 or f32"):
-        inputs.prepare(config.parse([*flags, "f16"]), 1, tmp_path / "run")
+        inputs.prepare(config.parse([*flags, "f16"]), 1)
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ SPOILS = {
     "shard cut": (lambda p: one_shard(p).write_bytes(one_shard(p).read_bytes()[:-1]), "shard-00000-of-00001.* is cut short"),
     "shard empty": (lambda p: one_shard(p).write_bytes(b""), "is cut short"),
     "shard absent": (lambda p: one_shard(p).unlink(), "shard-00000-of-00001.safetensors is missing"),
-    "manifest cut": (lambda p: (p / "manifest.json").write_text('{"format"'), "not JSON"),
+    "manifest cut": (lambda p: (p / "manifest.json").write_text('{"format"'), "manifest.json is damaged or of another version"),
     "manifest changed": (
         lambda p: (p / "manifest.json").write_text((p / "manifest.json").read_text().replace('"samples": 192', '"samples": 193')),
         "manifest.json differs from its checksum",
@@ -376,7 +376,7 @@ def test_refusals(tmp_path):
     ]:
         with pytest.raises(error):
             train(ranks, options(tmp_path, *flags))
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(UsageError, match="cannot be written to: Not a directory"):
         train(2, config.parse(["--run", str(tmp_path / "file" / "run")]))
     assert not (tmp_path / "run" / "summary.json").exists()
 
