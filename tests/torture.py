@@ -32,7 +32,9 @@ from tests import owned, strikes
 from tests.command import children, end, start
 from tests.verdicts import FINE, RANKS, SPARES, STALL_FROZEN_S, STALL_S, Drawn, Outcome, all_fine, judged, told
 
-FLAGS = ["--hidden", "48", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
+FLAGS = ["--hidden", "48", "--activation", "gelu", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
+"""With ReLU one unit hardly learns, and whether what is owed to it revives it is a matter of rounding: 0.1 to 0.6 % of the loss."""
+
 LIMIT_S, STEPS, STEPS_FROZEN = 300, 2500, 400
 
 

@@ -4,18 +4,14 @@ import numpy as np
 import pytest
 
 from hpcai.comm import threads
-from hpcai.data import sharding
-from hpcai.data.dataset import take
 from hpcai.reduce.combine import owed
-from hpcai.train import loop, memories, transfer
+from hpcai.train import memories
 from hpcai.train.inputs import load
 from hpcai.train.replica import replica
-from hpcai.train.run import room
 from hpcai.train.step import train_step
 from tests.train.test_loop import options
 
 CODECS = ["int8", "sign", "powersgd:2", "topk:0.1", "int8sum", "bf16"]
-STEPS, BATCH = 400, 64
 
 
 def part_of_the_mean(mine):
@@ -53,36 +49,3 @@ def test_what_is_owed_weighs_as_much_among_another_number_of_ranks(tmp_path, com
     assert all(was.any() for _, was in found[:live])
     for now, was in found:
         np.testing.assert_allclose(now, was, rtol=1e-5, atol=1e-5 * np.abs(was).max())
-
-
-def trained(chosen, olds, come, begin, end):
-    """Replicas of those that live, in the place of `olds`, and of so many more, after steps `begin` to `end`; the test loss."""
-
-    def program(comm):
-        dataset = load(chosen, comm)
-        mine = replica(chosen, dataset, comm)
-        if comm.rank < len(olds):
-            transfer.carry_over(olds[comm.rank], mine, set(range(comm.size)))
-        transfer.equal(mine)
-        rows = room(dataset, BATCH, mine)
-        for at in range(begin, end):
-            batch = sharding.global_batch(dataset.train_samples, BATCH, chosen.seed, at)
-            x, target = take(dataset, sharding.shard(batch, comm.rank, comm.size), rows)
-            train_step(mine, x, target, len(batch), at, chosen.lr)
-        return mine, loop.evaluate(mine, dataset)[0]
-
-    found = threads.run(len(olds) + come, program)
-    return [mine for mine, _ in found], found[0][1]
-
-
-def test_the_loss_does_not_depend_on_which_ranks_are_lost(tmp_path):
-    """Of 4 ranks, which had to meet anew before, 2 are lost, for which spare ones come, then a spare one, then 2. What the last
-    one owed to the gradient counted three times.
-    """
-    flags = ["--hidden", "48", "--batch", str(BATCH), "--lr", "3e-4", "--checkpoint-steps", "0", "--compress", "int8"]
-    chosen = options(tmp_path, *flags, "--compress-smallest", "1")
-    four, _ = trained(chosen, trained(chosen, [], 4, 0, 13)[0], 0, 13, 16)
-    undisturbed = trained(chosen, four, 0, 16, STEPS)[1]
-    two, _ = trained(chosen, [four[0], four[3]], 0, 16, 16)
-    three, _ = trained(chosen, trained(chosen, two, 2, 16, 16)[0][:3], 0, 16, 26)
-    assert trained(chosen, three[:1], 0, 26, STEPS)[1] == pytest.approx(undisturbed, abs=3e-4)
