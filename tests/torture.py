@@ -6,7 +6,7 @@ shared memory or messages, going on with fewer ranks, with spare ones (of which 
 comes when the run has got over the one before; with --upon SHARE some do not wait for that. A run must come
 to a loss within the spread of undisturbed runs on 2, 3 and 4 ranks, or end with the message that says what was lost, or, seldom,
 that MPI did not get over it; nothing may hang. A strike leaves a process that is some seconds old, as the younger may not be ranks
-yet. All lines of metrics must be there in order. Wants Open MPI. Ends non-zero if a run did anything else.
+yet. All lines of metrics must be there in order, and all ranks must end with the same parameters, to the bit. Wants Open MPI. Ends non-zero if a run did anything else.
 
 A freeze (SIGSTOP) may come while a run starts, and while the others are busy with the one before; some ranks are thawed after a
 while, at times all ranks are frozen and thawed. Within --stall-timeout and some seconds the others must go on without those that are
@@ -32,7 +32,9 @@ from tests import owned, strikes
 from tests.command import children, end, start
 from tests.verdicts import FINE, RANKS, SPARES, STALL_FROZEN_S, STALL_S, Drawn, Outcome, all_fine, judged, told
 
-FLAGS = ["--hidden", "48", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
+FLAGS = ["--hidden", "48", "--activation", "gelu", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
+"""With ReLU one unit hardly learns, and whether what is owed to it revives it is a matter of rounding: 0.1 to 0.6 % of the loss."""
+
 LIMIT_S, STEPS, STEPS_FROZEN = 300, 2500, 400
 
 
@@ -108,7 +110,8 @@ def begun(drawn, folder, run, steps):
     flags += ["--checkpoint-steps", "40" if drawn.checkpoints else "0"]
     variables = {"TMPDIR": str(folder), "HPCAI_TIMEOUT_S": str(STALL_S)} | ({"HPCAI_NODE": "0"} if drawn.apart else {})
     launcher = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"]
-    return start(RANKS + spares, *flags, launcher=launcher, errors=folder / "stderr", **variables)
+    program = ("-m", "tests.witness", "hpcai.train")
+    return start(RANKS + spares, *flags, program=program, launcher=launcher, errors=folder / "stderr", **variables)
 
 
 def strike(process, rng, drawn, count, number, first):

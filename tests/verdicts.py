@@ -6,6 +6,8 @@ import signal
 from collections import Counter
 from typing import NamedTuple
 
+from tests import witness
+
 RANKS, SPARES, SLOW_S = 4, 3, 3.0
 STALL_S, STALL_FROZEN_S = 15, 8
 """Time limits of waits in runs in which ranks are killed, or frozen: longer than others load a machine, shorter than we wait."""
@@ -16,6 +18,8 @@ has spare ranks.
 STUCK_RUNS = 50
 STUCK_ENDED, UPON = "ended: MPI did not get over it", "struck upon a recovery"
 LOST, NOBODY = "share of the optimizer state is lost", "all ranks that trained have ended"
+ENDED = re.compile(r"process (\d+) is frozen and .*; it is ended")
+"""Ranks that trained, that waited, or that were just about to train, which no recovery lists."""
 VAIN, START = "waited in vain for each other twice", re.compile(r"StallError: (MPI did not start|rank \d+ waited)")
 
 
@@ -64,6 +68,8 @@ def judged(drawn, code, struck, run, said, spread):
     summary = json.loads((run / "summary.json").read_text())
     if wrong := wrong_metrics(run / "metrics.jsonl", summary["steps"]):
         return Outcome("wrong metrics", hit, [], f"{wrong}\n{last}")
+    if wrong := witness.difference(run, summary["ranks"], summary["steps"]):
+        return Outcome("ranks ended with different parameters", hit, [], f"{wrong}\n{last}")
     low, high = spread
     margin = 3 * (high - low) + 1e-4 * high
     if not low - margin <= summary["test_loss"] <= high + margin:
@@ -109,7 +115,7 @@ def wrong_size(drawn, struck, summary, said):
     if drawn.replacement == "spares":
         beside = sum(one.beside for one in struck)
         high = min(RANKS, high + SPARES - (0 if frozen else beside))
-        low = min(RANKS, low + SPARES - beside)
+        low = min(RANKS, RANKS + SPARES - len(set(ENDED.findall(said))) if frozen else low + SPARES - beside)
     elif drawn.replacement == "grow":
         low = high = summary["ranks"] if "no ranks came" in said else RANKS
     return "" if low <= summary["ranks"] <= high else f"{summary['ranks']} ranks at the end, not {low} to {high}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import time
@@ -116,9 +115,13 @@ def watch_over(world: Any) -> None:
     if world.size == 1:
         watch.stop()
         return
-    with contextlib.suppress(RankFailed):  # meanwhile; the next collective will say so again
+    try:
         watched = watch.start(world)
-        watched.look = _Warnings(watched).look
+    except RankFailed:
+        if _outlived:  # if all live, and one was slow, the next collective would not fail by itself
+            world.wire.revoke()
+        return
+    watched.look = _Warnings(watched).look
 
 
 class _Warnings:

@@ -102,7 +102,8 @@ def _shrink(run: Run) -> list[int]:
             comm = Communicator(wire)
             told = comm.exchange(Told(run.comm.rank, run.mine.decided))
             part = _rebuilt(run, comm, told)
-        except RankFailed:  # another one, meanwhile
+        except RankFailed as error:  # another one, meanwhile
+            reserve.given_up.append(error)
             reserve.world.revoke()
         except (RanksLost, NonFiniteError):
             job.adopt(comm)

@@ -122,9 +122,10 @@ def _through(run: Run) -> dict[str, Any]:
             try:
                 _train(run)
                 return _finish(run)
-            except RankFailed:
+            except RankFailed as error:
                 if run.options.elastic == "never":
                     raise
+                run.reserve.given_up.append(error)
                 elastic.recover(run)
 
 
@@ -133,6 +134,7 @@ def _train(run: Run) -> None:
     _between(run)
     while run.progress.step < run.total:
         _step(run)
+        run.reserve.given_up.clear()
         _between(run)
 
 

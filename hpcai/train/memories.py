@@ -172,15 +172,17 @@ def copied(state: Any, into: Any = None) -> Any:
 
 
 def carry_over(old: Replica, fresh: Replica) -> None:
-    """Fill the reducers' states of a replica among other ranks from this rank's before: what it owed, as an owner too."""
+    """Fill the reducers' states of a replica among other ranks from this rank's before: what it owed, as an owner too, and no
+    more of it. A rank's gradient is scaled by the number of ranks, as the mean divides by it, and so is what it owes of that.
+    """
     if fresh.grain:
         fresh.reducer_states[:] = old.reducer_states
     if not fresh.reducers:
         return
-    flat = np.zeros(old.params.size, np.float32)
+    flat, weight = np.zeros(old.params.size, np.float32), np.float32(fresh.mesh.dp.size / old.mesh.dp.size)
     for bucket, state in zip(old.buckets, old.reducer_states, strict=True):
         for start, kept in _remembered(state, bucket.start):
-            flat[start : start + kept.memory.size] = owed(kept, old.mesh.dp)
+            flat[start : start + kept.memory.size] = weight * owed(kept, old.mesh.dp)
     same = old.buckets == fresh.buckets
     for i, (bucket, state) in enumerate(zip(fresh.buckets, fresh.reducer_states, strict=True)):
         for start, kept in _remembered(state, bucket.start):

@@ -42,7 +42,8 @@ def enlist(run: Run) -> bool:
         wire = reserve.with_spares()
         assert wire is not None
         part = _welcomed(run, Communicator(wire))
-    except RankFailed:
+    except RankFailed as error:
+        reserve.given_up.append(error)
         reserve.world.revoke()
     if not reserve.world.all_fine(part is not None) or part is None:
         return False
@@ -72,6 +73,7 @@ def start(run: Run) -> bool:
             part = _welcomed(run, Communicator(larger))
         except RankFailed as error:
             failure = str(error)
+            run.reserve.given_up.append(error)
             larger.revoke()
         if larger.all_fine(part is not None) and part is not None:
             run.reserve.world = larger

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,12 +33,17 @@ def training_ranks(ranks: int, spares: int) -> int:
 
 @dataclass
 class Reserve:
-    """The wire of all ranks, how many are to train, how many waited at the start, and how many wait now."""
+    """The wire of all ranks, how many are to train, how many waited at the start, and how many wait now.
+
+    given_up: the failures of waits, until a step is done. Their frames keep the arrays alive in which a message may still
+    arrive: MPI drops what comes late, but for the rest of a message too long for one packet.
+    """
 
     world: Wire
     wanted: int
     at_first: int = 0
     spares: int = 0
+    given_up: list[RankFailed] = field(default_factory=list)
 
     def shrink(self) -> None:
         """Go on among the ranks that live. Collective over them."""

@@ -54,8 +54,9 @@ def _recovered(reserve: Reserve) -> Place | None:
         place, fine = None, True
         try:
             place = _place(reserve)
-        except RankFailed:
+        except RankFailed as error:
             fine = False
+            reserve.given_up.append(error)
             reserve.world.revoke()
         if reserve.world.all_fine(fine):
             reserve.spares -= reserve.places

@@ -3,10 +3,12 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from hpcai.comm import job
+from hpcai.comm import job, stall
+from hpcai.errors import RankFailed
 from tests.command import needs_mpirun, start
 
 pytestmark = needs_mpirun
@@ -151,3 +153,15 @@ def test_training_that_stalls_says_so_once_and_ends_within_its_limit(tmp_path):
     assert "for rank 1, which did not come" in err
     assert "program.py:6 late" in err
     assert not any(name.startswith("HPCAI_TIMEOUT") for name in os.environ)
+
+
+@pytest.mark.parametrize("outlived", [False, True])
+def test_where_failures_are_outlived_ranks_that_learnt_nothing_of_each_other_fail_together(monkeypatch, outlived):
+    def start(world):
+        raise RankFailed("rank 0 waited 8 s in vain")
+
+    revoked = []
+    monkeypatch.setattr(stall.watch, "start", start)
+    monkeypatch.setattr(stall, "_outlived", outlived)
+    stall.watch_over(SimpleNamespace(size=2, wire=SimpleNamespace(revoke=lambda: revoked.append(True))))
+    assert bool(revoked) == outlived
