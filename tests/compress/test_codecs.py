@@ -155,3 +155,9 @@ def test_ratios_that_make_no_sense_are_refused():
         for ratio in (0, -1, 1.5):
             with pytest.raises(ValueError, match="ratio above 0"):
                 make(ratio)
+
+
+@pytest.mark.parametrize("n, ratio, kept", [(10, 0.01, 1), (10, 0.25, 2), (10, 1.0, 10), (3, 0.5, 2), (1000, 0.0126, 13)])
+def test_top_k_keeps_the_nearest_whole_number_and_one_at_least(n, ratio, kept):
+    payload, _ = top_k.top_k(ratio).encode(np.arange(1.0, n + 1, dtype=np.float32), None)
+    assert {part.size for part in payload} == {kept}

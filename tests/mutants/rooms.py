@@ -46,12 +46,13 @@ STARTING = (
     "tests/comm/test_misuse.py",
 )
 _WITHOUT_LAUNCHER = [f"--ignore={file}" for file in STARTING]
-_TRAIN = ["tests/train", *_WITHOUT_LAUNCHER]
+_DOCTESTS = "tests/test_house.py"
+_TRAIN = ["tests/train", *_WITHOUT_LAUNCHER, _DOCTESTS]
 TESTS = {
-    "comm": ["tests/comm", *_WITHOUT_LAUNCHER],
-    "reduce": ["tests/reduce"],
-    "compress": ["tests/compress", "tests/reduce"],
-    "optim": ["tests/optim"],
+    "comm": ["tests/comm", *_WITHOUT_LAUNCHER, _DOCTESTS],
+    "reduce": ["tests/reduce", _DOCTESTS],
+    "compress": ["tests/compress", "tests/reduce", _DOCTESTS],
+    "optim": ["tests/optim", _DOCTESTS],
     "parallel": ["tests/parallel", *_TRAIN],
     "data": ["tests/data", *_TRAIN],
     "checkpoints": _TRAIN,

@@ -34,3 +34,8 @@ def test_clipping_shortens_long_gradients_only():
     assert clip.factor(10.0, 2.0) == 0.2
     assert clip.factor(1.0, 2.0) == 1.0
     assert clip.factor(10.0, 0.0) == 1.0
+
+
+def test_a_cosine_ends_at_zero_unless_it_is_said_where():
+    assert schedules.cosine(0.1, steps=10)(10) == pytest.approx(0.0, abs=1e-12)
+    assert schedules.cosine(0.1, steps=10, final=0.02)(10) == pytest.approx(0.02)
