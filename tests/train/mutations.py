@@ -19,6 +19,7 @@ import numpy as np
 from hpcai import arena
 from hpcai.comm import threads
 from hpcai.errors import CheckpointError
+from hpcai.parallel import stages
 from hpcai.train import checkpoint, config, naming
 from hpcai.train.loop import fit
 from hpcai.train.shards import checksum
@@ -70,7 +71,12 @@ def good(folder):
     flags = f"--data text:{folder}/text.txt --layers 2 --width 16 --heads 2 --context 8 --batch 8 --mesh dp=2,tp=2,pp=2 "
     flags += "--micro-batches 2 --compress powersgd:2 --compress-smallest 1 --steps 2 --model gpt"
     options = config.parse(["--run", str(folder / "run"), *flags.split()])
-    threads.run(8, lambda comm: fit(options, comm))
+    timed = stages._time  # whose seconds would cut the pipeline elsewhere, and so change what ranks write, from run to run
+    stages._time = lambda *part, **how: (1.0, timed(*part, **how)[1])
+    try:
+        threads.run(8, lambda comm: fit(options, comm))
+    finally:
+        stages._time = timed
     return folder / "run" / "checkpoints" / naming.named(2)
 
 

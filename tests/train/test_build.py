@@ -24,5 +24,5 @@ def test_colour_images_train_alike_in_both_orders(tmp_path):
     with pytest.raises(UsageError, match="look like .channels, height, width."):
         train("first")
     np.testing.assert_array_equal(train("last"), train("first", "--image-channels", "first"))
-    with pytest.raises(CheckpointError, match="image_channels 'first'"):
+    with pytest.raises(CheckpointError, match="--image-channels first"):
         train("first", "--image-channels", "last", "--resume", "auto")

@@ -150,4 +150,7 @@ def test_gradients_beyond_fp16_are_told_of_bf16(tmp_path, compress, words):
 def test_a_grain_or_batch_beyond_the_data_takes_no_memory(tmp_path, capsys):
     flags = ["--compress", "reproducible", "--grain", 2**40, "--steps", 1]
     assert said(capsys, tmp_path, *flags) == []
-    assert len(said(capsys, tmp_path, "--batch", 2**40, "--steps", 1, "--model", "mlp", "--mesh", "pp=2,dp=1")) == 1
+    lines = said(capsys, tmp_path, "--batch", 2**40, "--steps", 1, "--model", "mlp", "--mesh", "pp=2,dp=1")
+    assert len([line for line in lines if "--batch" in line]) == 1
+    assert len([line for line in lines if "earlier run" in line]) == 1
+    assert len(lines) == 2
