@@ -61,6 +61,8 @@ LIBC = ctypes.CDLL(None)
 
 def end_with_this_process(how=signal.SIGTERM):
     """In a child of it, for however it ends: launchers take TERM as an order to end their ranks too."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # a shell cannot trap what it finds ignored, as below nohup
+        signal.signal(number, signal.SIG_DFL)
     if hasattr(LIBC, "prctl"):
         LIBC.prctl(PR_SET_PDEATHSIG, how)
 

@@ -28,7 +28,8 @@ class Door:
     """One communicator's. `native`, where its ranks share memory, takes a short way for the thread that is its `caller`."""
 
     def __init__(self, native: Any):
-        self.owner, self.ident = threading.current_thread(), threading.get_ident()
+        self.owner = background.acting_for(threading.current_thread())
+        self.ident = self.owner.ident
         self.native, self.inside, self.forked = native, "", False
         self._open()
         _doors.add(self)

@@ -112,3 +112,18 @@ def test_calls_of_several_ranks_threads_are_carried_at_the_same_time():
 
     assert threads.run(3, program) == [(3, 3)] * 3
     assert not background.outstanding
+
+
+def test_what_a_background_makes_belongs_to_the_thread_that_gave_the_call():
+    def program(comm):
+        made, x = [], np.ones(4)
+        for _ in range(2):  # two threads of Backgrounds, one giver
+            carrier = Background()
+            if not made:
+                carrier.start(lambda: made.append(comm.split(0)))
+            carrier.start(lambda: made[0].allreduce(x))
+            carrier.wait()
+        made[0].allreduce(x)
+        return x.tolist()
+
+    assert threads.run(2, program) == [[8.0] * 4] * 2
