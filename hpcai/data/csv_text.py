@@ -65,6 +65,8 @@ def header(path: Path, file: TextIO, wanted: Sequence[str]) -> Header:
     text, lines, given = _first_line(path, file)
     if text.count(max(_DELIMITERS, key=text.count)) >= MOST_COLUMNS:
         raise DataError(f"{path} has more than {MOST_COLUMNS:,} columns; leave some out")
+    if "\0" in text:
+        raise DataError(f"{path} line 1 has a null character; is it a table?")
     tried = [given] if given else [one for one in _DELIMITERS if one in text] or [","]
     found = {delimiter: _names(path, text, delimiter) for delimiter in tried}
     fits = [delimiter for delimiter, names in found.items() if len(names) > 1 and set(wanted) <= set(names)]
@@ -81,6 +83,9 @@ def blocks(path: Path, file: TextIO, begin: int) -> Iterator[str]:
             if len(rest) == MOST_LINE:
                 raise DataError(f"{path} has a line of more than {MOST_LINE:,} characters after line {begin}; is it a table?")
             text += rest
+        if "\0" in text:
+            line = begin + lines_in(text[: text.index("\0")]) + 1
+            raise DataError(f"{path} line {line} has a null character; is it a table?")
         yield text
         begin += lines_in(text)
 

@@ -56,7 +56,7 @@ def _without_memory(name: str, ranks: int, places: Sequence[Place], seed: int) -
 def _approximation_rank(name: str) -> int:
     text = name.partition(":")[2]
     if not re.fullmatch("[1-9][0-9]{0,8}", text):
-        raise UsageError(f"--compress powersgd wants an approximation rank of 1 at least, as in powersgd:4; got {name!r}")
+        raise UsageError(f"--compress powersgd wants an approximation rank of 1 at least, as in powersgd:4; got {name[:60]!r}")
     return int(text)
 
 
@@ -68,5 +68,7 @@ def _codec(name: str) -> Codec:
         try:
             return WITH_RATIO[base](float(value) if _RATIO.fullmatch(value) else 0.0)
         except ValueError:
-            raise UsageError(f"--compress {base} wants a ratio above 0 and up to 1, as in {base}:0.01; got {name!r}") from None
-    raise UsageError(f"--compress wants one of {', '.join(CHOICES)}; got {name!r}")
+            raise UsageError(
+                f"--compress {base} wants a ratio above 0 and up to 1, as in {base}:0.01; got {name[:60]!r}"
+            ) from None
+    raise UsageError(f"--compress wants one of {', '.join(CHOICES)}; got {name[:60]!r}")

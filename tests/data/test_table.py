@@ -480,3 +480,15 @@ def test_the_column_to_predict_is_the_one_that_is_named(tmp_path, label):
     labels = np.concatenate([data.y_train, data.y_test])
     assert [data.encoding["label"]["values"][i] for i in labels] == [values[label][i] for i in order]
     assert [column["name"] for column in data.encoding["columns"]] == [name for name in values if name != label]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("row", [None, 0, 7, 5000])
+def test_a_null_character_anywhere_is_refused_by_its_line(tmp_path, encoding, row):
+    lines = ["a,y", *(f"{i},red" for i in range(6000))]
+    at = 0 if row is None else row + 1
+    lines[at] += "\0"
+    (tmp_path / "t.csv").write_bytes("\n".join(lines).encode(encoding))
+    words = "null bytes" if encoding == "utf-8" and at < 100 else f"line {at + 1} has a null character"
+    with pytest.raises(DataError, match=words):
+        sources.load(f"csv:{tmp_path / 't.csv'}", label="y")

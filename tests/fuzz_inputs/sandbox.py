@@ -133,8 +133,8 @@ def _written(event: str, arguments: tuple[Any, ...]) -> list[str]:
     if event == "open" and isinstance(arguments[0], (str, bytes)):
         path, mode, flags = arguments
         writes = (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if mode is None else set(mode) & set("wax+")
-        nameless = mode is None and (flags or 0) & os.O_TMPFILE == os.O_TMPFILE  # a trial whether a folder can be written
-        return [os.fsdecode(path)] if writes and not nameless else []
+        makes_none = os.path.isdir(path)  # a trial whether a folder can be written, by a file without a name
+        return [os.fsdecode(path)] if writes and not makes_none else []
     if event in ("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree", "os.symlink", "os.link", "os.rename"):
         return [os.fsdecode(one) for one in arguments[:2] if isinstance(one, (str, bytes, os.PathLike))]
     return []
