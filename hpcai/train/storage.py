@@ -65,7 +65,7 @@ def place(where: str | Path) -> Place:
 def local(where: str | Path) -> Path | None:
     """The folder that a place of that name is; None for one that is elsewhere.
 
-    >>> local("file:///tmp/run") == local("/tmp/run") == Path("/tmp/run"), local("s3://bucket/run")
+    >>> local("file:///scratch/run") == local("/scratch/run") == Path("/scratch/run"), local("s3://bucket/run")
     (True, None)
     """
     path = str(where).removeprefix("file://").removeprefix("local://")
