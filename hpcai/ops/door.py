@@ -8,7 +8,8 @@ scalars; `*` is any shape, one for all that say so. A capital letter is one of s
 it stands. `<n`: every value is at least 0 and below n. Arrays are aligned and in one piece; what a verb writes can be written and
 lies apart from the rest. Scalars, and what may be None, are declared by annotations.
 
-Cost: some 2 us a call. What follows from dtypes and shapes alone is worked out once for each combination and remembered.
+Cost: what follows from dtypes and shapes alone is worked out once for each combination. A call like one that was let in before
+goes through a native door (kernels/cpu/door.cpp), which says yes in 1 us or leaves the answer to `check`; without kernels 10 us.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from itertools import combinations
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
 from hpcai.ops import layouts
 from hpcai.ops.layouts import Rule, described
 from hpcai.xp import Array
+
+try:
+    from hpcai._native import Door as _Door
+except ImportError:  # not built
+    _Door = None
+Door: Any = _Door
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 U32: TypeAlias = int
@@ -33,21 +40,30 @@ U64: TypeAlias = int
 ARRAYS = {np.ndarray, np.memmap}
 """Subclasses that mean something else by their values, as masked arrays do, are not among them."""
 
-OWNERS: set[type] = {np.ndarray}
-"""Types whose instances own memory that no other has: two arrays with different owners of these types are apart."""
-
 MOST_SEEN = 1024
 """Combinations of dtypes and shapes that a verb remembers."""
 
 WHOLE = {int, *(np.dtype(kind).type for kind in "bhilqBHILQ")}
-SCALARS: dict[str, tuple[set[type], str, int | None]] = {
-    "int": (WHOLE, "a whole number", None),
-    "U32": (WHOLE, "a whole number from 0 to below 2**32", 2**32),
-    "U64": (WHOLE, "a whole number from 0 to below 2**64", 2**64),
-    "float": (WHOLE | {float, np.float16, np.float32, np.float64}, "a number", None),
-    "bool": ({bool, np.bool_}, "True or False", None),
-    "str": ({str}, "a name", None),
+SCALARS: dict[str, tuple[str, set[type], str, int | None]] = {
+    "int": ("i", WHOLE, "a whole number", None),
+    "U32": ("u", WHOLE, "a whole number from 0 to below 2**32", 2**32),
+    "U64": ("U", WHOLE, "a whole number from 0 to below 2**64", 2**64),
+    "float": ("f", WHOLE | {float, np.float16, np.float32, np.float64}, "a number", None),
+    "bool": ("b", {bool, np.bool_}, "True or False", None),
+    "str": ("s", {str}, "a name", None),
 }
+"""Annotations, the letters that the native door knows them by, types, words and limits."""
+
+
+class _Scalar(NamedTuple):
+    """What one scalar has to be."""
+
+    name: str
+    letter: str
+    kinds: set[type]
+    words: str
+    limit: int | None
+    optional: bool
 
 
 def takes(
@@ -75,73 +91,89 @@ def takes(
 
 def _guarded(verb: Any, signature: inspect.Signature, rules: list[Rule], same: set[str], where: dict[str, str]) -> Any:
     """The verb behind its door. `.unchecked` is the verb itself, for callers that have looked; `.rules` are for tests."""
-    names, title = list(signature.parameters), verb.__name__
-    places = [(names.index(rule.name), rule) for rule in rules]
-    looks = [(at, rule.written, rule.strided) for at, rule in places]
-    limited = [(at, rule.name) for at, rule in places if rule.limit]
-    apart = [(a, b, {one.name, two.name} <= same) for (a, one), (b, two) in combinations(places, 2) if one.written or two.written]
-    scalars = [(names.index(name), name, *kind) for name, kind in _scalars(signature)]
-    fit, shaping = layouts.fits(title, verb.__globals__, rules, where, [name for _, name, *_ in scalars])
-    optional = {at for at, rule in places if rule.optional}
-    seen: dict[tuple[Any, ...], tuple[int, ...]] = {}
-    shaping_places = [names.index(name) for name in shaping]
+    names = list(signature.parameters)
+    scalars = _scalars(signature)
+    check, shaping = _check(verb, names, rules, scalars, same, where)
 
-    @wraps(verb)
+    def bind(*args: Any, **named: Any) -> tuple[Any, ...]:
+        bound = signature.bind(*args, **named)
+        bound.apply_defaults()
+        return tuple(bound.arguments.values())
+
     def enter(*args: Any, **named: Any) -> Any:
-        if named or len(args) != len(names):
-            args = _completed(signature, args, named)
+        args = args if len(args) == len(names) and not named else bind(*args, **named)
+        check(args)
+        return verb(*args)
+
+    if Door is not None:
+        looks = [(names.index(rule.name), rule.written, rule.strided, rule.optional, rule.limit is not None) for rule in rules]
+        kinds = [(names.index(one.name), one.letter, one.optional, one.name in shaping) for one in scalars]
+        enter = Door(verb, check, bind, len(names), looks, kinds, _apart(names, rules))
+    entered: Any = wraps(verb)(enter)
+    entered.unchecked, entered.rules = verb, rules
+    return entered
+
+
+def _check(
+    verb: Any, names: list[str], rules: list[Rule], scalars: list[_Scalar], same: set[str], where: dict[str, str]
+) -> tuple[Callable[[tuple[Any, ...]], tuple[int, ...]], list[str]]:
+    """What looks at all arguments of a call, in their order, and gives the limits of arrays' values; and the scalars that shapes
+    depend on.
+    """
+    title = verb.__name__
+    fit, shaping = layouts.fits(title, verb.__globals__, rules, where, [one.name for one in scalars])
+    places = [(names.index(rule.name), rule) for rule in rules]
+    scalar_places = [(names.index(one.name), one) for one in scalars]
+    shaping_places = [names.index(name) for name in shaping]
+    apart = [(a, b, {names[a], names[b]} <= same) for a, b in _apart(names, rules)]
+    seen: dict[tuple[Any, ...], tuple[int, ...]] = {}
+
+    def check(args: tuple[Any, ...]) -> tuple[int, ...]:
         key: list[Any] = []
-        owners: dict[int, Any] = {}
-        for at, written, strided in looks:
-            x = args[at]
-            if type(x) in ARRAYS:
-                flags = x.flags
-                if not (flags.carray if written else flags.aligned and (strided or flags.c_contiguous)):
-                    _refuse_memory(title, names[at], written, x)
-                key += (x.dtype, x.shape)
-                while x.base is not None:
-                    x = x.base
-                    if type(x) is not np.ndarray:
-                        break
-                owners[at] = x
-            elif x is None and at in optional:
-                key += (None, None)
-            else:
-                raise TypeError(f"{title} wants {names[at]} as a numpy array, got {described(x)}")
-        for at, name, kinds, words, limit in scalars:
-            if type(args[at]) not in kinds or (limit and args[at] is not None and not 0 <= args[at] < limit):
-                _refuse_scalar(title, name, words, args[at])
-        for at in shaping_places:
-            key.append(args[at])
+        for at, rule in places:
+            key += _looked_at(title, rule, args[at])
+        for at, scalar in scalar_places:
+            _look_at_scalar(title, scalar, args[at])
+        key += [args[at] for at in shaping_places]
         limits = seen.get(fitting := tuple(key))
         if limits is None:
             if len(seen) >= MOST_SEEN:
                 seen.clear()
             limits = seen[fitting] = fit(*key)
-        if apart and not (len({*map(id, owners.values())}) == len(owners) and OWNERS.issuperset(map(type, owners.values()))):
-            _refuse_overlap(title, names, args, owners, apart)
-        for (at, name), limit in zip(limited, limits, strict=True):
-            refuse_outside(title, name, args[at], limit)
-        return verb(*args)
+        for a, b, may_be_same in apart:
+            _refuse_overlap(title, names[a], args[a], names[b], args[b], may_be_same)
+        limited = [(rule.name, args[at]) for at, rule in places if rule.limit is not None and args[at] is not None]
+        for (name, x), limit in zip(limited, limits, strict=True):
+            refuse_outside(title, name, x, limit)
+        return limits
 
-    enter.unchecked, enter.rules = verb, rules  # type: ignore[attr-defined]
-    return enter
-
-
-def _completed(signature: inspect.Signature, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-    bound = signature.bind(*args, **named)
-    bound.apply_defaults()
-    return tuple(bound.arguments.values())
+    return check, shaping
 
 
-def _scalars(signature: inspect.Signature) -> list[tuple[str, tuple[Any, ...]]]:
+def _apart(names: list[str], rules: list[Rule]) -> list[tuple[int, int]]:
+    """Places of arrays that must not share memory."""
+    return [(names.index(a.name), names.index(b.name)) for a, b in combinations(rules, 2) if a.written or b.written]
+
+
+def _looked_at(title: str, rule: Rule, x: Any) -> tuple[Any, Any]:
+    """An array's dtype and shape, once its type and memory are as declared; None twice for none."""
+    if x is None and rule.optional:
+        return None, None
+    if type(x) not in ARRAYS:
+        raise TypeError(f"{title} wants {rule.name} as a numpy array, got {described(x)}")
+    flags = x.flags
+    if not (flags.carray if rule.written else flags.aligned and (rule.strided or flags.c_contiguous)):
+        _refuse_memory(title, rule.name, rule.written, x)
+    return x.dtype, x.shape
+
+
+def _scalars(signature: inspect.Signature) -> list[_Scalar]:
     """What the annotations say of scalars; one with a default of None may be None."""
     found = []
     for name, parameter in signature.parameters.items():
         kind, _, more = str(parameter.annotation).partition(" | ")
         if kind in SCALARS:
-            kinds, words, limit = SCALARS[kind]
-            found.append((name, (kinds | {type(None)} if more else kinds, words, limit)))
+            found.append(_Scalar(name, *SCALARS[kind], bool(more)))
     return found
 
 
@@ -158,16 +190,9 @@ def _same(one: Array, two: Array) -> bool:
     )
 
 
-def _refuse_overlap(
-    title: str, names: list[str], args: tuple[Any, ...], owners: dict[int, Any], apart: list[tuple[int, int, bool]]
-) -> None:
-    """Raise ValueError if arrays share memory, which they may where not each is alone in what its owner has."""
-    alone = {i for i, owner in owners.items() if type(owner) in OWNERS}
-    for i, j, may_be_same in apart:
-        if i not in owners or j not in owners or (owners[i] is not owners[j] and i in alone and j in alone):
-            continue
-        if np.may_share_memory(args[i], args[j]) and not (may_be_same and _same(args[i], args[j])):
-            raise ValueError(f"{title} wants {names[i]} and {names[j]} in memory of their own, got arrays that overlap")
+def _refuse_overlap(title: str, name: str, x: Array | None, other: str, y: Array | None, may_be_same: bool) -> None:
+    if x is not None and y is not None and np.may_share_memory(x, y) and not (may_be_same and _same(x, y)):
+        raise ValueError(f"{title} wants {name} and {other} in memory of their own, got arrays that overlap")
 
 
 def _refuse_memory(title: str, name: str, written: bool, x: Array) -> NoReturn:
@@ -179,8 +204,10 @@ def _refuse_memory(title: str, name: str, written: bool, x: Array) -> NoReturn:
     )
 
 
-def _refuse_scalar(title: str, name: str, words: str, value: Any) -> NoReturn:
-    good = isinstance(value, (int, float, np.number, str)) and not isinstance(value, bool)
-    raise (ValueError if good and not isinstance(value, str) else TypeError)(
-        f"{title} wants {name} as {words}, got {described(value)}"
-    )
+def _look_at_scalar(title: str, scalar: _Scalar, value: Any) -> None:
+    if (value is None and scalar.optional) or (
+        type(value) in scalar.kinds and (scalar.limit is None or 0 <= value < scalar.limit)
+    ):
+        return
+    good = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    raise (ValueError if good else TypeError)(f"{title} wants {scalar.name} as {scalar.words}, got {described(value)}")

@@ -9,6 +9,7 @@
 #include "attention.hpp"
 #include "compress.hpp"
 #include "deadline.hpp"
+#include "door.hpp"
 #include "fold.hpp"
 #include "integers.hpp"
 #include "node.hpp"
@@ -72,6 +73,7 @@ static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op
 NB_MODULE(_native, m) {
     using namespace hpcai::cpu;
     nb::set_leak_warnings(false);  // what a program still holds when it ends goes with its process
+    if (!hpcai::cpu::add_door(m.ptr())) throw nb::python_error();
     array_type = nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr();
     m.def("fold", [](int type, int op, Address acc, Address x, std::size_t n) {
         must(fold(Type(type), Op(op), reinterpret_cast<void*>(acc), reinterpret_cast<const void*>(x), n));

@@ -22,7 +22,7 @@ BLOCKS, INTEGERS = "include/hpcai/blocks.hpp", "include/hpcai/integers.hpp"
 FOLD, FOLD_RANKS = "include/hpcai/fold.hpp", "include/hpcai/fold_ranks.hpp"
 HALF, FP8 = "include/hpcai/half.hpp", "include/hpcai/fp8.hpp"
 LANES, COMPRESS, ROWS = "cpu/lanes.hpp", "cpu/compress.cpp", "cpu/rows.cpp"
-ATTENTION, NODE = "cpu/attention.cpp", "cpu/node.cpp"
+ATTENTION, NODE, DOOR = "cpu/attention.cpp", "cpu/node.cpp", "cpu/door.cpp"
 
 
 class Fault(NamedTuple):
@@ -84,6 +84,15 @@ FAULTS = (
     Fault(NODE, "if (r != rank_) fine = fine && copy_to(r,", "if (r > rank_) fine = fine && copy_to(r,",
           "lower ranks do not get the result"),
     Fault(NODE, "sizeof(Call::key)) != 0) return false;", "sizeof(std::int64_t)) != 0) return false;", "mismatches in all but the kind"),
+    Fault(DOOR, "if ((PyArray_FLAGS(array) & wanted) != wanted) return false;", "", "any memory goes through the native door"),
+    Fault(DOOR, "rule.written ? NPY_ARRAY_CARRAY :", "rule.written ? NPY_ARRAY_CARRAY_RO :", "a read-only array is written"),
+    Fault(DOOR, "for (int i = 0; i < dims; ++i) key", "for (int i = 0; i < dims - 1; ++i) key", "the last dim may be any"),
+    Fault(DOOR, "key.push_back(reinterpret_cast<std::uint64_t>(PyArray_DESCR(array)));", "", "any dtype of that shape"),
+    Fault(DOOR, "key.push_back(reinterpret_cast<std::uint64_t>(Py_TYPE(x)));", "", "1, True and a tiny float are one kind"),
+    Fault(DOOR, "(reach < 0 ? bytes.low : bytes.high) += reach;", "bytes.high += reach;", "arrays that run backwards"),
+    Fault(DOOR, "bytes.high += PyArray_ITEMSIZE(array);", "", "arrays that share their last element"),
+    Fault(DOOR, "n == 0 || top < limit", "n == 0 || top <= limit", "an index one behind the end"),
+    Fault(DOOR, "if (rule.kind == 'u' && value >> 32) return false;", "", "2**32 where numbers are below it"),
 )  # fmt: skip
 
 TESTS = ("tests/ops", "tests/compress", "tests/nn", "tests/comm/test_node.py", "tests/comm/test_communicator.py", "tests/reduce")
