@@ -46,7 +46,7 @@ def main() -> int:
     try:
         copies = [copied(folder / str(i)) for i in range(options.workers)]
         print(f"{len(sample)} faults, seed {options.seed}; learning which tests execute which lines", flush=True)
-        coverage = selection.learn(copies[0], tests, options.coverage or folder / "coverage.json")
+        coverage = selection.learn(copies, tests, options.coverage or folder / "coverage.json")
         verdicts = _judged(sample, copies, coverage)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -147,7 +147,8 @@ def _tests_of_one_process(copy: Path, tests: list[str]) -> None:
 
     class Chosen:
         def pytest_collection_modifyitems(self, items):
-            items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
+            chosen = [item for item in items if selection.function(item.nodeid) in order]
+            items[:] = sorted(chosen, key=lambda item: order[selection.function(item.nodeid)])
 
     files = list(dict.fromkeys(test.split("::")[0] for test in tests))
     os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--timeout={ONE_TEST_S}", *files], plugins=[Chosen()]))

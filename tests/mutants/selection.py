@@ -1,4 +1,7 @@
-"""Which tests execute a line, and how long each takes: learnt once by running them under coverage.py."""
+"""Which tests execute a line, and how long each takes: learnt once by running them under coverage.py.
+
+A test is a function with all its cases: with one context for each of some 4,000 cases learning took hours and gigabytes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +33,7 @@ class Coverage(NamedTuple):
         """
         lines = self.lines.get(file, {})
         found = {test for test in lines.get(line, []) if test}
-        if not found and "" in lines.get(line, []):
+        if not found and line in lines:
             found = {test for tests in lines.values() for test in tests if test}
         room = f"tests/{file.split('/')[1]}/test_{Path(file).stem}"
         chosen, total = [], 0.0
@@ -40,15 +44,43 @@ class Coverage(NamedTuple):
         return chosen
 
 
-def learn(root: Path, tests: list[str], to: Path) -> Coverage:
-    """Run the tests once and keep what they execute in the file `to`; if it is there already, read it."""
+def function(nodeid: str) -> str:
+    """The test function of a case."""
+    return nodeid.split("[")[0]
+
+
+def learn(copies: list[Path], tests: list[str], to: Path) -> Coverage:
+    """Run the tests once, a share of the files in each copy of the repository, and keep what they execute in the file `to`; if it is
+    there already, read it.
+    """
     if not to.exists():
-        command = [sys.executable, "-m", "pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider", "--timeout", "300", *tests]
-        subprocess.run(command, cwd=root, env={**os.environ, TO: str(to), "PYTHONPATH": str(root)}, check=True)
-    found = json.loads(to.read_text())
-    return Coverage(
-        {file: {int(line): ids for line, ids in rows.items()} for file, rows in found["lines"].items()}, found["seconds"]
-    )
+        files = _files(copies[0], tests)
+        parts = [to.with_suffix(f".{i}") for i in range(len(copies))]
+        with ThreadPoolExecutor(len(copies)) as pool:
+            list(pool.map(_learn, copies, (files[i :: len(copies)] for i in range(len(copies))), parts))
+        to.write_text(json.dumps([json.loads(part.read_text()) for part in parts]))
+    lines: dict[str, dict[int, list[str]]] = {}
+    seconds: dict[str, float] = {}
+    for part in json.loads(to.read_text()):
+        seconds |= part["seconds"]
+        for file, rows in part["lines"].items():
+            for line, places in rows.items():
+                lines.setdefault(file, {}).setdefault(int(line), []).extend(part["tests"][i] for i in places)
+    return Coverage(lines, seconds)
+
+
+def _files(root: Path, tests: list[str]) -> list[str]:
+    """The files of tests, the largest first, which folders and --ignore options name."""
+    ignored = {test.removeprefix("--ignore=") for test in tests if test.startswith("--ignore=")}
+    named = [root / test for test in tests if not test.startswith("--ignore=")]
+    found = {file for path in named for file in (path.rglob("test_*.py") if path.is_dir() else [path])}
+    files = sorted(found, key=lambda file: (-file.stat().st_size, file))
+    return [name for file in files if (name := str(file.relative_to(root))) not in ignored]
+
+
+def _learn(root: Path, tests: list[str], to: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider", "--timeout", "300", *tests]
+    subprocess.run(command, cwd=root, env={**os.environ, TO: str(to), "PYTHONPATH": str(root)}, check=True)
 
 
 # As a plugin of pytest, in the process that learns.
@@ -69,14 +101,14 @@ def pytest_configure(config):
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_protocol(item):
     if _watch is not None:
-        _watch.switch_context(item.nodeid)
+        _watch.switch_context(function(item.nodeid))
     yield
     if _watch is not None:
         _watch.switch_context("")
 
 
 def pytest_runtest_logreport(report):
-    _seconds[report.nodeid] += report.duration
+    _seconds[function(report.nodeid)] += report.duration
 
 
 def pytest_sessionfinish():
@@ -84,5 +116,12 @@ def pytest_sessionfinish():
         return
     _watch.stop()
     data, root = _watch.get_data(), Path.cwd()
-    lines = {str(Path(file).relative_to(root)): data.contexts_by_lineno(file) for file in data.measured_files()}
-    Path(os.environ[TO]).write_text(json.dumps({"lines": lines, "seconds": _seconds}))
+    names = sorted(data.measured_contexts())
+    places = {name: i for i, name in enumerate(names)}
+    lines = {
+        str(Path(file).relative_to(root)): {
+            line: [places[name] for name in tests] for line, tests in data.contexts_by_lineno(file).items()
+        }
+        for file in data.measured_files()
+    }
+    Path(os.environ[TO]).write_text(json.dumps({"tests": names, "lines": lines, "seconds": _seconds}))

@@ -109,6 +109,18 @@ def test_random_rounding_is_right_on_average(form):
     assert (np.abs(total / 3000 - x) < 5 * spacing / 2 / np.sqrt(3000) + 1e-6).mean() > 0.98
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_random_rounding_of_a_blocks_largest_value_stays_within_the_levels(sign):
+    # Where 1 / scale is rounded up, the largest value is a little more than 127 levels: one of some 100,000 would be rounded
+    # to 128, which is no level, or -128, which stands for NaN.
+    tops = np.linspace(1, 2, 1000, dtype=np.float32)
+    over = tops * (np.float32(1) / (tops / np.float32(127))) > 127
+    x = np.full(1 << 21, sign * tops[over][0], np.float32)
+    _, scales, packed, _ = encoded(blocks, x, "int8", None, 12345)
+    y = blocks.decode_blocks_into(np.empty_like(x), scales, packed, "int8")
+    assert np.unique(y).tolist() == [sign * scales[0] * np.float32(127)]
+
+
 def test_what_is_not_finite_decodes_to_nan_and_nothing_else_does():
     x = values("not finite", 5001)
     for form in ("int8", "int4", "fp8"):

@@ -64,3 +64,23 @@ def test_fixed_point_equals_the_reference_and_is_exact(monkeypatch):
         np.testing.assert_array_equal(results[0][0], results[1][0])
         np.testing.assert_array_equal(results[0][1], results[1][1])
         np.testing.assert_array_equal(results[0][1], (x.astype(np.float64) + y).astype(np.float32))
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_what_the_limit_cuts_off_stays_in_the_memory(built, monkeypatch):
+    if not built:
+        monkeypatch.setattr(native, "_native", None)
+    before = np.array([-700, -5, -4.5, -0.5, 0, 0.5, 1.5, 4.5, 6, 700], np.float32)  # in units of the scale, which is a half
+    memory, lanes = before / 2, np.empty(len(before), np.uint8)
+    integers.encode_lanes_into(lanes, np.array([0.5], np.float32), memory, 5)
+    levels = [-5, -5, -4, 0, 0, 0, 2, 4, 5, 5]
+    assert (lanes.astype(int) - 5).tolist() == levels
+    assert (2 * memory).tolist() == [a - b for a, b in zip(before.tolist(), levels, strict=True)]
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_fixed_point_rounds_to_nearest_even(built, monkeypatch):
+    if not built:
+        monkeypatch.setattr(native, "_native", None)
+    x = np.array([0.5, 1.5, 2.5, -0.5, -1.5, 0.75, -0.75, 0.25, 1e6 + 0.5], np.float32) * 8
+    assert integers.add_fixed_into(np.ones(9, np.int64), x, 3).tolist() == [1, 3, 3, 1, -1, 2, 0, 1, 1000001]
