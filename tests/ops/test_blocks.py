@@ -129,6 +129,15 @@ def test_what_is_not_finite_decodes_to_nan_and_nothing_else_does():
         np.testing.assert_array_equal(np.isnan(y), ~np.isfinite(x))
 
 
+@pytest.mark.parametrize("with_memory", [False, True])
+def test_what_is_just_the_threshold_is_selected_wherever_it_stands(with_memory):
+    for place in range(131):
+        x = np.zeros(131, np.float32)
+        x[place] = -0.5
+        index, value, found = blocks.select_above(x, 0.5, 4, np.zeros_like(x) if with_memory else None)
+        assert (index.tolist(), value.tolist(), found) == ([place], [-0.5], 1)
+
+
 def test_select_above():
     for n in (0, 1, 63, 64, 65, 5000, 8192):
         x = values("not finite", n)

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,9 +130,19 @@ def test_without_the_kernels_the_reference_serves(monkeypatch):
 @pytest.mark.skipif(not native.is_native() or "HPCAI_LANES" in os.environ, reason="once, with native kernels")
 @pytest.mark.parametrize("lanes", ["v3", "none"])
 def test_what_older_processors_run_obeys_the_same_laws(lanes):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    files = [__file__, str(Path(__file__).with_name("test_blocks.py")), str(Path(__file__).with_name("test_integers.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HPCAI_LANES": lanes})
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_one_nan_stays_one_nan_wherever_it_stands(name):
+    for place in range(70):
+        x = np.ones(70, np.float32)
+        x.view(np.uint32)[place] = 0x7F800001  # a NaN that is infinity where its low bits are cut off
+        y = native.cast_into(np.empty(70, DTYPES[name]), x)
+        assert np.flatnonzero(np.isnan(y.astype(np.float32))).tolist() == [place]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
