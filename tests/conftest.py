@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hpcai.comm import stall
 from hpcai.comm.launcher import launch
 from tests import owned
 
@@ -60,6 +61,12 @@ def comm():
     import hpcai
 
     return hpcai.init()
+
+
+@pytest.fixture(autouse=True)
+def limits_end_with_their_test(monkeypatch):
+    """comm.set_timeout holds for all communicators of a process that are made later."""
+    monkeypatch.setattr(stall, "_set_s", stall._set_s)
 
 
 @pytest.fixture

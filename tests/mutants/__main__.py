@@ -48,9 +48,12 @@ def main() -> int:
         print(f"{len(sample)} faults, seed {options.seed}; learning which tests execute which lines", flush=True)
         coverage = selection.learn(copies, tests, options.coverage or folder / "coverage.json")
         verdicts = _judged(sample, copies, coverage)
+        controls = _judged([_without(fault) for fault in sample[: options.controls]], copies, coverage)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return _report(verdicts, options.at_least)
+    mistaken = sum(bool(verdict.caught_by) for verdict in controls)
+    print(f"{mistaken} of {len(controls)} trials without a fault were caught")
+    return max(_report(verdicts, options.at_least), mistaken > 0)
 
 
 def _options() -> argparse.Namespace:
@@ -60,6 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--at-least", type=float, default=92.0, help="per cent that tests must catch")
     parser.add_argument("--coverage", type=Path, help="keep what tests execute in this file, or take it from there")
+    parser.add_argument("--controls", type=int, default=10, help="trials without a fault beside the sample: none may be caught")
     parser.add_argument("--only", default="", help="faults whose text contains this alone")
     parser.add_argument("rooms", nargs="*", default=list(rooms.FILES), metavar="ROOM", help=", ".join(rooms.FILES))
     return parser.parse_args()
@@ -69,6 +73,11 @@ def _sample(options: argparse.Namespace) -> list[Fault]:
     found = [fault for room in options.rooms for file in rooms.files(ROOT, room) for fault in faults(ROOT, file)]
     found = [fault for fault in found if options.only in str(fault)]
     return random.Random(options.seed).sample(found, min(options.sample, len(found)))
+
+
+def _without(fault: Fault) -> Fault:
+    """The same place, and nothing changed there."""
+    return fault._replace(text=(ROOT / fault.file).read_text()[fault.start : fault.end], after="the same")
 
 
 def copied(to: Path) -> Path:
@@ -115,9 +124,9 @@ def _by_one_process(tests: list[str], coverage: selection.Coverage, copy: Path) 
     """In a fork of this process, which has loaded what takes long and nothing of hpcai."""
     if not tests:
         return ""
-    worker = multiprocessing.get_context("fork").Process(target=_tests_of_one_process, args=(copy, tests))
+    worker = multiprocessing.get_context("fork").Process(target=_tests_of_one_process, args=(copy, tests, coverage))
     worker.start()
-    worker.join(30 + 5 * sum(coverage.seconds.get(test, 1.0) for test in tests))
+    worker.join(30 + 3 * BUDGET_S)
     if worker.is_alive():
         _end(worker.pid)
         worker.join()
@@ -130,7 +139,7 @@ def _end(group: int | None) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _tests_of_one_process(copy: Path, tests: list[str]) -> None:
+def _tests_of_one_process(copy: Path, tests: list[str], coverage: selection.Coverage) -> None:
     os.setsid()
     os.chdir(copy)
     quiet = os.open(os.devnull, os.O_RDWR)
@@ -143,12 +152,10 @@ def _tests_of_one_process(copy: Path, tests: list[str]) -> None:
     os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1")
     import pytest
 
-    order = {test: i for i, test in enumerate(tests)}
-
     class Chosen:
         def pytest_collection_modifyitems(self, items):
-            chosen = [item for item in items if selection.function(item.nodeid) in order]
-            items[:] = sorted(chosen, key=lambda item: order[selection.function(item.nodeid)])
+            found = {test: [item for item in items if selection.function(item.nodeid) == test] for test in tests}
+            items[:] = [case for test, cases in found.items() if cases for case in coverage.cases(test, cases)]
 
     files = list(dict.fromkeys(test.split("::")[0] for test in tests))
     os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--timeout={ONE_TEST_S}", *files], plugins=[Chosen()]))

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+
+MOST_S = 25.0
+"""Of a test that takes longer some cases run."""
 
 PLUGIN = "tests.mutants.selection"
 TO = "MUTANTS_COVERAGE"
@@ -38,10 +42,16 @@ class Coverage(NamedTuple):
         room = f"tests/{file.split('/')[1]}/test_{Path(file).stem}"
         chosen, total = [], 0.0
         for test in sorted(found, key=lambda test: (not test.startswith(room), self.seconds.get(test, 1.0))):
-            total += self.seconds.get(test, 1.0)
+            total += min(self.seconds.get(test, 1.0), MOST_S)
             if total <= budget_s:
                 chosen.append(test)
         return chosen
+
+    def cases(self, test: str, all_of_it: list[Any]) -> list[Any]:
+        """The cases of a test: all, or of one that takes long as many as may, drawn at random but always alike."""
+        many = max(1, int(len(all_of_it) * min(1.0, MOST_S / self.seconds.get(test, 1.0))))
+        drawn = sorted(random.Random(test).sample(range(len(all_of_it)), many))
+        return [all_of_it[i] for i in drawn]
 
 
 def function(nodeid: str) -> str:
@@ -63,9 +73,14 @@ def learn(copies: list[Path], tests: list[str], to: Path) -> Coverage:
     seconds: dict[str, float] = {}
     for part in json.loads(to.read_text()):
         seconds |= part["seconds"]
+        failed = set(part["failed"])
+        if failed:
+            print(f"not used, as they fail without a fault: {', '.join(sorted(failed))}", flush=True)
         for file, rows in part["lines"].items():
             for line, places in rows.items():
-                lines.setdefault(file, {}).setdefault(int(line), []).extend(part["tests"][i] for i in places)
+                lines.setdefault(file, {}).setdefault(int(line), []).extend(
+                    test for i in places if (test := part["tests"][i]) not in failed
+                )
     return Coverage(lines, seconds)
 
 
@@ -80,13 +95,16 @@ def _files(root: Path, tests: list[str]) -> list[str]:
 
 def _learn(root: Path, tests: list[str], to: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", PLUGIN, "-p", "no:cacheprovider", "--timeout", "300", *tests]
-    subprocess.run(command, cwd=root, env={**os.environ, TO: str(to), "PYTHONPATH": str(root)}, check=True)
+    done = subprocess.run(command, cwd=root, env={**os.environ, TO: str(to), "PYTHONPATH": str(root)})
+    if done.returncode not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise SystemExit(f"the tests could not be learnt from: pytest ended with {done.returncode}")
 
 
 # As a plugin of pytest, in the process that learns.
 
 _watch = None
 _seconds: dict[str, float] = defaultdict(float)
+_failed: set[str] = set()
 
 
 def pytest_configure(config):
@@ -109,6 +127,8 @@ def pytest_runtest_protocol(item):
 
 def pytest_runtest_logreport(report):
     _seconds[function(report.nodeid)] += report.duration
+    if report.failed:
+        _failed.add(function(report.nodeid))
 
 
 def pytest_sessionfinish():
@@ -124,4 +144,5 @@ def pytest_sessionfinish():
         }
         for file in data.measured_files()
     }
-    Path(os.environ[TO]).write_text(json.dumps({"tests": names, "lines": lines, "seconds": _seconds}))
+    found = {"tests": names, "lines": lines, "seconds": _seconds, "failed": sorted(_failed)}
+    Path(os.environ[TO]).write_text(json.dumps(found))
