@@ -81,6 +81,12 @@ def test_arrays_of_different_places_are_reduced_all_the_same():
     assert threads.run(3, program) == [[6.0] * 5000] * 3
 
 
+def test_ranks_that_share_memory_say_so(monkeypatch):
+    assert threads.run(2, lambda comm: comm.shares_memory) == [True, True]
+    monkeypatch.setenv("HPCAI_NODE", "0")
+    assert threads.run(2, lambda comm: comm.shares_memory) == [False, False]
+
+
 def test_empty_is_collective():
     def program(comm):
         with pytest.raises(RankMismatch, match="empty"):

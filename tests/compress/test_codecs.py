@@ -161,3 +161,17 @@ def test_ratios_that_make_no_sense_are_refused():
 def test_top_k_keeps_the_nearest_whole_number_and_one_at_least(n, ratio, kept):
     payload, _ = top_k.top_k(ratio).encode(np.arange(1.0, n + 1, dtype=np.float32), None)
     assert {part.size for part in payload} == {kept}
+
+
+@pytest.mark.parametrize("make", [quantize.int8, quantize.int4, quantize.fp8])
+def test_only_a_stochastic_codec_rounds_at_random_by_seed_and_step(make):
+    def bytes_of(codec, state):
+        payload, after = codec.encode(x, state)
+        assert after == state + 1
+        return payload[0].tobytes()
+
+    x = data(1000)
+    assert bytes_of(make(), 0) == bytes_of(make(), 1) == bytes_of(make(seed=1), 0)
+    one = make(stochastic=True, seed=1)
+    assert bytes_of(one, 0) == bytes_of(make(stochastic=True, seed=1), 0) != bytes_of(make(), 0)
+    assert len({bytes_of(one, 0), bytes_of(one, 1), bytes_of(make(stochastic=True, seed=2), 0)}) == 3

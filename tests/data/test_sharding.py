@@ -38,3 +38,13 @@ def test_the_order_depends_on_seed_and_epoch_and_nothing_else():
     assert epoch(1, 0) != first != epoch(0, 1)
     sharding._order.cache_clear()
     assert epoch(0, 0) == first
+
+
+def test_a_ranks_first_sample_is_where_its_part_begins():
+    for n, size, grain in ((10, 3, 1), (11, 4, 1), (50, 3, 8), (10, 4, 100), (0, 2, 4)):
+        index, at = np.arange(n), 0
+        for rank in range(size):
+            assert sharding.first(n, rank, size, grain) == at or at == n <= sharding.first(n, rank, size, grain)
+            at += len(sharding.shard(index, rank, size, grain))
+    assert [sharding.first(11, rank, 4) for rank in range(4)] == [0, 2, 5, 8]
+    assert [sharding.shard(np.arange(11), rank, 4).tolist()[:1] for rank in range(4)] == [[0], [2], [5], [8]]

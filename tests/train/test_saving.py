@@ -61,6 +61,35 @@ def test_a_run_on_a_url_leaves_the_branch_of_the_later_too(tmp_path):
     assert checkpoint.read(f"{url}/previous-1/{naming.named(9)}")[0] == 9
 
 
+@pytest.mark.parametrize("spoken", [(votes.WRITTEN,), (votes.FAILED,)])
+def test_a_checkpoint_is_committed_in_the_step_in_which_all_have_spoken(tmp_path, spoken):
+    def program(comm):
+        chosen = options(tmp_path, "--hidden", "16")
+        mine = replica(chosen, load(chosen, comm), comm)
+        saver = saving.Saver(mine, comm, storage.place(tmp_path / "there"), 2)
+        resume.save(chosen, mine, resume.Progress(5), saver)
+        counted = votes.none()
+        for _ in range(2):  # so many have spoken before this step
+            saver.heard(counted)
+            assert saver._writing is not None
+            assert Local(tmp_path / "there").names() == []
+            counted[list(spoken)] += 1
+        saver.heard(counted)
+        assert saver._writing is None
+        assert saver.under_way
+        saver.heard(votes.none())
+        assert saver.under_way
+        counted[votes.COMMITTED] = 1
+        if comm.rank == 0:
+            wait_for(lambda: mine.votes[votes.COMMITTED])
+        saver.heard(counted)
+        assert not saver.under_way
+        saver.close()
+
+    threads.run(2, program)
+    assert Local(tmp_path / "there").names() == steps(5)
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_a_checkpoint_is_dropped_only_where_another_is_durable(tmp_path, monkeypatch, keep):
     """Whatever of what was done since the last sync a crash takes back."""
