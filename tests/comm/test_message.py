@@ -29,3 +29,33 @@ def test_an_array_of_another_dtype_or_shape_is_refused_where_it_is_received(sent
         return after.tolist()
 
     assert threads.run(2, program)[1] == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("verb", ["send", "receive"])
+def test_wrong_messages_are_refused_at_once_and_the_next_goes_on(verb):
+    fixed = np.zeros(3)
+    fixed.flags.writeable = False
+    wrong = [
+        (np.zeros(3), -1),
+        (np.zeros(3), 2),
+        (np.zeros(3), None),
+        ([0.0], 1),
+        (np.zeros(3, object), 1),
+        (np.zeros((4, 4))[:, ::2], 1),
+        (np.ma.zeros(3), 1),
+    ]
+
+    def program(comm):
+        for x, peer in wrong + [(fixed, 1)] * (verb == "receive"):
+            with pytest.raises((TypeError, ValueError), match="wants|moves|works"):
+                getattr(comm, verb)(x, 1 - comm.rank if peer == 1 else peer)
+        with pytest.raises(ValueError, match="number of another rank"):
+            getattr(comm, verb)(np.zeros(3), comm.rank)
+        x = np.full(3, float(comm.rank))
+        if comm.rank == 0:
+            comm.send(x, 1).wait()
+        else:
+            comm.receive(x, 0).wait()
+        return x.tolist()
+
+    assert threads.run(2, program) == [[0.0] * 3] * 2

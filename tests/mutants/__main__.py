@@ -26,7 +26,7 @@ from tests.mutants.operators import Fault, faults
 
 ROOT = Path(__file__).parents[2]
 ONE_TEST_S = 60
-BUDGET_S = 100.0
+BUDGET_S = 60.0
 
 
 class Verdict(NamedTuple):
@@ -63,6 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--at-least", type=float, default=92.0, help="per cent that tests must catch")
     parser.add_argument("--coverage", type=Path, help="keep what tests execute in this file, or take it from there")
+    parser.add_argument("--first", type=int, default=1, help="number of the fault to begin with, of the same sample")
     parser.add_argument("--controls", type=int, default=10, help="trials without a fault beside the sample: none may be caught")
     parser.add_argument("--only", default="", help="faults whose text contains this alone")
     parser.add_argument("rooms", nargs="*", default=list(rooms.FILES), metavar="ROOM", help=", ".join(rooms.FILES))
@@ -72,7 +73,7 @@ def _options() -> argparse.Namespace:
 def _sample(options: argparse.Namespace) -> list[Fault]:
     found = [fault for room in options.rooms for file in rooms.files(ROOT, room) for fault in faults(ROOT, file)]
     found = [fault for fault in found if options.only in str(fault)]
-    return random.Random(options.seed).sample(found, min(options.sample, len(found)))
+    return random.Random(options.seed).sample(found, min(options.sample, len(found)))[options.first - 1 :]
 
 
 def _without(fault: Fault) -> Fault:
