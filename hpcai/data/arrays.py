@@ -13,9 +13,6 @@ from hpcai.xp import Array
 
 Named = dict[str, Array]
 
-EXACT = 2**24
-"""From here on f32 does not tell all whole numbers apart."""
-
 
 def dataset(name: str, parts: Named, task: Task | None = None) -> Dataset:
     """x_train, x_test: (n, ...) numbers or booleans; y_train, y_test: (n,) numbers, booleans or texts, whose values are classes.
@@ -95,16 +92,15 @@ def _rows(name: str, key: str, x: Array) -> Array:
 
 def _coarse(x: Array, rows: Array) -> tuple[str, ...]:
     """Warn of features whose differences f32 rounds away, as it does of times in seconds since 1970."""
-    top = float(np.abs(rows).max())
-    if rows.dtype != np.float32 or top < EXACT:
+    if rows.dtype != np.float32 or np.can_cast(x.dtype, np.float32):
         return ()
-    flat = x.reshape(rows.shape).astype(np.float64)
-    lost, spread = np.abs(flat - rows).max(0), flat.std(0)
-    coarse = int((lost > spread / 100).sum())
+    flat = x.reshape(rows.shape).astype(np.float64, copy=False)
+    lost, differ = np.abs(flat - rows).max(0), flat.max(0) > flat.min(0)
+    coarse = int((differ & (lost > flat.std(0) / 100)).sum())
     if not coarse:
         return ()
     return (
-        f"x reaches {top:.3g}, and in {coarse:,} of {rows.shape[1]:,} features 32 bits round differences away: "
+        f"x reaches {np.abs(rows).max():.3g}, and in {coarse:,} of {rows.shape[1]:,} features 32 bits round differences away: "
         "subtract the mean and divide by the deviation first",
     )
 

@@ -175,8 +175,16 @@ def test_said_to_be_a_quantity_it_is_one():
     assert load(y_test=Y[:6] + 0.5, task="regression").classes == 0
 
 
-@pytest.mark.parametrize("x", [1.7e9 + np.arange(12.0), np.arange(12) + 2**40])
+@pytest.mark.parametrize(
+    "x", [1.7e9 + np.arange(12.0), np.arange(12) + 2**40, 1000 + 1e-6 * np.arange(12), np.arange(12) + 2**30]
+)
 def test_features_that_32_bits_do_not_tell_apart_are_named(x):
     data = load(x_train=np.stack([x, x - x[0]], 1), x_test=np.zeros((6, 2)))
     assert "in 1 of 2 features 32 bits round differences away" in data.warnings[0]
-    assert load(x_train=RNG.integers(0, 2**50, 12), x_test=np.zeros(6)).warnings == ()
+    for fine in (
+        RNG.integers(0, 2**50, 12),
+        np.full(12, 0.1),
+        np.arange(12, dtype=np.int32) + 2**20,
+        1000 + 1e-2 * np.arange(12),
+    ):
+        assert load(x_train=fine, x_test=np.zeros(6)).warnings == ()
