@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,16 @@ class Fault(NamedTuple):
     after: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}  {self.before}  ->  {self.after}"
+        return f"{self.file}:{self.line}  {self.change}"
+
+    @property
+    def change(self) -> str:
+        """The line, and what it becomes."""
+        return f"{self.before}  ->  {self.after}"
+
+    def draw(self, seed: int) -> str:
+        """By this faults are drawn: the others' draws stay as they are when one comes or goes."""
+        return sha256(f"{seed} {self.file} {self.change}".encode()).hexdigest()
 
     def planted(self, source: str) -> str:
         """The file's text with the fault in it."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-MOST_S = 25.0
+MOST_S = 15.0
 """Of a test that takes longer some cases run."""
 
 PLUGIN = "tests.mutants.selection"
