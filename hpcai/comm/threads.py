@@ -6,6 +6,7 @@ import itertools
 import pickle
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -51,6 +52,7 @@ class _Group:
         self.started: dict[tuple[int, ...], list[_Receive]] = {pair: [] for pair in pairs}
         self.barrier = threading.Barrier(size)
         world.on_failure(self.barrier.abort)
+        self.met = [0] * size  # how often each rank has come to the barrier
         self.table: list[Any] = [None] * size
         self.children: dict[int, _Group] = {}
 
@@ -65,10 +67,11 @@ class _Sent:
 
 
 class _Receive:
-    def __init__(self, mail: queue.SimpleQueue, started: list[_Receive], x: Array, failed: threading.Event):
-        """started: the receives of this mailbox that are not complete, in the order in which messages are theirs."""
-        self.mail, self.started, self.x, self.failed, self.complete = mail, started, x, failed, False
-        started.append(self)
+    def __init__(self, wire: ThreadWire, source: int, lane: int, x: Array):
+        """A mailbox keeps its receives that are not complete, in the order in which messages are theirs."""
+        self.wire, self.source, self.x, self.complete = wire, source, x, False
+        self.mail, self.started = (boxes[source, wire.rank, lane] for boxes in (wire.group.mail, wire.group.started))
+        self.started.append(self)
 
     def done(self) -> bool:
         """Take the message if it is there."""
@@ -77,10 +80,13 @@ class _Receive:
         return self.complete
 
     def wait(self) -> None:
-        """Wait for the message, or for the news that another rank failed."""
+        """Wait for the message, or for the news that another rank failed; for so long as ranks wait for each other."""
+        began = time.monotonic()
         while not self.complete and not self._take(0.05):
-            if self.failed.is_set():
+            if self.wire.group.world.failed.is_set():
                 raise RankFailed("another rank failed while this one waited for its message")
+            if time.monotonic() - began > self.wire.timeout_s:
+                raise stall.error(self.wire, "the receive of a message", lambda: [self.source])
 
     def _take(self, timeout_s: float) -> bool:
         try:
@@ -107,8 +113,7 @@ class ThreadWire:
 
     def receive(self, x: Array, source: int, lane: int = 0) -> _Receive:
         """Take the next message of `source` into `x`, when waited for."""
-        pair = source, self.rank, lane
-        return _Receive(self.group.mail[pair], self.group.started[pair], x, self.group.world.failed)
+        return _Receive(self, source, lane, x)
 
     def exchange(self, value: Any) -> list[Any]:
         """Every rank's value, pickled as MPI would, so that ranks share no objects."""
@@ -188,10 +193,15 @@ class ThreadWire:
         return values
 
     def _meet(self) -> None:
+        met, began = self.group.met, time.monotonic()
+        met[self.rank] += 1
         try:
-            self.group.barrier.wait()
+            self.group.barrier.wait(self.timeout_s)
         except threading.BrokenBarrierError:
-            raise RankFailed("another rank failed while this one waited in a collective") from None
+            if self.group.world.failed.is_set() or time.monotonic() - began < self.timeout_s:
+                raise RankFailed("another rank failed while this one waited in a collective") from None
+            late = [rank for rank in range(self.size) if met[rank] < met[self.rank]]
+            raise stall.error(self, "a collective", lambda: late) from None
 
 
 def run(size: int, program: Callable[..., T], *args: Any) -> list[T]:
