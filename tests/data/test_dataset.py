@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hpcai.data import dataset
 from hpcai.data.dataset import Dataset, batch_into, take, windows
 from tests.guarded import assert_door
 
@@ -67,3 +68,15 @@ def test_windows_refuse_what_is_outside_the_text():
     for train in (True, False):
         with pytest.raises(ValueError, match="windows wants every index from 0 to below 12, got 12"):
             take(TEXT, np.array([12]), np.empty((0, 4)), train, 1)
+
+
+def test_what_a_predictor_that_ignores_its_input_scores():
+    none, x = np.zeros(0, np.int64), np.zeros((4, 1), np.float32)
+    text = dataset.Dataset(
+        "t", np.frombuffer(b"aabbb", np.uint8), none, np.frombuffer(b"abbb", np.uint8), none, (2,), 256, context=2
+    )
+    assert dataset.constant_score(text) == 0.75
+    classes = dataset.Dataset("c", x, np.array([1, 1, 0, 2]), x, np.array([1, 0, 0, 0]), (1,), 3)
+    assert dataset.constant_score(classes) == 0.25
+    numbers = dataset.Dataset("r", x, np.array([[0.0], [1], [2], [3]]), x[:2], np.array([[1.5], [3.5]]), (1,), 0)
+    assert dataset.constant_score(numbers) == 2.0

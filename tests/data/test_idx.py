@@ -135,3 +135,10 @@ def test_a_fifo_in_a_files_place_is_not_waited_for(small_mnist):
     os.mkfifo(folder / idx._FILES[2])
     with pytest.raises(DataError, match="is a FIFO; wanted a regular file"):
         sources.load("mnist", folder)
+
+
+def test_all_places_where_files_were_looked_for_are_named(tmp_path):
+    with pytest.raises(DataError, match=rf"no .*\[\.gz\] in {tmp_path}, {idx.DEBIAN / 'mnist'}\."):
+        idx.files("mnist", tmp_path)
+    with pytest.raises(DataError, match=rf"no .*\[\.gz\] in {idx.DEBIAN / 'mnist'}\."):
+        idx.files("mnist", None)

@@ -150,3 +150,14 @@ def test_a_file_that_becomes_a_fifo_before_it_is_opened_is_not_waited_for(tmp_pa
     with pytest.raises(DataError, match="a FIFO; wanted a regular file"), monkeypatch.context() as patch:
         patch.setattr(os, "stat", lambda *path, **how: regular)
         opening.regular(tmp_path / "fifo")
+
+
+def test_little_may_expand_as_it_likes_and_much_at_a_usual_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "FREE_BYTES", 1 << 20)
+    for name, content in (("zeros", b"0" * (1 << 20)), ("text", TEXT * 40)):
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(content))
+        assert opening.read(path, 1 << 30) == content
+    path.write_bytes(gzip.compress(b"0" * ((1 << 20) + 70_000)))
+    with pytest.raises(DataError, match="expands to more than 200 times its size"):
+        opening.read(path, 1 << 30)

