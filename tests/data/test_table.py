@@ -503,3 +503,8 @@ def test_long_lines_and_names_are_read_up_to_their_limits(load):
     assert load(csv("a,y", lambda i: f"{i},{names[i % 2]}", 20)).encoding["label"]["values"] == sorted(names)
     with pytest.raises(DataError, match="too long for a name"):
         load(csv("a,y", lambda i: f"{i},n{names[i % 2]}", 20))
+
+
+def test_the_delimiter_is_the_one_at_which_the_label_is_found(load):
+    data = load(csv("a,x;b;y", lambda i: f"{i};{i * 7 % 5};{i % 2}"))
+    assert (data.shape, data.classes) == ((2,), 2)

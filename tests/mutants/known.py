@@ -83,6 +83,11 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
         "while part := content.read(1 << 20):",
         "while part := content.read(2 << 20):",
     ): "how much is done at a time",
+    (
+        "hpcai/reduce/named.py",
+        "def named(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:",
+        "def named(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 1, feedback: bool = True) -> Reducer:",
+    ): _SEED,
 }
 """(file, line's text, what it becomes) -> why nothing differs."""
 

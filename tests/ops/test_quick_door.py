@@ -12,7 +12,7 @@ import pytest
 
 from hpcai import ops
 from hpcai.ops import door
-from hpcai.ops.door import U64
+from hpcai.ops.door import U32, U64
 
 
 @pytest.fixture(params=["native", "Python"])
@@ -36,9 +36,20 @@ def grown(takes):
         strided="x",
         where={"times > 0": "times from 1", "0 <= rate < 1": "a rate from 0 to below 1"},
     )
-    def verb(out, x, index, more: np.ndarray | None, times: int, rate: float, name: str = "a", flag: bool = False, key: U64 = 0):
+    def verb(
+        out,
+        x,
+        index,
+        more: np.ndarray | None,
+        times: int,
+        rate: float,
+        name: str = "a",
+        flag: bool = False,
+        key: U64 = 0,
+        small: U32 = 0,
+    ):
         out[...] = np.tile(x[index], times)
-        return out, more, times, rate, name, flag, key
+        return out, more, times, rate, name, flag, key, small
 
     return verb
 
@@ -56,6 +67,7 @@ VALUES = {
     "name": ["b", np.str_("c"), b"d", None, 7, "b" * 50],
     "flag": [True, np.True_, 1, 0.0, None],
     "key": [2**64 - 1, 2**64, -1, np.uint64(7), 1.0, True],
+    "small": [2**32 - 1, 2**32, -1, np.uint8(7)],
     "more": [np.zeros(3, np.float32), np.zeros(2, np.float32), np.zeros(3), [0, 0, 0]],
     "index": [
         np.array([0, 0, 2], np.uint8),
@@ -162,7 +174,7 @@ def test_a_verb_may_call_itself_and_is_called_by_what_its_arguments_run(takes):
 def test_a_door_is_like_its_verb(takes):
     verb = grown(takes)
     assert (verb.__name__, verb.__wrapped__, verb.__module__) == ("verb", verb.unchecked, __name__)
-    for wrong in (lambda: verb(), lambda: verb(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), lambda: verb(**arguments(), nothing=1)):
+    for wrong in (lambda: verb(), lambda: verb(*range(11)), lambda: verb(**arguments(), nothing=1)):
         with pytest.raises(TypeError, match="argument"):
             wrong()
     assert pickle.loads(pickle.dumps(ops.fold_into)) is ops.fold_into

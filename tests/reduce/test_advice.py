@@ -1,5 +1,8 @@
 """Predictions: curves of the wire, coding with nothing sent, and the choice between them."""
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -49,3 +52,18 @@ def test_the_best_must_be_better_than_staying():
 
 def test_reducers_get_finite_gradients_of_every_length():
     assert np.isfinite(threads.run(2, lambda comm: advice.predict([(0, exact())], comm, advice.measure_wire(comm, 8)))[0].seconds)
+
+
+@pytest.mark.parametrize("largest, last", [(1, 1024), (5000, 5000), (100_000, 100_000), (1 << 20, 1 << 20)])
+def test_a_curve_is_measured_at_few_sizes_up_to_the_largest(monkeypatch, largest, last):
+    monkeypatch.setattr(advice, "_undisturbed", lambda comm, call: 0.0)
+    sizes = advice._curve(SimpleNamespace(size=2), None, np.empty, largest).sizes
+    assert sizes[0] == 2 * 16 * 4
+    assert all(a < b <= 4 * a for a, b in itertools.pairwise(sizes))
+    assert last <= sizes[-1] < last + 2 * 4
+    assert len(sizes) <= 3 + np.log(last / 128) / np.log(4)
+
+
+def test_a_curve_ends_where_calls_take_long(monkeypatch):
+    monkeypatch.setattr(advice, "_undisturbed", lambda comm, call: 2 * advice.LONGEST_S)
+    assert advice._curve(SimpleNamespace(size=2), None, np.empty, 1 << 30).sizes == (128,)
