@@ -73,6 +73,11 @@ class Reporter:
             self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}{changed}")
         return self.metrics
 
+    @property
+    def token(self) -> str:
+        """Of the run's locks, for ranks that join it."""
+        return "" if self.locks is None else self.locks.token
+
     def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
         """Go on among other ranks; a new rank 0 takes over the lock, files and words, and writes what is lacking in the metrics.
         After this all steps until now are in them, so that new ranks need not know of those.
