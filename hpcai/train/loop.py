@@ -40,6 +40,7 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     if options.stall_timeout is not None:
         comm.set_timeout(options.stall_timeout)
     elastic.check(options, comm)
+    stall.outlive(False)  # an earlier run of this process may have; this one does once it has begun
     reserve = Reserve(comm.wire, training_ranks(comm.size, options.spares), options.spares, options.spares)
     training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spares else comm
     if training is None:

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from hpcai.comm import threads
+from hpcai.comm import stall, threads
 from hpcai.data import sources
 from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from hpcai.parallel.mesh import Sizes, mesh
@@ -229,6 +229,12 @@ def test_a_gradient_that_is_not_finite_is_named_through_any_codec(tmp_path, comp
     with pytest.raises(NonFiniteError, match="gradient of linear2"):
         flags = ["--compress", compress, "--compress-smallest", "1", "--hidden", "16", "--steps", "3", "--bucket-bytes", "100"]
         train(2, options(tmp_path, *flags))
+
+
+def test_a_run_that_outlives_no_failure_does_not_inherit_that_from_an_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(stall, "_waits_fail", True)
+    train(1, options(tmp_path, "--steps", "1", "--hidden", "8"))
+    assert not stall._waits_fail
 
 
 @pytest.mark.parametrize("overlap", ["always", "never"])
