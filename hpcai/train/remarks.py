@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpcai.train import strict
+from hpcai.parallel.mesh import Sizes
+from hpcai.train import effects, strict
 from hpcai.train.config import Options
 
 MATTER = (
@@ -30,8 +31,8 @@ LENGTH = ("epochs", "steps")
 """These change the course of --schedule cosine."""
 
 
-def beforehand(o: Options, samples: int, per_epoch: int, total: int) -> list[str]:
-    """A line for each option that has another effect than people expect, or none, in a run of so many steps."""
+def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int) -> list[str]:
+    """A line for each option that has another effect than people expect, or none, on this mesh in a run of so many steps."""
     by_epochs = (o.epochs or 0) * per_epoch
     told = [
         (o.batch > samples, f"--batch {o.batch} is more than the {samples:,} training samples: each step has all of them"),
@@ -56,7 +57,7 @@ def beforehand(o: Options, samples: int, per_epoch: int, total: int) -> list[str
             f"--compress-warmup {o.compress_warmup} is as long as the run of {total:,} steps or longer: nothing is compressed",
         ),
     ]
-    return [words for true, words in told if true]
+    return [*effects.idle(o, axes), *(words for true, words in told if true)]
 
 
 def recorded(options: Options) -> dict[str, Any]:

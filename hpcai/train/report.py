@@ -62,7 +62,8 @@ class Reporter:
     def open(self) -> None:
         """Open the metrics file and say where the run begins, and with what. May raise OSError."""
         self._begin(resume.changed(self.options, self.progress.step)).open()
-        for words in remarks.beforehand(self.options, self.dataset.train_samples, self.per_epoch, self.total):
+        axes = self.mine.mesh.sizes
+        for words in remarks.beforehand(self.options, axes, self.dataset.train_samples, self.per_epoch, self.total):
             self.line.lasting(f"hpcai: {words}")
 
     def _begin(self, changed: str = "") -> Metrics:
