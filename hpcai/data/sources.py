@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from hpcai.data import idx, npz, table, text
 from hpcai.data.dataset import Dataset
 from hpcai.data.places import expanded, first_there
 from hpcai.data.targets import Task
-from hpcai.errors import DataError, UsageError
+from hpcai.errors import DataError, UsageError, meant
 
 NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH", "text:PATH")
 _KINDS = tuple(name.partition(":")[0] for name in NAMES)
@@ -77,8 +76,10 @@ def files(spec: str, folder: Path | None = None) -> list[Path]:
         if found := first_there(places):
             return [found]
         raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")
-    meant = NAMES[_KINDS.index(like[0])] if (like := get_close_matches(kind.lower(), _KINDS, 1)) else ""
-    raise UsageError(f"unknown data set {spec!r}{f' (is {meant} meant?)' if meant else ''}; there are {', '.join(NAMES)}")
+    said = meant(kind, _KINDS)
+    for one, whole in zip(_KINDS, NAMES, strict=True):
+        said = said.replace(f"is {one} meant", f"is {whole} meant")
+    raise UsageError(f"unknown data set {spec!r}{said}; there are {', '.join(NAMES)}")
 
 
 def digits() -> Dataset:
