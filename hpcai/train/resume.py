@@ -14,7 +14,7 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data.contents import changed as changed_data
 from hpcai.errors import CheckpointError
 from hpcai.parallel.mesh import sizes
-from hpcai.train import assembly, checkpoint, lock, memories, naming, remarks, storage
+from hpcai.train import absent, assembly, checkpoint, lock, memories, naming, remarks, storage
 from hpcai.train.arguments import shown
 from hpcai.train.build import Cut
 from hpcai.train.checkpoint import Broken, Opened
@@ -126,8 +126,17 @@ def prepare(options: Options, comm: Communicator) -> Place:
         except OSError as error:
             raise CheckpointError(f"checkpoints cannot be written to {options.checkpoints or options.run}: {error}") from None
 
+    comm.on_root(lambda: _require_there(options))
     comm.on_root(tried)
     return where
+
+
+def _require_there(options: Options) -> None:
+    """Refuse a --resume that names no checkpoint, before anything is written."""
+    if options.resume not in ("never", "auto"):
+        where, name = _named(options)
+        if name and (said := absent.refusal(options.resume, where, name)):
+            raise CheckpointError(said)
 
 
 def earlier(options: Options) -> dict[str, Any]:
