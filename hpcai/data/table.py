@@ -12,10 +12,11 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 from hpcai.data import cells as table_cells
-from hpcai.data.cells import Cells, Kind, OtherLabel, Plan, is_number
+from hpcai.data.cells import Cells, Kind, OtherLabel, Plan
 from hpcai.data.columns import described, features, in_order, leaks
 from hpcai.data.csv_text import Header, blocks, decoded, header, listed, plain_name
 from hpcai.data.dataset import Dataset, hold_out
+from hpcai.data.numerals import is_number
 from hpcai.data.opening import opened, printable
 from hpcai.data.targets import MOST_CLASSES, MOST_NAMED_CLASSES, Targets, Task, classes_of, targets
 from hpcai.errors import DataError
