@@ -17,6 +17,7 @@ from hpcai.data.targets import Task
 from hpcai.errors import DataError, UsageError, meant
 
 NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH", "text:PATH")
+_ENDINGS = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".npz": "npz", ".txt": "text", ".md": "text"}
 _KINDS = tuple(name.partition(":")[0] for name in NAMES)
 
 
@@ -76,10 +77,25 @@ def files(spec: str, folder: Path | None = None) -> list[Path]:
         if found := first_there(places):
             return [found]
         raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")
-    said = meant(kind, _KINDS)
-    for one, whole in zip(_KINDS, NAMES, strict=True):
-        said = said.replace(f"is {one} meant", f"is {whole} meant")
+    said = f" (is {whole} meant?)" if (whole := with_kind(spec)) else meant(kind, _KINDS)
+    for one, name in zip(_KINDS, NAMES, strict=True):
+        said = said.replace(f"is {one} meant", f"is {name} meant")
     raise UsageError(f"unknown data set {spec!r}{said}; there are {', '.join(NAMES)}")
+
+
+def with_kind(spec: str, kind: str = "") -> str:
+    """A path that lacks its kind, by which it is read, with that: by its ending, or this one if there is such a file. Empty for
+    what is no such path.
+
+    >>> with_kind("table.csv.gz"), with_kind("other"), with_kind("csv:table.csv")
+    ('csv:table.csv.gz', '', '')
+    """
+    if spec in NAMES or ":" in spec:
+        return ""
+    endings = [ending for ending in Path(spec).suffixes[-2:] if ending in _ENDINGS]
+    if endings:
+        return f"{_ENDINGS[endings[-1]]}:{spec}"
+    return f"{kind}:{spec}" if kind and expanded(Path(spec)).is_file() else ""
 
 
 def digits() -> Dataset:
