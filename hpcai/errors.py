@@ -72,6 +72,15 @@ def one_line(error: BaseException) -> str:
     return said if len(said) <= LONGEST_LINE else f"{said[: LONGEST_LINE // 2]} ... {said[-LONGEST_LINE // 3 :]}"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """So many of something, in words.
+
+    >>> counted(1, "rank"), counted(0, "rank"), counted(1000, "class", "classes")
+    ('1 rank', '0 ranks', '1,000 classes')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def meant(word: str, words: Iterable[str]) -> str:
     """Which of some words may be meant, to be put behind a refusal; empty if none is near.
 

@@ -19,7 +19,7 @@ from hpcai.data.memory import available
 from hpcai.data.numerals import WHOLE, is_number, is_spelt, whole
 from hpcai.data.opening import printable
 from hpcai.data.targets import EXACT, MOST_NAMED_CLASSES
-from hpcai.errors import DataError
+from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 Kind = Literal["number", "text", "any", "whole"]
@@ -161,7 +161,7 @@ class _Reader:
         rows = max(self.rows, self.rows / share / 2)  # half, as the first rows may be shorter than others
         if rows * a_row > self.room:
             raise DataError(
-                f"{self.path} does not fit into memory: at least {rows:,.0f} rows of {a_row} bytes are "
+                f"{self.path} does not fit into memory: at least {counted(round(rows), 'row')} of {a_row} bytes are "
                 f"{rows * a_row:,.0f} bytes, and {self.room:,} are at hand; leave rows out, or columns with --ignore"
             )
 
@@ -185,7 +185,9 @@ class _Reader:
         names = self.plan.names
         for line, row in batch:
             if len(row) != len(names):
-                raise DataError(f"{self.path} line {line}: {len(row)} cells where the header has {len(names)}{self._hint(row)}")
+                raise DataError(
+                    f"{self.path} line {line}: {counted(len(row), 'cell')} where the header has {len(names)}{self._hint(row)}"
+                )
         self._add_numbers(batch)
         for column, place in enumerate(self.text_places):
             known, codes = self.known[column], self.codes[column]

@@ -18,7 +18,7 @@ import hpcai
 from hpcai.comm.call import some
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset, constant_score
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 from hpcai.parallel.schedules import Work
 from hpcai.train import outputs, remarks, resume, strict, trace
 from hpcai.train import summary as summaries
@@ -108,7 +108,7 @@ class Reporter:
         self.note_recovery(lost, before, seconds)
         left = f"; {spares} spare left" if self.options.spares else ""
         failed = f"{some(lost)} of {before} failed" if lost else "some waited in vain, but none failed"
-        self.say(f"{failed}; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
+        self.say(f"{failed}; {now} {'goes' if now == 1 else 'go'} on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
 
     def say(self, text: str) -> None:
         """A line on stderr that stays, from rank 0."""
@@ -161,7 +161,7 @@ class Reporter:
         summaries.write(path, summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
-            title = f"{self.dataset.name}, {self.mine.model.name}, {self.comm.size} ranks"
+            title = f"{self.dataset.name}, {self.mine.model.name}, {counted(self.comm.size, 'rank')}"
             plot(self.metrics_path, summary["epoch_losses"], self.per_epoch, self.folder / "loss.png", title)
             written.append(self.folder / "loss.png")
         if self.options.trace:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from hpcai.comm.communicator import Communicator
 from hpcai.data.contents import changed as changed_data
-from hpcai.errors import CheckpointError
+from hpcai.errors import CheckpointError, counted
 from hpcai.parallel.mesh import sizes
 from hpcai.train import absent, assembly, checkpoint, lock, memories, naming, remarks, storage
 from hpcai.train.arguments import shown
@@ -247,7 +247,8 @@ def leave_branch(place: Place, step: int) -> None:
     later = [name for name in place.names() if naming.step_of(name) > step]
     if later:
         aside = place.set_aside(later)
-        said = f"the run goes on after step {step:,}; {len(later)} later checkpoints were set aside, to {aside}"
+        some = f"{counted(len(later), 'later checkpoint')} {'was' if len(later) == 1 else 'were'}"
+        said = f"the run goes on after step {step:,}; {some} set aside, to {aside}"
         print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
 
 

@@ -172,7 +172,7 @@ ASKED = {
     "unknown category": ({"categorical": ["c"]}, "no column 'c'"),
     "label left out": ({"ignore": ["kind"]}, "--ignore kind leaves out the column that --label is to predict"),
     "both": ({"ignore": ["a"], "categorical": ["a"]}, "'a' is both for --categorical and for --ignore"),
-    "nothing but a label": ({"ignore": ["a", "b"]}, "1 columns; wanted 5 rows .* and a feature"),
+    "nothing but a label": ({"ignore": ["a", "b"]}, "1 column; wanted 5 rows .* and a feature"),
 }
 
 
@@ -398,7 +398,7 @@ FILES = {
     "empty": (b"", "no column 'y'; its columns are .none: the file is empty"),
     "header alone": (b"a,y\n", "0 rows and 2 columns; wanted 5 rows"),
     "few rows": (b"a,y\n1,2\n2,3\n1,4\n5,6\n", "4 rows and 2 columns; wanted 5 rows .a fifth is for testing"),
-    "one column": (b"y\n1\n2\n3\n4\n5\n", "5 rows and 1 columns"),
+    "one column": (b"y\n1\n2\n3\n4\n5\n", "5 rows and 1 column"),
     "latin-1": ("größe,y\n1,2\n".encode("latin-1"), r"not UTF-8.*invalid start byte at b'gr\\xf6.*iconv -f latin1 -t utf-8"),
     "latin-1 behind": (csv("a,y", lambda i: f"{i},{i % 2}", 9000).encode() + "ß".encode("latin-1"), "not UTF-8.*iconv -f latin1"),
     "UTF-16 without a mark": (TABLE.encode("utf-16-le"), "null bytes.*iconv -f UTF-16LE -t UTF-8"),
