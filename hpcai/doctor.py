@@ -68,7 +68,7 @@ def _parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
     with contextlib.redirect_stdout(sys.stdout if launch().rank == 0 else io.StringIO()):  # --help
         chosen, training = parser.parse_known_args(arguments)
     if training and not chosen.compress:
-        parser.error(f"unknown: {' '.join(training)} (options of hpcai.train need --compress)")
+        parser.error(f"unknown: {' '.join(training)}{parser.meant(training[0])} (options of hpcai.train need --compress)")
     if chosen.largest and not chosen.tune:
         parser.error("--largest bounds what --tune measures; give that too")
     return chosen, training

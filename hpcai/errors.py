@@ -1,5 +1,10 @@
 """The project's exceptions. Each message says what was given, what was wanted, and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class HpcaiError(Exception):
     """Anything that hpcai refuses or cannot do. `exit_code` is what a program that ends by it returns."""
@@ -66,6 +71,28 @@ def one_line(error: BaseException) -> str:
     said = " ".join("".join(one if one.isprintable() else " " for one in str(error)).split())
     return said if len(said) <= LONGEST_LINE else f"{said[: LONGEST_LINE // 2]} ... {said[-LONGEST_LINE // 3 :]}"
 
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """So many of something, in words.
+
+    >>> counted(1, "rank"), counted(0, "rank"), counted(1000, "class", "classes")
+    ('1 rank', '0 ranks', '1,000 classes')
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def meant(word: str, words: Iterable[str]) -> str:
+    """Which of some words may be meant, to be put behind a refusal; empty if none is near.
+
+    >>> meant("Adamm", ["adam", "sgd"]), meant("other", ["adam", "sgd"])
+    (' (is adam meant?)', '')
+    """
+    near = difflib.get_close_matches(word[:LONGEST_WORD].lower(), list(words), 1)
+    return f" (is {near[0]} meant?)" if near else ""
+
+
+LONGEST_WORD = 60
+"""So much of a word is compared with others."""
 
 LONGEST_LINE = 1500
 """Characters of a line that ends a command."""

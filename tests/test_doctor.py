@@ -98,7 +98,7 @@ WRONG = {
     "a word": (["--tune", "--largest", "much"], "got 'much'"),
     "of nothing": (["--largest", "64"], "--largest bounds what --tune measures"),
     "no option": (["tune"], "unknown: tune"),
-    "an abbreviation": (["--tun"], "unknown: --tun"),
+    "an abbreviation": (["--tun"], "unknown: --tun (is --tune meant?)"),
     "a value too many": (["--compress=int8"], "--compress: ignored explicit argument 'int8'"),
 }
 

@@ -18,6 +18,9 @@ from hpcai.ops import native
 computing = False
 """True while a thread of this process computes beside its collectives: then waits leave it the core. See mpi.py."""
 
+PATIENCE_S = 3.0
+"""How long calls that were given are waited for after an error between them and `wait`: ranks that failed may never take part."""
+
 outstanding: dict[threading.Thread, Background] = {}
 """Threads that have given calls and have not waited for them, and to whom. Ranks may be threads, so there may be several."""
 
@@ -43,6 +46,7 @@ class Background:
         self._idle = threading.Condition()
         self._pending = 0
         self._error: BaseException | None = None
+        self.abandoned: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._giver: threading.Thread | None = None
         self._pid = os.getpid()
@@ -73,15 +77,41 @@ class Background:
         if threading.current_thread() in _workers:
             raise UsageError("wait() within a call that a Background makes would wait for itself: call it where calls are given")
         computing = False
+        try:
+            with self._idle:
+                self._idle.wait_for(lambda: self._pending == 0)
+                error, self._error = self._error, None
+                self._free_giver()
+        except BaseException as interrupt:
+            self.abandon(interrupt)
+            raise
+        if error is not None:
+            raise error
+
+    def abandon(self, error: BaseException) -> None:
+        """After an error between `start` and `wait`, instead of it: wait as long as is sensible, and raise nothing.
+
+        Where all ranks have the error they have given the same calls, which end. Where others do not come, the call that is under
+        way is left to itself and those behind it are left out; until it ends, calls of this thread are refused with this error.
+        """
+        global computing
+        computing = False
+        if self._pid != os.getpid() or threading.current_thread() in _workers:
+            return
         with self._idle:
-            self._idle.wait_for(lambda: self._pending == 0)
-            error, self._error = self._error, None
+            if not self._idle.wait_for(lambda: self._pending == 0, PATIENCE_S):
+                self._error, self.abandoned = self._error or error, error
+                return
+            self._error = None
+            self._free_giver()
+
+    def _free_giver(self) -> None:
+        """Let the thread that gave calls make its own again."""
+        self.abandoned = None
         if self._giver is not None:
             outstanding.pop(self._giver, None)
             self._giver = None
             _open_short_way()
-        if error is not None:
-            raise error
 
     def _check_start(self, call: Any) -> None:
         """Refuse a call that could be made in another order on other ranks, or take this thread for its giver."""
@@ -95,6 +125,8 @@ class Background:
             raise UsageError("start() within a call that another Background makes: give all calls to one")
         if self._giver is not None and self._giver is not thread:
             raise UsageError(f"start() on thread {thread.name!r} before the calls of thread {self._giver.name!r} are waited for")
+        if self.abandoned is not None:
+            raise UsageError(f"start() {why_abandoned(self.abandoned)}") from self.abandoned
         if outstanding.get(thread, self) is not self:
             raise UsageError(
                 "start() while another Background carries calls of this thread: wait() for those, or give it this one"
@@ -120,6 +152,9 @@ class Background:
             with self._idle:
                 self._error = self._error or error
                 self._pending -= 1
+                if self.abandoned is not None and not self._pending:
+                    self._error = None
+                    self._free_giver()
                 self._idle.notify_all()
 
 
@@ -138,6 +173,20 @@ class Foreground:
         calls, self._calls = self._calls, []
         for call, arguments in calls:
             call(*arguments)
+
+    def abandon(self, error: BaseException) -> None:
+        """Leave the calls out, after an error before `wait`."""
+        self._calls = []
+
+
+def why_abandoned(error: BaseException) -> str:
+    """Why a call is refused while an abandoned one is still under way.
+
+    >>> why_abandoned(ValueError("no"))
+    'after ValueError: no; a call that a Background carries still waits for the other ranks, so end this one'
+    """
+    said = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return f"after {said}; a call that a Background carries still waits for the other ranks, so end this one"
 
 
 def acting_for(thread: threading.Thread) -> threading.Thread:

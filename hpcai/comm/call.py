@@ -13,7 +13,7 @@ import numpy as np
 
 from hpcai.comm.wire import Wire
 from hpcai.environment import ALGORITHMS
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 from hpcai.xp import CODES, Array
 
 # The first five are the numbers of kernels/cpu/node.hpp.
@@ -128,7 +128,7 @@ def moved(flat: Array, op: str) -> Array:
 def choice_problem(kind: str, root: Any, algorithm: Any, wire: Wire, in_memory: bool) -> Exception | None:
     """What is wrong with a collective's root or algorithm, where ranks share memory or not, if anything."""
     if not whole(root) or not 0 <= root < wire.size:
-        return ValueError(f"{kind}: root {root!r} is not one of {wire.size} ranks, 0 to {wire.size - 1}")
+        return ValueError(f"{kind}: root {root!r} is not one of {counted(wire.size, 'rank')}, 0 to {wire.size - 1}")
     known = [name for name in ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
     if not isinstance(algorithm, str) or algorithm not in known:
         return ValueError(f"{kind}: unknown algorithm {algorithm!r}; there are {', '.join(known)}")

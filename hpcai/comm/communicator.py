@@ -16,7 +16,7 @@ import numpy as np
 from hpcai.comm import call, halving, hierarchical, message, node, pairwise, ring, schedule, select, stall, ulfm
 from hpcai.comm.door import Door, alone
 from hpcai.comm.wire import Pending, Wire
-from hpcai.errors import HpcaiError, RankFailed, RankMismatch
+from hpcai.errors import HpcaiError, RankFailed, RankMismatch, counted
 from hpcai.xp import CODES, Array, bfloat16
 
 T = TypeVar("T")
@@ -261,7 +261,7 @@ class Communicator:
         """
         problem = call.array_problem("alltoall", x, "")
         if problem is None and (x.ndim == 0 or len(x) != self.size):
-            problem = ValueError(f"alltoall wants a row for each of {self.size} ranks, got shape {x.shape}")
+            problem = ValueError(f"alltoall wants a row for each of {counted(self.size, 'rank')}, got shape {x.shape}")
         self._agree("alltoall", x, problem=problem)
         if self.size > 1 and x.size:
             pairwise.alltoall(x, self.wire)

@@ -63,7 +63,10 @@ class Door:
                 f"{what} in a forked child of a rank: a child is no rank. Let it return its results to the rank that started it"
             )
         thread = threading.current_thread()
-        if thread in background.outstanding:
+        carrier = background.outstanding.get(thread)
+        if carrier is not None and carrier.abandoned is not None:
+            raise UsageError(f"{what} {background.why_abandoned(carrier.abandoned)}") from carrier.abandoned
+        if carrier is not None:
             raise UsageError(
                 f"{what} while a Background carries calls of this thread: ranks could make them in different orders. "
                 "wait() for them first, or give it this call too"

@@ -35,7 +35,8 @@ START_S = 15.0
 
 _world: Communicator | None = None
 _starting = threading.RLock()
-_outlived = False
+_replaced = False
+"""Whether the world is no longer the one that MPI started with, since ranks failed or may."""
 
 
 def init() -> Communicator:
@@ -106,13 +107,13 @@ def join(wire: mpi.MpiWire) -> Communicator:
 
 def adopt(world: Communicator) -> None:
     """Take this communicator, of the ranks that live, for that of all ranks."""
-    global _world, _outlived
-    _world, _outlived = world, True
+    global _world, _replaced
+    _world, _replaced = world, True
 
 
 def end(code: int) -> int:
     """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
-    if _outlived or ulfm.enabled():
+    if _replaced or ulfm.enabled():
         assert _world is not None
         try:
             _world.leave()

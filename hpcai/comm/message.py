@@ -15,7 +15,7 @@ import numpy as np
 
 from hpcai.comm import call
 from hpcai.comm.wire import Pending
-from hpcai.errors import RankMismatch
+from hpcai.errors import RankMismatch, counted
 from hpcai.xp import Array
 
 if TYPE_CHECKING:
@@ -111,9 +111,9 @@ class Received:
         if self._told.tobytes() != header(self._x):
             nbytes, text = _HEADER.unpack(self._told.tobytes())
             rank, source = (self._comm.wire.ranks[one] for one in (self._comm.rank, self._source))
-            wanted = f"{self._x.nbytes} bytes, {self._x.dtype}{list(self._x.shape)}"
+            wanted = f"{counted(self._x.nbytes, 'byte')}, {self._x.dtype}{list(self._x.shape)}"
             self._problem = RankMismatch(
-                f"rank {rank} receives {wanted}, from rank {source}, which sent {nbytes} bytes, "
+                f"rank {rank} receives {wanted}, from rank {source}, which sent {counted(nbytes, 'byte')}, "
                 f"{text.rstrip(bytes(1)).decode(errors='replace')}: dtype and shape must be the same"
             )
             target = np.empty(nbytes, np.uint8)

@@ -20,7 +20,7 @@ from hpcai.comm import library_search, mapping, ordinals, pmi, stall, ulfm
 from hpcai.comm.host import boot_id
 from hpcai.comm.launcher import pretended_node
 from hpcai.comm.requests import AGREEMENT, Request
-from hpcai.errors import LaunchError, RankFailed
+from hpcai.errors import LaunchError, RankFailed, counted
 from hpcai.xp import Array, accumulation_dtype
 
 MESSAGE_BYTES = 1 << 30
@@ -216,7 +216,7 @@ class MpiWire:
             between = self.comm.Spawn(command[0], list(command[1:]), maxprocs=count, info=self._init_returns(), root=0)
             return MpiWire(between.Merge(high=False))
         except self.MPI.Exception as error:
-            raise LaunchError(f"{count} ranks could not be started: {error}") from None
+            raise LaunchError(f"{counted(count, 'rank')} could not be started: {error}") from None
 
     def _init_returns(self) -> Any:
         """For new ranks whose start fails because others do: by default they abort, and mpirun ends with their error's number."""

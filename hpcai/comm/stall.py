@@ -27,7 +27,8 @@ LOWER = 8
 """So many of the lower ranks are asked whether they wait too."""
 
 _set_s: float | None = None
-_outlived = False
+_waits_fail = False
+"""Whether a wait in vain is a failure that the ranks that wait outlive, instead of the job's end."""
 
 
 def timeout_s() -> float:
@@ -45,10 +46,10 @@ def set_timeout(seconds: float) -> float:
     return _set_s
 
 
-def outlive() -> None:
-    """From now on a wait in vain is a failure, which the ranks that wait outlive."""
-    global _outlived
-    _outlived = True
+def outlive(failures: bool = True) -> None:
+    """From now on a wait in vain is a failure, which the ranks that wait outlive, or no longer."""
+    global _waits_fail
+    _waits_fail = failures
 
 
 def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallError | RankFailed:
@@ -62,7 +63,7 @@ def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallEr
     """
     watched, family = watch.watch, _family()
     found = stacks.current(sys._getframe(1), family)
-    if _outlived:
+    if _waits_fail:
         where = what if found is None else f"{found.text} at {found.place}"
         watch.end_frozen(where)
         return RankFailed(f"rank {wire.ranks[wire.rank]} waited {wire.timeout_s:g} s in vain in {where}")
@@ -118,7 +119,7 @@ def watch_over(world: Any) -> None:
     try:
         watched = watch.start(world)
     except RankFailed:
-        if _outlived:  # if all live, and one was slow, the next collective would not fail by itself
+        if _waits_fail:  # if all live, and one was slow, the next collective would not fail by itself
             world.wire.revoke()
         return
     watched.look = _Warnings(watched).look
@@ -158,7 +159,7 @@ class _Warnings:
         waited_s = time.monotonic() - since
         print(
             f"hpcai: {call.some(late)} kept others waiting for {waited_s:.0f} s in {found.text} at {found.place}. {what}. "
-            f"{'It counts as failed' if _outlived else 'The job ends'} when a wait reaches {timeout_s():g} s.",
+            f"{'It counts as failed' if _waits_fail else 'The job ends'} when a wait reaches {timeout_s():g} s.",
             file=sys.stderr,
             flush=True,
         )

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hpcai.errors import counted
 from hpcai.ops import door
 from hpcai.xp import Array
 
@@ -83,7 +84,7 @@ def opened(name: str, payload: Payload, *form: tuple[Any, tuple[int, ...]], into
     """
     if not isinstance(payload, tuple) or len(payload) != len(form):
         got = f"{len(payload)}" if isinstance(payload, tuple) else type(payload).__name__
-        raise TypeError(f"a payload of {name} is a tuple of {len(form)} arrays, got {got}")
+        raise TypeError(f"a payload of {name} is a tuple of {counted(len(form), 'array')}, got {got}")
     for part, (dtype, shape) in zip(payload, form, strict=True):
         if type(part) not in door.ARRAYS or part.dtype != dtype:
             raise TypeError(f"a payload of {name} has an array of {np.dtype(dtype)}{list(shape)}, got {door.described(part)}")

@@ -8,7 +8,7 @@ import numpy as np
 
 from hpcai.data.dataset import Dataset
 from hpcai.data.targets import Targets, Task, classes_of, targets
-from hpcai.errors import DataError
+from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 Named = dict[str, Array]
@@ -100,7 +100,7 @@ def _coarse(x: Array, rows: Array) -> tuple[str, ...]:
     if not coarse:
         return ()
     return (
-        f"x reaches {np.abs(rows).max():.3g}, and in {coarse:,} of {rows.shape[1]:,} features 32 bits round differences away: "
+        f"x reaches {np.abs(rows).max():.3g}, and in {coarse:,} of {counted(rows.shape[1], 'feature')} 32 bits round differences away: "
         "subtract the mean and divide by the deviation first",
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 from array import array
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,16 +16,14 @@ import numpy as np
 
 from hpcai.data.csv_text import BLOCK, MOST_COLUMNS, blocks, lines_in
 from hpcai.data.memory import available
+from hpcai.data.numerals import WHOLE, is_number, is_spelt, whole
 from hpcai.data.opening import printable
 from hpcai.data.targets import EXACT, MOST_NAMED_CLASSES
-from hpcai.errors import DataError
+from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 Kind = Literal["number", "text", "any", "whole"]
 """What a column's cells are: finite numbers; texts that are no numbers; anything but nothing; whole numbers of any size."""
-
-_DIGITS = 1000
-"""Python reads no whole numbers of 4,300 or more."""
 
 _NAME = 200
 """Characters of a class or category."""
@@ -38,8 +35,6 @@ _CELL_BYTES = 15
 
 _ROW_BYTES = 48
 """Beside features: label, place, and which rows are for testing."""
-
-_WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
 
 
 class Plan(NamedTuple):
@@ -75,15 +70,6 @@ class OtherLabel(Exception):
     def __init__(self, kind: Kind):
         super().__init__(kind)
         self.kind = kind
-
-
-def is_number(cell: str) -> bool:
-    """Whether a cell is one in ASCII, as people write it: `1_2`, which Python reads too, is none."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return cell.isascii() and "_" not in cell
 
 
 def short(cell: str) -> str:
@@ -175,7 +161,7 @@ class _Reader:
         rows = max(self.rows, self.rows / share / 2)  # half, as the first rows may be shorter than others
         if rows * a_row > self.room:
             raise DataError(
-                f"{self.path} does not fit into memory: at least {rows:,.0f} rows of {a_row} bytes are "
+                f"{self.path} does not fit into memory: at least {counted(round(rows), 'row')} of {a_row} bytes are "
                 f"{rows * a_row:,.0f} bytes, and {self.room:,} are at hand; leave rows out, or columns with --ignore"
             )
 
@@ -199,7 +185,9 @@ class _Reader:
         names = self.plan.names
         for line, row in batch:
             if len(row) != len(names):
-                raise DataError(f"{self.path} line {line}: {len(row)} cells where the header has {len(names)}{self._hint(row)}")
+                raise DataError(
+                    f"{self.path} line {line}: {counted(len(row), 'cell')} where the header has {len(names)}{self._hint(row)}"
+                )
         self._add_numbers(batch)
         for column, place in enumerate(self.text_places):
             known, codes = self.known[column], self.codes[column]
@@ -235,9 +223,12 @@ class _Reader:
         """Refuse what is not finite, and whole numbers that f64 does not hold: they are names, not quantities."""
         if not np.isfinite(number):
             raise DataError(f"{self._cell(line, place)}: {short(cell)} is not a finite number; mend it{self._advice(place)}")
-        if _WHOLE.fullmatch(cell) and (len(cell) > _DIGITS or int(cell) != int(number)):
-            if place == self.plan.label:
+        if place == self.plan.label and not is_spelt(cell, number):
+            if whole(cell) is not None or WHOLE.fullmatch(cell):
                 raise OtherLabel("whole")
+            if self.plan.classes:
+                raise OtherLabel("any")
+        elif WHOLE.fullmatch(cell) and whole(cell) != int(number):
             raise DataError(
                 f"{self._cell(line, place)}: {short(cell)} is a whole number beyond 2^53, which as a feature would be rounded; "
                 f"if it is a name, take it as one with --categorical{self._advice(place)}"
@@ -275,15 +266,15 @@ class _Reader:
                 "--task classification takes all as classes"
             )
         if kind == "whole":
-            is_whole = _WHOLE.fullmatch(value) and len(value) <= _DIGITS
-            if not is_whole and self.plan.classes:
+            exact = whole(value)
+            if exact is None and self.plan.classes:
                 raise OtherLabel("any")
-            if not is_whole:
+            if exact is None:
                 raise DataError(
                     f"{self._cell(line, place)}: {short(value)} is beside whole numbers beyond 2^53, which only classes can be; "
                     "--task classification takes all as classes"
                 )
-            value = str(int(value))
+            value = str(exact)
         code = self.values[column].setdefault(value, len(self.values[column]))
         self.known[column][cell] = code
         if code >= self.plan.most[place] or len(self.known[column]) > 4 * self.plan.most[place]:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcai.data.cells import Cells, is_number
+from hpcai.data.cells import Cells
 from hpcai.data.memory import available
+from hpcai.data.numerals import is_number
 from hpcai.data.opening import printable
 from hpcai.data.scaling import FAR, measure
 from hpcai.data.targets import shown

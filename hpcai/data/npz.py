@@ -14,7 +14,7 @@ from hpcai.data import arrays, opening
 from hpcai.data.dataset import Dataset, hold_out
 from hpcai.data.memory import available
 from hpcai.data.targets import Task
-from hpcai.errors import DataError
+from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 WHOLE, PARTED = ("x", "y"), ("x_train", "y_train", "x_test", "y_test")
@@ -114,7 +114,8 @@ def _header(where: str, member: IO[bytes], size: int) -> tuple[tuple[int, ...], 
     promised, there = prod(shape) * dtype.itemsize, size - member.tell()
     if promised != there or not dtype.itemsize or min(shape, default=0) < 0:
         raise DataError(
-            f"{where} promises {str(dtype)[:40]} of shape {str(shape)[:40]}, {promised:,} bytes, and has {there:,}; write it anew"
+            f"{where} promises {str(dtype)[:40]} of shape {str(shape)[:40]}, {counted(promised, 'byte')}, "
+            f"and has {there:,}; write it anew"
         )
     return shape, by_columns, dtype
 
@@ -126,5 +127,5 @@ def _filled(where: str, member: IO[bytes], values: Array) -> Array:
         content[at : at + len(part)] = np.frombuffer(part, np.uint8)
         at += len(part)
     if at < len(content):
-        raise DataError(f"{where} ends after {at:,} of {len(content):,} bytes; get the file again")
+        raise DataError(f"{where} ends after {at:,} of {counted(len(content), 'byte')}; get the file again")
     return values

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
@@ -15,9 +14,10 @@ from hpcai.data import idx, npz, table, text
 from hpcai.data.dataset import Dataset
 from hpcai.data.places import expanded, first_there
 from hpcai.data.targets import Task
-from hpcai.errors import DataError, UsageError
+from hpcai.errors import DataError, UsageError, meant
 
 NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH", "text:PATH")
+_ENDINGS = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".npz": "npz", ".txt": "text", ".md": "text"}
 _KINDS = tuple(name.partition(":")[0] for name in NAMES)
 
 
@@ -77,8 +77,25 @@ def files(spec: str, folder: Path | None = None) -> list[Path]:
         if found := first_there(places):
             return [found]
         raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")
-    meant = NAMES[_KINDS.index(like[0])] if (like := get_close_matches(kind.lower(), _KINDS, 1)) else ""
-    raise UsageError(f"unknown data set {spec!r}{f' (is {meant} meant?)' if meant else ''}; there are {', '.join(NAMES)}")
+    said = f" (is {whole} meant?)" if (whole := with_kind(spec)) else meant(kind, _KINDS)
+    for one, name in zip(_KINDS, NAMES, strict=True):
+        said = said.replace(f"is {one} meant", f"is {name} meant")
+    raise UsageError(f"unknown data set {spec!r}{said}; there are {', '.join(NAMES)}")
+
+
+def with_kind(spec: str, kind: str = "") -> str:
+    """A path that lacks its kind, by which it is read, with that: by its ending, or this one if there is such a file. Empty for
+    what is no such path.
+
+    >>> with_kind("table.csv.gz"), with_kind("other"), with_kind("csv:table.csv")
+    ('csv:table.csv.gz', '', '')
+    """
+    if spec in NAMES or ":" in spec:
+        return ""
+    endings = [ending for ending in Path(spec).suffixes[-2:] if ending in _ENDINGS]
+    if endings:
+        return f"{_ENDINGS[endings[-1]]}:{spec}"
+    return f"{kind}:{spec}" if kind and expanded(Path(spec)).is_file() else ""
 
 
 def digits() -> Dataset:

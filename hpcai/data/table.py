@@ -12,13 +12,14 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 from hpcai.data import cells as table_cells
-from hpcai.data.cells import Cells, Kind, OtherLabel, Plan, is_number
+from hpcai.data.cells import Cells, Kind, OtherLabel, Plan
 from hpcai.data.columns import described, features, in_order, leaks
 from hpcai.data.csv_text import Header, blocks, decoded, header, listed, plain_name
 from hpcai.data.dataset import Dataset, hold_out
+from hpcai.data.numerals import is_number
 from hpcai.data.opening import opened, printable
 from hpcai.data.targets import MOST_CLASSES, MOST_NAMED_CLASSES, Targets, Task, classes_of, targets
-from hpcai.errors import DataError
+from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 MOST_CATEGORIES = 1_000
@@ -75,8 +76,8 @@ def _load(path: Path, file: TextIO, notes: tuple[str, ...], asked: Asked, kind: 
     cells = table_cells.read(path, file, plan, head.lines, ahead)
     if cells.rows < FEWEST_ROWS or len(places) < 2:
         raise DataError(
-            f"{path} has {cells.rows} rows and {len(places)} columns; wanted {FEWEST_ROWS} rows (a fifth is for testing) "
-            "and a feature beside the label at least"
+            f"{path} has {counted(cells.rows, 'row')} and {counted(len(places), 'column')}; "
+            f"wanted {FEWEST_ROWS} rows (a fifth is for testing) and a feature beside the label at least"
         )
     return _dataset(path, plan, cells, asked.task, (*notes, *head.notes, *more))
 
@@ -157,7 +158,8 @@ def _dataset(path: Path, plan: Plan, cells: Cells, task: Task | None, notes: tup
         raise DataError(f"{path} column {label!r}: {error}") from None
     numbers, texts = ([plan.names[p] for p in plan.places(number) if p != plan.label] for number in (True, False))
     x = features(cells, numbers, texts, train, test)
-    said = f"{path.name}: {len(train):,} rows for training, {len(test):,} for testing, {x.train.shape[1]:,} features"
+    width = counted(x.train.shape[1], "feature")
+    said = f"{path.name}: {counted(len(train), 'row')} for training, {len(test):,} for testing, {width}"
     return Dataset(
         f"csv:{path}",
         x.train,

@@ -8,7 +8,7 @@ import numpy as np
 
 from hpcai.data.opening import printable
 from hpcai.data.scaling import FAR, measure
-from hpcai.errors import DataError
+from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 FEW_CLASSES = 20
@@ -85,7 +85,7 @@ def classes_of(train: Array, test: Array, values: list[Any], given: bool = False
         warnings.append(f"of the label's classes only rows for testing have {shown(absent)}, which nothing can learn from others")
     if len(seen) < 2:
         warnings.append(f"all rows for training have the label {names[seen[0]]}: there is nothing to learn")
-    said = f"classification with {len(values):,} class{'es' * (len(values) > 1)} ({shown(names)})"
+    said = f"classification with {counted(len(values), 'class', 'classes')} ({shown(names)})"
     encoding = {"kind": "classes", "values": values}
     return Targets(train.astype(np.int64), test.astype(np.int64), max(2, len(values)), 1.0, encoding, said, tuple(warnings))
 

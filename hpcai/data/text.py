@@ -8,7 +8,7 @@ import numpy as np
 
 from hpcai.data import opening
 from hpcai.data.dataset import Dataset
-from hpcai.errors import DataError
+from hpcai.errors import DataError, counted
 
 
 def load(path: Path, context: int) -> Dataset:
@@ -28,7 +28,7 @@ def load(path: Path, context: int) -> Dataset:
     train, test = content[:cut], content[cut:]
     if len(test) < context + 1 or len(train) < 2 * context:
         raise DataError(
-            f"text {path} has {len(content):,} bytes, {len(test):,} of them for testing; --context {context} wants "
+            f"text {path} has {counted(len(content), 'byte')}, {len(test):,} of them for testing; --context {context} wants "
             f"{max(10 * (context + 1), 3 * context):,} at least: take a longer text or a smaller --context"
         )
     none = np.zeros(0, np.int64)

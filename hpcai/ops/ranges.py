@@ -6,6 +6,8 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
+import numpy as np
+
 Maker = Callable[..., Any]
 
 
@@ -17,6 +19,11 @@ def below_one(maker: Maker, **values: float) -> None:
 def not_negative(maker: Maker, **values: float) -> None:
     """Raise ValueError unless all are finite and at least 0."""
     _within(maker, values, lambda value: 0 <= value < inf, "finite and not negative")
+
+
+def up_to_infinity(maker: Maker, **values: float) -> None:
+    """Raise ValueError unless all are at least 0; an infinite limit is none."""
+    _within(maker, values, lambda value: value >= 0, "of 0 at least")
 
 
 def positive(maker: Maker, **values: float) -> None:
@@ -36,5 +43,15 @@ def share(maker: Maker, **values: float) -> None:
 
 def _within(maker: Maker, values: dict[str, Any], good: Callable[[Any], bool], words: str) -> None:
     for name, value in values.items():
-        if isinstance(value, (bool, str, type(None))) or not good(value):  # NaN is in no range
-            raise ValueError(f"{maker.__name__} wants {name} {words}, got {value!r}")
+        try:
+            fine = not isinstance(value, (bool, np.bool_)) and bool(good(value))  # NaN is in no range
+        except (TypeError, ValueError, OverflowError):  # a text, an array, an infinite count
+            fine = False
+        if not fine:
+            raise ValueError(f"{maker.__name__} wants {name} {words}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """What was given, on one line and not too long."""
+    said = " ".join(repr(value).split())
+    return said if len(said) <= 60 else f"{said[:57]}..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import sqrt
 
 from hpcai import ops
+from hpcai.ops.ranges import not_negative, up_to_infinity
 from hpcai.xp import Array
 
 
@@ -16,8 +17,9 @@ def norm(grads: Array) -> float:
 def factor(norm: float, limit: float) -> float:
     """What to multiply a gradient of this norm with so that it does not exceed `limit` (0: no limit).
 
+    Raises: ValueError for a norm that is not finite, which no factor mends.
     Source: Pascanu, Mikolov & Bengio, arXiv:1211.5063.
     """
-    if not limit >= 0:
-        raise ValueError(f"factor wants limit at least 0, got {limit}")
+    not_negative(factor, norm=norm)
+    up_to_infinity(factor, limit=limit)
     return limit / norm if limit and norm > limit else 1.0

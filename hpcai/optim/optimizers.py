@@ -7,7 +7,7 @@ Steps are counted from 0 and come from the caller.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -137,8 +137,8 @@ def _arrays(name: str, state: State, wanted: tuple[str, ...], step: int, lr: flo
     """The state's arrays, after a look at what is not an array; the verb's door looks at those that are."""
     if not isinstance(step, (int, np.integer)) or step < 0:
         raise ValueError(f"{name} counts steps from 0, got step {step!r}")
-    if not (isfinite(lr) and isfinite(scale)):
-        raise ValueError(f"{name} wants a finite learning rate and scale, got {lr} and {scale}")
+    if not (0 <= lr < inf and isfinite(scale)):
+        raise ValueError(f"{name} wants a learning rate of at least 0 and a scale, both finite, got {lr} and {scale}")
     if missing := [key for key in wanted if key not in state]:
         raise ValueError(f"{name} wants the state that its init made, with {', '.join(wanted)}; {missing[0]} is not in it")
     return [state[key] for key in wanted]

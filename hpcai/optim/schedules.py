@@ -24,7 +24,8 @@ def cosine(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Sch
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
     not_negative(cosine, lr=lr, final=final)
-    counts(cosine, 0, steps=steps, warmup=warmup)
+    counts(cosine, 1, steps=steps)
+    counts(cosine, 0, warmup=warmup)
     span = max(1, steps - warmup)
     return _with_warmup(lambda step: final + (lr - final) * 0.5 * (1 + cos(pi * min(1.0, (step - warmup) / span))), warmup)
 
@@ -39,4 +40,10 @@ def step(lr: float, *, every: int, factor: float = 0.1, warmup: int = 0) -> Sche
 
 
 def _with_warmup(schedule: Schedule, warmup: int) -> Schedule:
-    return lambda step: schedule(step) if step >= warmup else schedule(warmup) * (step + 1) / (warmup + 1)
+    def rate(step: int) -> float:
+        if type(step) is not int or step < 0:
+            counts(rate, 0, step=step)
+        return schedule(step) if step >= warmup else schedule(warmup) * (step + 1) / (warmup + 1)
+
+    rate.__name__ = "a schedule"
+    return rate

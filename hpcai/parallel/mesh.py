@@ -11,7 +11,7 @@ from math import prod
 from typing import NamedTuple
 
 from hpcai.comm.communicator import Communicator
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 
 AXES = ("dp", "tp", "pp")
 
@@ -61,7 +61,7 @@ def sizes(text: str, ranks: int) -> Sizes:
     missing = [axis for axis in AXES if axis not in given]
     if ranks % known or (not missing and known != ranks):
         raise UsageError(
-            f"--mesh {text} is for {_multiples(known, bool(missing))} ranks, there are {ranks}; {_fitting(given, ranks)}"
+            f"--mesh {text} is for {_multiples(known, bool(missing))}, there {_are(ranks)}; {_fitting(given, ranks)}"
         )
     if missing:
         given[missing[0]] = ranks // known
@@ -69,7 +69,11 @@ def sizes(text: str, ranks: int) -> Sizes:
 
 
 def _multiples(known: int, inferred: bool) -> str:
-    return f"a multiple of {known}" if inferred else str(known)
+    return f"a multiple of {counted(known, 'rank')}" if inferred else counted(known, "rank")
+
+
+def _are(ranks: int) -> str:
+    return f"{'is' if ranks == 1 else 'are'} {ranks}"
 
 
 def _fitting(given: dict[str, int], ranks: int) -> str:
@@ -85,7 +89,7 @@ def _fitting(given: dict[str, int], ranks: int) -> str:
 def mesh(comm: Communicator, axes: Sizes) -> Mesh:
     """Split `comm` into the mesh. Collective."""
     if prod(axes) != comm.size:
-        raise UsageError(f"a mesh of {axes} has {prod(axes)} ranks, there are {comm.size}")
+        raise UsageError(f"a mesh of {axes} has {counted(prod(axes), 'rank')}, there {_are(comm.size)}")
     at, tp_rank = divmod(comm.rank, axes.tp)
     pp_rank, dp_rank = divmod(at, axes.dp)
     colors = {"dp": pp_rank * axes.tp + tp_rank, "tp": at, "pp": dp_rank * axes.tp + tp_rank}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 from hpcai.nn import models
 from hpcai.nn.models import Model
 from hpcai.xp import Array
@@ -90,7 +90,9 @@ def cut(costs: Sequence[float], count: int) -> list[slice]:
     """
     n = len(costs)
     if n < count:
-        raise UsageError(f"the model has {n} groups of layers, too few for {count} pipeline stages; take pp * --chunks <= {n}")
+        raise UsageError(
+            f"the model has {counted(n, 'group')} of layers, too few for {count} pipeline stages; take pp * --chunks <= {n}"
+        )
     upto = [0.0, *accumulate(costs)]
     best = [[0.0] + [float("inf")] * n]
     cuts: list[list[int]] = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, meant
 from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
 from hpcai.reduce.integer_sum import integer_sum
 from hpcai.reduce.power_sgd import Place, power_sgd
@@ -71,4 +71,5 @@ def _codec(name: str) -> Codec:
             raise UsageError(
                 f"--compress {base} wants a ratio above 0 and up to 1, as in {base}:0.01; got {name[:60]!r}"
             ) from None
-    raise UsageError(f"--compress wants one of {', '.join(CHOICES)}; got {name[:60]!r}")
+    near = meant(base, [choice.partition(":")[0] for choice in CHOICES])
+    raise UsageError(f"--compress wants one of {', '.join(CHOICES)}; got {name[:60]!r}{near}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcai.errors import counted
 from hpcai.ops import ranges
 from hpcai.ops.door import takes
 from hpcai.reduce.combine import exact
@@ -60,7 +61,7 @@ def by_parts(parts: Sequence[tuple[slice, Reducer]]) -> Reducer:
     @takes(x="f32 n", writes="x")
     def reduce(x: Array, comm: Collectives, state: State) -> Reduced:
         if ends[-1] not in (x.size, None):
-            raise ValueError(f"by_parts wants an array of {ends[-1]} elements, got {x.size}")
+            raise ValueError(f"by_parts wants an array of {counted(ends[-1], 'element')}, got {x.size}")
         states, residual = [], None
         for (where, reducer), inner in zip(parts, state.states, strict=True):
             done = reducer.reduce(x[where], comm, inner)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import hpcai
 from hpcai import environment
-from hpcai.errors import HpcaiError, UsageError, one_line
+from hpcai.errors import HpcaiError, UsageError, counted, one_line
 from hpcai.submit import checks, quoting, script, slurm, sweep
 from hpcai.submit.walltime import seconds
 from hpcai.train import config
@@ -95,7 +95,7 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
     for said in dict.fromkeys(expected):
         _say(said)
     logs = [folder / f"slurm-{job}_{i}.log" for i in range(len(runs))] if chosen.sweep else [folder / f"slurm-{job}.log"]
-    many = f" ({len(runs)} tasks)" if chosen.sweep else ""
+    many = f" ({counted(len(runs), 'task')})" if chosen.sweep else ""
     print(f"job {job}{many}, log {logs[0] if len(logs) == 1 else folder / f'slurm-{job}_*.log'}", flush=True)
     if not chosen.follow:
         return 0

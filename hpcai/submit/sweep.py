@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, meant
 from hpcai.submit.checks import NAME_BYTES
 from hpcai.train import config
 from hpcai.train.config import Options
@@ -36,8 +36,10 @@ def axes(sweeps: Sequence[str]) -> dict[str, list[str]]:
         if not name or not all(parts) or len(set(parts)) < len(parts):
             raise UsageError(f"--sweep wants OPTION=VALUE,VALUE,... with different values, got {text!r}")
         if name.replace("-", "_") not in Options.__dataclass_fields__ or name in OWN or name in found:
+            known = [one.replace("_", "-") for one in Options.__dataclass_fields__]
+            near = meant(name, known) if name not in known else ""
             raise UsageError(
-                f"--sweep cannot vary {name!r}: it wants an option of hpcai.train, once, and none of {', '.join(OWN)}"
+                f"--sweep cannot vary {name!r}{near}: it wants an option of hpcai.train, once, and none of {', '.join(OWN)}"
             )
         found[name] = parts
     return found

@@ -9,7 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 from hpcai.train.config import Options
 from hpcai.train.resume import GPT_IDENTITY, IDENTITY
 
@@ -147,4 +147,4 @@ def check(time: str, lead_s: int, found: Measured | None, total_steps: int | Non
     left = max(0, total_steps - (found.steps if resumes else 0))
     whole, allocations = left * step_s, max(1, ceil(left * step_s / usable))
     fits = "fits" if allocations == 1 else f"takes about {allocations} allocations of {time}, requeued by itself"
-    return f"{left:,} steps of {said} take {duration(whole)} and start-up: it {fits}"
+    return f"{counted(left, 'step')} of {said} take{'s' * (left == 1)} {duration(whole)} and start-up: it {fits}"

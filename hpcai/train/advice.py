@@ -12,7 +12,7 @@ import numpy as np
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Prediction
 from hpcai.reduce.combine import exact
@@ -92,9 +92,9 @@ def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
     computing = computing_s(plain, options, dataset, comm)
     predictions = predicted(options, plain, comm, ALL)
     lines = [
-        f"{plain.model.name} on {dataset.name}, batch {options.batch} on {comm.size} ranks: {plain.grads.nbytes:,} bytes of "
-        f"gradient in {len(plain.buckets)} bucket{'s' if len(plain.buckets) > 1 else ''}; forward, backward and optimizer take "
-        f"{1e3 * computing:.2f} ms",
+        f"{plain.model.name} on {dataset.name}, batch {options.batch} on {counted(comm.size, 'rank')}: "
+        f"{plain.grads.nbytes:,} bytes of gradient in {counted(len(plain.buckets), 'bucket')}; "
+        f"forward, backward and optimizer take {1e3 * computing:.2f} ms",
         "",
         "| --compress | sent by a rank | coding | wire | step | speed |",
         "|---|---|---|---|---|---|",

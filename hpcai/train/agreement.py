@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 from hpcai.arena import ALIGN
+from hpcai.errors import counted
 from hpcai.train import boxes, naming
 from hpcai.train.boxes import Box
 from hpcai.train.schema import Refused, shown
@@ -86,7 +87,7 @@ def _mesh(meta: dict[str, Any], layouts: int) -> None:
             raise Refused(f"is {[start, stop]}, behind {end}", f"meta.cut[{i}]")
         end = stop
     if len(cut) % mesh["pp"]:
-        raise Refused(f"has {len(cut)} stages, where the mesh has pp={mesh['pp']}", "meta.cut")
+        raise Refused(f"has {counted(len(cut), 'stage')}, where the mesh has pp={mesh['pp']}", "meta.cut")
 
 
 def _shapes(parameters: list[Any]) -> dict[str, list[int]]:
@@ -140,7 +141,7 @@ def _shard(field: str, shard: dict[str, Any], meta: dict[str, Any], into: Runs) 
     """A shard's file is this rank's, and its runs fill it. They go into `into`."""
     rank, ranks, mesh, file = shard["rank"], meta["ranks"], meta["mesh"], shard["file"]
     if rank >= ranks:
-        raise Refused(f"is {rank}, of {ranks} ranks", f"{field}.rank")
+        raise Refused(f"is {rank}, of {counted(ranks, 'rank')}", f"{field}.rank")
     if file != naming.shard(rank, ranks):
         raise Refused(f"is {shown(file)}; that of rank {rank} is {naming.shard(rank, ranks)}", f"{field}.file")
     layout = rank // (mesh["dp"] * mesh["tp"]) * mesh["tp"] + rank % mesh["tp"]
@@ -150,7 +151,7 @@ def _shard(field: str, shard: dict[str, Any], meta: dict[str, Any], into: Runs) 
     end = shard["header"][0]
     most = LARGEST_PADDING_BYTES + sum(LARGEST_ENTRY_BYTES + len(run.array) for run in runs)
     if end > most:
-        raise Refused(f"is {end} bytes; for so many runs wanted are {most} at most", f"{field}.header[0]")
+        raise Refused(f"is {counted(end, 'byte')}; for so many runs wanted are {most} at most", f"{field}.header[0]")
     for i, run in enumerate(runs):
         here = f"{field}.runs[{i}]"
         nbytes = (run.stop - run.start) * itemsize(run.dtype)
@@ -180,7 +181,7 @@ def _arrays(runs: Runs, sizes: list[int], mesh: dict[str, int]) -> None:
         for rank in {rank for rank, _ in found}:
             _writer(array, rank // mesh["tp"] % mesh["dp"], rank)
         if not array.startswith("reducer.") and (end > sizes[layout] or (whole and end < sizes[layout])):
-            raise Refused(f"have {end} elements of {array}, where layout {layout} has {sizes[layout]}", "shards")
+            raise Refused(f"have {counted(end, 'element')} of {array}, where layout {layout} has {sizes[layout]}", "shards")
     found_in, filled = Counter(array for _, array in runs), sum(size > 0 for size in sizes)
     for array in {"params", *dtypes}:
         if array.startswith(("params", "optimizer.")) and found_in[array] != filled:
@@ -197,7 +198,8 @@ def _memories(runs: Runs, ranks: int) -> None:
     for layout, all_of_them in spans.items():
         if len(all_of_them) != ranks:
             raise Refused(
-                f"have memories of {len(all_of_them)} ranks of layout {layout}, where the mesh has dp={ranks}", "shards"
+                f"have memories of {counted(len(all_of_them), 'rank')} of layout {layout}, where the mesh has dp={ranks}",
+                "shards",
             )
         if any(one != all_of_them[0] for one in all_of_them):
             raise Refused(f"have memories of layout {layout} that are of other elements on other ranks", "shards")

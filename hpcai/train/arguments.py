@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, meant
 from hpcai.train import readers
 
 LONGEST_SHOWN, LONGEST_MESSAGE = 80, 1000
@@ -19,6 +19,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
+
+    def parse_args(self, args=None, namespace=None):
+        """The values of options; of those that there are not the first is named with what may be meant."""
+        found, others = self.parse_known_args(args, namespace)
+        if others:
+            self.error(f"unrecognized arguments: {shown_all(others)}{self.meant(others[0])}")
+        return found
+
+    def meant(self, argument: str) -> str:
+        """Which option may be meant by an argument that is none, to be put behind a refusal."""
+        names = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
+        return meant(argument.lstrip("-").partition("=")[0], names).replace("(is ", "(is --")
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls with its complaint."""
@@ -42,6 +54,12 @@ def refusal(prog: str, message: str) -> UsageError:
     """In one line that can be printed."""
     said = "".join(one if one.isprintable() else " " for one in message)
     return UsageError(f"{' '.join(said.split())[:LONGEST_MESSAGE]} (python -m {prog} --help lists the options)")
+
+
+def shown_all(words: Sequence[str]) -> str:
+    """As they were given, and not too long."""
+    said = " ".join(words)
+    return said if len(said) <= LONGEST_MESSAGE // 2 else f"{said[: LONGEST_MESSAGE // 2]}..."
 
 
 def shown(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hpcai.data import sources
 from hpcai.errors import UsageError
 from hpcai.reduce.named import named
 from hpcai.reduce.reproducible import MOST
@@ -40,11 +41,11 @@ def check(o: Options) -> None:
         ),
         (
             bool(o.label or o.ignore or o.categorical) and not o.data.startswith("csv:"),
-            f"--label, --ignore and --categorical name columns of --data csv:PATH, got {o.data}",
+            f"--label, --ignore and --categorical name columns of --data csv:PATH, got {o.data}{_with_kind(o.data, 'csv')}",
         ),
         (
             o.task is not None and not o.data.startswith(("csv:", "npz:")),
-            f"--task is for csv:PATH and npz:PATH; {o.data} has one of its own",
+            f"--task is for csv:PATH and npz:PATH{_with_kind(o.data, 'csv', 'npz') or f'; {o.data} has one of its own'}",
         ),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
         (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
@@ -53,6 +54,12 @@ def check(o: Options) -> None:
     for wrong, message in refuse:
         if wrong:
             raise UsageError(message)
+
+
+def _with_kind(data: str, *kinds: str) -> str:
+    """What to write instead of a path alone of one of these kinds, to be put behind a refusal."""
+    whole = sources.with_kind(data, kinds[0])
+    return f"; write --data {whole}" if whole.partition(":")[0] in kinds else ""
 
 
 def _refused_elastic(o: Options) -> list[tuple[bool, str]]:
@@ -80,7 +87,10 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
     text = o.data.startswith("text:")
     grains = o.compress == "reproducible"
     return [
-        (o.model == "gpt" and not text, f"--model gpt learns text: give --data text:PATH, got {o.data}"),
+        (
+            o.model == "gpt" and not text,
+            f"--model gpt learns text: give --data text:PATH, got {o.data}{_with_kind(o.data, 'text')}",
+        ),
         (text and o.model != "gpt", f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt"),
         (o.sample > 0 and o.model != "gpt", f"--sample {o.sample} writes text, so it is for --model gpt"),
         (grains and bool(o.trace), "--compress reproducible has no micro-batches to trace; leave --trace out"),

@@ -9,7 +9,7 @@ from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, meant
 from hpcai.train import optionsfile, readers
 from hpcai.train.arguments import Parser, refusal, shown
 from hpcai.train.readers import Reader
@@ -81,7 +81,7 @@ def _from_file(kind: type, path: str) -> dict[str, Any]:
         if name == "config":
             raise UsageError(f"--config {path} names another file of options; give each by a --config of its own")
         if name not in readers_of(kind):
-            raise _refusal(f"--config {path} has {shown(key)}, which is no option")
+            raise _refusal(f"--config {path} has {shown(key)}, which is no option{meant(name, readers_of(kind))}")
         if value is not None:
             found[name] = _read(kind, name, value, f"{name} in {path}")
     return found
@@ -92,6 +92,8 @@ def _read(kind: type, name: str, value: Any, where: str) -> Any:
     reader = readers_of(kind)[name]
     try:
         return reader(value)
+    except readers.NoChoice as error:
+        raise _refusal(f"{where} wants {reader.__doc__}, got {shown(value)}{error}") from None
     except (ValueError, TypeError):
         raise _refusal(f"{where} wants {reader.__doc__}, got {shown(value)}") from None
 

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hpcai.errors import FolderTaken, UsageError
+from hpcai.errors import FolderTaken, UsageError, one_line
 from hpcai.train import strict
 
 NAME = ".lock"
@@ -73,14 +73,16 @@ class Locks:
 
     def take_over(self) -> None:
         """Hold them after the run's former rank 0 has failed. Where a file server does not know of its end yet, as when it was
-        lost with its node, a thread goes on trying. Raises: FolderTaken if another run was quicker.
+        lost with its node, a thread goes on trying. Raises nothing, as the other ranks go on: what goes wrong is a warning.
         """
         try:
             self.take(0.0)
-        except FolderTaken:
+        except FolderTaken as error:
             if any(token_of(folder) not in ("", self.token) for folder in self.folders):
-                raise
+                _warn(f"this run goes on after its rank 0 failed, but {error}")
             threading.Thread(target=self._go_on_trying, daemon=True, name="hpcai lock").start()
+        except (OSError, UsageError) as error:
+            _warn(f"this run goes on without its lock, so see that no other run uses its folder: {one_line(error)}")
 
     def close(self) -> None:
         """Give back what is held. May be called again."""
@@ -132,8 +134,7 @@ class Locks:
             if error.errno not in NO_LOCKS:
                 os.close(handle)
                 raise
-            said = f"{folder} cannot be locked ({error.strerror or error}): see that no other run uses it"
-            print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
+            _warn(f"{folder} cannot be locked ({error.strerror or error}): see that no other run uses it")
         key = _key(os.fstat(handle))
         _held[key] = _File(handle, os.getpid())
         self._mine.append(key)
@@ -172,6 +173,10 @@ def described(text: bytes) -> str:
     job = f", job {found['job']}" if found.get("job") else ""
     said = f"process {found.get('pid')} on {found.get('host')}{job}, since {found.get('since')}"
     return "".join(one if one.isprintable() else "?" for one in said)[:300]
+
+
+def _warn(text: str) -> None:
+    print(f"hpcai: warning: {text}", file=sys.stderr, flush=True)
 
 
 def _opened(path: Path, access: int = os.O_RDWR | os.O_CREAT) -> int:

@@ -18,7 +18,7 @@ from hpcai.data.dataset import Dataset, take
 from hpcai.errors import HpcaiError, NonFiniteError, RankFailed
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, elastic, fits, inputs, lock, newcomers, outputs, report, resume, sampling, signals, spares, trace
+from hpcai.train import advice, elastic, fits, inputs, newcomers, outputs, report, resume, sampling, signals, spares, trace
 from hpcai.train.build import build_schedule
 from hpcai.train.config import Options
 from hpcai.train.lock import Locks
@@ -40,6 +40,7 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     if options.stall_timeout is not None:
         comm.set_timeout(options.stall_timeout)
     elastic.check(options, comm)
+    stall.outlive(False)  # an earlier run of this process may have; this one does once it has begun
     reserve = Reserve(comm.wire, training_ranks(comm.size, options.spares), options.spares, options.spares)
     training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spares else comm
     if training is None:
@@ -91,8 +92,7 @@ def go_on(reserve: Reserve, comm: Communicator, told: newcomers.Invitation, data
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
     saver = Saver(mine, comm, resume.place(told.options), told.options.keep)
-    folders = resume.folders(told.options)
-    locks = Locks(folders, lock.token_of(folders[0]))
+    locks = Locks(resume.folders(told.options), told.token)
     run = _run(told.options, dataset, told.progress, saver, reserve, locks)
     run.counted, run.lost, run.failed = told.counted, told.lost, told.failed
     run.reporter.recoveries += told.recoveries

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hpcai.errors import CheckpointError
+from hpcai.errors import CheckpointError, counted
 from hpcai.train import agreement, schema
 from hpcai.train.naming import MANIFEST
 from hpcai.train.schema import Refused
@@ -36,7 +36,7 @@ def write(fields: dict[str, Any]) -> bytes:
         raise CheckpointError(f"{MANIFEST} cannot be written: {error}") from None
     raw = f'{text}{_SEAL}{checksum(text.encode())}"}}\n'.encode()
     if len(raw) > LARGEST_BYTES or _values(raw) > MOST_VALUES:
-        size = f"{len(raw):,} bytes for {len(fields['shards']):,} shards"
+        size = f"{len(raw):,} bytes for {counted(len(fields['shards']), 'shard')}"
         raise CheckpointError(f"{MANIFEST} would have {size}, more than can be read again: they have too many runs")
     return raw
 

@@ -90,7 +90,7 @@ def _welcomed(run: Run, comm: Communicator) -> Part:
     comm.wire.greet()
     now = run.progress, run.mine.decided, run.counted
     before = run.reporter.recoveries, run.lost, run.failed
-    comm.exchange(Invitation(run.options, *now, run.reserve.wanted, cores.core_share(), *before))
+    comm.exchange(Invitation(run.options, *now, run.reserve.wanted, cores.core_share(), *before, run.reporter.token))
     share(comm, lambda: run.dataset)
     fresh = replica(transfer.unmeshed(run.options), run.dataset, comm)
     transfer.carry_over(run.mine, fresh, set(range(run.comm.size)))
@@ -110,6 +110,8 @@ class Invitation(NamedTuple):
     recoveries: list[dict[str, Any]]
     lost: list[int]
     failed: float
+    token: str
+    """Of the run's locks."""
 
 
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+from hpcai.errors import meant
+
 Reader = Callable[[Any], Any]
 
 MOST = 2**53
@@ -25,6 +27,10 @@ LONGEST_TEXT, MOST_NAMES = 4096, 1000
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,30})")
 _NUMBER = re.compile(r"[-+]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][-+]?[0-9]{1,5})?")
 _ON, _OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+class NoChoice(ValueError):
+    """A word that is none of those that there are; its text says which may be meant."""
 
 
 def _saying(wanted: str, read: Reader) -> Reader:
@@ -68,14 +74,14 @@ def number(
 
 def choice(*words: str) -> Reader:
     """How to read one of some words. YAML's no is "never" and its yes "always", where there are such words."""
-    meant = dict.fromkeys(_OFF[:3], "never") | dict.fromkeys(_ON[:3], "always")
+    switched = dict.fromkeys(_OFF[:3], "never") | dict.fromkeys(_ON[:3], "always")
 
     def read(value: Any) -> str:
-        word = meant.get(str(value).lower(), value)
+        word = switched.get(str(value).lower(), value)
         if value in words:
             return str(value)
         if word not in words:
-            raise ValueError
+            raise NoChoice(meant(str(value), words))
         return str(word)
 
     return _saying(f"one of {', '.join(words)}", read)

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from hpcai.train import strict
+from hpcai.errors import counted
+from hpcai.parallel.mesh import Sizes
+from hpcai.train import effects, strict
 from hpcai.train.config import Options
 
 MATTER = (
@@ -30,33 +32,36 @@ LENGTH = ("epochs", "steps")
 """These change the course of --schedule cosine."""
 
 
-def beforehand(o: Options, samples: int, per_epoch: int, total: int) -> list[str]:
-    """A line for each option that has another effect than people expect, or none, in a run of so many steps."""
-    by_epochs = (o.epochs or 0) * per_epoch
+def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int) -> list[str]:
+    """A line for each option that has another effect than people expect, or none, on this mesh in a run of so many steps."""
+    length, by_epochs = counted(total, "step"), (o.epochs or 0) * per_epoch
     told = [
-        (o.batch > samples, f"--batch {o.batch} is more than the {samples:,} training samples: each step has all of them"),
+        (
+            o.batch > samples,
+            f"--batch {o.batch} is more than the {counted(samples, 'training sample')}: each step has all of them",
+        ),
         (
             bool(o.epochs and o.steps and by_epochs < o.steps),
-            f"--epochs {o.epochs} ends the run after {by_epochs:,} steps, before --steps {o.steps}",
+            f"--epochs {o.epochs} ends the run after {counted(by_epochs, 'step')}, before --steps {o.steps}",
         ),
         (
             bool(o.epochs and o.steps and by_epochs > o.steps),
-            f"--steps {o.steps} ends the run before --epochs {o.epochs}, which would be {by_epochs:,} steps",
+            f"--steps {o.steps} ends the run before --epochs {o.epochs}, which would be {counted(by_epochs, 'step')}",
         ),
         (
             o.warmup >= total,
-            f"--warmup {o.warmup} is as long as the run of {total:,} steps or longer: the learning rate rises until the end",
+            f"--warmup {o.warmup} is as long as the run of {length} or longer: the learning rate rises until the end",
         ),
         (
             o.schedule == "step" and o.decay_steps >= total,
-            f"--schedule step with --decay-steps {o.decay_steps} never lowers the learning rate in {total:,} steps",
+            f"--schedule step with --decay-steps {o.decay_steps} never lowers the learning rate in {length}",
         ),
         (
             o.compress != "none" and o.compress_warmup >= total,
-            f"--compress-warmup {o.compress_warmup} is as long as the run of {total:,} steps or longer: nothing is compressed",
+            f"--compress-warmup {o.compress_warmup} is as long as the run of {length} or longer: nothing is compressed",
         ),
     ]
-    return [words for true, words in told if true]
+    return [*effects.idle(o, axes), *(words for true, words in told if true)]
 
 
 def recorded(options: Options) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import hpcai
 from hpcai.comm.call import some
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset, constant_score
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 from hpcai.parallel.schedules import Work
 from hpcai.train import outputs, remarks, resume, strict, trace
 from hpcai.train import summary as summaries
@@ -62,7 +62,8 @@ class Reporter:
     def open(self) -> None:
         """Open the metrics file and say where the run begins, and with what. May raise OSError."""
         self._begin(resume.changed(self.options, self.progress.step)).open()
-        for words in remarks.beforehand(self.options, self.dataset.train_samples, self.per_epoch, self.total):
+        axes = self.mine.mesh.sizes
+        for words in remarks.beforehand(self.options, axes, self.dataset.train_samples, self.per_epoch, self.total):
             self.line.lasting(f"hpcai: {words}")
 
     def _begin(self, changed: str = "") -> Metrics:
@@ -72,6 +73,11 @@ class Reporter:
         if self.progress.step:
             self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}{changed}")
         return self.metrics
+
+    @property
+    def token(self) -> str:
+        """Of the run's locks, for ranks that join it."""
+        return "" if self.locks is None else self.locks.token
 
     def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
         """Go on among other ranks; a new rank 0 takes over the lock, files and words, and writes what is lacking in the metrics.
@@ -102,7 +108,7 @@ class Reporter:
         self.note_recovery(lost, before, seconds)
         left = f"; {spares} spare left" if self.options.spares else ""
         failed = f"{some(lost)} of {before} failed" if lost else "some waited in vain, but none failed"
-        self.say(f"{failed}; {now} go on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
+        self.say(f"{failed}; {now} {'goes' if now == 1 else 'go'} on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
 
     def say(self, text: str) -> None:
         """A line on stderr that stays, from rank 0."""
@@ -155,7 +161,7 @@ class Reporter:
         summaries.write(path, summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
-            title = f"{self.dataset.name}, {self.mine.model.name}, {self.comm.size} ranks"
+            title = f"{self.dataset.name}, {self.mine.model.name}, {counted(self.comm.size, 'rank')}"
             plot(self.metrics_path, summary["epoch_losses"], self.per_epoch, self.folder / "loss.png", title)
             written.append(self.folder / "loss.png")
         if self.options.trace:

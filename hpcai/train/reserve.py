@@ -15,7 +15,7 @@ import numpy as np
 
 from hpcai.comm import host, watch
 from hpcai.comm.wire import Pending, Wire
-from hpcai.errors import RankFailed, UsageError
+from hpcai.errors import RankFailed, UsageError, counted
 
 LOOK_S, ANSWER_S = 0.005, 5.0
 """How long a spare rank sleeps between two looks whether it is wanted, and how long it may take to answer at the end."""
@@ -25,7 +25,7 @@ def training_ranks(ranks: int, spares: int) -> int:
     """How many ranks train. Raises UsageError where those are too few."""
     if spares and ranks - spares < 2:
         raise UsageError(
-            f"--spares {spares} of {ranks} ranks: 2 at least must train, so that a spare rank has one to learn from; "
+            f"--spares {spares} of {counted(ranks, 'rank')}: 2 at least must train, so that a spare rank has one to learn from; "
             f"start {2 + spares - ranks} more"
         )
     return ranks - spares

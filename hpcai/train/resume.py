@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from hpcai.comm.communicator import Communicator
 from hpcai.data.contents import changed as changed_data
-from hpcai.errors import CheckpointError
+from hpcai.errors import CheckpointError, counted
 from hpcai.parallel.mesh import sizes
-from hpcai.train import assembly, checkpoint, lock, memories, naming, remarks, storage
+from hpcai.train import absent, assembly, checkpoint, lock, memories, naming, remarks, storage
 from hpcai.train.arguments import shown
 from hpcai.train.build import Cut
 from hpcai.train.checkpoint import Broken, Opened
@@ -126,8 +126,17 @@ def prepare(options: Options, comm: Communicator) -> Place:
         except OSError as error:
             raise CheckpointError(f"checkpoints cannot be written to {options.checkpoints or options.run}: {error}") from None
 
+    comm.on_root(lambda: _require_there(options))
     comm.on_root(tried)
     return where
+
+
+def _require_there(options: Options) -> None:
+    """Refuse a --resume that names no checkpoint, before anything is written."""
+    if options.resume not in ("never", "auto"):
+        where, name = _named(options)
+        if name and (said := absent.refusal(options.resume, where, name)):
+            raise CheckpointError(said)
 
 
 def earlier(options: Options) -> dict[str, Any]:
@@ -238,7 +247,8 @@ def leave_branch(place: Place, step: int) -> None:
     later = [name for name in place.names() if naming.step_of(name) > step]
     if later:
         aside = place.set_aside(later)
-        said = f"the run goes on after step {step:,}; {len(later)} later checkpoints were set aside, to {aside}"
+        some = f"{counted(len(later), 'later checkpoint')} {'was' if len(later) == 1 else 'were'}"
+        said = f"the run goes on after step {step:,}; {some} set aside, to {aside}"
         print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
 
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from hpcai.errors import counted
+
 Check = Callable[[Any], None]
 """Returns if a value is as the schema says, else raises Refused."""
 
@@ -204,10 +206,10 @@ _RULES: dict[str, Callable[[Any], Check]] = {
     "minimum": lambda rule: _ruled(_NUMBERS, lambda v: v >= rule, f"{rule} or more"),
     "exclusiveMinimum": lambda rule: _ruled(_NUMBERS, lambda v: v > rule, f"more than {rule}"),
     "maximum": lambda rule: _ruled(_NUMBERS, lambda v: v <= rule, f"{rule} or less"),
-    "minLength": lambda rule: _ruled((str,), lambda v: len(v) >= rule, f"text of at least {rule} characters"),
-    "maxLength": lambda rule: _ruled((str,), lambda v: len(v) <= rule, f"text of at most {rule} characters"),
+    "minLength": lambda rule: _ruled((str,), lambda v: len(v) >= rule, f"text of at least {counted(rule, 'character')}"),
+    "maxLength": lambda rule: _ruled((str,), lambda v: len(v) <= rule, f"text of at most {counted(rule, 'character')}"),
     "pattern": _patterned,
-    "minItems": lambda rule: _ruled((list,), lambda v: len(v) >= rule, f"at least {rule} items"),
-    "maxItems": lambda rule: _ruled((list,), lambda v: len(v) <= rule, f"at most {rule} items"),
+    "minItems": lambda rule: _ruled((list,), lambda v: len(v) >= rule, f"at least {counted(rule, 'item')}"),
+    "maxItems": lambda rule: _ruled((list,), lambda v: len(v) <= rule, f"at most {counted(rule, 'item')}"),
     "required": _required,
 }

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from hpcai.errors import CheckpointError
+from hpcai.errors import CheckpointError, counted
 from hpcai.train import checkpoint, naming
 from hpcai.train.checkpoint import Laid
 from hpcai.train.storage import Place
@@ -42,7 +42,7 @@ class Series:
         name = naming.named(what.step)
         try:
             if failed:
-                others = f" (and {len(failed) - 1} more ranks)" if len(failed) > 1 else ""
+                others = f" (and {counted(len(failed) - 1, 'more rank')})" if len(failed) > 1 else ""
                 raise CheckpointError(f"rank {failed[0][0]}: {failed[0][1]}{others}")
             self._check_sizes(name, entries)
             counters = {entry["layout"]: entry["counters"] for entry in entries if entry["counters"] is not None}

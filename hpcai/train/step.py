@@ -108,18 +108,22 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
     # Buckets are cut from the end of the gradient, as backward fills it, and are reduced as soon as they are full.
     eager = reduce_filled if mesh.only_dp else lambda layer: None
     first = sharding.first(batch, mesh.dp.rank, mesh.dp.size)
-    with np.errstate(all="ignore"):  # overflow is an error of its own below
-        micros = cut(x, target, first, replica.micro_batches)
-        total[0], _ = replica.pipeline.run(replica.plan, micros, replica.weights, replica.gradients, scale, step, eager)
+    try:
+        with np.errstate(all="ignore"):  # overflow is an error of its own below
+            micros = cut(x, target, first, replica.micro_batches)
+            total[0], _ = replica.pipeline.run(replica.plan, micros, replica.weights, replica.gradients, scale, step, eager)
 
-    before = perf_counter()
-    if replica.borrowed is not None and replica.zero:  # while the gradients are whole
-        replica.borrowed.comm.allreduce(replica.gradients.flat[replica.borrowed.where])
-    for i in waiting:
-        replica.carrier.start(_reduce, replica, i)
-    total[0] *= mesh.tp.rank == 0  # tensor-parallel ranks all have the sum
-    replica.carrier.start(mesh.world.allreduce, total)
-    replica.carrier.wait()
+        before = perf_counter()
+        if replica.borrowed is not None and replica.zero:  # while the gradients are whole
+            replica.borrowed.comm.allreduce(replica.gradients.flat[replica.borrowed.where])
+        for i in waiting:
+            replica.carrier.start(_reduce, replica, i)
+        total[0] *= mesh.tp.rank == 0  # tensor-parallel ranks all have the sum
+        replica.carrier.start(mesh.world.allreduce, total)
+        replica.carrier.wait()
+    except BaseException as error:
+        replica.carrier.abandon(error)
+        raise
     if replica.borrowed is not None and not replica.zero:  # last, so that both copies get the same bits
         replica.borrowed.comm.allreduce(replica.grads[replica.borrowed.where])
     if replica.reducers:  # what a codec made of the elements that belong to no parameter

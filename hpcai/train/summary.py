@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
+from hpcai.errors import counted
 from hpcai.reduce.counting import Sent, sent_bytes
 from hpcai.train import memories, strict, waiting
 from hpcai.train.replica import Replica
@@ -61,7 +62,7 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
     if "recoveries" in summary:
         worst = max(one["seconds"] for one in summary["recoveries"])
         lost = sum(len(one["lost"]) for one in summary["recoveries"])
-        rows.append(("failures", f"{lost} ranks failed; the others went on, {worst:.2f} s later at the latest"))
+        rows.append(("failures", f"{counted(lost, 'rank')} failed; the others went on, {worst:.2f} s later at the latest"))
     rows += waiting.row(summary)
     if "bubble" in summary:
         rows.append(("pipeline", f"{summary['bubble']:.1%} idle in the last step, {summary['bubble_in_theory']:.1%} in theory"))
@@ -71,7 +72,10 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
     if (said := summary.get("compression")) is not None:
         rows.append(("compression", f"{said['name']}: {_compressed(said)}"))
         shown = said["buckets"][:SHOWN_BUCKETS] if len(said["buckets"]) > 1 else []
-        rows += [("" if i else "  by bucket", f"{one['elements']:,} elements: {_compressed(one)}") for i, one in enumerate(shown)]
+        rows += [
+            ("" if i else "  by bucket", f"{counted(one['elements'], 'element')}: {_compressed(one)}")
+            for i, one in enumerate(shown)
+        ]
         if len(shown) < len(said["buckets"]) and shown:
             rows.append(("", f"and {len(said['buckets']) - len(shown)} more (in summary.json)"))
     rows += [("written" if i == 0 else "", str(path)) for i, path in enumerate(written)]

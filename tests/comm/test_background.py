@@ -8,6 +8,7 @@ import pytest
 
 from hpcai.comm import background, threads
 from hpcai.comm.background import Background, Foreground
+from hpcai.errors import UsageError
 
 
 @pytest.mark.parametrize("carrier", [Background, Foreground])
@@ -58,3 +59,61 @@ def test_collectives_of_many_ranks_meet():
         return [x[0] for x in xs]
 
     assert threads.run(3, program) == [[3.0 * i + 3 for i in range(20)]] * 3
+
+
+def test_after_an_error_that_all_ranks_have_the_calls_they_gave_are_made():
+    def program(comm):
+        mine, x = Background(), np.ones(4)
+        mine.start(comm.allreduce, x)
+        mine.start(comm.allreduce, x)
+        mine.abandon(KeyError("mine"))
+        comm.allreduce(x)
+        mine.start(comm.allreduce, x)
+        mine.wait()
+        return x[0]
+
+    assert threads.run(2, program) == [16.0] * 2
+    assert not background.outstanding
+
+
+@pytest.mark.parametrize("within_wait", [False, True])
+def test_after_an_error_of_one_rank_nothing_hangs_and_calls_are_refused_with_that_error(monkeypatch, within_wait):
+    monkeypatch.setattr(background, "PATIENCE_S", 0.05)
+    gates, made = [threading.Event(), threading.Event()], []
+
+    def interrupted(carrier):
+        real, once = carrier._idle.wait_for, [ValueError("my own")]
+        carrier._idle.wait_for = lambda *rest: real(*rest) if not once else (_ for _ in ()).throw(once.pop())
+        with pytest.raises(ValueError, match="my own"):
+            carrier.wait()
+
+    def program(comm):
+        mine = Background()
+        mine.start(gates[comm.rank].wait, 60)  # as a collective to which nobody else comes
+        mine.start(made.append, "left out")
+        if within_wait:
+            interrupted(mine)
+        else:
+            mine.abandon(ValueError("my own"))
+        for call in (lambda: comm.allreduce(np.ones(1)), lambda: mine.start(made.append, 2)):
+            with pytest.raises(UsageError, match="after ValueError: my own; a call that a Background carries") as refused:
+                call()
+            assert isinstance(refused.value.__cause__, ValueError)
+        gates[comm.rank].set()
+        while threading.current_thread() in background.outstanding:
+            time.sleep(0.001)
+        mine.start(made.append, "later")
+        mine.wait()
+        return comm.allreduce(np.ones(1))[0]
+
+    assert threads.run(2, program) == [2.0] * 2
+    assert made == ["later"] * 2
+
+
+def test_without_a_thread_abandoned_calls_are_not_made_later():
+    made, mine = [], Foreground()
+    mine.start(made.append, 1)
+    mine.abandon(KeyboardInterrupt())
+    mine.start(made.append, 2)
+    mine.wait()
+    assert made == [2]

@@ -162,6 +162,6 @@ def test_where_failures_are_outlived_ranks_that_learnt_nothing_of_each_other_fai
 
     revoked = []
     monkeypatch.setattr(stall.watch, "start", start)
-    monkeypatch.setattr(stall, "_outlived", outlived)
+    monkeypatch.setattr(stall, "_waits_fail", outlived)
     stall.watch_over(SimpleNamespace(size=2, wire=SimpleNamespace(revoke=lambda: revoked.append(True))))
     assert bool(revoked) == outlived

@@ -34,6 +34,10 @@ def test_absent_files_are_named(tmp_path):
         ("fashion_mnist", "fashion-mnist"),
         ("CSV:a.csv", "csv:PATH"),
         ("txt:a.txt", "text:PATH"),
+        ("table.csv", "csv:table.csv"),
+        ("~/a/table.tsv.gz", "csv:~/a/table.tsv.gz"),
+        ("a.npz", "npz:a.npz"),
+        ("shakespeare.txt", "text:shakespeare.txt"),
     ],
 )
 def test_a_name_in_another_spelling_is_understood_and_refused(spec, meant):

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import zipfile
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ ASKED = {
     "unknown category": ({"categorical": ["c"]}, "no column 'c'"),
     "label left out": ({"ignore": ["kind"]}, "--ignore kind leaves out the column that --label is to predict"),
     "both": ({"ignore": ["a"], "categorical": ["a"]}, "'a' is both for --categorical and for --ignore"),
-    "nothing but a label": ({"ignore": ["a", "b"]}, "1 columns; wanted 5 rows .* and a feature"),
+    "nothing but a label": ({"ignore": ["a", "b"]}, "1 column; wanted 5 rows .* and a feature"),
 }
 
 
@@ -280,6 +281,11 @@ LABELS = {
     "beyond 2^53": (lambda i: str(BIG + i % 2), [BIG, BIG + 1], {}),
     "some beyond 2^53": (lambda i: str([7, BIG + 1, -BIG - 1][i % 3]), [-BIG - 1, 7, BIG + 1], {}),
     "beyond 2^64, leading zeros": (lambda i: ["00", ""][i % 2] + str(2**70 + i // 2 % 2), [2**70, 2**70 + 1], {}),
+    "decimals beyond 2^53": (lambda i: f"{BIG + i % 2}.0", [BIG, BIG + 1], {}),
+    "decimals beyond 2^53 by task": (lambda i: f"{BIG + i % 2}.0", [BIG, BIG + 1], {"task": "classification"}),
+    "exponents beyond 2^53": (lambda i: ["9.007199254740992e15", "9.007199254740993E+15"][i % 2], [2**53, 2**53 + 1], {}),
+    "several spellings": (lambda i: [f"{BIG + 1}", f"{BIG + 1}.", f"+{BIG + 1}.00", "7e0"][i % 4], [7, BIG + 1], {}),
+    "large fractions": (lambda i: [f"{BIG}.25", f"{BIG}.5"][i % 2], [f"{BIG}.25", f"{BIG}.5"], {"task": "classification"}),
     "mixed": (lambda i: ["1", "x"][i % 2], ["1", "x"], {"task": "classification"}),
     "mixed, text first": (lambda i: ["x", "1"][i % 2], ["1", "x"], {"task": "classification"}),
     "mixed, by name": (lambda i: ["1", "x"][i % 2], ["1", "x"], {"categorical": ["y"]}),
@@ -300,9 +306,15 @@ def test_labels_become_classes_by_their_exact_value(load, name):
     train, test = wanted_split(60)
     for rows, found in ((train, data.y_train), (test, data.y_test)):
         given = [next(csv_module.reader([label(int(i))]))[0].strip() for i in rows]
-        exact = [str(int(one)) for one in given] if name == "beyond 2^64, leading zeros" else given
+        exact = [str(int(Decimal(one))) for one in given] if isinstance(values[-1], int) else given
         assert [str(values[code]) for code in found] == exact
     json.dumps(data.encoding)
+
+
+@pytest.mark.parametrize("write", [repr, "{:.17e}".format, "{:.18e}".format, "{:.3e}".format, "{:.1f}".format, "{:.20g}".format])
+def test_large_quantities_are_numbers_however_programs_write_them(load, write):
+    data = load(csv("a,y", lambda i: f"{i * i},{write(6.02214076e23 * (i + 1) / 7)}", 60))
+    assert data.classes == 0
 
 
 REFUSED_LABELS = {
@@ -386,7 +398,7 @@ FILES = {
     "empty": (b"", "no column 'y'; its columns are .none: the file is empty"),
     "header alone": (b"a,y\n", "0 rows and 2 columns; wanted 5 rows"),
     "few rows": (b"a,y\n1,2\n2,3\n1,4\n5,6\n", "4 rows and 2 columns; wanted 5 rows .a fifth is for testing"),
-    "one column": (b"y\n1\n2\n3\n4\n5\n", "5 rows and 1 columns"),
+    "one column": (b"y\n1\n2\n3\n4\n5\n", "5 rows and 1 column"),
     "latin-1": ("größe,y\n1,2\n".encode("latin-1"), r"not UTF-8.*invalid start byte at b'gr\\xf6.*iconv -f latin1 -t utf-8"),
     "latin-1 behind": (csv("a,y", lambda i: f"{i},{i % 2}", 9000).encode() + "ß".encode("latin-1"), "not UTF-8.*iconv -f latin1"),
     "UTF-16 without a mark": (TABLE.encode("utf-16-le"), "null bytes.*iconv -f UTF-16LE -t UTF-8"),

@@ -27,10 +27,17 @@ BAD = {
     "lr": (-0.1, np.nan, np.inf, None),
     "final": (-0.1, np.nan),
     "factor": (0.0, -1, np.nan),
-    "steps": (-1, 2.5, np.nan),
+    "steps": (0, -1, 2.5, np.nan),
     "every": (0, -1, 1.5),
     "warmup": (-1, 0.5, np.nan),
+    "norm": (-1.0, np.nan, np.inf),
+    "limit": (-1.0, np.nan),
+    "step": (-1, 0.5, np.nan),
 }
+NO_NUMBERS = (None, True, np.True_, "0.1", [0.1], {}, 1j, np.ones(2), 1e400 * 1j)
+"""What no hyper-parameter takes."""
+COUNTS = ("steps", "every", "warmup", "step")
+BAD = {key: (*values, *NO_NUMBERS, *([np.inf] * (key in COUNTS))) for key, values in BAD.items()}
 
 
 def test_every_optimizer_and_schedule_is_known_here():
@@ -61,7 +68,14 @@ def test_updates_refuse_steps_rates_and_states_that_make_no_sense(name):
     optimizer = MAKERS[name]()
     params = np.ones(LAYOUT.size)
     state, before = optimizer.init(params), params.copy()
-    for step, lr, scale in ((-1, 0.1, 1.0), (0.5, 0.1, 1.0), (0, np.nan, 1.0), (0, np.inf, 1.0), (0, 0.1, np.nan)):
+    for step, lr, scale in (
+        (-1, 0.1, 1.0),
+        (0.5, 0.1, 1.0),
+        (0, np.nan, 1.0),
+        (0, np.inf, 1.0),
+        (0, -0.1, 1.0),
+        (0, 0.1, np.nan),
+    ):
         with pytest.raises(ValueError, match=f"{name} .* got"):
             optimizer.update(params, params.copy(), state, step, lr, scale)
     if state:
@@ -112,9 +126,22 @@ def test_hyper_parameters_of_schedules_have_names_and_ranges(name):
                 make(**{"lr": 0.1, **needed, key: value})
 
 
-def test_clipping_refuses_limits_that_are_none():
-    for limit in (-1.0, np.nan):
-        with pytest.raises(ValueError, match="factor wants limit"):
-            clip.factor(1.0, limit)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_count_steps_from_0(name):
+    make, needed = SCHEDULES[name]
+    for warmup in (0, 4):
+        schedule = make(0.1, **needed, warmup=warmup)
+        assert schedule(np.int64(3)) == schedule(3)
+        for step in BAD["step"]:
+            with pytest.raises(ValueError, match="a schedule wants step a whole number of 0 at least, got"):
+                schedule(step)
+
+
+def test_clipping_refuses_norms_and_limits_that_are_none():
+    for key, given in (("norm", {"limit": 1.0}), ("limit", {"norm": 1.0})):
+        for value in BAD[key]:
+            with pytest.raises(ValueError, match=f"factor wants {key} .* got"):
+                clip.factor(**given, **{key: value})
+    assert clip.factor(2.0, np.inf) == 1.0
     with pytest.raises(TypeError, match="sum_of_squares wants x"):
         clip.norm([1.0])

@@ -282,3 +282,43 @@ def test_what_is_wrong_is_said_in_one_line_where_options_are_only_printed_too(ca
     assert said.out == ""
     assert said.err.startswith("hpcai.train: error: --lr wants a number above 0")
     assert said.err.count("\n") == 1
+
+
+MISSPELT = [
+    (["--bacth", "32"], "unrecognized arguments: --bacth 32 (is --batch meant?)"),
+    (["--bacth=32"], "(is --batch meant?)"),
+    (["-batch", "32"], "(is --batch meant?)"),
+    (["batch=32"], "(is --batch meant?)"),
+    (["--data_dir", "x"], "(is --data-dir meant?)"),
+    (["--LR", "1"], "(is --lr meant?)"),
+    (["--confg", "x"], "(is --config meant?)"),
+    (["--optimizer", "adamm"], "got 'adamm' (is adam meant?)"),
+    (["--optimizer", "SGD"], "got 'SGD' (is sgd meant?)"),
+    (["--model", "mpl"], "(is mlp meant?)"),
+    (["--pipeline", "zbh1"], "(is zb-h1 meant?)"),
+    (["--compress", "int-8"], "(is int8 meant?)"),
+    (["--compress", "top-k:0.1"], "(is topk meant?)"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", MISSPELT)
+def test_what_is_nearly_an_option_or_a_choice_is_refused_with_what_is_meant(arguments, words):
+    assert words in refused(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--elephant", "32"], ["x"], ["--" + "bacth" * 10_000], ["--optimizer", "9"], ["--model", "[" * 5000], ["--x=\n"]],
+)
+def test_what_is_far_from_all_is_refused_without_a_guess(arguments):
+    assert "meant?" not in refused(arguments)
+
+
+def test_misspelt_keys_of_files_and_values_of_variables_too(tmp_path, monkeypatch):
+    path = tmp_path / "o.yaml"
+    path.write_text("bacth: 32\n")
+    assert "'bacth', which is no option (is batch meant?)" in refused(["--config", str(path)])
+    path.write_text("optimizer: adamm\n")
+    assert "(is adam meant?)" in refused(["--config", str(path)])
+    monkeypatch.setenv("HPCAI_SCHEDULE", "cosin")
+    assert "$HPCAI_SCHEDULE wants one of constant, cosine, step, got 'cosin' (is cosine meant?)" in refused([])

@@ -73,9 +73,24 @@ def test_features_that_f16_does_not_hold_are_refused(tmp_path, name):
         ("--label y", "--label, --ignore and --categorical name columns of --data csv:PATH, got digits"),
         ("--categorical y --data npz:a.npz", "name columns of --data csv:PATH, got npz:a.npz"),
         ("--task regression", "--task is for csv:PATH and npz:PATH; digits has one of its own"),
+        ("--label y --data table.csv", "got table.csv; write --data csv:table.csv$"),
+        ("--ignore y --data a/t.tsv.zst", "; write --data csv:a/t.tsv.zst$"),
+        ("--label y --data t.npz", "got t.npz$"),
+        ("--task regression --data t.npz", "--task is for csv:PATH and npz:PATH; write --data npz:t.npz$"),
+        ("--model gpt --data shakespeare.txt", "got shakespeare.txt; write --data text:shakespeare.txt$"),
+        ("--model gpt --data t.csv", "got t.csv$"),
         ("--task both --data csv:a", "--task wants one of classification, regression, got 'both'"),
     ],
 )
 def test_options_of_tables_are_for_tables(flags, words):
     with pytest.raises(UsageError, match=words):
         config.parse(flags.split())
+
+
+@pytest.mark.parametrize("flags, kind", [("--label y", "csv"), ("--model gpt", "text")])
+def test_a_path_without_its_kind_is_given_it_whatever_its_ending_if_there_is_such_a_file(tmp_path, flags, kind):
+    (tmp_path / "values").write_text("a,y")
+    with pytest.raises(UsageError, match=f"got {tmp_path}/values; write --data {kind}:{tmp_path}/values$"):
+        config.parse([*flags.split(), "--data", f"{tmp_path}/values"])
+    with pytest.raises(UsageError, match="other$"):
+        config.parse([*flags.split(), "--data", f"{tmp_path}/other"])

@@ -185,13 +185,17 @@ def test_without_locks_a_run_is_warned_and_goes_on(tmp_path, monkeypatch, capsys
     assert "cannot be locked (No locks available)" in capsys.readouterr().err
 
 
-def test_who_takes_over_waits_for_its_own_run_in_the_background_and_not_for_another(tmp_path, holder):
+@pytest.mark.parametrize("own", [True, False])
+def test_who_takes_over_waits_for_the_lock_in_the_background_and_warns_of_another_run(tmp_path, holder, capsys, own):
     process = holder(tmp_path)
-    with pytest.raises(FolderTaken):
-        Locks([tmp_path], "mine").take_over()
-    locks = Locks([tmp_path], lock.token_of(tmp_path))
+    locks = Locks([tmp_path], lock.token_of(tmp_path) if own else "mine")
     locks.take_over()
     assert not locks._mine
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "" if own else f"hpcai: warning: this run goes on after its rank 0 failed, but {tmp_path} is in use by"
+    )
+    assert said.count("\n") == (0 if own else 1)
     process.kill()
     process.wait()
     for _ in range(100):
@@ -201,6 +205,23 @@ def test_who_takes_over_waits_for_its_own_run_in_the_background_and_not_for_anot
     with pytest.raises(FolderTaken):
         Locks([tmp_path]).take(0.0)
     locks.close()
+
+
+def test_who_cannot_take_over_warns_in_a_line_and_goes_on(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    Locks([tmp_path / "file"], "mine").take_over()
+    (tmp_path / "odd" / lock.NAME).mkdir(parents=True)
+    Locks([tmp_path / "odd"], "mine").take_over()
+
+    def broken(handle, how):
+        raise OSError(lock.errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", broken)
+    Locks([tmp_path], "mine").take_over()
+    lines = capsys.readouterr().err.splitlines()
+    for line, words in zip(lines, ("is a file, where a folder", "directory", "Input/output error"), strict=True):
+        assert line.startswith("hpcai: warning: this run goes on without its lock")
+        assert words in line
 
 
 def options(tmp_path, *flags):

@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import threading
 
 import numpy as np
 import pytest
 
-from hpcai.comm import threads
+from hpcai.comm import stall, threads
 from hpcai.data import sources
 from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from hpcai.parallel.mesh import Sizes, mesh
@@ -17,6 +18,7 @@ from hpcai.train.inputs import share
 from hpcai.train.loop import fit
 from hpcai.train.replica import replica
 from hpcai.train.saving import Saver
+from hpcai.train.step import train_step
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -227,6 +229,40 @@ def test_a_gradient_that_is_not_finite_is_named_through_any_codec(tmp_path, comp
     with pytest.raises(NonFiniteError, match="gradient of linear2"):
         flags = ["--compress", compress, "--compress-smallest", "1", "--hidden", "16", "--steps", "3", "--bucket-bytes", "100"]
         train(2, options(tmp_path, *flags))
+
+
+def test_a_run_that_outlives_no_failure_does_not_inherit_that_from_an_earlier_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(stall, "_waits_fail", True)
+    train(1, options(tmp_path, "--steps", "1", "--hidden", "8"))
+    assert not stall._waits_fail
+
+
+@pytest.mark.parametrize("overlap", ["always", "never"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, NonFiniteError("in a layer of mine"), KeyError("in a layer of mine")])
+def test_an_error_within_backward_is_what_is_seen_and_the_step_can_be_made_again(tmp_path, monkeypatch, overlap, error):
+    chosen = options(tmp_path, "--hidden", "16", "--bucket-bytes", "100", "--overlap", overlap)
+
+    begun = set()  # of ranks, which are threads
+
+    def broken(gradients, layer):
+        if layer == 1 and threading.current_thread() not in begun:
+            begun.add(threading.current_thread())
+            raise error
+
+    monkeypatch.setattr(WholeGradients, "filled", broken)
+
+    def program(comm):
+        dataset = share(comm, lambda: sources.load("digits", None, None, ()))
+        again, mine = replica(chosen, dataset, comm), replica(chosen, dataset, comm)
+        x, y = dataset.x_train[:10].astype("f4"), dataset.y_train[:10]
+        with pytest.raises(type(error) if isinstance(error, Exception) else error):
+            train_step(mine, x, y, 20, 0, 0.1)
+        comm.barrier()
+        for one in (mine, again):
+            train_step(one, x, y, 20, 0, 0.1)
+        return mine.params.tobytes() == again.params.tobytes()
+
+    assert threads.run(2, program) == [True, True]
 
 
 def test_metrics_and_summary_have_their_keys(tmp_path):

@@ -259,7 +259,7 @@ FALSE = {
     "a larger file": (put("shards", 0, "bytes", 1 << 40), "shards[0].bytes is 1099511627776; its runs end at"),
     "a longer header": (
         put("shards", 0, "header", 0, 1 << 40),
-        "shards[0].header[0] is 1099511627776 bytes; for so many runs wanted are",
+        "shards[0].header[0] is 1,099,511,627,776 bytes; for so many runs wanted are",
     ),
     "a run elsewhere": (put("shards", 0, "runs", 0, 4, 8), "shards[0].runs[0][4] is 8; the one before ends at"),
     "a run of nothing": (put("shards", 0, "runs", 0, 1, 1 << 30), "shards[0].runs[0] has elements 1073741824 to"),

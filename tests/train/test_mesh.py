@@ -98,7 +98,7 @@ def test_a_text_shorter_than_its_windows_is_refused_with_what_would_do(tmp_path,
 
 
 def test_a_model_of_few_layers_has_few_stages(tmp_path):
-    with pytest.raises(UsageError, match="1 groups of layers, too few for 4 pipeline stages"):
+    with pytest.raises(UsageError, match="1 group of layers, too few for 4 pipeline stages"):
         train(4, options(tmp_path, "--model", "softmax", "--mesh", "pp=4"))
 
 

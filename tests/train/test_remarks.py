@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from hpcai.comm import threads
-from hpcai.errors import CheckpointError, NonFiniteError
-from hpcai.train import config, remarks, resume
+from hpcai.errors import CheckpointError, NonFiniteError, UsageError
+from hpcai.parallel.mesh import Sizes
+from hpcai.train import config, effects, remarks, resume
 from hpcai.train.loop import fit
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -78,6 +79,112 @@ def test_an_option_that_does_not_do_what_it_seems_to_is_a_line(tmp_path, capsys,
 )
 def test_one_that_does_is_none(tmp_path, capsys, flags):
     assert said(capsys, tmp_path, *flags.split()) == []
+
+
+REFUSED = {
+    "label": "--label a",
+    "ignore": "--ignore a",
+    "categorical": "--categorical a",
+    "task": "--task regression",
+    "image_channels": "--image-channels last",
+    "sample": "--sample 5",
+    "chunks": "--chunks 2",
+    "momentum": "--momentum 0.5",
+    "compress_layers": "--compress-layers a=int8",
+    "spares": "--spares 1",
+    "redundancy": "--redundancy 1",
+}
+
+ALWAYS = (
+    "data data_dir model mesh micro_batches recompute trace epochs steps batch optimizer lr weight_decay schedule warmup clip "
+    "reduction seed dtype compress run metrics plot resume checkpoint_steps checkpoints keep elastic stall_timeout signals"
+)
+"""Options that act in any company; those of REFUSED are refused where they would not."""
+
+ALONE = Sizes(1, 1, 1)
+IDLE = [
+    ("--hidden 8 --model cnn", "--hidden does nothing with --model cnn; it is for --model mlp"),
+    ("--activation gelu --model softmax", "--activation does nothing with --model softmax; it is for --model mlp"),
+    ("--channels 4", "--channels does nothing with --model mlp; it is for --model cnn"),
+    ("--dropout 0.5", "--dropout does nothing with --model mlp; it is for --model gpt"),
+    ("--layers 2 --model cnn", "--layers does nothing with --model cnn; it is for --model gpt"),
+    ("--width 8", "--width does nothing with --model mlp"),
+    ("--heads 2", "--heads does nothing with --model mlp"),
+    ("--context 8", "--context does nothing with --model mlp"),
+    ("--norm rms", "--norm does nothing with --model mlp"),
+    ("--tied", "--tied does nothing with --model mlp"),
+    ("--decay-steps 5 --schedule cosine", "--decay-steps does nothing with --schedule cosine; it is for --schedule step"),
+    ("--compress-warmup 5", "--compress-warmup does nothing with --compress none; it is for a codec of --compress"),
+    ("--compress-smallest 5 --compress reproducible", "--compress-smallest does nothing with --compress reproducible"),
+    ("--no-error-feedback", "--no-error-feedback does nothing with --compress none"),
+    ("--grain 4 --compress int8", "--grain does nothing with --compress int8; it is for --compress reproducible"),
+    ("--pipeline gpipe", "--pipeline does nothing with pp=1; it is for a --mesh with pp=2 or more"),
+    ("--zero 1", "--zero does nothing with dp=1; it is for a --mesh with dp=2 or more"),
+    ("--algorithm ring", "--algorithm does nothing with dp=1"),
+    ("--overlap always", "--overlap does nothing with dp=1"),
+    ("--bucket-bytes 5 --compress reproducible", "--bucket-bytes does nothing with --compress reproducible"),
+]
+
+
+@pytest.mark.parametrize("flags, line", IDLE)
+def test_an_option_that_does_nothing_is_named_with_what_it_is_for(flags, line):
+    (found,) = effects.idle(config.parse(flags.split()), ALONE)
+    assert found.startswith(line)
+
+
+def test_each_option_that_can_do_nothing_has_its_case():
+    assert {flags.split()[0][2:].replace("-", "_") for flags, _ in IDLE} == effects.OF.keys()
+
+
+def test_of_every_option_it_is_known_with_what_it_acts():
+    names = [field.name for field in dataclasses.fields(config.Options)]
+    assert sorted(names) == sorted([*effects.OF, *REFUSED, *words(ALWAYS)])
+
+
+@pytest.mark.parametrize(
+    "axes, flags, line",
+    [
+        (Sizes(2, 1, 1), "--algorithm ring --zero 1", "--algorithm does nothing with --zero 1; it is for"),
+        (
+            Sizes(2, 1, 1),
+            "--overlap always --compress reproducible",
+            "--overlap does nothing with --compress reproducible; it is for",
+        ),
+    ],
+)
+def test_an_option_may_want_two_things(axes, flags, line):
+    (found,) = effects.idle(config.parse(flags.split()), axes)
+    assert found.startswith(line)
+
+
+def test_those_that_are_refused_where_they_do_nothing_are():
+    for flags in REFUSED.values():
+        with pytest.raises(UsageError, match=flags.split()[0]):
+            config.parse(flags.split())
+
+
+def test_options_in_good_company_are_not_remarked_on_nor_all_defaults_of_a_file(tmp_path, capsys):
+    axes = Sizes(2, 1, 2)
+    for flags in (
+        "--hidden 8 --activation gelu --compress int8 --compress-smallest 5 --algorithm ring --zero 1",
+        "--model cnn --channels 4 --schedule step --decay-steps 5 --overlap always --bucket-bytes 5",
+        "--data text:x --layers 2 --tied --dropout 0.5 --pipeline gpipe --mesh pp=2",
+        "--compress reproducible --grain 4",
+        "--compress auto --no-error-feedback --compress-layers a=int8",
+    ):
+        assert effects.idle(config.parse(flags.split()), axes) == []
+    with pytest.raises(SystemExit):
+        config.parse(["--model", "cnn", "--print-config"])
+    (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
+    assert effects.idle(config.parse(["--config", str(tmp_path / "all.yaml")]), ALONE) == []
+
+
+def test_a_run_says_which_options_do_nothing(tmp_path, capsys):
+    found = said(capsys, tmp_path, "--steps", 1, "--dropout", 0.5, "--pipeline", "gpipe")
+    assert found == [
+        "hpcai: --dropout does nothing with --model mlp; it is for --model gpt",
+        "hpcai: --pipeline does nothing with pp=1; it is for a --mesh with pp=2 or more",
+    ]
 
 
 def test_a_run_that_goes_on_says_what_is_other_than_before(tmp_path, capsys):

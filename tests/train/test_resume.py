@@ -71,3 +71,69 @@ def test_a_checkpoint_that_does_not_say_its_data_goes_on_with_a_word(tmp_path, m
     monkeypatch.undo()
     assert train(tmp_path, data, 5, ranks=1)["steps"] == 5
     assert "does not say of which data it is" in capsys.readouterr().err
+
+
+def nowhere(tmp_path):
+    return tmp_path / "gone" / "run"
+
+
+def empty(tmp_path):
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+def of_others(tmp_path):
+    for name in "abcdefg":
+        (tmp_path / "home" / name).mkdir(parents=True)
+    return tmp_path / "home"
+
+
+def file(tmp_path):
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file"
+
+
+def another_step(tmp_path):
+    return tmp_path / "run/checkpoints/step-000000009"
+
+
+def misspelt(tmp_path):
+    return tmp_path / "run/checkpoint"
+
+
+def run_without(tmp_path):
+    (tmp_path / "bare/checkpoints").mkdir(parents=True)
+    return tmp_path / "bare"
+
+
+ABSENT = {
+    nowhere: "does not exist; {tmp} has 'new', 'run'",
+    empty: "holds no checkpoint: it has nothing",
+    of_others: "holds no checkpoint: it has 'a', 'b', 'c', 'd', 'e' and 2 more",
+    file: "is no folder",
+    another_step: "does not exist, but beside it there are 2 checkpoints, step-000000002 to step-000000004",
+    misspelt: "does not exist; {tmp}/run has '.lock', 'checkpoints', 'metrics.jsonl', 'summary.json'",
+    run_without: "holds no checkpoint: it has 'checkpoints'",
+}
+
+
+@pytest.mark.parametrize("where", ABSENT, ids=lambda where: where.__name__)
+def test_a_path_without_a_checkpoint_is_refused_with_what_is_there_and_nothing_is_written(tmp_path, where):
+    threads.run(1, lambda comm: fit(absent_options(tmp_path, "--run", f"{tmp_path}/run", "--checkpoint-steps", "2"), comm))
+    path = where(tmp_path)
+
+    def program(comm):
+        with pytest.raises(CheckpointError) as refused:
+            fit(absent_options(tmp_path, "--run", f"{tmp_path}/new", "--resume", str(path)), comm)
+        return str(refused.value)
+
+    one, other = threads.run(2, program)
+    words = ABSENT[where].format(tmp=tmp_path)
+    assert one == other
+    assert one.startswith(f"--resume {path} {words}; name a run's folder")
+    assert "delete" not in one
+    assert {path.name for path in (tmp_path / "new").rglob("*") if path.is_file()} == {".lock"}
+
+
+def absent_options(tmp_path, *flags):
+    return config.parse(["--hidden", "8", "--steps", "4", *flags])

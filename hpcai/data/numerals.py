@@ -1,0 +1,48 @@
+"""Numbers as people write them in tables, and whether f64 holds them."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+_DIGITS = 1000
+"""Python reads no whole numbers of 4,300 or more."""
+
+WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is one in ASCII, as people write it: `1_2`, which Python reads too, is none."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return cell.isascii() and "_" not in cell
+
+
+def whole(cell: str) -> int | None:
+    """The whole number that a cell is in whatever spelling, as it is, not as f64 has it; None if it is none, or a very long one.
+
+    >>> whole("9007199254740993.0"), whole("9.007199254740993e15"), whole("0.5"), whole("1e5000")
+    (9007199254740993, 9007199254740993, None, None)
+    """
+    if len(cell) > _DIGITS or not is_number(cell):
+        return None
+    exact = Decimal(cell.strip())
+    if not exact.is_finite() or exact.adjusted() >= _DIGITS or exact != (found := int(exact)):
+        return None
+    return found
+
+
+def is_spelt(cell: str, number: float) -> bool:
+    """Whether a cell is how f64's number that was read from it is written: a whole one as it is, another in as many digits.
+
+    >>> is_spelt("6.02e23", 6.02e23), is_spelt("9007199254740993.0", 9007199254740992.0)
+    (True, False)
+    """
+    if WHOLE.fullmatch(cell):
+        return whole(cell) == int(number)
+    if len(cell) > _DIGITS:
+        return False
+    said = Decimal(cell.strip())
+    return said in (Decimal(repr(float(number))), Decimal(f"{number:.{len(said.as_tuple().digits) - 1}e}"))
