@@ -70,7 +70,8 @@ class _Receive:
     def __init__(self, wire: ThreadWire, source: int, lane: int, x: Array):
         """A mailbox keeps its receives that are not complete, in the order in which messages are theirs."""
         self.wire, self.source, self.x, self.complete = wire, source, x, False
-        self.mail, self.started = (boxes[source, wire.rank, lane] for boxes in (wire.group.mail, wire.group.started))
+        pair = source, wire.rank, lane
+        self.mail, self.started = wire.group.mail[pair], wire.group.started[pair]
         self.started.append(self)
 
     def done(self) -> bool:

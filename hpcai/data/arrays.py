@@ -99,8 +99,9 @@ def _coarse(x: Array, rows: Array) -> tuple[str, ...]:
     coarse = int((differ & (lost > flat.std(0) / 100)).sum())
     if not coarse:
         return ()
+    features = counted(rows.shape[1], "feature")
     return (
-        f"x reaches {np.abs(rows).max():.3g}, and in {coarse:,} of {counted(rows.shape[1], 'feature')} 32 bits round differences away: "
+        f"x reaches {np.abs(rows).max():.3g}, and in {coarse:,} of {features} 32 bits round differences away: "
         "subtract the mean and divide by the deviation first",
     )
 
