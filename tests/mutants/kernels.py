@@ -79,7 +79,7 @@ FAULTS = (
     Fault(ATTENTION, "likely * (load(dr + j) - taken) * scale", "likely * load(dr + j) * scale", "softmax's gradient without its mean"),
     Fault(NODE, "std::size_t(__uint128_t(n) * unsigned(i) / unsigned(parts))", "n / unsigned(parts) * unsigned(i)",
           "chunks that leave a rest"),
-    Fault(NODE, "at >= mine && at + bytes <=", "at + bytes <=", "any array below a block is taken for symmetric"),
+    Fault(NODE, "std::size_t(rank) * b.stride + (place", "std::size_t(rank_) * b.stride + (place", "each rank reads its own part for all"),
     Fault(NODE, "if (r != rank_) fine = fine && copy_to(r,", "if (r > rank_) fine = fine && copy_to(r,",
           "lower ranks do not get the result"),
     Fault(NODE, "sizeof(Call::key)) != 0) return false;", "sizeof(std::int64_t)) != 0) return false;", "mismatches in all but the kind"),
