@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from hpcai.data import cells, csv_text, dataset, memory, opening, sources, table
+from hpcai.data import cells, columns, csv_text, dataset, memory, opening, sources, table
 from hpcai.data.targets import MOST_CLASSES
 from hpcai.errors import DataError
 
@@ -520,3 +520,20 @@ def test_long_lines_and_names_are_read_up_to_their_limits(load):
 def test_the_delimiter_is_the_one_at_which_the_label_is_found(load):
     data = load(csv("a,x;b;y", lambda i: f"{i};{i * 7 % 5};{i % 2}"))
     assert (data.shape, data.classes) == ((2,), 2)
+
+
+def test_only_a_column_that_is_the_label_in_disguise_is_said_to_be_one():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=200)
+    x = np.stack([rng.normal(size=200), 3 - 2 * y, np.zeros(200), y + rng.normal(size=200), 1e-8 * y], 1)
+    said = columns.leaks(x, y, ["a", "b", "c=1", "d", "e"])
+    assert [line.split("'")[1] for line in said] == ["b", "e"]
+    assert "(correlation 1.0000)" in said[0]
+    assert columns.leaks(x[:, [0, 2, 3]] * 1e6, y * 1e3, ["a", "c", "d"]) == ()
+
+
+def test_whole_labels_are_told_apart_at_the_last_that_f64_has(load):
+    for first in (2**53 - 1, 2**53, 2**53 + 1, -(2**53)):
+        data = load(csv("a,y", lambda i, first=first: f"{i},{first + i % 2}"))
+        assert data.classes == 2
+        assert sorted(map(int, data.encoding["label"]["values"])) == [first, first + 1]

@@ -88,6 +88,11 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
         "def named(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:",
         "def named(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 1, feedback: bool = True) -> Reducer:",
     ): _SEED,
+    (
+        "hpcai/data/cells.py",
+        "if len(batch) >= _ROWS or self.taken > BLOCK:",
+        "if len(batch) >= _ROWS or self.taken >= BLOCK:",
+    ): "how much is done at a time",
 }
 """(file, line's text, what it becomes) -> why nothing differs."""
 
