@@ -73,13 +73,15 @@ class Locks:
 
     def take_over(self) -> None:
         """Hold them after the run's former rank 0 has failed. Where a file server does not know of its end yet, as when it was
-        lost with its node, a thread goes on trying. Raises nothing, as the other ranks go on: what goes wrong is a warning.
+        lost with its node, a thread goes on trying; where there can be no lock the run goes on with a warning.
+
+        Raises: FolderTaken if another run was quicker, on each rank that becomes the first, so that this run ends.
         """
         try:
             self.take(0.0)
-        except FolderTaken as error:
+        except FolderTaken:
             if any(token_of(folder) not in ("", self.token) for folder in self.folders):
-                _warn(f"this run goes on after its rank 0 failed, but {error}")
+                raise
             threading.Thread(target=self._go_on_trying, daemon=True, name="hpcai lock").start()
         except (OSError, UsageError) as error:
             _warn(f"this run goes on without its lock, so see that no other run uses its folder: {one_line(error)}")
