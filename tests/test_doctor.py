@@ -1,6 +1,7 @@
 """What the doctor says is true, alone, with ranks, across nodes; what it tunes is kept and used."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,57 @@ def test_the_command_prints_once_and_what_it_tunes_is_used(tmp_path):
     assert code != 0
     assert "set HPCAI_CACHE" in err
     assert not Path("/proc/nowhere").exists()
+
+
+def test_times_are_of_one_call_on_the_slowest_rank(monkeypatch):
+    """Rank r's clock goes on by r + 1 seconds in each of four calls."""
+    clock = threading.local()
+    monkeypatch.setattr(doctor, "perf_counter", lambda: getattr(clock, "now", 5.0))
+
+    def program(comm):
+        def call():
+            clock.now = getattr(clock, "now", 5.0) + comm.rank + 1
+
+        return doctor._seconds(comm, call, 4)
+
+    assert threads.run(3, program) == [3.0] * 3
+
+
+def test_a_measurement_is_the_median_of_at_least_three(monkeypatch):
+    """The first call only tells how many fit into the time."""
+    times = iter([0.2, 5.0, 1.0, 2.0])
+    monkeypatch.setattr(doctor, "_seconds", lambda comm, call, count: next(times))
+    assert threads.run(1, lambda comm: list(doctor.measure(comm, ["ring"], 8))) == [[(8, "ring", 2.0)]]
+
+
+def test_what_it_tunes_are_the_constants_behind_the_times(monkeypatch, tmp_path, capsys):
+    """Times as a model with these constants has them; the choice of what was kept is never slower than the best."""
+    true = select.Constants(2e-5, 8e-9, 3e-10, 1e-5, 4e-10)
+    monkeypatch.setenv("HPCAI_CACHE", str(tmp_path))
+    monkeypatch.setenv("HPCAI_RANKS_PER_NODE", "2")
+    shape = select.Shape(2, 2, 4)
+    monkeypatch.setattr(doctor, "_reduction", lambda comm, x, name: (name, x.nbytes))
+    monkeypatch.setattr(doctor, "_seconds", lambda comm, call, count: select.predict(*call, shape, true))
+    assert threads.run(4, lambda comm: (doctor.tune(comm, 1 << 24), comm.wire.describe())[0]) == [0] * 4
+    library = threads.run(1, lambda comm: comm.wire.describe())[0]
+    found, source = select.load(library, shape)
+    assert source == "tuned"
+    assert list(found[:5]) == pytest.approx(list(true[:5]), rel=1e-6)
+    assert found[5:] == (0.0, 0.0)
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 8
+    assert {row[-1].strip() for row in rows} == {"0%"}
+    first = [float(cell) for cell in rows[0][1:4]]
+    names = ("ring", "halving_doubling", "hierarchical")
+    assert first == [round(1e6 * select.predict(name, 8, shape, true)) for name in names]
+
+
+def test_the_table_says_what_a_choice_that_is_not_the_best_costs(capsys):
+    shape, constants = select.Shape(4, 1, 4), select.Constants()
+    measured = [("ring", 8, 3e-4), ("halving_doubling", 8, 4e-4), ("ring", 1 << 24, 0.02), ("halving_doubling", 1 << 24, 0.01)]
+    doctor.show(measured, ["ring", "halving_doubling"], shape, constants)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert rows == ["| 8 B | 300 | 400 | halving_doubling | 33% |", "| 16 MiB | 20,000 | 10,000 | ring | 100% |"]
 
 
 @needs_mpirun

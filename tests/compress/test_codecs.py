@@ -150,6 +150,32 @@ def test_a_codec_of_ones_own_needs_two_functions():
     np.testing.assert_allclose(own.decode(payload, 101) + memory, x, atol=1e-6)
 
 
+WHOLE = Codec("whole numbers", lambda x, state: ((np.trunc(x),), state + 1), lambda payload, n: payload[0], init=lambda x: 0)
+
+
+def test_the_memory_of_a_codec_of_ones_own_is_added_once_and_keeps_exactly_the_rest():
+    """Three arrays, by hand, in numbers that f32 has: truncated are 1.75, -0.75 and 2.25, then what these leave and more."""
+    memory, state = np.float32([0.5, -0.25, -0.75]), 0
+    for x, said, left in (
+        ([1.25, -0.5, 3.0], [1, 0, 2], [0.75, -0.75, 0.25]),
+        ([0.5, -0.5, 0.5], [1, -1, 0], [0.25, -0.25, 0.75]),
+        ([0.0, 0.0, 8.5], [0, 0, 9], [0.25, -0.25, 0.25]),
+    ):
+        given = np.float32(x)
+        payload, state = encode_keeping(WHOLE, given, memory, state)
+        assert payload[0].tolist() == said
+        assert memory.tolist() == left
+        assert given.tolist() == x
+    assert state == 3
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5, -2.0])
+def test_a_codec_of_ones_own_is_added_by_its_weight(weight):
+    acc = np.float32([1, 2, 3])
+    assert add_decoded(WHOLE, acc, (np.float32([4, -8, 0]),), weight) is acc
+    assert acc.tolist() == [1 + 4 * weight, 2 - 8 * weight, 3]
+
+
 def test_ratios_that_make_no_sense_are_refused():
     for make in (top_k.top_k, random_k.random_k):
         for ratio in (0, -1, 1.5):
@@ -157,10 +183,44 @@ def test_ratios_that_make_no_sense_are_refused():
                 make(ratio)
 
 
-@pytest.mark.parametrize("n, ratio, kept", [(10, 0.01, 1), (10, 0.25, 2), (10, 1.0, 10), (3, 0.5, 2), (1000, 0.0126, 13)])
+COUNTS = [
+    # one at least, all at most
+    *[(1, 0.01, 1), (10, 0.01, 1), (49, 0.01, 1), (2, 0.25, 1), (10, 1.0, 10), (1, 1.0, 1), (7, 0.999, 7), (5000, 1.0, 5000)],
+    # the nearest, near one and far from it, below a thousand elements and above
+    *[(1000, 0.0126, 13), (1000, 0.0123, 12), (1000, 0.00346, 3), (1000, 0.00354, 4), (10, 0.14, 1), (10, 0.16, 2)],
+    *[(2000, 0.00135, 3), (2000, 0.00115, 2), (60_000, 0.001264, 76), (60_000, 0.001256, 75), (100_000, 0.0002, 20)],
+    # of two that are as near the even one: ratios that f64 has exactly
+    *[(2, 0.75, 2), (3, 0.5, 2), (5, 0.5, 2), (7, 0.5, 4), (10, 0.25, 2), (14, 0.25, 4), (20, 0.125, 2), (28, 0.125, 4)],
+    *[(5001, 0.5, 2500), (5003, 0.5, 2502), (65_540, 0.125, 8192), (65_548, 0.125, 8194), (2**16 + 2, 0.25, 16_384)],
+]
+
+
+@pytest.mark.parametrize("n, ratio, kept", COUNTS)
 def test_top_k_keeps_the_nearest_whole_number_and_one_at_least(n, ratio, kept):
-    payload, _ = top_k.top_k(ratio).encode(np.arange(1.0, n + 1, dtype=np.float32), None)
-    assert {part.size for part in payload} == {kept}
+    x, memory = np.arange(1.0, n + 1, dtype=np.float32), np.zeros(n, np.float32)
+    codec = top_k.top_k(ratio)
+    for payload in (codec.encode(x, None)[0], encode_keeping(codec, x, memory, None)[0]):
+        assert {part.size for part in payload} == {kept}
+        assert payload[0].tolist() == list(range(n - kept, n))
+        assert np.count_nonzero(codec.decode(payload, n)) == kept
+    assert np.count_nonzero(memory) == n - kept
+
+
+@pytest.mark.parametrize("n, ratio, kept", [(blocks, ratio, kept) for blocks, ratio, kept in COUNTS if blocks < 1001])
+def test_random_k_keeps_the_nearest_whole_number_of_blocks_and_one_at_least(n, ratio, kept):
+    """The last of n blocks has one element."""
+    x = np.ones(64 * (n - 1) + 1, np.float32)
+    codec = random_k.random_k(ratio)
+    (values, drawn), _ = codec.encode(x, codec.init(x))
+    assert (values.shape, drawn.shape) == ((kept, 64), (kept,))
+    assert len(set(drawn.tolist())) == kept
+    assert np.count_nonzero(codec.decode((values, drawn), x.size)) == 64 * kept - 63 * (n - 1 in drawn)
+
+
+def test_of_nothing_nothing_is_kept():
+    for codec in (top_k.top_k(1.0), random_k.random_k(1.0)):
+        payload, _ = codec.encode(np.empty(0, np.float32), codec.init(np.empty(0, np.float32)))
+        assert {part.size for part in payload} == {0}
 
 
 @pytest.mark.parametrize("make", [quantize.int8, quantize.int4, quantize.fp8])

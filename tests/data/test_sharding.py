@@ -48,3 +48,19 @@ def test_a_ranks_first_sample_is_where_its_part_begins():
             at += len(sharding.shard(index, rank, size, grain))
     assert [sharding.first(11, rank, 4) for rank in range(4)] == [0, 2, 5, 8]
     assert [sharding.shard(np.arange(11), rank, 4).tolist()[:1] for rank in range(4)] == [[0], [2], [5], [8]]
+
+
+@pytest.mark.parametrize("size", RANKS)
+@pytest.mark.parametrize("grain", [1, 3, 4, 8, 100])
+def test_a_rank_knows_where_its_part_begins(size, grain):
+    for n in range(40):
+        for rank in range(size):
+            part = sharding.shard(np.arange(n), rank, size, grain)
+            assert len(part) == 0 or sharding.first(n, rank, size, grain) == part[0]
+
+
+def test_where_parts_of_a_batch_begin():
+    """10 samples in grains of 4, the last of 2: a grain each, or the ranks of 2 get one and two."""
+    assert [sharding.first(10, rank, 3) for rank in range(3)] == [0, 3, 6]
+    assert [sharding.first(10, rank, 3, 4) for rank in range(3)] == [0, 4, 8]
+    assert [sharding.first(10, rank, 2, 4) for rank in range(2)] == [0, 4]

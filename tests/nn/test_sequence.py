@@ -121,3 +121,19 @@ def test_memory_has_the_shape_and_dtype_that_was_asked_for(shape, dtype):
     array = memory.empty(shape, dtype)
     array[...] = 1
     assert (array.shape, array.dtype, array.flags.c_contiguous, array.flags.writeable) == (shape, dtype, True, True)
+
+
+def test_dropout_of_a_part_of_a_batch_is_that_part_of_the_whole():
+    """Five samples of six rows of four: from sample 2 on, and the second half of the rows on another tensor-parallel rank."""
+    x = np.random.default_rng(0).normal(size=(30, 4))
+
+    def dropped(rows, first, split=sequence.WHOLE, step=3):
+        cache = {"moment": sequence.Moment(step, first)}
+        return sequence.dropout("drop", 0.5, 1, 2, 6, 4, split).forward({}, cache, rows)
+
+    whole = dropped(x, 10)
+    assert 30 < np.count_nonzero(whole) < 90
+    np.testing.assert_array_equal(dropped(x[12:], 12), whole[12:])
+    np.testing.assert_array_equal(dropped(x[15:], 10, sequence.WHOLE._replace(place=1, parts=2)), whole[15:])
+    assert (dropped(x, 11) != whole).any()
+    assert (dropped(x, 10, step=4) != whole).any()

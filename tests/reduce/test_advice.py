@@ -11,6 +11,7 @@ from hpcai.compress import quantize
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Curve, Prediction, Wire
 from hpcai.reduce.combine import by_gather, error_feedback, exact
+from hpcai.reduce.counting import Mute, Sent
 
 
 def test_curves_grow_and_are_the_same_on_all_ranks():
@@ -67,3 +68,56 @@ def test_a_curve_is_measured_at_few_sizes_up_to_the_largest(monkeypatch, largest
 def test_a_curve_ends_where_calls_take_long(monkeypatch):
     monkeypatch.setattr(advice, "_undisturbed", lambda comm, call: 2 * advice.LONGEST_S)
     assert advice._curve(SimpleNamespace(size=2), len, np.empty, 1 << 30).sizes == (128,)
+
+
+def test_a_curve_has_straight_lines_and_does_not_fall_beyond_its_end():
+    curve = Curve((100, 200, 400), (1.0, 3.0, 4.0))
+    assert [curve.at(n) for n in (0, 100, 150, 200, 300, 400, 600, 1400)] == [1.0, 1.0, 2.0, 3.0, 3.5, 4.0, 5.0, 9.0]
+    assert Curve((100, 200), (2.0, 1.0)).at(1000) == 1.0
+    assert Curve((100,), (2.0,)).at(1000) == 2.0
+
+
+def test_a_stream_is_measured_by_what_calls_and_bytes_take_alone_and_beside_copies(monkeypatch):
+    """Ten arrays with two copies each. Copying alone takes 0.1 s, short arrays 0.03 s more, so that bytes of long ones, 0.23 s
+    without copies, take 0.2 s; both together 0.25 s instead of 0.33 s: of the 0.1 s of copying 0.08 s are hidden.
+    """
+    times = {"a copy": 5e-3, "copies": 0.1, "short": 0.13, "long": 0.23, "long, with copies": 0.25}
+    asked = iter(times.values())
+    monkeypatch.setattr(advice, "_undisturbed", lambda comm, call: next(asked))
+    part = advice.PART_BYTES
+    found = advice._stream(Mute(0, 2), Curve((0, part), (0.0, 1e-2)))
+    assert found == pytest.approx((0.003, 0.2 / (10 * part), 0.8))
+    assert next(asked, None) is None
+
+
+@pytest.mark.parametrize("hidden, coding_s", [(0.0, 6.0), (0.5, 5.0), (1.0, 4.0)])
+def test_coding_hides_behind_a_stream_as_far_as_there_is_one_and_the_wire_lets_it(monkeypatch, hidden, coding_s):
+    """A stream of 3 arrays of 1000 bytes, 3 s in all: of 6 s of coding, of which 2 s could hide, those may. Median of three."""
+    curves = {kind: Curve((0, 1000), (0.0, s)) for kind, s in zip(advice.KINDS, (1.0, 2.0, 4.0, 8.0), strict=True)}
+
+    def coding(reducer, gradient, comm, counting):
+        counting.calls += [Sent("gradient", 500), Sent("allreduce", 1000), Sent("alltoall", 250)]
+        counting.calls += [Sent("allgather", 1000, 0.0, beside=True)] * 3
+        return [(60.0, 2.0), (6.0, 2.0), (0.6, 0.2)]
+
+    monkeypatch.setattr(advice, "_coding_s", coding)
+    found = advice.predict([(10, exact()), (20, exact())], Mute(0, 2), Wire(curves, 0.25, 1e-3, hidden))
+    assert found.coding_s == pytest.approx(2 * coding_s)
+    assert found.wire_s == pytest.approx(2 * (0.5 + 2.0 + 2.0 + 3 * 0.25 + 3.0))
+    assert found.seconds == found.coding_s + found.wire_s
+    assert found.sent == pytest.approx(2 * (500 + 1000 + 125 + 1500))
+
+
+def test_no_more_coding_hides_than_the_stream_takes(monkeypatch):
+    def coding(reducer, gradient, comm, counting):
+        counting.calls.append(Sent("allgather", 1000, 0.0, beside=True))
+        return [(9.0, 7.0)]
+
+    monkeypatch.setattr(advice, "_coding_s", coding)
+    flat = dict.fromkeys(advice.KINDS, Curve((0,), (0.0,)))
+    assert advice.predict([(10, exact())], Mute(0, 2), Wire(flat, 0.0, 1e-3, 0.5)).coding_s == 9.0 - 0.5 * 1.0
+
+
+@pytest.mark.parametrize("seconds, name", [(1.0, "none"), (0.96, "none"), (0.953, "none"), (0.952, "int8"), (0.5, "int8")])
+def test_staying_is_left_for_what_is_a_twentieth_quicker(seconds, name):
+    assert advice.best([Prediction("none", 0.5, 0.5, 0.0), Prediction("int8", seconds, 0.0, 0.0)]).name == name

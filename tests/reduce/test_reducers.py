@@ -11,6 +11,7 @@ from hpcai.reduce.counting import Counting, Mute, sent_bytes
 from hpcai.reduce.integer_sum import integer_sum
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.power_sgd import power_sgd
+from hpcai.reduce.reducer import Reduced, Reducer
 from hpcai.reduce.reproducible import reproducible
 
 OWN = Codec("own", lambda x, state: ((np.round(x, 1),), state), lambda payload, n: payload[0])
@@ -81,6 +82,52 @@ def test_over_time_delivered_means_and_memories_are_the_true_means(name, size):
     memories = np.mean([memory.astype(np.float64) for _, memory in results], 0)
     scale = np.abs(true).max() * (steps if name == "by_sum bf16" else 1)
     np.testing.assert_allclose(results[0][0] + memories, true, atol=10 * tolerance(name) * scale)
+
+
+PLACED = power_sgd(2, [(0, (20, 30)), (640, (9, 9))])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", [*REDUCERS, "power_sgd"])
+def test_what_a_memory_holds_is_delivered_or_kept_once(name, size):
+    """Also a memory that another reducer left behind, as at a resume with another --compress: full of values everywhere."""
+    inner, n = REDUCERS.get(name, PLACED), 1000
+    reducer = error_feedback(inner)
+
+    def program(comm):
+        state = reducer.init(np.zeros(n, np.float32))
+        state.memory[:] = data(comm.rank, n, 7)
+        done = reducer.reduce(data(comm.rank, n), comm, state)
+        return done.mean.astype(np.float64), owed(done.state, comm)
+
+    results = threads.run(size, program)
+    true = np.mean([data(rank, n).astype(np.float64) + data(rank, n, 7) for rank in range(size)], 0)
+    left = np.mean([memory.astype(np.float64) for _, memory in results], 0)
+    np.testing.assert_allclose(results[0][0] + left, true, atol=10 * tolerance(name) * np.abs(true).max())
+    if name in ("exact", "reproducible"):
+        assert not left.any()
+
+
+def test_around_a_reducer_without_a_memory_of_its_own_feedback_is_the_sum_and_the_residual():
+    """By hand: whole numbers are said, and the residual is the memory, not more, not less; None is none."""
+
+    def reduce(x, comm, state):
+        said = np.trunc(x)
+        return Reduced(said, x - said if state < 2 else None, state + 1)
+
+    reducer = error_feedback(Reducer("whole", lambda x: 0, reduce))
+    state = reducer.init(np.zeros(3, np.float32))
+    state.memory[:] = [0.5, -0.25, -0.75]
+    for x, said, left in (
+        ([1.25, -0.5, 3.0], [1, 0, 2], [0.75, -0.75, 0.25]),
+        ([0.5, -0.5, 0.5], [1, -1, 0], [0.25, -0.25, 0.75]),
+        ([0.0, 0.0, 8.5], [0, 0, 9], [0, 0, 0]),
+    ):
+        done = reducer.reduce(np.float32(x), Mute(0, 1), state)
+        state = done.state
+        assert done.mean.tolist() == said
+        assert state.memory.tolist() == done.residual.tolist() == left
+    assert state.inner == 3
 
 
 def test_feedback_says_later_what_was_too_small_to_be_said():

@@ -36,6 +36,21 @@ def test_any_number_of_ranks_gives_the_same_bits(tmp_path, setup):
     assert plain["test_loss"] == pytest.approx(one["test_loss"], rel=0.05)
 
 
+def test_dropout_drops_the_same_elements_on_any_number_of_ranks_and_without_grains(tmp_path):
+    """Masks follow the number of a sample in the global batch, whichever grain, micro-batch or rank it is in."""
+    (tmp_path / "text.txt").write_bytes(bytes(np.random.default_rng(0).integers(97, 123, 2000, np.uint8)))
+    flags = ["--data", f"text:{tmp_path / 'text.txt'}", "--layers", "1", "--width", "8", "--heads", "2", "--context", "8"]
+    flags += ["--batch", "12", "--steps", "6", "--dropout", "0.4", "--optimizer", "sgd", "--lr", "0.1"]
+    one = train(1, options(tmp_path, *flags, "--compress", "reproducible", "--grain", "2", run="one"))
+    for ranks in (2, 3):
+        train(ranks, options(tmp_path, *flags, "--compress", "reproducible", "--grain", "2", run=f"run{ranks}"))
+        assert arrays(tmp_path, f"run{ranks}") == arrays(tmp_path, "one")
+    for ranks, more in ((1, []), (2, []), (1, ["--micro-batches", "3"])):
+        plain = train(ranks, options(tmp_path, *flags, *more, run="plain"))
+        assert plain["epoch_losses"] == pytest.approx(one["epoch_losses"], rel=1e-5)
+        np.testing.assert_allclose(final(tmp_path, "plain")["params"], final(tmp_path, "one")["params"], atol=1e-5)
+
+
 @pytest.mark.parametrize("how", [{"HPCAI_NODE": "0"}, {"HPCAI_RANKS_PER_NODE": "2"}, {"HPCAI_ALGORITHM": "halving_doubling"}])
 def test_topology_and_algorithm_change_no_bit(tmp_path, how, monkeypatch):
     flags = [*FLAGS, "--hidden", "16", "--steps", "10"]
