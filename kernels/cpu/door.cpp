@@ -94,7 +94,7 @@ bool add_array(const ArrayRule& rule, PyObject* x, Key& key) {
     }
     PyArrayObject* array = array_of(x);
     if (!array) return false;
-    const int wanted = rule.written ? NPY_ARRAY_CARRAY : rule.strided ? NPY_ARRAY_ALIGNED : NPY_ARRAY_CARRAY_RO;
+    const int wanted = rule.written ? NPY_ARRAY_CARRAY : rule.strided && !rule.limited ? NPY_ARRAY_ALIGNED : NPY_ARRAY_CARRAY_RO;
     if ((PyArray_FLAGS(array) & wanted) != wanted) return false;
     const int dims = PyArray_NDIM(array);
     key.push_back(reinterpret_cast<std::uint64_t>(PyArray_DESCR(array)));

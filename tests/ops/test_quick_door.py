@@ -138,6 +138,19 @@ def test_arrays_that_overlap_are_refused_after_others_were_let_in(takes):
     verb(**arguments(out=out, x=raw[29:11:-3].reshape(3, 2)))
 
 
+def test_values_of_arrays_with_gaps_are_looked_at_too(takes):
+    @takes(index="i64 n <n", strided="index")
+    def verb(index):
+        return index.tolist()
+
+    whole = np.array([1, 9, 0, 9])
+    assert verb(whole[::2]) == [1, 0]
+    for bad in (whole, np.array([0, 7, 2, 7])[::2]):
+        with pytest.raises(ValueError, match="every index from 0 to below"):
+            verb(bad)
+    assert verb(np.array([1, 0])) == [1, 0]
+
+
 def test_an_array_may_be_another_where_declared(takes):
     @takes(out="f32 *", x="f32 *", writes="out", same="out x")
     def verb(out, x):
