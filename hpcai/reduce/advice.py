@@ -82,7 +82,7 @@ def measure_wire(comm: Communicator, largest: int, algorithm: str = "auto") -> W
         "allgather": _curve(comm, comm.allgather, np.empty, largest),
         "alltoall": _curve(comm, comm.alltoall, np.empty, largest),
     }
-    return Wire(curves, *_stream(comm, curves["allgather"]))
+    return Wire(curves, *_stream(comm))
 
 
 def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: Wire) -> Prediction:
@@ -121,14 +121,18 @@ def _curve(comm: Communicator, call: Callable[[Array], object], make: Callable[.
         width = min(4 * width, max(width + 1, -(-most // (4 * comm.size))))
 
 
-def _stream(comm: Communicator, curve: Curve) -> tuple[float, float, float]:
+def _stream(comm: Communicator) -> tuple[float, float, float]:
     """Seconds of a call and of a byte where arrays follow each other, and the share of copying beside the bytes that costs no
     time: from streams of long arrays, of long ones beside copies, and of short ones beside copies.
+
+    Copies beside an array take about as long as it does alone. That is measured: a curve that ends at small arrays, continued to
+    long ones, makes a disturbance of its last points into thousands of copies.
     """
     source = np.zeros(4 * PART_BYTES, np.uint8)
     target = np.empty_like(source)
     copy_s = _undisturbed(comm, lambda: np.copyto(target, source))
-    alone_s = curve.at(PART_BYTES)
+    part = np.zeros((comm.size, PART_BYTES // comm.size), np.uint8)
+    alone_s = _undisturbed(comm, partial(comm.allgather, part))
     count, copies = int(np.clip(LONGEST_S / alone_s, 8, 64)), max(1, round(alone_s / copy_s))
 
     def made(rows: list[Array], copies: int) -> Iterator[Array]:

@@ -1,6 +1,7 @@
 """Every mesh, schedule and stage of ZeRO trains the same model as one process: 20 steps, compared parameter by parameter."""
 
 import functools
+import json
 import os
 
 import numpy as np
@@ -93,3 +94,20 @@ def test_variants_of_the_model_do_not_depend_on_the_split(tmp_path, text, alone,
     ranks = 8 if split == "all" else 4 if "tp=2" in SPLITS[split] and "dp=2" in SPLITS[split] else 2
     reference = [flag for flag in flags if flag != "--recompute"]
     assert_same(run(tmp_path, text, "f64", *flags, *SPLITS[split].split(), ranks=ranks), alone("f64", *reference), "f64")
+
+
+@pytest.mark.parametrize("more", ["--tied", "--zero 1", "--zero 2"])
+@pytest.mark.parametrize("mesh", ["dp=2", "dp=1,tp=2", "dp=1,pp=2", "dp=2,tp=2", "dp=2,pp=2", "dp=2,tp=2,pp=2"])
+def test_any_mesh_has_the_norm_of_one_process_and_clips_alike(tmp_path, text, mesh, more):
+    """By sgd, as Adam's steps are the same for gradients of any length; the limit is below each norm."""
+    flags = ["--optimizer", "sgd", "--lr", "0.1", "--clip", "0.5", "--steps", "6", "--layers", "2"]
+    ranks = int(np.prod([int(part.split("=")[1]) for part in mesh.split(",")]))
+    one = run(tmp_path, text, "f64", *flags, *(["--tied"] if more == "--tied" else []), name="one")
+    many = run(tmp_path, text, "f64", *flags, *more.split(), "--mesh", mesh, ranks=ranks, name="many")
+    assert_same(many, one, "f64")
+    norms = [
+        [json.loads(line)["grad_norm"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "many")
+    ]
+    assert min(norms[0]) > 0.5
+    assert norms[1] == pytest.approx(norms[0], rel=1e-9)

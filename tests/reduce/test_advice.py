@@ -81,13 +81,28 @@ def test_a_stream_is_measured_by_what_calls_and_bytes_take_alone_and_beside_copi
     """Ten arrays with two copies each. Copying alone takes 0.1 s, short arrays 0.03 s more, so that bytes of long ones, 0.23 s
     without copies, take 0.2 s; both together 0.25 s instead of 0.33 s: of the 0.1 s of copying 0.08 s are hidden.
     """
-    times = {"a copy": 5e-3, "copies": 0.1, "short": 0.13, "long": 0.23, "long, with copies": 0.25}
+    times = {"a copy": 5e-3, "alone": 1e-2, "copies": 0.1, "short": 0.13, "long": 0.23, "long, with copies": 0.25}
     asked = iter(times.values())
     monkeypatch.setattr(advice, "_undisturbed", lambda comm, call: next(asked))
     part = advice.PART_BYTES
-    found = advice._stream(Mute(0, 2), Curve((0, part), (0.0, 1e-2)))
+    found = advice._stream(Mute(0, 2))
     assert found == pytest.approx((0.003, 0.2 / (10 * part), 0.8))
     assert next(asked, None) is None
+
+
+def test_a_disturbed_measurement_of_short_arrays_makes_no_long_one_of_streams(monkeypatch):
+    """The last of the short arrays took 1 s, for once: continued to a part that would be minutes, with as many copies each."""
+    monkeypatch.setattr(advice, "_curve", lambda comm, call, make, largest: Curve((128, 512, 1024), (1e-5, 1e-5, 1.0)))
+    copied, inner = [], np.copyto
+
+    def copyto(target, source):
+        copied.append(1)
+        assert len(copied) < 20_000
+        inner(target, source)
+
+    monkeypatch.setattr(advice.np, "copyto", copyto)
+    wire = threads.run(1, lambda comm: advice.measure_wire(comm, 8))[0]
+    assert set(wire.curves) == set(advice.KINDS)
 
 
 @pytest.mark.parametrize("hidden, coding_s", [(0.0, 6.0), (0.5, 5.0), (1.0, 4.0)])
