@@ -48,6 +48,30 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
     ): ("an interface's name has 15 characters at most"),
     ("hpcai/reduce/reproducible.py", "BITS = 46", "BITS = 47"): "one bit more than is promised; sums stay below 2**63",
     ("hpcai/data/columns.py", "_GROUP = 1 << 20", "_GROUP = 1 << 21"): "how much is done at a time",
+    **{
+        (
+            "hpcai/comm/findings.py",
+            f"return {text}, 0.0",
+            f"return {text}, 1.0",
+        ): "the text has no place for the seconds"
+        for text in (
+            "_silent(answer)",
+            "f\"alive, in {one['text']} of {_members(one['ranks'])} at {one['place']}\"",
+            "f\"alive and at work at {stack[0] if stack else 'an unknown place'}\"",
+            "text",
+        )
+    },
+    ("hpcai/comm/relay.py", "said = os.read(fd, 1 << 16)", "said = os.read(fd, 1 << 17)"): "how much is read at a time",
+    (
+        "hpcai/comm/node.py",
+        "POOL_BYTES = 256 << 20",
+        "POOL_BYTES = 257 << 20",
+    ): "how much freed memory is kept at most, whole huge pages",
+    (
+        "hpcai/comm/requests.py",
+        "elif waited < YIELD_S:",
+        "elif waited <= YIELD_S:",
+    ): "at that very instant a wait may yield as well as sleep",
 }
 """(file, line's text, what it becomes) -> why nothing differs."""
 
