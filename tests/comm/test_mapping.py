@@ -48,6 +48,10 @@ def refuse(*arguments, **more):
     raise OSError("forbidden")
 
 
+def fail(*arguments):
+    raise RankFailed("another")
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_all_ranks_see_what_each_writes(size):
     assert threads.run(size, written) == [[[rank + 1] for rank in range(size)]] * size
@@ -74,6 +78,31 @@ def test_else_it_has_one_while_it_is_opened(monkeypatch, tmp_path, way):
         assert threads.run(3, written) == [[[1], [2], [3]]] * 3
     finally:
         (tmp_path / "other").unlink()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_where_standard_input_is_closed_its_descriptor_will_do(monkeypatch, named):
+    if named:
+        opening(monkeypatch, lambda open_it, path: refuse() if path == mapping.FOLDER else open_it())
+    else:
+        monkeypatch.setattr(mapping, "_with_name", None)
+    kept = os.dup(0)
+    os.close(0)
+    try:
+        results = threads.run(1, written) + threads.run(2, written)
+        with pytest.raises(RankFailed):
+            (mapping._with_name if named else mapping._without_name)(SimpleNamespace(rank=0, exchange=fail))
+        other = os.open(os.devnull, os.O_RDWR), os.open(os.devnull, os.O_RDWR)
+        os.close(other[0])
+        told = (os.getpid(), other[1], 1, 2)  # of another process's file, which has the same descriptor here
+        assert mapping._without_name(SimpleNamespace(rank=1, exchange=lambda value: [told])) == -1
+        os.close(other[1])
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(0)
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+    assert results == [[[1]], [[1], [2]], [[1], [2]]]
 
 
 def test_only_its_owner_may_open_it(monkeypatch):
