@@ -104,6 +104,12 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
         "while len(heard) < self.size and time.monotonic() < end:",
         "while len(heard) < self.size and time.monotonic() <= end:",
     ): "at that very instant it may listen once more",
+    ("hpcai/comm/mpi.py", "time.sleep(0.01)", "time.sleep(0.02)"): "how often it looks for another word",
+    (
+        "hpcai/comm/watch.py",
+        "self.look: Callable[[], float] = lambda: 0.2",
+        "self.look: Callable[[], float] = lambda: 0.4",
+    ): "how often it looks whether it is told what to look at, in the first instants",
 }
 """(file, line's text, what it becomes) -> why nothing differs."""
 
