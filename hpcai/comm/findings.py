@@ -30,7 +30,7 @@ def report(answers: Mapping[int, Answer], late: Iterable[int], timeout_s: float)
     lines = [f"{call.some(ranks)}: {text}" for text, ranks in groups[:GROUPS]]
     if len(groups) > GROUPS:
         lines.append(f"and {len(groups) - GROUPS} other answers, not shown")
-    alive = [rank for rank in late if rank in answers and answers[rank].told is not None]
+    alive = [rank for rank in late if answers[rank].told is not None]
     if alive:
         lines.append(
             f"{call.some(alive)} answered, so {'they are' if len(alive) > 1 else 'it is'} alive; if only slow, wait longer than "

@@ -135,7 +135,7 @@ def quit(code: int = 0) -> int:
 
 
 @contextlib.contextmanager
-def deadline(limit_s: float, code: int = 1, words: str = "") -> Iterator[None]:
+def deadline(limit_s: float, code: int, words: str = "") -> Iterator[None]:
     """End this process with the exit code and the words, on stderr, if it is in here for so long. Other than `limited` this works
     also while no thread of Python gets its turn, as when MPI starts.
     """

@@ -84,6 +84,10 @@ def _with_name(wire: Wire) -> int:
         if wire.rank and name:
             handle = _tried(lambda: os.open(name, os.O_RDWR))
         wire.exchange(None)  # all have opened it
+    except BaseException:
+        if handle >= 0:
+            os.close(handle)
+        raise
     finally:
         if wire.rank == 0 and name:
             os.unlink(name)

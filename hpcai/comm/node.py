@@ -142,7 +142,7 @@ class _Owner:
         mine = block.memory[node.wire.rank * block.stride : (node.wire.rank + 1) * block.stride]
         self.memory = block.memory
         self.__array_interface__ = mine.__array_interface__
-        weakref.finalize(self, node.dropped.add, block.id).atexit = False
+        weakref.finalize(self, node.dropped.add, block.id)
 
 
 def attach(wire: Wire) -> Node | None:

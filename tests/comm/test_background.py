@@ -117,3 +117,51 @@ def test_without_a_thread_abandoned_calls_are_not_made_later():
     mine.start(made.append, 2)
     mine.wait()
     assert made == [2]
+
+
+def test_a_forked_child_has_no_thread_for_calls():
+    mine = Background()
+    mine._pid = -1  # another process made it
+    with pytest.raises(UsageError, match=r"start\(\) in a forked child"):
+        mine.start(list)
+    with pytest.raises(UsageError, match=r"wait\(\) in a forked child"):
+        mine.wait()
+    assert not background.outstanding
+    assert not background.computing
+
+
+def test_calls_that_could_come_in_another_order_are_refused():
+    mine, other, refused = Background(), Background(), []
+
+    def try_it(call, *arguments):
+        try:
+            call(*arguments)
+        except UsageError as error:
+            refused.append(str(error))
+
+    def elsewhere(call, *arguments):
+        thread = threading.Thread(target=try_it, args=(call, *arguments), name="another")
+        thread.start()
+        thread.join()
+
+    with pytest.raises(UsageError, match="wants what is to be called and its arguments, got 3"):
+        mine.start(3)
+    mine.start(try_it, other.start, list)
+    mine.start(try_it, mine.wait)
+    mine.start(mine.start, list)  # a call that gives more of them
+    try_it(other.start, list)
+    elsewhere(mine.start, list)
+    mine.wait()
+    assert not background.outstanding
+    elsewhere(mine.start, list)
+    elsewhere(mine.wait)
+    other.start(list)
+    other.wait()
+    assert sorted(one[:32] for one in refused) == sorted(
+        [
+            "start() within a call that another Background makes"[:32],
+            "wait() within a call that a Background makes"[:32],
+            "start() while another Background carries calls"[:32],
+            "start() on thread 'another' before the calls of"[:32],
+        ]
+    )

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from hpcai.comm import threads
+from hpcai.comm import hierarchical, threads
 from hpcai.errors import DataError, RankFailed, RankMismatch
 
 
@@ -179,3 +181,56 @@ def test_empty_has_the_shape_and_dtype_asked_for():
     x = threads.run(1, lambda comm: comm.empty((3, 5), np.float16))[0]
     assert x.shape == (3, 5)
     assert x.dtype == np.float16
+
+
+def test_what_memory_knows_is_asked_of_it_and_else_of_the_wire(monkeypatch):
+    """And what nobody knows is as where ranks share none."""
+    monkeypatch.setenv("HPCAI_NODE", "0")
+    comm = threads.run(1, lambda comm: comm)[0]
+    comm.wire.waiting_since, comm.wire.waited_s = 3.0, 7.0
+    assert (comm.shares_memory, comm.reaches, comm.notices_ends) == (False, False, True)
+    assert (comm.waiting_since, comm.waited_s, comm.missing(), comm.addresses(np.ones(3))) == (3.0, 7.0, None, None)
+    native = SimpleNamespace(waiting_since=5.0, waited_s=0.5, missing=lambda: [1], timeout_s=1.0)
+    comm._memory = SimpleNamespace(reaches=True, notices_ends=False, native=native, addresses=lambda x: [x.size])
+    assert (comm.shares_memory, comm.reaches, comm.notices_ends) == (True, True, False)
+    assert (comm.waiting_since, comm.waited_s, comm.missing(), comm.addresses(np.ones(3))) == (5.0, 7.5, [1], [3])
+    native.waiting_since = 0.0
+    comm._memory.reaches, comm._memory.notices_ends = False, True
+    assert (comm.waiting_since, comm.reaches, comm.notices_ends) == (3.0, False, True)
+
+
+def test_a_chunk_is_this_ranks_unless_another_is_named():
+    def program(comm):
+        for n in (-1, 1.0, True, None):
+            with pytest.raises(ValueError, match="number of elements from 0"):
+                comm.chunk(n)
+        for rank in (-1, comm.size, 1.0, True):
+            with pytest.raises(ValueError, match=f"a rank from 0 to {comm.size - 1}"):
+                comm.chunk(3, rank)
+        assert [comm.chunk(7, rank) for rank in range(comm.size)] == comm.exchange(comm.chunk(7))
+        return comm.chunk(0), comm.chunk(7, 0), comm.chunk(np.int64(7), np.int8(comm.size - 1))
+
+    for none, first, last in threads.run(3, program):
+        assert (none.stop - none.start, first.start, last.stop) == (0, 0, 7)
+
+
+def test_nodes_and_rails_are_found_once(monkeypatch):
+    """And taken by each later call of the hierarchical algorithm."""
+    monkeypatch.setenv("HPCAI_NODE", "0")
+    monkeypatch.setenv("HPCAI_RANKS_PER_NODE", "2")
+    made, taken, inner = [], [], hierarchical.allreduce
+    levels = hierarchical.levels
+    monkeypatch.setattr(hierarchical, "levels", lambda comm: made.append(1) or levels(comm))
+    monkeypatch.setattr(
+        hierarchical, "allreduce", lambda x, two, op: taken.append((two.node.size, two.rail.size)) or inner(x, two, op)
+    )
+
+    def program(comm):
+        return [comm.allreduce(np.ones(5), algorithm="hierarchical").tolist() for _ in range(2)]
+
+    assert threads.run(4, program) == [[[4.0] * 5] * 2] * 4
+    assert taken == [(2, 2)] * 8
+    assert len(made) == 4
+    assert threads.run(3, program) == [[[3.0] * 5] * 2] * 3
+    assert len(taken) == 8
+    assert len(made) == 7

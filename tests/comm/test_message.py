@@ -1,8 +1,10 @@
+import threading
+
 import numpy as np
 import pytest
 
 from hpcai.comm import threads
-from hpcai.errors import RankMismatch
+from hpcai.errors import RankMismatch, UsageError
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,27 @@ def test_wrong_messages_are_refused_at_once_and_the_next_goes_on(verb):
         return x.tolist()
 
     assert threads.run(2, program) == [[0.0] * 3] * 2
+
+
+@pytest.mark.parametrize("what", ["wait", "done"])
+def test_another_thread_may_not_wait_for_a_message(what):
+    def program(comm):
+        under_way = comm.send(np.ones(3), 1) if comm.rank == 0 else comm.receive(np.zeros(3), 0)
+        refused = []
+
+        def other():
+            try:
+                getattr(under_way, what)()
+            except UsageError as error:
+                refused.append(str(error))
+
+        thread = threading.Thread(target=other, name="another")
+        thread.start()
+        thread.join()
+        under_way.wait()
+        assert under_way.done()
+        return refused
+
+    for refused in threads.run(2, program):
+        assert len(refused) == 1
+        assert refused[0].startswith(f"{what} on thread 'another'")

@@ -1,4 +1,5 @@
 import gc
+import itertools
 import time
 
 import numpy as np
@@ -38,6 +39,19 @@ def test_slices_of_symmetric_arrays_are_symmetric_and_others_are_not():
     assert threads.run(2, program) == [(800, None)] * 2
 
 
+def test_each_rank_knows_where_the_others_parts_lie():
+    """Threads have the same addresses for it."""
+
+    def program(comm):
+        x, y = comm.empty(1000, np.float64), comm.empty(3, np.uint8)
+        for part in (x, x[7:], x[-1:], y):
+            assert comm.addresses(part) == comm.exchange(part.__array_interface__["data"][0])
+        at = comm.addresses(x)
+        assert [after - before for before, after in itertools.pairwise(at)] == [node.PAGE] * 2
+
+    threads.run(3, program)
+
+
 def test_memory_returns_to_the_pool_only_when_all_ranks_and_views_let_go():
     def program(comm):
         kept = [comm.empty(100, np.float64)]
@@ -69,6 +83,24 @@ def test_the_pool_gives_back_what_it_cannot_keep(monkeypatch):
         return len(comm._memory.blocks)
 
     assert max(threads.run(2, program)) <= 3
+
+
+def test_the_pool_keeps_at_least_128_MiB():
+    """Freed arrays of so much memory are there again, for half as long ones too; longer and much shorter ones take no such."""
+    assert node.POOL_BYTES >= 128 << 20
+
+    def program(comm):
+        first = [comm.empty(n, np.uint8) for n in (10 << 21, 20 << 21)]
+        at = [comm.addresses(x)[0] for x in first]
+        del first
+        gc.collect()
+        comm.barrier()
+        assert comm.addresses(comm.empty((20 << 21) + 1, np.uint8))[0] not in at
+        assert comm.addresses(comm.empty(4 << 21, np.uint8))[0] != at[0]
+        again = [comm.empty(n, np.uint8) for n in (5 << 21, 10 << 21)]
+        assert [comm.addresses(x)[0] for x in again] == at
+
+    threads.run(2, program)
 
 
 def test_arrays_of_different_places_are_reduced_all_the_same():

@@ -1,5 +1,6 @@
 """Asking and answering, among ranks as threads of this process: each has a watch with a port of its own."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +132,109 @@ def test_of_processes_that_are_stopped_those_that_stay_so_are_ended(monkeypatch,
         for child in children:
             child.kill()
             child.wait()
+
+
+@pytest.mark.parametrize("lasts_s, waited_s", [(0.0, 0.0), (0.5, 0.5), (100.0, 2.0)])
+def test_the_end_of_those_that_are_killed_is_waited_for(monkeypatch, lasts_s, waited_s):
+    clock, killed = SimpleNamespace(s=64.0), []
+
+    def sleep(s):
+        clock.s += s
+
+    def state(place):
+        return "gone" if killed and clock.s >= killed[0] + lasts_s else "T"
+
+    place = host.here(1)._replace(pid=4711)
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: clock.s, sleep=sleep))
+    monkeypatch.setattr(watch, "process_state", state)
+    monkeypatch.setattr(watch, "watch", None)
+    monkeypatch.setattr(watch, "beside", [place])
+    monkeypatch.setattr(watch.os, "kill", lambda pid, how: killed.append(clock.s))
+    assert watch.end_frozen("a try") == [place]
+    assert killed == [64.0 + watch.LOOK_AGAIN_S]
+    assert clock.s == pytest.approx(65.0 + waited_s, abs=0.01)
+
+
+def test_who_ended_meanwhile_is_no_error(monkeypatch):
+    def kill(pid, how):
+        raise ProcessLookupError
+
+    states = iter("TT")
+    place = host.here(1)
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda s: None))
+    monkeypatch.setattr(watch, "process_state", lambda place: next(states, "gone"))
+    monkeypatch.setattr(watch, "watch", SimpleNamespace(places=[place]))
+    monkeypatch.setattr(watch, "beside", [])
+    monkeypatch.setattr(watch.os, "kill", kill)
+    assert watch.end_frozen("a try") == [place]
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    """A watch whose thread's work is done here, by a clock and a listener of the test's own."""
+    mine = watch.Watch.__new__(watch.Watch)
+    mine.clock, mine.naps, mine.limits, mine.looks, mine.answered = 64.0, [], [], [], []
+
+    def wait(s):
+        mine.naps.append((mine.clock, s))
+        mine.clock += s
+
+    mine.closed = SimpleNamespace(is_set=lambda: len(mine.looks) == 3, wait=wait)
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: mine.clock))
+    monkeypatch.setattr(mine, "_answer", mine.answered.append, raising=False)
+
+    def look():
+        mine.looks.append(mine.clock)
+        return 2.0
+
+    mine.look = look
+    return mine
+
+
+@pytest.mark.parametrize("fails, pause_s", [(False, 2.0), (True, 5.0)])
+def test_without_a_socket_it_looks_at_waits_all_the_same(serving, fails, pause_s):
+    inner = serving.look
+
+    def look():
+        inner()
+        if fails:
+            raise RuntimeError("a rank that is being taken down")
+        return 2.0
+
+    serving.look, serving.listener = look, None
+    serving._serve()
+    assert serving.looks == [64.0, 64.0 + pause_s, 64.0 + 2 * pause_s]
+    assert serving.naps == [(at, pause_s) for at in serving.looks]
+
+
+def test_between_two_looks_it_answers_and_survives_what_fails(serving):
+    class Peer(contextlib.nullcontext):
+        def __exit__(self, *error):
+            serving.limits.append("closed")
+
+    def accept(after_s, what):
+        serving.clock += after_s
+        if isinstance(what, Exception):
+            raise what
+        return what, "address"
+
+    good, bad = Peer("good"), Peer("bad")
+    came = iter(
+        [(0.5, good), (0.25, OSError("no more descriptors")), (0.25, bad), (5.0, TimeoutError()), (2.0, good), (9.0, good)]
+    )
+
+    def answer(peer):
+        serving.answered.append(peer)
+        if peer is bad:
+            raise ValueError("not a question")
+
+    serving._answer = answer
+    serving.listener = SimpleNamespace(settimeout=serving.limits.append, accept=lambda: accept(*next(came)))
+    serving._serve()
+    assert serving.answered == [good, bad, good]
+    assert serving.limits == pytest.approx([2.0, "closed", 1.5, 1.15, "closed", 0.9, 2.0, "closed"])
+    assert serving.looks == pytest.approx([64.0, 70.1, 72.1])
+    assert serving.naps == [(64.75, 0.1)]
 
 
 def test_ranks_of_a_dead_host_cost_a_report_seconds_not_minutes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.mutants.operators import Fault
 
+_ROOM = "room for keys of 8 numbers and their negatives"
 _SEED = "another seed by default is as good"
 CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
     (
@@ -93,6 +94,67 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
         "if len(batch) >= _ROWS or self.taken > BLOCK:",
         "if len(batch) >= _ROWS or self.taken >= BLOCK:",
     ): "how much is done at a time",
+    **{
+        (
+            "hpcai/comm/findings.py",
+            f"return {text}, 0.0",
+            f"return {text}, 1.0",
+        ): "the text has no place for the seconds"
+        for text in (
+            "_silent(answer)",
+            "f\"alive, in {one['text']} of {_members(one['ranks'])} at {one['place']}\"",
+            "f\"alive and at work at {stack[0] if stack else 'an unknown place'}\"",
+            "text",
+        )
+    },
+    ("hpcai/comm/relay.py", "said = os.read(fd, 1 << 16)", "said = os.read(fd, 1 << 17)"): "how much is read at a time",
+    (
+        "hpcai/comm/node.py",
+        "POOL_BYTES = 256 << 20",
+        "POOL_BYTES = 257 << 20",
+    ): "how much freed memory is kept at most, whole huge pages",
+    (
+        "hpcai/comm/requests.py",
+        "elif waited < YIELD_S:",
+        "elif waited <= YIELD_S:",
+    ): "at that very instant a wait may yield as well as sleep",
+    (
+        "hpcai/comm/requests.py",
+        "POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0004",
+        "POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 201, 0.001, 0.0001, 0.0004",
+    ): "how often it polls before it yields, give or take one",
+    (
+        "hpcai/comm/requests.py",
+        "if waited > self.wire.timeout_s:",
+        "if waited >= self.wire.timeout_s:",
+    ): "at that very instant a wait may end as well as go on",
+    **{
+        ("hpcai/comm/mapping.py", before, before.replace("-1", "-2")): "any negative number is no descriptor"
+        for before in (
+            "handle = _tried(lambda: os.open(FOLDER, os.O_TMPFILE | os.O_RDWR, 0o600)) if wire.rank == 0 else -1",
+            'handle, name = -1, ""',
+            "return -1",
+        )
+    },
+    ("hpcai/comm/mpi.py", "IDLE_REQUESTS = 1024", "IDLE_REQUESTS = 1025"): "how many are kept at most",
+    (
+        "hpcai/comm/mpi.py",
+        "ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32000, 31999, 31998, 3.0",
+        "ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32001, 31999, 31998, 3.0",
+    ): "another number that is no other message's, and that every MPI has",
+    ("hpcai/comm/mpi.py", "self._key = np.empty(16, np.int64)", "self._key = np.empty(17, np.int64)"): _ROOM,
+    ("hpcai/comm/mpi.py", "self._seen = np.empty(16, np.int64)", "self._seen = np.empty(17, np.int64)"): _ROOM,
+    (
+        "hpcai/comm/mpi.py",
+        "while len(heard) < self.size and time.monotonic() < end:",
+        "while len(heard) < self.size and time.monotonic() <= end:",
+    ): "at that very instant it may listen once more",
+    ("hpcai/comm/mpi.py", "time.sleep(0.01)", "time.sleep(0.02)"): "how often it looks for another word",
+    (
+        "hpcai/comm/watch.py",
+        "self.look: Callable[[], float] = lambda: 0.2",
+        "self.look: Callable[[], float] = lambda: 0.4",
+    ): "how often it looks whether it is told what to look at, in the first instants",
 }
 """(file, line's text, what it becomes) -> why nothing differs."""
 

@@ -1,0 +1,453 @@
+"""The start and the end of a job, by fakes of MPI, the launcher and the end of a process."""
+
+import contextlib
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from hpcai.comm import job, ulfm
+from hpcai.comm.launcher import Launch
+from hpcai.errors import CheckpointError, LaunchError, RankFailed, RanksLost, StallError, UsageError
+
+
+class Ended(BaseException):
+    """A process that ends with this exit code."""
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """What ends this process, in order; os._exit raises Ended."""
+    done = []
+
+    def leave(code):
+        done.append(("exit", code))
+        raise Ended(code)
+
+    monkeypatch.setattr(job.os, "_exit", leave)
+    monkeypatch.setattr(job, "_last_resort", lambda: done.append("last resort"))
+    monkeypatch.setattr(job.watch, "end_frozen", lambda what: done.append(("end frozen", what)))
+    monkeypatch.setenv(ulfm.ENABLED, "0")
+    return done
+
+
+@pytest.mark.parametrize("enabled", ["0", "1"])
+def test_a_wait_in_vain_asks_for_a_restart_only_where_ranks_may_be_outlived(monkeypatch, enabled):
+    monkeypatch.setenv(ulfm.ENABLED, enabled)
+    assert RanksLost.exit_code not in (0, 1, StallError("").exit_code)
+    assert job.exit_code(StallError("late")) == (RanksLost.exit_code if enabled == "1" else StallError("").exit_code)
+    assert job.exit_code(ZeroDivisionError()) == 1
+    assert job.exit_code(UsageError("wrong")) == UsageError("").exit_code
+    assert job.exit_code(CheckpointError("none")) == CheckpointError("").exit_code
+    assert job.exit_code(RanksLost("two")) == RanksLost.exit_code
+
+
+def running_out(ends, limit_s, code, monkeypatch, what="the vote to end", start_s=0.04):
+    """Stay within `limited` until it has ended the process."""
+    over = threading.Event()
+    monkeypatch.setattr(job, "START_S", start_s)
+    monkeypatch.setattr(job.os, "_exit", lambda code: (ends.append(("exit", code)), over.set()))
+    with job.limited(what, code, limit_s):
+        assert over.wait(20)
+
+
+@pytest.mark.parametrize("start_s, whole", [(0.04, "0.06"), (0.01, "0.04")])
+def test_what_mpi_does_not_limit_ends_those_that_are_frozen_and_then_this_process(ends, monkeypatch, capsys, start_s, whole):
+    running_out(ends, 0.02, 9, monkeypatch, start_s=start_s)
+    assert ends == [("end frozen", "the vote to end"), "last resort", ("exit", 9)]
+    err = capsys.readouterr().err
+    assert err.startswith(f"StallError: the vote to end did not end within {whole} s; a rank may be frozen")
+    assert err.count(" called by ") == job.SHOWN_FRAMES - 1 == 3
+    assert "test_job.py" in err
+    assert "--resume auto" not in err
+
+
+def test_where_a_restart_is_asked_for_it_says_so(ends, monkeypatch, capsys):
+    running_out(ends, 0.02, RanksLost.exit_code, monkeypatch)
+    assert "start again with --resume auto" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given, seconds", [(None, 3.0), (0.5, 0.5)])
+def test_the_limit_is_that_of_waits_unless_one_is_given_and_the_whole_as_long_again(ends, monkeypatch, given, seconds):
+    class Event:
+        """One that says for how long it is waited for, and is never set."""
+
+        def __init__(self):
+            self.seconds = []
+
+        def wait(self, s):
+            self.seconds.append(s)
+            return False
+
+        def set(self):
+            pass
+
+    class Thread:
+        def __init__(self, target, **more):
+            self.start = target
+
+    event = Event()
+    monkeypatch.setattr(job.stall, "timeout_s", lambda: 3.0)
+    monkeypatch.setattr(job, "START_S", 2.0)
+    monkeypatch.setattr(job, "threading", SimpleNamespace(Event=lambda: event, Thread=Thread, get_ident=threading.get_ident))
+    with pytest.raises(Ended), job.limited("all", 5, given):
+        pass
+    assert event.seconds == [seconds, max(seconds, 2.0)]
+    assert ends[-1] == ("exit", 5)
+
+
+@pytest.mark.parametrize("in_time", ["before the limit", "before the whole"])
+def test_what_ends_in_time_goes_on(ends, monkeypatch, in_time):
+    monkeypatch.setattr(job, "START_S", 20.0)
+    looked = threading.Event()
+    monkeypatch.setattr(job.watch, "end_frozen", lambda what: looked.set())
+    with job.limited("all", 5, 20.0 if in_time == "before the limit" else 0.01):
+        if in_time == "before the whole":
+            assert looked.wait(20)
+    for thread in threading.enumerate():
+        if thread.name == "hpcai limit":
+            thread.join(20)
+            assert not thread.is_alive()
+    assert ends == []
+    assert looked.is_set() == (in_time == "before the whole")
+
+
+@pytest.mark.parametrize("outlived, enabled", [(False, "0"), (True, "0"), (False, "1")])
+def test_where_ranks_have_failed_or_may_a_program_ends_after_a_vote(ends, monkeypatch, outlived, enabled):
+    asked = []
+    world = SimpleNamespace(leave=lambda: asked.append("leave"), wire=SimpleNamespace(all_fine=lambda fine: asked.append(fine)))
+    monkeypatch.setattr(job, "_world", world)
+    monkeypatch.setattr(job, "_outlived", outlived)
+    monkeypatch.setenv(ulfm.ENABLED, enabled)
+    if not outlived and enabled == "0":
+        assert job.end(4) == 4
+        assert asked == ends == []
+        return
+    with pytest.raises(Ended):
+        job.end(4)
+    assert asked == ["leave", True]
+    assert ends == [("exit", 4)]
+
+
+def test_where_the_others_recover_it_ends_without_one(ends, monkeypatch):
+    def leave():
+        raise RankFailed("another")
+
+    monkeypatch.setattr(job, "_world", SimpleNamespace(leave=leave))
+    monkeypatch.setattr(job, "_outlived", True)
+    with pytest.raises(Ended):
+        job.end(4)
+    assert ends == [("exit", 4)]
+
+
+def test_what_is_adopted_is_the_world(monkeypatch):
+    monkeypatch.setattr(job, "_world", None)
+    monkeypatch.setattr(job, "_outlived", False)
+    job.adopt("those that live")
+    assert job.init() == "those that live"
+    assert job._outlived is True
+
+
+@pytest.mark.parametrize(
+    "size, world, name, rank, library, raises",
+    [
+        (1, 1, "", 0, "MPICH 5", None),
+        (4, 4, "srun", 1, "MPICH 5", None),
+        (4, 2, "srun", 1, "MPICH 5", None),
+        (4, 1, "srun", 0, "MPICH 5", "started 4 processes.*Start with srun --mpi=pmi2, or install"),
+        (4, 1, "srun", 0, "Open MPI v5", "Start with srun --mpi=pmix, or install"),
+        (
+            4,
+            1,
+            "MPICH's or Intel's mpiexec",
+            0,
+            "Open MPI v5",
+            "Start with the launcher of Open MPI v5, here .*mpirun -n 4 ..., or",
+        ),
+        (4, 1, "srun", 2, "MPICH 5", SystemExit),
+    ],
+)
+def test_ranks_that_are_each_alone_are_refused_by_rank_0s_words(monkeypatch, tmp_path, size, world, name, rank, library, raises):
+    (tmp_path / "mpirun").write_text("")
+    monkeypatch.setattr(job.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(job, "launch", lambda: Launch(name, rank, size, size))
+    monkeypatch.setattr(job.mpi, "library", lambda: library)
+    slept = []
+    monkeypatch.setattr(job, "time", SimpleNamespace(sleep=slept.append))
+    MPI = SimpleNamespace(COMM_WORLD=SimpleNamespace(size=world))
+    if raises is None:
+        job._refuse_singletons(MPI)
+    elif raises is SystemExit:
+        with pytest.raises(SystemExit) as ended:
+            job._refuse_singletons(MPI)
+        assert ended.value.code == 1
+        assert slept[0] >= 0.5  # rank 0's words come before the launcher ends it
+    else:
+        with pytest.raises(LaunchError, match=raises):
+            job._refuse_singletons(MPI)
+
+
+def test_without_an_mpirun_beside_python_none_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(job.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(job, "launch", lambda: Launch("mpiexec", 0, 2, 2))
+    monkeypatch.setattr(job.mpi, "library", lambda: "MPICH 5")
+    with pytest.raises(LaunchError, match="Start with the launcher of MPICH 5, or install"):
+        job._refuse_singletons(SimpleNamespace(COMM_WORLD=SimpleNamespace(size=1)))
+
+
+@pytest.mark.parametrize(
+    "rank, size, timeout_s, enabled, limit_s, code",
+    [
+        (0, 3, 300.0, "0", 300.0, 1),
+        (2, 3, 300.0, "0", 302.0, 1),
+        (70, 100, 300.0, "1", 305.0, RanksLost.exit_code),
+        (0, 3, 1.0, "0", 15.0, 1),
+    ],
+)
+def test_the_start_is_limited_as_waits_are_but_not_below_15_s(monkeypatch, rank, size, timeout_s, enabled, limit_s, code):
+    made = []
+    monkeypatch.setattr(job, "launch", lambda: Launch("srun", rank, size, size))
+    monkeypatch.setattr(job.stall, "timeout_s", lambda: timeout_s)
+    monkeypatch.setattr(job, "deadline", lambda *arguments: made.append(arguments))
+    monkeypatch.setenv(ulfm.ENABLED, enabled)
+    job._deadline_of_start()
+    assert made[0][:2] == (limit_s, code)
+    assert f"[rank {rank}] StallError: MPI did not start on all {size} ranks within {max(15.0, timeout_s):g} s" in made[0][2]
+
+
+def test_a_world_of_one_waits_for_nobody_at_its_start(monkeypatch):
+    monkeypatch.setattr(job, "launch", lambda: Launch("", 0, 1, 1))
+    monkeypatch.setattr(job, "deadline", None)
+    with job._deadline_of_start():
+        pass
+
+
+@pytest.mark.parametrize("rank, slept", [(0, 0), (1, 1), (7, 1)])
+def test_variables_that_make_no_sense_are_refused_first_by_rank_0(monkeypatch, rank, slept):
+    naps = []
+
+    def check():
+        raise UsageError("wrong")
+
+    monkeypatch.setattr(job.environment, "check", check)
+    monkeypatch.setattr(job, "launch", lambda: Launch("srun", rank, 8, 8))
+    monkeypatch.setattr(job, "time", SimpleNamespace(sleep=naps.append))
+    with pytest.raises(UsageError):
+        job._check_environment()
+    assert naps == [slept]
+
+
+@pytest.fixture
+def hooks(monkeypatch):
+    """What is registered for the end, and what the hooks did."""
+    done = SimpleNamespace(aborted=[], naps=[], left=[], forked=[], unregistered=[], order=[])
+    comm = SimpleNamespace(Abort=lambda code: (done.aborted.append(code), done.order.append("abort")))
+    done.world = SimpleNamespace(rank=2, size=3, wire=SimpleNamespace(comm=comm), leave=lambda: None)
+    monkeypatch.setattr(job, "init", lambda: done.world)
+    monkeypatch.setattr(job, "_last_resort", lambda: done.order.append("last resort"))
+    monkeypatch.setattr(job, "time", SimpleNamespace(sleep=done.naps.append))
+    monkeypatch.setattr(job.sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(job.threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(job, "atexit", SimpleNamespace(register=done.left.append, unregister=done.unregistered.append))
+    monkeypatch.setattr(job.os, "register_at_fork", lambda after_in_child: done.forked.append(after_in_child))
+    monkeypatch.setenv(ulfm.ENABLED, "0")
+    return done
+
+
+def raised(error):
+    """The same with a traceback."""
+    try:
+        raise error
+    except BaseException as caught:
+        return type(caught), caught, caught.__traceback__
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (KeyboardInterrupt(), 130, ["[rank 2] interrupted"]),
+        (StallError("late\nby far"), StallError("").exit_code, ["[rank 2] StallError: late", "[rank 2] by far"]),
+        (ZeroDivisionError("here"), 1, None),
+    ],
+)
+def test_an_error_that_nobody_catches_ends_the_job_with_words_that_name_the_rank(hooks, capsys, error, code, words):
+    job._install_hooks(hooks.world)
+    sys.excepthook(*raised(error))
+    lines = capsys.readouterr().err.splitlines()
+    assert hooks.aborted == [code]
+    assert hooks.order == ["last resort", "abort"]
+    assert hooks.naps[0] == pytest.approx(0.8)
+    assert hooks.naps[1] > 0
+    if words is None:
+        assert lines[0] == "[rank 2] Traceback (most recent call last):"
+        assert lines[-1] == "[rank 2] ZeroDivisionError: here"
+        assert any("test_job.py" in line for line in lines)
+    else:
+        assert lines == words
+
+
+def test_ranks_speak_in_turn_but_none_later_than_4_s(hooks):
+    job._install_hooks(hooks.world)
+    for rank, nap in ((0, 0.0), (1, 0.4), (9, 3.6), (10, 4.0), (500, 4.0)):
+        hooks.world.rank = rank
+        hooks.naps.clear()
+        sys.excepthook(*raised(KeyboardInterrupt()))
+        assert hooks.naps[0] == pytest.approx(nap)
+
+
+@pytest.mark.parametrize("value", [ZeroDivisionError("there"), None])
+def test_so_does_one_on_a_thread(hooks, capsys, value):
+    job._install_hooks(hooks.world)
+    threading.excepthook(SimpleNamespace(exc_type=ZeroDivisionError, exc_value=value, exc_traceback=None))
+    assert hooks.aborted == [1]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_rank_that_ends_while_others_wait_ends_the_job(hooks, capsys):
+    def leave():
+        raise UsageError("others wait")
+
+    job._install_hooks(hooks.world)
+    hooks.left[0]()
+    assert hooks.aborted == []
+    hooks.world.leave = leave
+    hooks.left[0]()
+    assert hooks.aborted == [UsageError("").exit_code]
+    assert capsys.readouterr().err == "[rank 2] UsageError: others wait\n"
+
+
+def test_a_forked_child_is_no_rank(hooks):
+    job._install_hooks(hooks.world)
+    assert sys.excepthook is not sys.__excepthook__
+    hooks.forked[0]()
+    assert hooks.unregistered == hooks.left
+    assert sys.excepthook is sys.__excepthook__
+    assert threading.excepthook is threading.__excepthook__
+
+
+def test_a_world_of_one_ends_as_any_program(hooks):
+    hooks.world.size = 1
+    before = sys.excepthook, threading.excepthook
+    job._install_hooks(hooks.world)
+    assert (sys.excepthook, threading.excepthook) == before
+    assert hooks.left == hooks.forked == []
+
+
+@pytest.mark.parametrize(
+    "launcher, library, starts",
+    [
+        ("prterun", "Open MPI v5", True),
+        ("prted", "Open MPI v5", True),
+        ("mpirun", "Open MPI v5", True),
+        ("mpiexec", "Open MPI v5", True),
+        ("mpirun", "MPICH 5", False),
+        ("bash", "Open MPI v5", False),
+    ],
+)
+def test_only_open_mpis_launcher_is_ended_where_it_does_not_end_the_job(monkeypatch, launcher, library, starts):
+    started = []
+    monkeypatch.setattr(job.os, "getppid", lambda: 4711)
+    monkeypatch.setattr(job.host, "name", lambda pid: {4711: launcher}[pid])
+    monkeypatch.setattr(job.host, "started", lambda pid: {4711: "99"}[pid])
+    monkeypatch.setattr(job.mpi, "library", lambda: library)
+    monkeypatch.setenv("PMIX_SERVER_TMPDIR", "/tmp/ompi.4711")
+    monkeypatch.setattr(job.subprocess, "Popen", lambda command, **more: started.append((command, more)))
+    job._last_resort()
+    assert len(started) == starts
+    for command, more in started:
+        assert command[:2] == ["sh", "-c"]
+        assert command[3:] == ["sh", "4711", "99", str(5 * job.LAST_RESORT_S), "/tmp/ompi.4711"]
+        assert more["start_new_session"] is True
+    assert job.LAST_RESORT_S == 10
+
+
+def test_a_last_resort_that_cannot_be_had_is_none(monkeypatch):
+    def refuse(*arguments, **more):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(job.host, "name", lambda pid: "prterun")
+    monkeypatch.setattr(job.host, "started", lambda pid: "99")
+    monkeypatch.setattr(job.mpi, "library", lambda: "Open MPI v5")
+    monkeypatch.setattr(job.subprocess, "Popen", refuse)
+    job._last_resort()
+
+
+def test_a_new_rank_takes_the_wire_of_all(monkeypatch):
+    limits = []
+
+    @contextlib.contextmanager
+    def limit(*arguments, **more):
+        limits.append((arguments, more))
+        yield
+
+    merged = []
+    parent = SimpleNamespace(Merge=lambda high: merged.append(high) or "merged")
+    MPI = SimpleNamespace(Comm=SimpleNamespace(Get_parent=lambda: parent))
+    monkeypatch.setattr(job, "deadline", limit)
+    monkeypatch.setattr(job, "limited", limit)
+    monkeypatch.setattr(job.mpi, "load", lambda: MPI)
+    monkeypatch.setattr(job.mpi, "MpiWire", lambda comm: ("wire", comm))
+    assert job.merged() == ("wire", "merged")
+    assert merged == [True]
+    assert limits == [((60.0,), {"code": 0}), (("joining the others", RanksLost.exit_code, 30.0), {})]
+
+
+def test_a_new_rank_whose_others_failed_meanwhile_is_no_failure(ends, monkeypatch):
+    def load():
+        raise LaunchError("no more")
+
+    monkeypatch.setattr(job.mpi, "load", load)
+    with pytest.raises(Ended):
+        job.merged()
+    assert ends == [("exit", 0)]
+
+
+@pytest.mark.parametrize("rank, native, words", [(0, False, True), (1, False, False), (0, True, False)])
+def test_a_start_gives_the_world_and_rank_0_says_what_is_slow(monkeypatch, capsys, rank, native, words):
+    did = []
+    wire = SimpleNamespace(rank=rank)
+    monkeypatch.setattr(job, "_check_environment", lambda: did.append("environment"))
+    monkeypatch.setattr(job, "_deadline_of_start", contextlib.nullcontext)
+    monkeypatch.setattr(job.mpi, "load", lambda: SimpleNamespace(COMM_WORLD=SimpleNamespace(Dup=lambda: "dup")))
+    monkeypatch.setattr(job, "_refuse_singletons", lambda MPI: did.append("singletons"))
+    monkeypatch.setattr(job.mpi, "MpiWire", lambda comm: {"dup": wire}[comm])
+    monkeypatch.setattr(job, "Communicator", lambda wire: wire)
+    monkeypatch.setattr(job.stall, "watch_over", lambda world: did.append("watch"))
+    monkeypatch.setattr(job, "_install_hooks", lambda world: did.append("hooks"))
+    monkeypatch.setattr(job.cores, "share_cores", lambda: did.append("cores"))
+    monkeypatch.setattr(job.ops, "is_native", lambda: native)
+    monkeypatch.setattr(job.environment, "say_unknown", lambda who: did.append("unknown"))
+    monkeypatch.setattr(job, "_world", None)
+    assert job.init() is wire
+    assert job.init() is wire
+    assert did == ["environment", "singletons", "watch", "hooks", "cores", *["unknown"] * (rank == 0)]
+    assert ("native kernels are not built" in capsys.readouterr().err) is words
+    hooked = []
+    monkeypatch.setattr(job, "_outlived", False)
+    monkeypatch.setattr(job, "_install_hooks", hooked.append)
+    other = SimpleNamespace(rank=1)
+    assert job.join(other) is job.init() is other
+    assert hooked == [other]
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_deadline_is_the_kernels_where_they_are_built_and_called_off(monkeypatch, built):
+    did = []
+
+    class Deadline:
+        def __init__(self, *arguments):
+            did.append(arguments)
+
+        def call_off(self):
+            did.append("off")
+
+    monkeypatch.setattr(job.native, "kernels", lambda: SimpleNamespace(Deadline=Deadline) if built else None)
+    later = SimpleNamespace(
+        dump_traceback_later=lambda limit_s, exit: did.append((limit_s, exit)),
+        cancel_dump_traceback_later=lambda: did.append("off"),
+    )
+    monkeypatch.setattr(job, "faulthandler", later)
+    with pytest.raises(ZeroDivisionError), job.deadline(60.0, 3, "words"):
+        raise ZeroDivisionError
+    assert did == [(60.0, 3, "words") if built else (60.0, True), "off"]
