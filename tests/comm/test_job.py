@@ -118,7 +118,7 @@ def test_where_ranks_have_failed_or_may_a_program_ends_after_a_vote(ends, monkey
     asked = []
     world = SimpleNamespace(leave=lambda: asked.append("leave"), wire=SimpleNamespace(all_fine=lambda fine: asked.append(fine)))
     monkeypatch.setattr(job, "_world", world)
-    monkeypatch.setattr(job, "_outlived", outlived)
+    monkeypatch.setattr(job, "_replaced", outlived)
     monkeypatch.setenv(ulfm.ENABLED, enabled)
     if not outlived and enabled == "0":
         assert job.end(4) == 4
@@ -135,7 +135,7 @@ def test_where_the_others_recover_it_ends_without_one(ends, monkeypatch):
         raise RankFailed("another")
 
     monkeypatch.setattr(job, "_world", SimpleNamespace(leave=leave))
-    monkeypatch.setattr(job, "_outlived", True)
+    monkeypatch.setattr(job, "_replaced", True)
     with pytest.raises(Ended):
         job.end(4)
     assert ends == [("exit", 4)]
@@ -143,10 +143,10 @@ def test_where_the_others_recover_it_ends_without_one(ends, monkeypatch):
 
 def test_what_is_adopted_is_the_world(monkeypatch):
     monkeypatch.setattr(job, "_world", None)
-    monkeypatch.setattr(job, "_outlived", False)
+    monkeypatch.setattr(job, "_replaced", False)
     job.adopt("those that live")
     assert job.init() == "those that live"
-    assert job._outlived is True
+    assert job._replaced is True
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_a_start_gives_the_world_and_rank_0_says_what_is_slow(monkeypatch, capsy
     assert did == ["environment", "singletons", "watch", "hooks", "cores", *["unknown"] * (rank == 0)]
     assert ("native kernels are not built" in capsys.readouterr().err) is words
     hooked = []
-    monkeypatch.setattr(job, "_outlived", False)
+    monkeypatch.setattr(job, "_replaced", False)
     monkeypatch.setattr(job, "_install_hooks", hooked.append)
     other = SimpleNamespace(rank=1)
     assert job.join(other) is job.init() is other

@@ -14,7 +14,7 @@ from hpcai.errors import RankFailed, StallError, UsageError
 def quiet(monkeypatch):
     monkeypatch.delenv("HPCAI_TIMEOUT_S", raising=False)
     monkeypatch.setattr(stall, "_set_s", None)
-    monkeypatch.setattr(stall, "_outlived", False)
+    monkeypatch.setattr(stall, "_waits_fail", False)
     monkeypatch.setattr(watch, "watch", None)
     monkeypatch.setattr(stacks, "gave_up", {})
 
@@ -141,7 +141,7 @@ def warn(monkeypatch, capsys, comm, watched, found=True):
 @pytest.mark.parametrize("outlived, end", [(False, "The job ends"), (True, "It counts as failed")])
 @pytest.mark.parametrize("missing", [[2, 3], None])
 def test_the_warning_says_who_keeps_whom_waiting(monkeypatch, capsys, outlived, end, missing):
-    monkeypatch.setattr(stall, "_outlived", outlived)
+    monkeypatch.setattr(stall, "_waits_fail", outlived)
     comm = member(0, missing=missing, waiting_since=100.0)
     watched = Watched(0, comm, {4: WORKS, 6: DEAD})
     assert warn(monkeypatch, capsys, comm, watched) == (
