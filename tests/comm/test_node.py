@@ -119,6 +119,31 @@ def test_ranks_that_share_memory_say_so(monkeypatch):
     assert threads.run(2, lambda comm: comm.shares_memory) == [False, False]
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_symmetric_arrays_are_read_where_the_others_have_them(size):
+    n = 3000
+
+    def program(comm):
+        x, found = comm.empty(n, np.float32), {}
+        mine = np.arange(n) % 7 + 10.0 * comm.rank
+        for kind in ("allreduce", "reduce_scatter", "allgather", "broadcast"):
+            x[:] = mine
+            if kind == "allgather":
+                x.reshape(size, -1)[np.arange(size) != comm.rank] = -1
+            kept = getattr(comm, kind)(x)
+            found[kind] = kept.copy()
+        return found
+
+    whole = sum(np.arange(n) % 7 + 10.0 * rank for rank in range(size))
+    for rank, found in enumerate(threads.run(size, program)):
+        assert found["allreduce"].tolist() == whole.tolist()
+        part = slice(n * rank // size, n * (rank + 1) // size)
+        assert found["reduce_scatter"].tolist() == whole[part].tolist()
+        rows = [(np.arange(n) % 7 + 10.0 * other)[n * other // size : n * (other + 1) // size] for other in range(size)]
+        assert found["allgather"].tolist() == np.concatenate(rows).tolist()
+        assert found["broadcast"].tolist() == (np.arange(n) % 7).tolist()
+
+
 def test_empty_is_collective():
     def program(comm):
         with pytest.raises(RankMismatch, match="empty"):
