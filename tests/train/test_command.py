@@ -82,7 +82,7 @@ BAD = {
     "unknown data set": (lambda p: ["--data", "cifar"], 2, "cifar"),
     "truncated IDX": (truncated_idx, 1, "truncated"),
     "text in a CSV": (lambda p: csv(p, "x,y\n1,2\none,2\n3,4\n"), 1, "'one' is not a number"),
-    "ragged CSV": (lambda p: csv(p, "x,y\n1,2\n1\n3,4\n"), 1, "1 cells where the header has 2"),
+    "ragged CSV": (lambda p: csv(p, "x,y\n1,2\n1\n3,4\n"), 1, "1 cell where the header has 2"),
     "batch below ranks": (lambda p: ["--batch", "2"], 2, "smaller than the number of ranks, 3"),
     "unwritable folder": (in_the_way, 2, "file"),
     "unwritable metrics": (lambda p: ["--metrics", "/proc/metrics.jsonl"], 2, "/proc"),
