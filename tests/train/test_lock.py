@@ -309,11 +309,11 @@ def test_when_rank_0_dies_the_next_one_takes_the_lock(tmp_path):
         for folder in ("run", "run/checkpoints"):
             with pytest.raises(FolderTaken, match=f"process {then['pid']} "):
                 Locks([tmp_path / folder]).take(0.0)
+        wait_for(lambda: "failed; 2 go on" in (tmp_path / "stderr").read_text(), limit=60)
     finally:
         for pid in [*children(process), process.pid]:
             os.kill(pid, signal.SIGKILL)
         process.wait()
-    assert "failed; 2 go on" in (tmp_path / "stderr").read_text()
 
 
 def test_a_folder_of_checkpoints_is_locked_whatever_its_spelling(tmp_path):
