@@ -188,3 +188,10 @@ def test_features_that_32_bits_do_not_tell_apart_are_named(x):
         1000 + 1e-2 * np.arange(12),
     ):
         assert load(x_train=fine, x_test=np.zeros(6)).warnings == ()
+
+
+def test_whole_numbers_for_training_and_others_for_testing_want_a_word():
+    given = {"y_train": np.arange(12) % 3, "y_test": np.arange(6) / 2}
+    with pytest.raises(DataError, match="y_train alone would be classes, with y_test it is a quantity; say which by --task"):
+        load(**given)
+    assert load(**given, task="regression").classes == 0

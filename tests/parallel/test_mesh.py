@@ -26,6 +26,8 @@ def test_one_axis_may_be_left_out(text, ranks, wanted):
     [
         ("dp=2,tp=2,pp=2", 6, "is for 8 ranks, there are 6"),
         ("dp=3,tp=1,pp=2", 8, "--mesh dp=4,tp=1,pp=2 would fit, or mpirun -n 6"),
+        ("dp=2,tp=4,pp=1", 6, "--mesh dp=2,tp=3,pp=1 would fit, or mpirun -n 8"),
+        ("dp=2,tp=4,pp=4", 6, "start 32 with mpirun -n"),
         ("tp=3", 8, "a multiple of 3 ranks, there are 8"),
         ("dp=0", 8, "whole numbers from 1"),
         ("dp=two", 8, "whole numbers from 1"),
