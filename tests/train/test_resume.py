@@ -137,3 +137,12 @@ def test_a_path_without_a_checkpoint_is_refused_with_what_is_there_and_nothing_i
 
 def absent_options(tmp_path, *flags):
     return config.parse(["--hidden", "8", "--steps", "4", *flags])
+
+
+def test_an_epochs_record_is_of_its_own_samples():
+    progress = resume.Progress()
+    for _ in range(2):
+        progress.add(6.0, 4)
+        progress.add(2.0, 4)
+        assert progress.close_epoch(0.5, None)["loss"] == 1.0
+    assert (progress.step, progress.loss_sum, progress.samples) == (4, 0.0, 0)
