@@ -509,7 +509,7 @@ def test_a_null_character_anywhere_is_refused_by_its_line(tmp_path, encoding, ro
 def test_long_lines_and_names_are_read_up_to_their_limits(load):
     wide = ",".join(f"c{i}" for i in range(11)) + ",y"
     pad = " " * 120_000
-    data = load(csv(wide, lambda i: ",".join(f"{i * j % 7}{pad * (i == 3)}" for j in range(11)) + f",{i % 2}", 20))
+    data = load(csv(wide, lambda i: ",".join(f'"{i * j % 7}{pad * (i == 3)}"' for j in range(11)) + f",{i % 2}", 20))
     assert data.shape == (11,)
     names = ["n" * 200, "m"]
     assert load(csv("a,y", lambda i: f"{i},{names[i % 2]}", 20)).encoding["label"]["values"] == sorted(names)

@@ -36,6 +36,7 @@ SCHEMAS = [
     {"type": "integer"},
     {"type": ["null", "integer"], "minimum": 1},
     {"type": "number", "exclusiveMinimum": 0},
+    {"type": "number", "minimum": 1, "maximum": 5},
     {"type": "boolean"},
     {"type": "string", "pattern": "^a?$"},
     {"type": "string", "minLength": 1, "maxLength": 1},
