@@ -46,7 +46,7 @@ mpi-test: $(VENV)/dev-$(MPI)
 	for n in $(MPI_RANKS); do mpirun -n $$n pytest || exit 1; done
 
 command-test: $(VENV)/dev-$(MPI)
-	pytest -n 3 --dist loadfile $(STARTING)
+	pytest -n 2 --dist loadfile $(STARTING)
 
 slurm-test: $(VENV)/dev-$(MPI)  ## only the tests on a real Slurm, which is started for them (root, Debian's Slurm)
 	pytest tests/test_slurm.py

@@ -71,16 +71,26 @@ def test_the_report_says_what_the_missing_ranks_do_and_the_job_ends(case, shared
     assert process.returncode != 0
     assert time.perf_counter() - begin < 30
     report = [line for line in err.splitlines() if "StallError" in line]
-    assert len(report) == 1, err
-    assert f"waited 3 s in allreduce of float64[100000] op sum (call 3) at {tmp_path}/program.py:12 <module>" in report[0]
-    assert f"for {late}, which did not come" in report[0]
+    assert 1 <= len(report) <= (2 if case == "elsewhere" else 1), err
+    if (
+        case == "elsewhere" and f"for {late}, which" not in report[0]
+    ):  # each waits for the other: on a busy machine the other may say so
+        assert (
+            f"waited 3 s in allgather of float64[6] (call 1) at {tmp_path}/program.py:11 <module> for rank 0, which did"
+            in report[0]
+        )
+        words = ["ranks 2, 3: waiting", "in allreduce of float64[100000] op sum (call 3) of ranks 0-3 at"]
+    else:
+        assert f"waited 3 s in allreduce of float64[100000] op sum (call 3) at {tmp_path}/program.py:12 <module>" in report[0]
+        assert f"for {late}, which did not come" in report[0]
     for word in words:
         assert word in err, err
     for word in others:
         assert f": {word}" not in err, err
     warnings = [line for line in err.splitlines() if line.startswith("hpcai: ") and "kept others waiting" in line]
     assert 1 <= len(warnings) <= (2 if case == "elsewhere" else 1), err  # there each of two waits for the other
-    assert f"{late} kept others waiting" in "".join(warnings)
+    kept = f"{late} kept others waiting" in "".join(warnings)
+    assert kept or (case == "elsewhere" and "rank 0 kept others waiting" in "".join(warnings)), err
     end = time.monotonic() + 10
     for file in tmp_path.glob("pid*"):
         while not ended(int(file.read_text())):
