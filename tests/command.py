@@ -111,6 +111,13 @@ def command_line(pid):
     return b""
 
 
+def trains(run):
+    """Whether a run has made its first step: its metrics have a line. (The file itself is there earlier, to see if it can be.)"""
+    with contextlib.suppress(FileNotFoundError):
+        return (run / "metrics.jsonl").stat().st_size > 0
+    return False
+
+
 def wait_for(what, limit=30):
     end = time.monotonic() + limit
     while not what():

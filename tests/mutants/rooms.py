@@ -40,6 +40,8 @@ FILES = {
 
 STARTING = (
     "tests/train/test_elastic.py",
+    "tests/train/test_places.py",
+    "tests/train/test_frozen.py",
     "tests/comm/test_stall.py",
     "tests/train/test_command.py",
     "tests/comm/test_two_hosts.py",
@@ -62,7 +64,10 @@ TESTS = {
 
 LAUNCHED_S = 400
 _RANKS = ("tests under mpirun", ["mpirun", "-n", "3", sys.executable, "-m", "pytest", "-x", "-q"])
-_ELASTIC = ("tests of recovery", [sys.executable, "-m", "pytest", "-x", "-q", "tests/train/test_elastic.py"])
+_ELASTIC, _PLACES, _FROZEN = (
+    (f"tests of {what}", [sys.executable, "-m", "pytest", "-x", "-q", f"tests/train/test_{what}.py"])
+    for what in ("elastic", "places", "frozen")
+)
 _STALL = ("tests of stalls", [sys.executable, "-m", "pytest", "-x", "-q", "tests/comm/test_stall.py"])
 _COMMAND = ("tests of the command", [sys.executable, "-m", "pytest", "-x", "-q", "tests/train/test_command.py"])
 _BY_FILE = {
@@ -70,8 +75,8 @@ _BY_FILE = {
     "hpcai/comm/watch.py": [_STALL],
     "hpcai/comm/stacks.py": [_STALL],
     "hpcai/comm/findings.py": [_STALL],
-    "hpcai/comm/ulfm.py": [_ELASTIC],
-    "hpcai/comm/job.py": [_COMMAND, _ELASTIC],
+    "hpcai/comm/ulfm.py": [_ELASTIC, _PLACES],
+    "hpcai/comm/job.py": [_COMMAND, _ELASTIC, _FROZEN],
     "hpcai/comm/launcher.py": [_COMMAND],
 }
 
@@ -84,6 +89,6 @@ def files(root: Path, room: str) -> list[str]:
 def launched(file: str) -> list[tuple[str, list[str]]]:
     """The commands that start tests of this file under a launcher, with a name for each."""
     if any(Path(file).match(pattern) for pattern in FILES["recovery"]):
-        return [_ELASTIC]
+        return [_ELASTIC, _PLACES, _FROZEN]
     ranks = [_RANKS] if file.startswith(("hpcai/comm/", "hpcai/parallel/")) else []
     return [*ranks, *_BY_FILE.get(file, [])]

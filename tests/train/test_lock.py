@@ -15,9 +15,9 @@ from hpcai.errors import FolderTaken, UsageError
 from hpcai.train import config, lock, resume
 from hpcai.train.lock import Locks
 from hpcai.train.loop import fit
-from tests.command import children, start, wait_for
+from tests.command import children, start, trains, wait_for
+from tests.train.elastic import ulfm
 from tests.train.pairs import attempt_pairs
-from tests.train.test_elastic import ulfm
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -299,7 +299,7 @@ def test_when_rank_0_dies_the_next_one_takes_the_lock(tmp_path):
         return json.loads((folder / lock.NAME).read_text())
 
     try:
-        wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists(), limit=60)
+        wait_for(lambda: trains(tmp_path / "run"), limit=60)
         first = holder_of(tmp_path / "run")
         os.kill(first["pid"], signal.SIGKILL)
         wait_for(lambda: holder_of(tmp_path / "run")["pid"] != first["pid"], limit=60)
