@@ -427,6 +427,14 @@ def test_files_that_are_no_table_are_refused_in_a_line(load, name):
     assert len(str(caught.value)) < 1000
 
 
+def test_a_line_may_have_more_characters_than_it_may_have_cells(load):
+    """In columns that are left out."""
+    long = [f"text{i}" for i in range(11)]
+    rows = "".join(f'{i},{",".join(["a" * 100_000] * len(long))},"{i % 2}"\n' for i in range(6))
+    found = load(f"x,{','.join(long)},y\n{rows}", ignore=long)
+    assert len(found.x_train) + len(found.x_test) == 6
+
+
 def test_memory_is_looked_at_before_it_is_taken(load, monkeypatch):
     monkeypatch.setattr(csv_text, "BLOCK", 1000)
     content = csv("a,b,y", lambda i: f"{i},{i * i},{i % 2}", 20_000)

@@ -19,6 +19,7 @@ CLASSES = {
     "beyond 2^53 below 0": ([-BIG - 1, -BIG, -BIG], [-BIG], [-BIG - 1, -BIG]),
     "u64 beside i64": (np.array([2**64 - 1, 2**64 - 2, 5], np.uint64), np.array([-1, 5]), [-1, 5, 2**64 - 2, 2**64 - 1]),
     "the first beyond i64": (np.array([2**63, 5], np.uint64), np.array([5], np.uint64), [5, 2**63]),
+    "the first beyond i64 beside i64": (np.array([2**63, 5], np.uint64), np.array([5]), [5, 2**63]),
     "u64": (np.array([2**64 - 1, 2**64 - 2], np.uint64), np.array([2**64 - 1], np.uint64), [2**64 - 2, 2**64 - 1]),
     "small u64 beside i64": (np.array([7, 5], np.uint64), np.array([5]), [5, 7]),
     "i32 beside f64": (np.array([7, 5], np.int32), np.array([5.0]), [5, 7]),

@@ -90,6 +90,14 @@ def test_a_stream_is_measured_by_what_calls_and_bytes_take_alone_and_beside_copi
     assert next(asked, None) is None
 
 
+@pytest.mark.parametrize("alone_s, count", [(1.0, 8), (0.1 / 40, 40), (1e-6, 64)])
+def test_a_stream_has_as_many_arrays_as_take_a_tenth_of_a_second_within_bounds(monkeypatch, alone_s, count):
+    """By what a call is said to cost: 0.1 s more than copying for all of them."""
+    asked = iter([1.0, alone_s, 0.1, 0.2, 0.5, 0.5])
+    monkeypatch.setattr(advice, "_undisturbed", lambda comm, call: next(asked))
+    assert advice._stream(Mute(0, 2))[0] == pytest.approx(0.1 / count)
+
+
 def test_a_disturbed_measurement_of_short_arrays_makes_no_long_one_of_streams(monkeypatch):
     """The last of the short arrays took 1 s, for once: continued to a part that would be minutes, with as many copies each."""
     monkeypatch.setattr(advice, "_curve", lambda comm, call, make, largest: Curve((128, 512, 1024), (1e-5, 1e-5, 1.0)))

@@ -240,6 +240,7 @@ def lying(rng, folder):
     ways = {
         "a length of 2^63": (1 << 63).to_bytes(8, "little") + raw[8:end],
         "a length of 0": bytes(8) + raw[8:end],
+        "a length of one less": (end - 9).to_bytes(8, "little") + raw[8:end],
         "offsets that overlap": raw[:end].replace(b'"data_offsets":[0,', b'"data_offsets":[4,', 1),
         "offsets out of range": raw[:end].replace(b'"data_offsets":[0,', b'"data_offsets":[9,', 1),
         "an unknown dtype": raw[:end].replace(b'"F32"', b'"F99"', 1),

@@ -267,6 +267,27 @@ def test_a_run_keeps_so_many_beside_what_is_none(tmp_path):
     assert len(list((tmp_path / "elsewhere").iterdir())) == 3
 
 
+def test_a_folder_that_only_had_shards_without_a_manifest_goes_too_at_a_url(tmp_path):
+    place = storage.place(f"memory://{tmp_path}")
+    for step in (1, 2):
+        place.write(naming.named(step), SHARD, memoryview(b"x"))
+    place.system.pipe_file(f"{place.root}/{naming.named(2)}/notes.txt", b"mine")
+    place.discard(naming.named(1))
+    place.discard(naming.named(2))
+    assert [name.rpartition("/")[2] for name in place.system.ls(place.root, detail=False)] == [naming.named(2)]
+    assert [name.rpartition("/")[2] for name in place.system.ls(f"{place.root}/{naming.named(2)}", detail=False)] == ["notes.txt"]
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_in_place_of_a_shard_keeps_nobody_waiting(tmp_path):
+    write(Local(tmp_path), 1)
+    shard = tmp_path / naming.named(1) / SHARD
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(OSError, match="no regular file"):
+        Local(tmp_path).read(naming.named(1), SHARD)
+
+
 @pytest.mark.parametrize("kind", ["nothing", "folder", "empty", "longer", "forged"])
 def test_the_same_doors_are_at_a_url(twice, tmp_path, kind):
     place = storage.place(f"memory://{tmp_path}")

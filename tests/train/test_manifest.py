@@ -282,6 +282,15 @@ FALSE = {
 }
 
 
+@pytest.mark.parametrize("more, refused", [(0, False), (1, True)])
+def test_a_header_is_as_long_as_its_runs_can_make_it(text, more, refused):
+    """4,160 bytes, and for each run 200 beside its array's name."""
+    runs = json.loads(text + "}")["shards"][0]["runs"]
+    most = 4160 + sum(200 + len(run[0]) for run in runs)
+    why = said(edited(text, put("shards", 0, "header", 0, most + more)))
+    assert why.startswith(f"shards[0].header[0] is {most + more:,} bytes") == refused
+
+
 @pytest.mark.parametrize("case", FALSE)
 def test_what_cannot_be_true_together_is_refused_by_name(text, case):
     edit, words = FALSE[case]
@@ -388,7 +397,7 @@ def test_mutated_checkpoints_are_refused_by_name_or_exact(good, tmp_path):
 
 
 def test_a_shard_whose_header_says_something_else_is_refused(good, tmp_path):
-    for seed in range(12):
+    for seed in range(20):
         copy = tmp_path / str(seed) / good.name
         shutil.copytree(good, copy)
         how = mutations.lying(random.Random(seed), copy)

@@ -23,6 +23,21 @@ def part_of_the_mean(mine):
     return flat
 
 
+def test_a_copy_is_made_in_the_arrays_of_an_earlier_one_where_they_fit():
+    state = [(np.arange(3.0), 7), np.ones((2, 2))]
+    first = memories.copied(state)
+    second = memories.copied(state, first)
+    assert second[0][0] is first[0][0]
+    assert second[1] is first[1]
+    assert second[0][0] is not state[0][0]
+    for other in (None, [], [(np.zeros(3), 0)], [None, None], [(np.zeros(4), 0), np.zeros(4)], "ab", [(1, 2), 3]):
+        made = memories.copied(state, other)
+        assert made[0][0].tolist() == [0.0, 1.0, 2.0]
+        assert made[0][1] == 7
+        assert made[1].tolist() == [[1.0, 1.0], [1.0, 1.0]]
+        assert made[0][0] is not state[0][0]
+
+
 @pytest.mark.parametrize("compress", CODECS)
 @pytest.mark.parametrize("before, live, after", [(3, 2, 2), (4, 1, 1), (3, 2, 5), (3, 3, 3)])
 def test_what_is_owed_weighs_as_much_among_another_number_of_ranks(tmp_path, compress, before, live, after):

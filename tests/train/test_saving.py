@@ -114,6 +114,19 @@ def test_a_checkpoint_is_dropped_only_where_another_is_durable(tmp_path, monkeyp
     assert dropped == steps(*range(1, 7 - keep))
 
 
+def test_what_a_folder_has_is_synced_before_the_name_it_is_found_by(tmp_path, monkeypatch):
+    """Of a checkpoint that is written, and of those that are set aside."""
+    place, synced = Local(tmp_path), []
+    monkeypatch.setattr(folder, "_sync_folder", lambda path: synced.append((path.name, place.names())))
+    name = naming.named(1)
+    place.write(name, "shard", memoryview(b"x"))
+    place.commit(name, b"manifest")
+    assert synced == [(f".writing-{name}", []), (tmp_path.name, [name])]
+    synced.clear()
+    place.set_aside([name])
+    assert synced == [("previous-1", []), (tmp_path.name, [])]
+
+
 def test_a_broken_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path):
     flags = [*SMALL, "--keep", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
