@@ -1,1 +1,7 @@
 """Data: where samples come from, and which rank sees which of them when."""
+
+from hpcai.data.dataset import Dataset
+from hpcai.data.given import from_arrays, from_samples
+from hpcai.data.samples import Samples
+
+__all__ = ["Dataset", "Samples", "from_arrays", "from_samples"]

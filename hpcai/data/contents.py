@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import xxhash
 
-from hpcai.data.dataset import Dataset
+from hpcai.data.dataset import Dataset, take
 from hpcai.xp import Array
 
 Contents = dict[str, Any]
@@ -20,6 +21,8 @@ def contents(dataset: Dataset) -> Contents:
     Cost: one pass of xxh3, some 10 GB/s. It finds changes; it does not stop forgers.
     """
     seen, target = (dataset.scale, dataset.shift), (dataset.classes, dataset.target_unit)
+    if dataset.samples is not None:
+        return _of_samples(dataset)
     numbers: Contents = {
         f"training {dataset.unit}": len(dataset.x_train),
         f"test {dataset.unit}": len(dataset.x_test),
@@ -37,6 +40,20 @@ def contents(dataset: Dataset) -> Contents:
         "test inputs": _digest(dataset.x_test, *seen),
         "test targets": _digest(dataset.y_test, *target),
     }
+
+
+def _of_samples(dataset: Dataset) -> Contents:
+    """Of objects that hand out samples, which may be too many to read: how many there are, and the first and last of each."""
+    found: Contents = {
+        "training samples": dataset.train_samples,
+        "test samples": dataset.test_samples,
+        "classes": dataset.classes,
+        "values a sample": list(dataset.shape),
+    }
+    for side, count in (("training", dataset.train_samples), ("test", dataset.test_samples)):
+        x, target = take(dataset, np.array([0, count - 1]), np.empty(0), train=side == "training")
+        found |= {f"first or last {side} input": _digest(x), f"first or last {side} target": _digest(target)}
+    return found
 
 
 def changed(then: Contents, now: Contents) -> str:

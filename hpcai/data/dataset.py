@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcai import ops
+from hpcai.data import samples
 from hpcai.ops.door import takes
 from hpcai.xp import Array
 
@@ -18,7 +19,8 @@ class Dataset(NamedTuple):
     regression (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty,
     and a sample is a window of `context` bytes. notes: what was taken of the data, for the head of a run. encoding: JSON-able,
     what a prediction needs of it: {"label": {"kind": "classes", "values": [...]}} and the like (see targets.py, columns.py).
-    contents: what a checkpoint keeps of the arrays (see contents.py).
+    contents: what a checkpoint keeps of the arrays (see contents.py). samples: for training and testing, objects that hand out
+    what is not in memory (see samples.py); the arrays have no rows then.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...] = ()
     encoding: dict[str, Any] | None = None
     contents: dict[str, Any] | None = None
+    samples: tuple[Any, Any] | None = None
 
     @property
     def outputs(self) -> int:
@@ -45,11 +48,15 @@ class Dataset(NamedTuple):
     @property
     def train_samples(self) -> int:
         """Samples for training; for text one window fewer than would fit, so that windows can begin anywhere in the first."""
+        if self.samples is not None:
+            return len(self.samples[0])
         return len(self.x_train) // self.context - 1 if self.context else len(self.x_train)
 
     @property
     def test_samples(self) -> int:
         """Samples for testing."""
+        if self.samples is not None:
+            return len(self.samples[1])
         return (len(self.x_test) - 1) // self.context if self.context else len(self.x_test)
 
     @property
@@ -64,7 +71,9 @@ class Dataset(NamedTuple):
 
 
 def take(dataset: Dataset, index: Array, rows: Array, train: bool = True, phase: int = 0) -> tuple[Array, Array]:
-    """(x, target) of these samples. rows: a buffer for x, unused for text; phase: of text, where the first window begins."""
+    """(x, target) of these samples. rows: a buffer for x, of whose dtype it is; phase: of text, where the first window begins."""
+    if dataset.samples is not None:
+        return samples.taken(dataset.samples, index, rows.dtype, train)
     x, y = (dataset.x_train, dataset.y_train) if train else (dataset.x_test, dataset.y_test)
     if dataset.context:
         return windows(x, index, dataset.context, phase)
@@ -102,10 +111,12 @@ def batch_into(out: Array, rows: Array, index: Array, dataset: Dataset) -> Array
     return out[: len(index)].reshape(len(index), *dataset.shape)
 
 
-def constant_score(dataset: Dataset) -> float:
+def constant_score(dataset: Dataset) -> float | None:
     """What a predictor that ignores its input scores on the test rows: accuracy of the commonest training label, or for
-    regression the mean squared error of the training mean.
+    regression the mean squared error of the training mean. None where targets are not in memory.
     """
+    if dataset.samples is not None:
+        return None
     if dataset.context:
         return float((dataset.x_test == np.bincount(dataset.x_train).argmax()).mean())
     if dataset.classes:

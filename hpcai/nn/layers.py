@@ -24,7 +24,8 @@ Compute = TypeVar("Compute", bound=Callable[..., Any])
 
 
 class Parameter(NamedTuple):
-    """Shape and initial values: "uniform" within +-scale, "normal" with deviation `scale`, or "constant" at it.
+    """Shape and initial values: "uniform" within +-scale, "normal" with deviation `scale`, "constant" at it, or "given":
+    `values`.
 
     Where ranks share a parameter out, this is `part` of an array of shape `whole`, reshaped.
     """
@@ -34,6 +35,7 @@ class Parameter(NamedTuple):
     initial: str = "uniform"
     whole: tuple[int, ...] | None = None
     part: tuple[slice, ...] = ()
+    values: Array = None
 
 
 class Layer(NamedTuple):

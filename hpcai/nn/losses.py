@@ -14,10 +14,14 @@ from hpcai.xp import Array
 
 
 class Loss(NamedTuple):
-    """evaluate(dy, y, target, scale) writes dy = scale * gradient of the sum and returns (sum of losses, correct rows)."""
+    """evaluate(dy, y, target, scale) writes dy = scale * gradient of the sum and returns (sum of losses, correct rows).
+
+    counts: whether it tells which rows are correct; without, there is no accuracy.
+    """
 
     name: str
     evaluate: Callable[[Array, Array, Array, float], tuple[float, int]]
+    counts: bool = True
 
 
 def softmax_cross_entropy() -> Loss:
@@ -27,7 +31,7 @@ def softmax_cross_entropy() -> Loss:
 
 def mean_squared_error() -> Loss:
     """Mean over columns of (y - target)**2 for each row; y, target (b, k)."""
-    return Loss("mean_squared_error", ops.mean_squared_error_into)
+    return Loss("mean_squared_error", ops.mean_squared_error_into, counts=False)
 
 
 def token_cross_entropy(split: Split = WHOLE, tokens: int = 256) -> Loss:

@@ -151,6 +151,8 @@ def initialise(model: Model, seed: int, dtype: Any = np.float32) -> Array:
 
 def _drawn(parameter: Parameter, rng: np.random.Generator) -> Array:
     whole = parameter.whole or parameter.shape
+    if parameter.initial == "given":
+        return parameter.values
     if parameter.initial == "constant":
         return np.full(parameter.shape, parameter.scale)
     if parameter.initial == "normal":
@@ -173,8 +175,9 @@ def per_layer(model: Model, flat: Array) -> list[Params]:
 
 def starts(model: Model) -> list[int]:
     """For each layer where its parameters begin in the flat buffer; the buffer's end for those that own none."""
-    found = {slot.name.rsplit(".", 1)[0]: slot.start for slot in reversed(model.layout.slots)}
-    return [found.get(layer.name, model.layout.size) for layer in model.layers]
+    found = {slot.name: slot.start for slot in model.layout.slots}
+    firsts = (f"{layer.name}.{next(iter(layer.parameters), '')}" for layer in model.layers)
+    return [found.get(name, model.layout.size) for name in firsts]
 
 
 def caches(model: Model) -> list[Cache]:

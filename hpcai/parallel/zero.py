@@ -192,7 +192,8 @@ def _buffers(units: Sequence[slice], comm: Communicator, dtype: np.dtype, sent: 
 
 def units(model: Model, itemsize: int, unit_bytes: int) -> list[slice]:
     """Slices of the flat layout of about this many bytes; none cuts a layer."""
-    return arena.buckets(model.layout, itemsize, unit_bytes, whole=lambda name: name.rsplit(".", 1)[0])
+    owners = {f"{layer.name}.{key}": layer.name for layer in model.layers if not layer.shares for key in layer.parameters}
+    return arena.buckets(model.layout, itemsize, unit_bytes, whole=owners.__getitem__)
 
 
 def _in_units(model: Model, units: Sequence[slice], working: Array) -> tuple[list[Params], list[int]]:

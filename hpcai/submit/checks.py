@@ -13,7 +13,7 @@ from hpcai.data import sharding, sources
 from hpcai.data.dataset import Dataset
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import walltime
-from hpcai.train import build, inputs, report, reserve, resume
+from hpcai.train import build, inputs, own, report, reserve, resume
 from hpcai.train.config import Options
 
 SMALL_BYTES = 256 << 20
@@ -92,7 +92,7 @@ def data(options: Options) -> Dataset | None:
     """The data set, or None if its files are too large to be read here."""
     where = Path(options.data_dir) if options.data_dir else None
     try:
-        files = sources.files(options.data, where)
+        files = [] if own.is_own(options.data) else sources.files(options.data, where)
         if sum(path.stat().st_size for path in files) > SMALL_BYTES:
             return None
         return inputs.named(options)

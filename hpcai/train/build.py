@@ -26,7 +26,7 @@ from hpcai.parallel.schedules import Plan
 from hpcai.reduce.named import named
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
-from hpcai.train import checks
+from hpcai.train import checks, own
 from hpcai.train.config import Options
 
 
@@ -115,6 +115,9 @@ def overlaps(options: Options, mesh: Mesh) -> bool:
 
 def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:
     """The model that the options name, for this data's shape and classes; of a gpt the part that `split` says."""
+    assert options.model is not None
+    if own.is_own(options.model):
+        return own.fitting(own.model(options.model, dataset), options)
     if options.model == "gpt":
         return gpt.gpt(gpt_shape(options), options.seed, split)
     loss = models.default_loss(dataset.classes)
@@ -127,6 +130,8 @@ def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Mod
 
 def build_optimizer(options: Options, model: Model) -> Optimizer:
     """The optimizer that the options name; sgd with momentum is momentum."""
+    if own.is_own(options.optimizer):
+        return own.optimizer(options.optimizer, model)
     name = "momentum" if options.optimizer == "sgd" and options.momentum else options.optimizer
     decay = options.weight_decay if options.weight_decay is not None else 0.01 if name in ("adamw", "lamb") else 0.0
     mu = 0.9 if options.momentum is None else options.momentum

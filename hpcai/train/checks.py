@@ -8,7 +8,7 @@ from hpcai.data import sources
 from hpcai.errors import UsageError
 from hpcai.reduce.named import named
 from hpcai.reduce.reproducible import MOST
-from hpcai.train import signals
+from hpcai.train import own, signals
 
 if TYPE_CHECKING:
     from hpcai.train.config import Options
@@ -88,10 +88,13 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
     grains = o.compress == "reproducible"
     return [
         (
-            o.model == "gpt" and not text,
+            o.model == "gpt" and not text and not own.is_own(o.data),
             f"--model gpt learns text: give --data text:PATH, got {o.data}{_with_kind(o.data, 'text')}",
         ),
-        (text and o.model != "gpt", f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt"),
+        (
+            text and o.model in ("softmax", "mlp", "cnn"),
+            f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt",
+        ),
         (o.sample > 0 and o.model != "gpt", f"--sample {o.sample} writes text, so it is for --model gpt"),
         (grains and bool(o.trace), "--compress reproducible has no micro-batches to trace; leave --trace out"),
         (grains and o.dtype != "f32", f"--compress reproducible works on f32; leave --dtype {o.dtype} out"),

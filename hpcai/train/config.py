@@ -7,14 +7,25 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from hpcai import environment
 from hpcai.data import sources
 from hpcai.reduce.named import CHOICES
-from hpcai.train import checks, given
-from hpcai.train.readers import MOST_F32, Reader, names, number, patterns, resumed, signal_names, text_or_nothing, whole, widths
+from hpcai.train import checks, given, own
+from hpcai.train.readers import (
+    MOST_F32,
+    Reader,
+    choice_or_own,
+    names,
+    number,
+    patterns,
+    resumed,
+    signal_names,
+    text_or_nothing,
+    whole,
+    widths,
+)
 
 _DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
 
@@ -33,7 +44,10 @@ def option(default: Any, text: str, kind: Reader | None = None) -> Any:
 class Options:
     """Everything that a training run depends on."""
 
-    data: str = option("digits", "data set: digits, fashion-mnist, mnist, csv:PATH, npz:PATH or text:PATH")
+    data: str = option(
+        "digits",
+        "data set: digits, fashion-mnist, mnist, csv:PATH, npz:PATH, text:PATH, or package.module:function that makes one",
+    )
     data_dir: str | None = option(None, "folder with data files (else $HPCAI_DATA if that is one, then /usr/share/datasets)")
     label: str | None = option(None, "csv: the column to predict")
     ignore: tuple[str, ...] = option((), "csv: columns to leave out, A,B,...", names)
@@ -41,7 +55,11 @@ class Options:
     task: Literal["classification", "regression"] | None = option(
         None, "csv, npz: whether labels are classes or a quantity (by themselves texts and few whole numbers are classes)"
     )
-    model: Literal["softmax", "mlp", "cnn", "gpt"] | None = option(None, "model (mlp; for text gpt, which is for text alone)")
+    model: str | None = option(
+        None,
+        "model (mlp; for text gpt, which is for text alone); a function makes one's own, and may want the data set",
+        choice_or_own("softmax", "mlp", "cnn", "gpt"),
+    )
     hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
     channels: tuple[int, ...] = option((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
     image_channels: Literal["last", "first"] | None = option(
@@ -74,9 +92,11 @@ class Options:
     epochs: int | None = option(None, "passes over the training data (20 unless --steps is given)", whole(1))
     steps: int | None = option(None, "stop after this many steps", whole(1))
     batch: int = option(128, "samples in a step, over all ranks", whole(1))
-    optimizer: Literal["sgd", "momentum", "nesterov", "adam", "adamw", "lamb"] = option("adam", "optimizer")
+    optimizer: str = option("adam", "optimizer", choice_or_own("sgd", "momentum", "nesterov", "adam", "adamw", "lamb"))
     lr: float | None = option(
-        None, "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw 0.001; lamb 0.005)", number(above=0, most=MOST_F32)
+        None,
+        "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw and one's own 0.001; lamb 0.005)",
+        number(above=0, most=MOST_F32),
     )
     momentum: float | None = option(None, "for sgd (0), momentum and nesterov (0.9)", number(least=0, below=1))
     weight_decay: float | None = option(None, "weight decay (adamw, lamb 0.01; others 0)", number(least=0, most=MOST_F32))
@@ -153,6 +173,11 @@ def parse(arguments: Sequence[str]) -> Options:
     return _filled(options)
 
 
+def of(values: dict[str, Any]) -> Options:
+    """Options from Python, checked and filled like others; what is None is not given. Raises: UsageError, one line."""
+    return _filled(Options(**given.from_python(Options, values)))
+
+
 def asks_only(arguments: Sequence[str]) -> bool:
     """True when the arguments ask for text (help), not for training."""
     return any(a in ("-h", "--help") or a.startswith(("--print_config", "--print-config")) for a in arguments)
@@ -171,10 +196,10 @@ def _filled(o: Options) -> Options:
         o,
         model=model,
         epochs=o.epochs if o.epochs is not None or o.steps is not None else 20,
-        lr=o.lr if o.lr is not None else _LR[o.optimizer],
+        lr=o.lr if o.lr is not None else _LR.get(o.optimizer, 1e-3),
         redundancy=o.redundancy if o.redundancy is not None else int(o.elastic != "never" and o.zero > 0),
         chunks=o.chunks if o.chunks is not None else 2 if o.pipeline == "interleaved" else 1,
-        run=o.run or f"runs/{Path(o.data.split(':')[-1]).name.split('.')[0]}-{model}",
+        run=o.run or f"runs/{own.called(o.data)}-{own.called(model)}",
     )
     checks.check(filled)
     return filled

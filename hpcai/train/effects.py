@@ -63,7 +63,8 @@ _WHOLE = Belongs(
 OF: dict[str, Belongs] = {
     **dict.fromkeys(("hidden", "activation"), _with("model", "mlp")),
     "channels": _with("model", "cnn"),
-    **dict.fromkeys(("layers", "width", "heads", "context", "norm", "tied", "dropout"), _with("model", "gpt")),
+    **dict.fromkeys(("layers", "width", "heads", "norm", "tied", "dropout"), _with("model", "gpt")),
+    "context": Belongs(lambda o, axes: o.data.startswith("text:"), "--data text:PATH", lambda o, axes: f"--data {o.data}"),
     "decay_steps": _with("schedule", "step"),
     **dict.fromkeys(("compress_warmup", "compress_smallest", "no_error_feedback"), _CODECS),
     "grain": _with("compress", "reproducible"),

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from hpcai.comm import job, stall
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import NonFiniteError, RankFailed, RanksLost, StallError, UsageError
-from hpcai.train import memories, newcomers, resume, step, transfer
+from hpcai.train import memories, newcomers, own, resume, step, transfer
 from hpcai.train.config import Options
 from hpcai.train.replica import Replica, replica
 from hpcai.train.run import Part, Run
@@ -169,6 +169,8 @@ def check(options: Options, comm: Communicator) -> None:
     """Raise UsageError where a run cannot outlive ranks."""
     if options.elastic == "never":
         return
+    if options.elastic == "grow":
+        own.require_names({"--model": options.model or "", "--optimizer": options.optimizer})
     reason = comm.wire.why_not_elastic(options.elastic == "grow")
     if not reason and not comm.notices_ends:
         reason = "ranks cannot see another's end here (that wants Linux 5.3 and one PID namespace); HPCAI_NODE=0 leaves it to MPI"

@@ -18,9 +18,6 @@ from hpcai.train import build, precision
 from hpcai.train.config import Options
 from hpcai.xp import DTYPES
 
-STATES = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "lamb": 2}
-"""Arrays of optimizer state, each as long as the parameters."""
-
 
 class Pool(NamedTuple):
     """Memory that some ranks share: what it is called, what tells it from others, and how many bytes of it are free."""
@@ -35,9 +32,9 @@ def require(options: Options, dataset: Dataset, comm: Communicator) -> None:
 
     What they want is what they keep from step to step, or at the start, and no less: activations come on top.
     """
-    elements, largest = comm.on_root(lambda: _parameters(options, dataset))
+    elements, largest, states = comm.on_root(lambda: _parameters(options, dataset))
     axes = meshes.sizes(options.mesh, comm.size)
-    wanted = needed(options, elements, largest, axes)
+    wanted = needed(options, elements, largest, axes, states)
     told = comm.exchange((pools(), wanted))
     sums: dict[str, int] = {}
     for there, bytes_there in told:
@@ -49,18 +46,19 @@ def require(options: Options, dataset: Dataset, comm: Communicator) -> None:
             who = f"{count} ranks want" if count > 1 else "1 rank wants"
             raise UsageError(
                 f"{elements:,} parameters do not fit into memory: {who} at least "
-                f"{_gb(sums[pool.key])} GB, and {_gb(pool.free)} GB are free in {pool.what}. {_advice(options, axes, count)}"
+                f"{_gb(sums[pool.key])} GB, and {_gb(pool.free)} GB are free in {pool.what}. "
+                f"{_advice(options, axes, count, states)}"
             )
 
 
-def needed(options: Options, elements: int, largest: int, axes: meshes.Sizes) -> int:
-    """Bytes that a rank wants at least, of a model of so many elements, of which one array has `largest`."""
+def needed(options: Options, elements: int, largest: int, axes: meshes.Sizes, states: int) -> int:
+    """Bytes that a rank wants at least, of a model of so many elements, of which one array has `largest`, with so many arrays of
+    optimizer state.
+    """
     here, dp = elements / (axes.tp * axes.pp), axes.dp
     stored = np.dtype(DTYPES[options.dtype]).itemsize
     half = options.dtype in precision.STORAGE
-    whole, states = 4 if half else stored, STATES[options.optimizer]
-    if options.optimizer == "sgd" and options.momentum:
-        states = 1
+    whole = 4 if half else stored
     shard = [here / dp if options.zero >= stage else here for stage in (1, 2, 3)]  # of optimizer state, gradients, parameters
     kept = shard[2] * stored + shard[1] * (stored if options.zero < 2 else whole) + shard[0] * states * whole
     kept += (shard[0] + (here if options.zero < 3 else 0) + (here if options.zero < 2 else 0)) * 4 * half
@@ -88,17 +86,18 @@ def _number(group: Path) -> str:
     return f"{about.st_dev} {about.st_ino}"
 
 
-def _parameters(options: Options, dataset: Dataset) -> tuple[int, int]:
-    """How many there are, and in the largest array."""
+def _parameters(options: Options, dataset: Dataset) -> tuple[int, int, int]:
+    """How many there are, and in the largest array; and how many arrays of optimizer state are as long as they are together."""
     model = build.build_model(options, dataset)
-    return model.layout.size, max((slot.stop - slot.start for slot in model.layout.slots), default=0)
+    largest = max((slot.stop - slot.start for slot in model.layout.slots), default=0)
+    return model.layout.size, largest, len(build.build_optimizer(options, model).init(np.zeros(1, np.float32)))
 
 
-def _advice(options: Options, axes: meshes.Sizes, count: int) -> str:
+def _advice(options: Options, axes: meshes.Sizes, count: int, states: int) -> str:
     helps = ["a smaller model"]
     if axes.dp > 1 and options.zero < 3 and options.optimizer != "lamb":
         helps.append(f"--zero {options.zero + 1}" if options.zero == 2 else f"--zero {options.zero + 1} to 3")
-    if STATES[options.optimizer]:
+    if states:
         helps.append("--optimizer sgd")
     if options.model == "gpt":
         helps.append("a --mesh with more tp or pp")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import typing
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 from hpcai.errors import UsageError, meant
 from hpcai.train import optionsfile, readers
@@ -84,6 +87,18 @@ def _from_file(kind: type, path: str) -> dict[str, Any]:
             raise _refusal(f"--config {path} has {shown(key)}, which is no option{meant(name, readers_of(kind))}")
         if value is not None:
             found[name] = _read(kind, name, value, f"{name} in {path}")
+    return found
+
+
+def from_python(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a program gives, as Python has them: paths and numbers of numpy too. Raises: UsageError, one line."""
+    found = {}
+    for name, value in values.items():
+        if name not in readers_of(kind):
+            raise _refusal(f"there is no option {shown(name)}{meant(name, readers_of(kind))}")
+        if value is not None:
+            plain = value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, os.PathLike) else value
+            found[name] = _read(kind, name, plain, name)
     return found
 
 

@@ -13,8 +13,8 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data import sources
 from hpcai.data.contents import contents
 from hpcai.data.dataset import Dataset
-from hpcai.errors import UsageError
-from hpcai.train import report
+from hpcai.errors import DataError, UsageError
+from hpcai.train import own, report
 from hpcai.train.build import check
 from hpcai.train.config import Options
 from hpcai.xp import Array
@@ -27,27 +27,47 @@ def load(options: Options, comm: Communicator) -> Dataset:
 
 def named(options: Options) -> Dataset:
     """The same, on this rank alone."""
+    if own.is_own(options.data):
+        return own.data(options.data)
     where = Path(options.data_dir) if options.data_dir else None
     o = options
     return sources.load(o.data, where, o.label, o.ignore, o.context, o.categorical, o.task)
 
 
-def share(comm: Communicator, load: Callable[[], Dataset]) -> Dataset:
-    """Load on rank 0 and broadcast, so that one process reads the files and one error reaches all."""
+def share(comm: Communicator, load: Callable[[], Dataset], elsewhere: Callable[[], Dataset] | None = None) -> Dataset:
+    """Load on rank 0 and broadcast, so that one process reads the files and one error reaches all. Objects that hand out samples
+    are not sent: every other rank has its own from `elsewhere`, by default from `load` too.
+    """
     loaded: list[Dataset] = []
 
-    def describe() -> Dataset:
+    def describe() -> tuple[Dataset, bool]:
         dataset = load()
         loaded.append(dataset if dataset.contents else dataset._replace(contents=contents(dataset)))
         empty: dict[str, Any] = {name: (array.shape, array.dtype) for name, array in _arrays(loaded[0]).items()}
-        return loaded[0]._replace(**empty)
+        return loaded[0]._replace(samples=None, **empty), dataset.samples is not None
 
-    described = comm.on_root(describe)
+    described, has_samples = comm.on_root(describe)
     arrays: dict[str, Array] = {}
     for name, (shape, dtype) in _arrays(described).items():
         array = np.require(_arrays(loaded[0])[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
         arrays[name] = comm.broadcast(array)
-    return described._replace(**arrays)
+    samples = _samples(comm, lambda: loaded[0] if loaded else (elsewhere or load)()) if has_samples else None
+    return described._replace(samples=samples, **arrays)
+
+
+def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, Any] | None:
+    """This rank's objects that hand out samples. Collective. Raises: on all ranks, the first one's error."""
+    found, failure = None, None
+    try:
+        found = load().samples
+    except Exception as error:
+        failure = error
+    failures = comm.exchange(None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    if first := next((one for one in failures if one), None):
+        raise DataError(f"another rank could not make the data: {first}")
+    return found
 
 
 def _arrays(dataset: Dataset) -> dict[str, Any]:
@@ -70,7 +90,7 @@ def prepare(options: Options, ranks: int) -> Dataset:
 
 def _check_range(options: Options, dataset: Dataset) -> None:
     """Raise UsageError for features that the dtype in which they are handed to the model does not hold."""
-    if options.dtype == "f16" and not dataset.context:
+    if options.dtype == "f16" and not dataset.context and dataset.samples is None:
         ends = [
             float(end) * dataset.scale + dataset.shift for x in (dataset.x_train, dataset.x_test) for end in (x.min(), x.max())
         ]

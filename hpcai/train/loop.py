@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,9 +16,25 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
 from hpcai.errors import HpcaiError, NonFiniteError, RankFailed
+from hpcai.monitor import Sink
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, elastic, fits, inputs, newcomers, outputs, report, resume, sampling, signals, spares, trace
+from hpcai.train import (
+    advice,
+    elastic,
+    fits,
+    inputs,
+    naming,
+    newcomers,
+    outputs,
+    own,
+    report,
+    resume,
+    sampling,
+    signals,
+    spares,
+    trace,
+)
 from hpcai.train.build import build_schedule
 from hpcai.train.config import Options
 from hpcai.train.lock import Locks
@@ -31,10 +47,25 @@ from hpcai.train.step import train_step
 EVALUATION_BATCH = 1024
 
 
-def fit(options: Options, comm: Communicator) -> dict[str, Any]:
-    """Train as the options say, on all ranks of `comm`; returns the summary, on all ranks.
+class Ended(NamedTuple):
+    """A run that has come to its end: what a rank knows of it. checkpoint: the last one's name, as people call it."""
 
-    Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png.
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    checkpoint: str
+    dataset: Dataset
+    options: Options
+
+
+def fit(options: Options, comm: Communicator) -> dict[str, Any]:
+    """`run_to_end`, of which the summary alone is wanted."""
+    return run_to_end(options, comm).summary
+
+
+def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ()) -> Ended:
+    """Train as the options say, on all ranks of `comm`.
+
+    Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png; sinks hear of it there.
     Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
     """
     if options.stall_timeout is not None:
@@ -44,17 +75,19 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     reserve = Reserve(comm.wire, training_ranks(comm.size, options.spares), options.spares, options.spares)
     training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spares else comm
     if training is None:
-        return go_on(*spares.stand_by(options, reserve))
+        return go_on(*spares.stand_by(options, reserve), sinks)
     if options.spares:
         job.adopt(training)
     locks = Locks(resume.folders(options))
     with contextlib.closing(reserve), contextlib.closing(locks):
-        return _begin(options, training, reserve, locks)
+        return _begin(options, training, reserve, locks, sinks)
 
 
-def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks) -> dict[str, Any]:
+def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks, sinks: Sequence[Sink]) -> Ended:
     folder = Path(options.run or "runs")
-    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size))
+    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
+    if options.elastic == "grow" and dataset.samples is not None:
+        own.require_names({"--data": options.data})
     _hold(locks, comm)
     comm.on_root(lambda: outputs.require_writable(options))
     place = resume.prepare(options, comm)
@@ -65,7 +98,7 @@ def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks)
     if mine.backup is not None:
         mine.backup.renew(mine.state)
 
-    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep), reserve, locks)
+    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep), reserve, locks, sinks)
     comm.on_root(run.reporter.open)
     if progress.step < run.total:
         on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
@@ -87,13 +120,20 @@ def _hold(locks: Locks, comm: Communicator) -> None:
         raise error
 
 
-def go_on(reserve: Reserve, comm: Communicator, told: newcomers.Invitation, dataset: Dataset, mine: Replica) -> dict[str, Any]:
-    """`fit` from where others are, for a rank that has joined them (newcomers.join)."""
+def go_on(
+    reserve: Reserve,
+    comm: Communicator,
+    told: newcomers.Invitation,
+    dataset: Dataset,
+    mine: Replica,
+    sinks: Sequence[Sink] = (),
+) -> Ended:
+    """`run_to_end` from where others are, for a rank that has joined them (newcomers.join)."""
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
     saver = Saver(mine, comm, resume.place(told.options), told.options.keep)
     locks = Locks(resume.folders(told.options), told.token)
-    run = _run(told.options, dataset, told.progress, saver, reserve, locks)
+    run = _run(told.options, dataset, told.progress, saver, reserve, locks, sinks)
     run.counted, run.lost, run.failed = told.counted, told.lost, told.failed
     run.reporter.recoveries += told.recoveries
     elastic.settle(run, [])
@@ -102,18 +142,26 @@ def go_on(reserve: Reserve, comm: Communicator, told: newcomers.Invitation, data
         return _through(run)
 
 
-def _run(options: Options, dataset: Dataset, progress: resume.Progress, saver: Saver, reserve: Reserve, locks: Locks) -> Run:
+def _run(
+    options: Options,
+    dataset: Dataset,
+    progress: resume.Progress,
+    saver: Saver,
+    reserve: Reserve,
+    locks: Locks,
+    sinks: Sequence[Sink],
+) -> Run:
     mine, comm = saver.mine, saver.comm
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
-    reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch, locks)
+    reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch, locks, sinks)
     return Run(
         options, dataset, reserve, comm, mine, progress, reporter, build_schedule(options, total), total, saver, progress.step
     )
 
 
-def _through(run: Run) -> dict[str, Any]:
-    """The run to its end; ranks that fail meanwhile are done without where that can be. Returns the summary."""
+def _through(run: Run) -> Ended:
+    """The run to its end; ranks that fail meanwhile are done without where that can be."""
     if run.options.elastic != "never":
         stall.outlive()
     watched = signals.cast_into(run.mine.votes, run.options.signals, run.comm.rank == 0)
@@ -121,7 +169,8 @@ def _through(run: Run) -> dict[str, Any]:
         while True:
             try:
                 _train(run)
-                return _finish(run)
+                summary, last = _finish(run), run.saver.place.path(naming.named(run.progress.step))
+                return Ended(summary, run.progress.history, last, run.dataset, run.options)
             except RankFailed as error:
                 if run.options.elastic == "never":
                     raise
@@ -139,7 +188,7 @@ def _train(run: Run) -> None:
 
 
 def _finish(run: Run) -> dict[str, Any]:
-    """The last words."""
+    """Write and say what the whole run came to; returns the summary, on all ranks."""
     options = run.options
     run.reporter.waiting.settle()
     timelines = trace.gather(run.mine)
@@ -203,7 +252,7 @@ def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
     sums *= mesh.tp.rank == 0
     mesh.world.allreduce(sums)
     sums /= n * dataset.targets_a_sample
-    return float(sums[0]), float(sums[1]) if dataset.classes else None
+    return float(sums[0]), float(sums[1]) if dataset.classes and mine.whole.loss.counts else None
 
 
 @contextlib.contextmanager

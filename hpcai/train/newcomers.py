@@ -18,7 +18,7 @@ from hpcai.errors import LaunchError, RankFailed
 from hpcai.parallel import zero
 from hpcai.train import resume, transfer
 from hpcai.train.config import Options
-from hpcai.train.inputs import share
+from hpcai.train.inputs import named, share
 from hpcai.train.replica import Replica, replica
 from hpcai.train.run import Part, Run
 from hpcai.train.step import Totals
@@ -120,7 +120,7 @@ def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
     told = comm.exchange(None)[0]
     assert isinstance(told, Invitation)
     cores.limit_threads(told.cores)
-    dataset = share(comm, lambda: None)
+    dataset = share(comm, lambda: None, lambda: named(told.options))
     fresh = replica(transfer.unmeshed(told.options), dataset, comm)
     if fresh.zero:
         for array in (fresh.params, *fresh.state.values()):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcai.errors import meant
+from hpcai.train import own
 
 Reader = Callable[[Any], Any]
 
@@ -85,6 +86,16 @@ def choice(*words: str) -> Reader:
         return str(word)
 
     return _saying(f"one of {', '.join(words)}", read)
+
+
+def choice_or_own(*words: str) -> Reader:
+    """How to read one of some words, or the name of a function of one's own."""
+    of_words = choice(*words)
+
+    def read(value: Any) -> str:
+        return str(value) if isinstance(value, str) and own.is_own(value) else str(of_words(value))
+
+    return _saying(f"{of_words.__doc__}, or package.module:function", read)
 
 
 def flag(value: Any) -> bool:

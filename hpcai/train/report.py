@@ -7,10 +7,11 @@ import json
 import platform
 import statistics
 from collections import deque
+from collections.abc import Sequence
 from math import isfinite, log, nan, sqrt
 from pathlib import Path
 from time import perf_counter, time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from hpcai.comm.call import some
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError, counted
+from hpcai.monitor import Event, Sink
 from hpcai.parallel.schedules import Work
 from hpcai.train import outputs, remarks, resume, strict, trace
 from hpcai.train import summary as summaries
@@ -46,10 +48,11 @@ class Reporter:
         total: int,
         per_epoch: int,
         locks: Locks | None = None,
+        sinks: Sequence[Sink] = (),
     ):
         self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
         self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
-        self.folder, self.locks = Path(options.run or "runs"), locks
+        self.folder, self.locks, self.sinks, self.heard = Path(options.run or "runs"), locks, sinks, list[Sink]()
         self.metrics_path = outputs.metrics_path(options)
         self.first = progress.step
         self.started = self.epoch_started = perf_counter()
@@ -72,7 +75,15 @@ class Reporter:
         self.line = ProgressLine(self.total, self.per_epoch, self.progress.step, self.dataset.unit)
         if self.progress.step:
             self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}{changed}")
+        about = {"step": self.progress.step, "options": dataclasses.asdict(self.options)}
+        for sink in self.sinks:
+            sink.open(about)
+            self.heard.append(sink)
         return self.metrics
+
+    def _tell(self, kind: Literal["step", "epoch", "recovery", "end"], values: dict[str, Any]) -> None:
+        for sink in self.heard:
+            sink.event(Event(kind, self.progress.step, values))
 
     @property
     def token(self) -> str:
@@ -101,6 +112,7 @@ class Reporter:
         """What the summary says of one, also to ranks that came with it: any may be the one that writes the summary."""
         at = {"step": self.progress.step, "lost": lost, "of": before, "ranks": self.comm.size}
         self.recoveries.append(at | {"seconds": seconds, "at": time()})
+        self._tell("recovery", self.recoveries[-1])
 
     def recovered(self, lost: list[int], before: int, seconds: float, spares: int) -> None:
         """After ranks failed: which of how many, how long until the others went on, and how many spare ones are left."""
@@ -122,7 +134,9 @@ class Reporter:
             return
         self.reports.append(done)
         assert self.metrics is not None
-        self.metrics.write(self._record(number, lr, done))
+        record = self._record(number, lr, done)
+        self.metrics.write(record)
+        self._tell("step", record)
         self.line.show(number, done.loss_sum / done.targets, self._samples_per_s(last=50))
 
     def _record(self, number: int, lr: float, done: Report) -> dict[str, Any]:
@@ -147,10 +161,11 @@ class Reporter:
         seconds = perf_counter() - self.epoch_started
         self.line.lasting(f"epoch {number:>3}/{self.line.epochs}   loss {record['loss']:.4f}   {score}   {seconds:.1f} s")
         self.epoch_started = perf_counter()
+        self._tell("epoch", record | {"epoch": number})
 
     def finish(self, timelines: list[list[Work]], text: bytes) -> dict[str, Any]:
         """Write the summary, the plot and the trace, print the table and a text. On rank 0; returns the summary."""
-        self.close()
+        self._close_metrics()
         path = self.folder / "summary.json"
         earlier = summaries.read(path) if not self.reports and self.progress.step == self.first else {}
         if earlier.get("steps", -1) >= self.progress.step:
@@ -159,6 +174,7 @@ class Reporter:
             return earlier
         summary = json.loads(strict.dumps(self._summary(timelines)))
         summaries.write(path, summary)
+        self._tell("end", summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
             title = f"{self.dataset.name}, {self.mine.model.name}, {counted(self.comm.size, 'rank')}"
@@ -182,13 +198,18 @@ class Reporter:
         return [path, path.with_suffix(".png")]
 
     def close(self) -> None:
-        """Flush and close the metrics file, also when the run fails."""
+        """Flush and close the metrics file and what hears of the run, also when it fails."""
+        self._close_metrics()
+        while self.heard:
+            self.heard.pop().close()
+
+    def _close_metrics(self) -> None:
         if self.metrics is not None:
             self.metrics.close()
 
     def _summary(self, timelines: list[list[Work]]) -> dict[str, Any]:
         last = self.progress.history[-1]
-        regression = not self.dataset.classes
+        squared = not self.dataset.classes and self.mine.whole.loss.name == "mean_squared_error"
         constant = constant_score(self.dataset)
         summary = {
             "ranks": self.comm.size,
@@ -222,8 +243,9 @@ class Reporter:
             summary["recoveries"] = self.recoveries
         if self.mine.reducers:
             summary["compression"] = summaries.compression(self.mine, self.comm)
-        if regression:
+        if squared:
             summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit
+        if squared and constant is not None:
             summary["test_r2"] = 1 - last["test_loss"] / constant if constant else 0.0
         return summary
 

@@ -14,7 +14,7 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data.contents import changed as changed_data
 from hpcai.errors import CheckpointError, counted
 from hpcai.parallel.mesh import sizes
-from hpcai.train import absent, assembly, checkpoint, lock, memories, naming, remarks, storage
+from hpcai.train import absent, assembly, checkpoint, lock, memories, naming, own, remarks, storage
 from hpcai.train.arguments import shown
 from hpcai.train.build import Cut
 from hpcai.train.checkpoint import Broken, Opened
@@ -278,12 +278,15 @@ def _candidates(options: Options) -> list[tuple[Place, str]]:
 
 def _named(options: Options) -> tuple[Place, str]:
     """The place that --resume means, and the name of the checkpoint in it; no name means any."""
-    if options.resume == "auto":
-        return place(options), ""
-    for one in (options.resume.rstrip("/") + "/checkpoints", options.resume):
+    return (place(options), "") if options.resume == "auto" else meant(options.resume)
+
+
+def meant(path: str) -> tuple[Place, str]:
+    """The place of checkpoints that a path or URL means, and the name of the one in it; no name means any."""
+    for one in (path.rstrip("/") + "/checkpoints", path):
         if (where := storage.place(one)).names():
             return where, ""
-    return storage.located(options.resume)
+    return storage.located(path)
 
 
 def _refuse_or_set_aside(options: Options, folder: Path) -> None:
@@ -327,6 +330,8 @@ def _identity(options: Options, mine: Replica) -> dict[str, Any]:
     names = (*IDENTITY, *GPT_IDENTITY) if options.model == "gpt" else IDENTITY
     values = {name: getattr(options, name) for name in names}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    if own.is_own(options.model or ""):  # which may have moved to another module
+        values["model"] = mine.whole.name
     return values | {
         "optimizer": mine.optimizer.name,
         "parameters": [[s.name, list(s.shape)] for s in assembly.whole_layout(mine.whole).slots],

@@ -35,7 +35,6 @@ def read(path: Path) -> dict[str, Any]:
 
 def table(summary: dict[str, Any], written: list[Path]) -> str:
     """The final table, for stdout."""
-    regression = summary["test_accuracy"] is None
     unit = "bytes" if "bits_per_byte" in summary else "samples"
     rows = [
         ("ranks", f"{summary['ranks']}{_axes(summary['mesh'])} ({summary['mpi']})"),
@@ -44,16 +43,14 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
         ("training loss", _shown(summary["epoch_losses"][-1]) if summary["epoch_losses"] else "-"),
         ("test loss", f"{_shown(summary['test_loss'])}{_bits(summary)}"),
     ]
-    if regression:
+    if "test_r2" in summary:
         rows.append(("test R2", f"{_shown(summary['test_r2'])}   (a constant predictor: 0)"))
+    if "test_rmse" in summary:
         rows.append(("test error", f"{_shown(summary['test_rmse'], '.4g')} (root mean square, in the label's unit)"))
-    else:
-        rows.append(
-            (
-                "test accuracy",
-                f"{summary['test_accuracy']:.4f}   (a constant predictor: {summary['constant_score']:.4f})",
-            )
-        )
+    if summary["test_accuracy"] is not None:
+        constant = summary["constant_score"]
+        beside = "" if constant is None else f"   (a constant predictor: {constant:.4f})"
+        rows.append(("test accuracy", f"{summary['test_accuracy']:.4f}{beside}"))
     rows += [
         ("throughput", f"{summary['samples_per_s']:,.0f} {unit}/s"),
         ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),

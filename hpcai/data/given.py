@@ -1,0 +1,61 @@
+"""Data sets from what a program has: arrays, or objects that hand out samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hpcai.data import arrays
+from hpcai.data.dataset import Dataset, hold_out
+from hpcai.data.samples import Samples, taken
+from hpcai.data.targets import Task
+from hpcai.errors import DataError
+
+
+def from_arrays(
+    x: Any, y: Any, x_test: Any = None, y_test: Any = None, *, task: Task | None = None, name: str = "arrays"
+) -> Dataset:
+    """A data set of arrays in memory, as npz:PATH reads them.
+
+    Args:
+        x: (n, ...) numbers or booleans. Bytes (uint8) are scaled to [-1, 1]; other numbers are taken as they are, in f32.
+        y: (n,) labels or quantities: numbers, booleans or texts.
+        x_test, y_test: the same for testing; without them a fixed fifth of the rows is held out, and n is 10 at least.
+        task: "classification" or "regression"; without it texts and few whole numbers are classes.
+        name: for the head of a run.
+    Raises: DataError that says which arrays do not belong together, or which value is none for a model.
+
+    >>> found = from_arrays(np.arange(40.0).reshape(20, 2), np.arange(20) % 2)
+    >>> found.x_train.shape, found.x_test.shape, found.classes
+    ((16, 2), (4, 2), 2)
+    """
+    if (x_test is None) != (y_test is None):
+        raise DataError(f"{name}: {'x_test' if x_test is None else 'y_test'} is given alone; give both, or neither")
+    pair = {"x": np.asarray(x), "y": np.asarray(y)}
+    if x_test is not None:
+        parts = {"x_train": pair["x"], "y_train": pair["y"], "x_test": np.asarray(x_test), "y_test": np.asarray(y_test)}
+        return arrays.dataset(name, parts, task)
+    arrays.check_pair(name, pair, least=10)
+    train, test = hold_out(len(pair["x"]))
+    parts = {f"{key}_{side}": array[index] for side, index in (("train", train), ("test", test)) for key, array in pair.items()}
+    return arrays.dataset(name, parts, task)
+
+
+def from_samples(train: Samples, test: Samples, *, classes: int = 0, name: str = "samples") -> Dataset:
+    """A data set of objects with `__len__` and `take(index)`, for training and for testing.
+
+    Args:
+        train, test: see samples.Samples. Every rank has its own, and asks it for its share of each batch.
+        classes: how many there are, where targets are their numbers; 0: targets are quantities.
+        name: for the head of a run.
+    Raises: DataError for an object that has no samples, or whose first sample is none.
+    """
+    for side, samples in (("train", train), ("test", test)):
+        if not hasattr(samples, "take") or not hasattr(samples, "__len__"):
+            raise DataError(f"{name}: {side} is {type(samples).__name__}; wanted is an object with __len__ and take(index)")
+        if not len(samples):
+            raise DataError(f"{name}: {side} has no samples; wanted is one at least")
+    x, _ = taken((train, test), np.zeros(1, np.int64), np.float64)
+    rows, labels = np.zeros((0, int(np.prod(x.shape[1:])))), np.zeros(0, np.int64)
+    return Dataset(name, rows, labels, rows, labels, x.shape[1:], classes, samples=(train, test))

@@ -1,0 +1,41 @@
+"""Samples that an object hands out as they are asked for: data that is not an array in memory."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from hpcai.errors import DataError
+from hpcai.xp import Array
+
+
+class Samples(Protocol):
+    """What can be trained on. Every rank has one of its own, and asks it for its share of each batch."""
+
+    def __len__(self) -> int:
+        """How many samples there are, the same on all ranks."""
+
+    def take(self, index: Array, /) -> tuple[Any, Any]:
+        """(x, target) of the samples with these numbers, (b,) i64: arrays with a row for each, in that order.
+
+        x: (b, ...) floats, which become the run's dtype, or integers. target: (b,) whole numbers below `classes`, (b, context)
+        tokens, or (b, k) quantities. The same numbers give the same samples on every rank.
+        """
+
+
+def taken(samples: tuple[Samples, Samples], index: Array, dtype: Any, train: bool = True) -> tuple[Array, Array]:
+    """(x, target) of these samples, x in this dtype if it has floats. Raises: DataError for anything but a row for each."""
+    source = samples[0 if train else 1]
+    asked = index if len(index) else np.zeros(1, np.int64)  # a share may be empty, of which few objects think
+    x, target = (np.asarray(one) for one in source.take(asked))
+    if len(x) != len(asked) or len(target) != len(asked) or x.ndim < 2:
+        raise DataError(
+            f"take gave x of shape {x.shape} and targets of shape {target.shape} for {len(asked)} samples; "
+            f"wanted are ({len(asked)}, ...) and ({len(asked)},) or ({len(asked)}, k)"
+        )
+    if x.dtype.kind not in "fiub" or target.dtype.kind not in "fiu":
+        raise DataError(f"take gave x of {x.dtype} and targets of {target.dtype}; wanted are numbers")
+    x = np.ascontiguousarray(x, dtype if x.dtype.kind == "f" else np.int64)
+    target = np.ascontiguousarray(target, np.float64 if target.dtype.kind == "f" else np.int64)
+    return x[: len(index)], target[: len(index)]

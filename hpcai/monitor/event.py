@@ -1,0 +1,56 @@
+"""Events of a run, and the protocol of those that hear them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+
+class Event(NamedTuple):
+    """Something that happened on all ranks, said on rank 0.
+
+    kind: "step" (loss, lr, grad_norm, samples_per_s, step_ms, comm_ms, epoch), "epoch" (loss, test_loss, test_accuracy, epoch),
+    "recovery" (lost, of, ranks, seconds) or "end" (the summary). step: how many were done; values: by name, as JSON has them.
+    """
+
+    kind: Literal["step", "epoch", "recovery", "end"]
+    step: int
+    values: dict[str, Any]
+
+
+class Sink(Protocol):
+    """What hears the events of a run, on the rank that is rank 0: where that fails, its successor's opens."""
+
+    def open(self, about: dict[str, Any], /) -> None:
+        """The run begins, or goes on here: its options, and the step after which it does."""
+
+    def event(self, event: Event, /) -> None:
+        """An event. It is waited for, so that a slow sink makes a slow run."""
+
+    def close(self) -> None:
+        """The run has ended here, well or not."""
+
+
+Heard = Callable[[dict[str, Any]], object]
+
+
+def functions(after_step: Heard | None = None, after_epoch: Heard | None = None) -> Sink:
+    """A sink of functions that take the values of steps and epochs, each with its number under "step"."""
+    return _Functions({"step": after_step, "epoch": after_epoch})
+
+
+class _Functions:
+    def __init__(self, by_kind: dict[str, Heard | None]):
+        self.by_kind = by_kind
+
+    def open(self, about: dict[str, Any]) -> None:
+        """Nothing is to be opened."""
+
+    def event(self, event: Event) -> None:
+        """Call the function of this kind."""
+        function = self.by_kind.get(event.kind)
+        if function is not None:
+            function({"step": event.step, **event.values})
+
+    def close(self) -> None:
+        """Nothing is to be closed."""

@@ -1,0 +1,147 @@
+"""Models whose gradients another library computes, such as JAX or PyTorch: hpcai combines, updates, saves and goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcai.errors import UsageError
+from hpcai.nn.layers import Cache, Layer, Parameter, Params
+from hpcai.nn.losses import Loss
+from hpcai.nn.models import Model, sequential
+from hpcai.xp import Array
+
+Gradients = Mapping[str, Any]
+LossAndGradients = Callable[[Params, Array, Array], tuple[Any, Gradients]]
+
+
+def external(
+    parameters: Mapping[str, Any],
+    loss_and_gradients: LossAndGradients,
+    *,
+    loss: Callable[[Params, Array, Array], Any] | None = None,
+    predict: Callable[[Params, Array], Any] | None = None,
+    reduction: str = "mean",
+    name: str = "external",
+) -> Model:
+    """A model of one layer, whose loss and gradients a function gives.
+
+    Args:
+        parameters: names to initial values, arrays of any shape. They must be the same on all ranks: the seed does not make them.
+        loss_and_gradients: (parameters, x, target) -> (loss, gradients by name). It gets numpy views of the parameters, in the
+            dtype of the run, which it must not change; x and target: this rank's samples, as the data set gives them.
+        loss: (parameters, x, target) -> loss alone, for evaluation; without it gradients are computed there too and dropped.
+        predict: (parameters, x) -> (b, outputs), for accuracy and predictions; without it there are none of these.
+        reduction: whether the loss is the "mean" or the "sum" over the samples that it is given.
+    Returns: a Model. It has one layer, so that there is nothing to split among pipeline or tensor-parallel ranks.
+    Raises: UsageError for parameters that are none; while it trains, for gradients that are lacking or have another shape.
+    Cost: a copy of the gradients a step.
+
+    >>> def half_square(p, x, target):
+    ...     off = x @ p["w"] - target
+    ...     return (off**2).mean() / 2, {"w": x.T @ off / len(x)}
+    >>> external({"w": np.zeros((3, 1))}, half_square).layout.slots[0].name
+    'external.w'
+    """
+    if reduction not in ("mean", "sum"):
+        raise UsageError(f"reduction is {reduction!r}; wanted is 'mean' or 'sum', which the loss is over its samples")
+    values = {key: np.asarray(value) for key, value in parameters.items()}
+    for key, value in values.items():
+        if value.dtype.kind != "f" or not value.size:
+            raise UsageError(
+                f"parameter {key!r} has dtype {value.dtype} and shape {value.shape}; wanted are numbers in floating point"
+            )
+    if not values:
+        raise UsageError("there are no parameters; give at least one array by its name")
+    functions = _Functions(loss_and_gradients, loss, predict, reduction)
+    described = {key: Parameter(value.shape, 0.0, "given", values=value) for key, value in values.items()}
+
+    def forward(params: Params, cache: Cache, x: Array) -> Array:
+        training = cache.get("moment") is not None
+        cache["call"] = call = _Call(functions, params, x, training)
+        return _Output.of(call, dtype=next(iter(params.values())).dtype)
+
+    def gradients(params: Params, grads: Params, cache: Cache, dy: Array) -> None:
+        found = cache["call"].gradients
+        for key, into in grads.items():
+            into[...] = found[key]
+
+    def backward(params: Params, cache: Cache, dy: Array) -> Array:
+        raise UsageError(f"model {name} gives no gradient of its input, so no layer can come before it")
+
+    layer = Layer(name, described, forward, backward, gradients)
+    return sequential(name, layer, loss=Loss(name, _evaluate, counts=predict is not None))
+
+
+def is_external(model: Model) -> bool:
+    """Whether another library computes the model's gradients."""
+    return any(parameter.initial == "given" for layer in model.layers for parameter in layer.parameters.values())
+
+
+class _Functions(NamedTuple):
+    loss_and_gradients: LossAndGradients
+    loss: Callable[[Params, Array, Array], Any] | None
+    predict: Callable[[Params, Array], Any] | None
+    reduction: str
+
+
+class _Call:
+    """What a forward pass was asked, until the loss, which knows the targets, answers it."""
+
+    def __init__(self, functions: _Functions, params: Params, x: Array, training: bool):
+        self.functions, self.params, self.x, self.training = functions, params, x, training
+        self.gradients: dict[str, Array] = {}
+
+
+class _Output(np.ndarray):
+    """Predictions, or in training nothing yet, and the call that they answer."""
+
+    call: _Call
+
+    @classmethod
+    def of(cls, call: _Call, dtype: np.dtype) -> _Output:
+        predict = None if call.training or not len(call.x) else call.functions.predict
+        found = np.zeros((len(call.x), 1)) if predict is None else np.asarray(predict(call.params, call.x))
+        if found.ndim != 2 or len(found) != len(call.x):
+            raise UsageError(f"predict gave shape {found.shape} for {len(call.x)} samples; wanted is ({len(call.x)}, outputs)")
+        made = np.ascontiguousarray(found, dtype).view(cls)
+        made.call = call
+        return made
+
+
+def _evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
+    """As of any loss: the sum over samples, and how many predictions are right."""
+    call = y.call
+    weight = len(call.x) if call.functions.reduction == "mean" else 1
+    if not call.training:
+        return weight * _loss(call, target), _correct(call, np.asarray(y), target)
+    if not len(call.x):
+        call.gradients = {key: np.zeros_like(value) for key, value in call.params.items()}
+        return 0.0, 0
+    loss, gradients = call.functions.loss_and_gradients(call.params, call.x, target)
+    call.gradients = {key: _scaled(key, gradients, value, weight * scale) for key, value in call.params.items()}
+    return weight * float(loss), 0
+
+
+def _loss(call: _Call, target: Array) -> float:
+    if not len(call.x):
+        return 0.0
+    if call.functions.loss is not None:
+        return float(call.functions.loss(call.params, call.x, target))
+    return float(call.functions.loss_and_gradients(call.params, call.x, target)[0])
+
+
+def _scaled(key: str, gradients: Gradients, parameter: Array, scale: float) -> Array:
+    if key not in gradients:
+        raise UsageError(f"loss_and_gradients gave no gradient of {key!r}; it gave {', '.join(map(repr, gradients)) or 'none'}")
+    found = np.asarray(gradients[key])
+    if found.shape != parameter.shape:
+        raise UsageError(f"the gradient of {key!r} has shape {found.shape}; wanted is that of the parameter, {parameter.shape}")
+    return np.multiply(found, scale, dtype=parameter.dtype, casting="same_kind")
+
+
+def _correct(call: _Call, y: Array, target: Array) -> int:
+    has_classes = call.functions.predict is not None and target.dtype.kind == "i" and target.ndim == 1
+    return int((y.argmax(1) == target).sum()) if has_classes else 0

@@ -1,0 +1,230 @@
+"""Models, data and optimizers of one's own: by name, as package.module:function or file.py:function, or from Python as they are.
+
+A name reaches ranks that are started later; what was handed over in Python does not, unless it is a function that can be found by
+its name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from hpcai.data.dataset import Dataset
+from hpcai.data.given import from_arrays, from_samples
+from hpcai.errors import UsageError, meant
+from hpcai.nn.external import external, is_external
+from hpcai.nn.models import Model
+from hpcai.optim.optimizers import Optimizer
+
+if TYPE_CHECKING:
+    from hpcai.train.config import Options
+
+_NAME = re.compile(r"(?P<place>[A-Za-z_][\w.]*|[^:]*\.py):(?P<function>[A-Za-z_]\w*)")
+_KINDS = ("csv", "npz", "text")
+"""What stands before a colon in --data without being a module."""
+
+
+_ALIAS = "hpcai_own_"
+"""How the names of modules begin that are read from a file."""
+
+
+class Own(str):
+    """The name of something of one's own, and what it names. Another process gets the name alone, as JSON does."""
+
+    __slots__ = ("value",)
+    value: Any
+
+    def __new__(cls, name: str, value: Any) -> Own:
+        """name: as it is written on a command line, or, of what has no such name, for people."""
+        made = super().__new__(cls, name)
+        made.value = value
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (str(self),)
+
+
+def is_own(name: str) -> bool:
+    """Whether that is something of one's own, and no name that hpcai knows."""
+    return isinstance(name, Own) or is_name(name)
+
+
+def is_name(name: str) -> bool:
+    """Whether it is of the form package.module:function or file.py:function.
+
+    >>> is_name("mine:model"), is_name("work/mine.py:model"), is_name("csv:table"), is_name("mlp")
+    (True, True, False, False)
+    """
+    found = _NAME.fullmatch(name)
+    return found is not None and found["place"] not in _KINDS
+
+
+def called(name: str) -> str:
+    """The last part of a name, for a folder.
+
+    >>> called("package.mine:model"), called("csv:data/table.csv.gz"), called("mlp")
+    ('model', 'table', 'mlp')
+    """
+    return Path(name.split(":")[-1]).name.split(".")[0]
+
+
+def wrapped(value: Any, kind: str) -> str:
+    """What was handed over in Python, as an option: a text as it is; a function by its name, if it has one; else for people."""
+    if isinstance(value, str):
+        return value
+    name = _name_of(value) if inspect.isfunction(value) else ""
+    return Own(name or f"own-{kind}", value)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """By which another process finds the function; empty if none does."""
+    if not function.__qualname__.isidentifier():  # within a function, a class, or a lambda
+        return ""
+    if function.__module__ != "__main__":
+        return f"{function.__module__}:{function.__qualname__}"
+    main = sys.modules["__main__"]
+    if spec := getattr(main, "__spec__", None):
+        return f"{spec.name}:{function.__qualname__}"
+    file = getattr(main, "__file__", None) or ""
+    return f"{Path(file).absolute()}:{function.__qualname__}" if file.endswith(".py") else ""
+
+
+def require_guard() -> None:
+    """Raise UsageError where a script trains while it is only read for what it has of one's own."""
+    frame: Any = sys._getframe(2)
+    if frame.f_globals.get("__name__", "").startswith(_ALIAS):
+        raise UsageError(
+            f"{frame.f_globals['__file__']} trains when it is imported, as ranks do that are started later; put the call of fit "
+            'below if __name__ == "__main__":'
+        )
+
+
+def require_names(kinds: dict[str, str]) -> None:
+    """Raise UsageError for what ranks that are started later could not find. kinds: values of options by their flags."""
+    for flag, name in kinds.items():
+        if isinstance(name, Own) and not is_name(name):
+            raise UsageError(
+                f"--elastic grow starts ranks that must make the {flag.strip('-')} too; give a function at the top of a module, "
+                f"or its name: {flag} package.module:function"
+            )
+
+
+def model(name: str, data: Dataset) -> Model:
+    """The model of that name, for this data. Raises: UsageError."""
+    flag = f"--model {name}"
+    found = _made(flag, name, data)
+    if isinstance(found, Model):
+        return found
+    if hasattr(found, "parameters") and callable(getattr(found, "loss_and_gradients", None)):
+        more = {key: getattr(found, key) for key in ("loss", "predict", "reduction") if hasattr(found, key)}
+        return external(found.parameters, found.loss_and_gradients, **more)
+    raise UsageError(
+        f"{flag} gave {type(found).__name__}; wanted is an hpcai.nn.Model, or an object with parameters (names to arrays) and "
+        "loss_and_gradients(parameters, x, target)"
+    )
+
+
+def fitting(model: Model, options: Options) -> Model:
+    """The model, if the options can be with it. Raises: UsageError."""
+    if not is_external(model):
+        return model
+    if options.recompute:
+        raise UsageError(f"--recompute is for layers of hpcai; model {model.name} keeps its own activations, so leave it out")
+    if options.dtype in ("bf16", "f16"):
+        raise UsageError(
+            f"--dtype {options.dtype} rounds layers of hpcai; model {model.name} computes its own way: take f32 or f64"
+        )
+    return model
+
+
+def optimizer(name: str, model: Model) -> Optimizer:
+    """The optimizer of that name. Raises: UsageError."""
+    found = _made(f"--optimizer {name}", name, model)
+    if not isinstance(found, Optimizer):
+        raise UsageError(f"--optimizer {name} gave {type(found).__name__}; wanted is an hpcai.optim.Optimizer")
+    return found
+
+
+def data(name: str) -> Dataset:
+    """The data set of that name. Raises: UsageError, DataError."""
+    found = _made(f"--data {name}", name, None)
+    if isinstance(found, Dataset):
+        return found
+    if isinstance(found, dict) and set(found) <= {"x", "y", "x_test", "y_test", "x_train", "y_train"}:
+        found = tuple(found.get(key, found.get(f"{key}_train")) for key in ("x", "y")) + tuple(
+            found[key] for key in ("x_test", "y_test") if key in found
+        )
+    if isinstance(found, (tuple, list)) and len(found) in (2, 4):
+        if all(hasattr(one, "take") and hasattr(one, "__len__") and not hasattr(one, "dtype") for one in found):
+            return from_samples(*found, classes=getattr(found[0], "classes", 0), name=called(name))
+        return from_arrays(*found, name=called(name))
+    raise UsageError(
+        f"--data {name} gave {type(found).__name__}; wanted is (x, y), (x, y, x_test, y_test), a pair of objects with "
+        "__len__ and take(index) for training and testing, or what hpcai.data.from_arrays or from_samples gives"
+    )
+
+
+def _made(flag: str, name: str, argument: Any) -> Any:
+    """What a name stands for: a value, or what a function gives, which may want an argument. Raises: UsageError."""
+    value = name.value if isinstance(name, Own) else _found(flag, name)
+    if isinstance(value, tuple) or not callable(value) or hasattr(value, "loss_and_gradients"):
+        return value
+    try:
+        wants = [one for one in inspect.signature(value).parameters.values() if one.default is one.empty]
+    except (TypeError, ValueError):
+        wants = []
+    wants = [one for one in wants if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    most = 0 if argument is None else 1
+    if len(wants) > most or any(one.kind is one.KEYWORD_ONLY for one in wants):
+        may = "nothing" if not most else f"nothing or the {'data set' if isinstance(argument, Dataset) else 'model'}"
+        raise UsageError(f"{flag} wants {', '.join(one.name for one in wants)}; it is called with {may}")
+    return value(argument) if wants else value()
+
+
+@functools.cache
+def _found(flag: str, name: str) -> Any:
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise UsageError(f"{flag} was made in another process, and has no name by which this one could make it")
+    module = _file(flag, Path(found["place"])) if found["place"].endswith(".py") else _module(flag, found["place"])
+    if not hasattr(module, found["function"]):
+        near = meant(found["function"], [one for one in vars(module) if not one.startswith("_")])
+        raise UsageError(f"{flag}: {found['place']} has no {found['function']}{near}")
+    return getattr(module, found["function"])
+
+
+def _module(flag: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # of another one, which it wants
+        raise UsageError(
+            f"{flag}: there is no module {error.name} here; its folder must be in $PYTHONPATH or the current one"
+        ) from None
+
+
+def _file(flag: str, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"{flag}: there is no file {path}")
+    alias = f"{_ALIAS}{re.sub(r'[^0-9A-Za-z]', '_', str(path.absolute()))}"
+    if alias in sys.modules:
+        return sys.modules[alias]
+    spec = importlib.util.spec_from_file_location(alias, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[alias] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[alias]
+        raise
+    return module

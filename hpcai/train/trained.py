@@ -1,0 +1,188 @@
+"""Training from Python, and what comes of it: parameters, predictions and what checkpoints hold, on one rank."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcai import arena
+from hpcai.comm import job
+from hpcai.comm.communicator import Communicator
+from hpcai.data.dataset import Dataset
+from hpcai.errors import CheckpointError, UsageError
+from hpcai.monitor import Sink, functions
+from hpcai.nn import models
+from hpcai.nn.models import Model
+from hpcai.train import absent, build, checkpoint, config, loop, own, resume
+from hpcai.train.config import Options
+from hpcai.xp import Array
+
+PREDICTED = 1024
+"""Samples that are predicted together."""
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds.
+
+    step: how many were done. parameters, optimizer: arrays by name, in the model's shapes. history: a record for each epoch.
+    encoding: of the data's columns and labels. options: of the run, as far as they may differ in one that goes on.
+    """
+
+    step: int
+    parameters: dict[str, Array]
+    optimizer: dict[str, dict[str, Array]]
+    history: list[dict[str, Any]]
+    encoding: dict[str, Any] | None
+    options: dict[str, Any] | None
+
+
+def load(path: str | Path) -> Saved:
+    """A checkpoint as named numpy arrays, on this rank alone and without MPI, whatever mesh wrote it.
+
+    Args:   path: a run's folder, one of checkpoints, or a checkpoint (step-N); or a URL of such. Of several the newest is taken.
+    Raises: CheckpointError where there is none, or one that is damaged.
+    Cost:   all of its parameters and optimizer state in memory.
+    """
+    place, name = resume.meant(str(path))
+    if not name:
+        name = next((one for one in reversed(place.names()) if checkpoint.complete(place, one)), "")
+    if not name or absent.refusal(str(path), place, name):
+        raise CheckpointError(
+            f"{path} holds no whole checkpoint; {absent.ADVICE.removesuffix(', or leave --resume out to start afresh')}"
+        )
+    step, found = checkpoint.read(place.path(name))
+    layout = arena.layout({key: tuple(shape) for key, shape in found.meta["identity"]["parameters"]})
+    states = {key.partition(".")[2]: flat for key, flat in found.arrays.items() if key.startswith("optimizer.")}
+    return Saved(
+        step,
+        arena.views(found.arrays["params"], layout),
+        {key: arena.views(flat, layout) for key, flat in states.items()},
+        resume.Progress.of(found.meta["progress"]).history,
+        found.meta.get("encoding"),
+        found.meta.get("options"),
+    )
+
+
+@dataclasses.dataclass
+class Trained:
+    """A run that has ended, the same on all ranks. Nothing here communicates.
+
+    summary: what summary.json has. checkpoint: the last one. model: the whole of it. data: the data set, without its samples.
+    """
+
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    checkpoint: str
+    model: Model
+    data: Dataset
+    options: Options
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, Array]:
+        """Arrays by name, read from the last checkpoint when they are first asked for. Raises: CheckpointError."""
+        return load(self.checkpoint).parameters
+
+    def save(self, path: str | Path) -> None:
+        """Write the parameters to FILE.npz or FILE.safetensors. Every rank that calls it writes. Raises: UsageError, OSError."""
+        ending = Path(path).suffix
+        if ending == ".npz":
+            np.savez(path, **self.parameters)
+        elif ending == ".safetensors":
+            if find_spec("safetensors") is None:
+                raise UsageError("FILE.safetensors wants the package safetensors: pip install safetensors, or save to FILE.npz")
+            from safetensors.numpy import save_file
+
+            save_file({key: np.ascontiguousarray(array) for key, array in self.parameters.items()}, path)
+        else:
+            raise UsageError(f"save wants a file that ends in .npz or .safetensors, got {path}")
+
+    def scores(self, x: Any) -> Array:
+        """The last layer's output, (n, outputs), for samples x as the data set has them: (n, ...) numbers. Raises: UsageError."""
+        rows = self._rows(np.asarray(x))
+        flat = np.zeros(self.model.layout.size, np.float64 if self.options.dtype == "f64" else np.float32)
+        for key, view in arena.views(flat, self.model.layout).items():
+            view[...] = self.parameters[key]
+        layers = models.per_layer(self.model, flat)
+        parts = [rows[i : i + PREDICTED] for i in range(0, len(rows), PREDICTED)]
+        found = [np.array(models.forward(self.model, layers, models.caches(self.model), part)) for part in parts]
+        return np.concatenate(found) if found else np.zeros((0, self.data.outputs))
+
+    def predict(self, x: Any) -> Array:
+        """For each of n samples its label, as the data set had it, or its quantity in the data's unit: (n,).
+
+        Raises: UsageError for samples of another shape, or where the data set does not say what outputs mean.
+        """
+        scores = self.scores(x)
+        label = (self.data.encoding or {}).get("label") or {}
+        if label.get("kind") == "number":
+            return np.ldexp(scores[:, 0] * label["deviation"] + label["mean"], label.get("exponent", 0))
+        if not self.data.classes and not self.data.context:
+            return scores
+        values = np.asarray(label["values"]) if label.get("kind") == "classes" else None
+        best = scores.argmax(1)
+        return best if values is None else values[np.minimum(best, len(values) - 1)]
+
+    def _rows(self, x: Array) -> Array:
+        """As the first layer takes them."""
+        dtype = np.float64 if self.options.dtype == "f64" else np.float32
+        if self.data.context or self.data.samples is not None:
+            return np.ascontiguousarray(x, np.int64 if x.dtype.kind in "iu" else dtype)
+        wanted = int(np.prod(self.data.shape))
+        if not x.ndim or x.dtype.kind not in "buif" or x.size != len(x) * wanted:
+            raise UsageError(
+                f"x has shape {x.shape} and dtype {x.dtype}; wanted are numbers, (n, {', '.join(map(str, self.data.shape))})"
+            )
+        return (x.reshape(len(x), *self.data.shape) * self.data.scale + self.data.shift).astype(dtype)
+
+
+def fit(
+    model: Any = None,
+    data: Any = None,
+    comm: Communicator | None = None,
+    *,
+    optimizer: Any = None,
+    sinks: Sequence[Sink] = (),
+    after_step: Callable[[dict[str, Any]], object] | None = None,
+    after_epoch: Callable[[dict[str, Any]], object] | None = None,
+    **options: Any,
+) -> Trained:
+    """Train on all ranks of a communicator. Collective; all ranks give the same.
+
+    Args:
+        model: "mlp" and the like; an nn.Model; an object with `parameters` and `loss_and_gradients` (see nn.external); a function
+            that gives one of these, which may want the data set; or its name, "package.module:function".
+        data: "digits", "csv:PATH" and the like; (x, y) or (x, y, x_test, y_test), arrays of which only rank 0's are read; a pair
+            of objects with __len__ and take(index) (see data.Samples); what data.from_arrays or from_samples gives; a function
+            that gives one of these, called on rank 0, and of objects on all; or its name.
+        comm: of the ranks that train; by default all that the launcher started.
+        optimizer: "adam" and the like, or an optim.Optimizer, a function of the model that gives one, or its name.
+        sinks: what hears the run's events, on rank 0 (see monitor.Sink). after_step, after_epoch: functions of their values.
+        options: those of `python -m hpcai.train`, with underscores: steps=100, compress="int8", zero=1, run="runs/a".
+            Files and variables that give options to that command are not read.
+    Returns: a Trained, on all ranks alike.
+    Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError, on all ranks alike.
+    """
+    own.require_guard()
+    comm = job.init() if comm is None else comm
+    mine = {"model": model, "data": data, "optimizer": optimizer}
+    wrapped = {kind: own.wrapped(value, kind) for kind, value in mine.items() if value is not None}
+    chosen = comm.on_root(lambda: config.of(wrapped | options))
+    given: dict[str, Any] = {kind: name for kind, name in wrapped.items() if isinstance(name, own.Own)}
+    chosen = dataclasses.replace(chosen, **given)
+    heard = [*sinks, functions(after_step, after_epoch)] if after_step or after_epoch else list(sinks)
+    ended = loop.run_to_end(chosen, comm, heard)
+    empty = {name: getattr(ended.dataset, name)[:0] for name in ("x_train", "y_train", "x_test", "y_test")}
+    return Trained(
+        ended.summary,
+        ended.history,
+        ended.checkpoint,
+        build.build_model(ended.options, ended.dataset),
+        ended.dataset._replace(**empty),
+        ended.options,
+    )
