@@ -7,9 +7,12 @@ from collections.abc import Iterable
 
 
 class HpcaiError(Exception):
-    """Anything that hpcai refuses or cannot do. `exit_code` is what a program that ends by it returns."""
+    """Anything that hpcai refuses or cannot do. `exit_code` is what a program that ends by it returns; `everywhere`: whether all
+    ranks raise it, so that they can end together.
+    """
 
     exit_code = 1
+    everywhere = False
 
 
 class UsageError(HpcaiError):

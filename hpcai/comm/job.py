@@ -18,7 +18,7 @@ from hpcai import environment, ops
 from hpcai.comm import cores, host, mpi, stacks, stall, ulfm, watch
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launcher import launch
-from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallError
+from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallError, one_line
 from hpcai.ops import native
 
 LAST_RESORT_S = 10
@@ -212,6 +212,9 @@ def _install_hooks(world: Communicator) -> None:
     """End the whole job when one rank fails: without this the others wait for it for ever."""
 
     def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if isinstance(error, HpcaiError) and error.everywhere:
+            with contextlib.suppress(HpcaiError):  # of which not all ranks have it after all
+                _end_together(error)
         # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
         rank = init().rank
         time.sleep(min(0.4 * rank, 4.0))
@@ -247,6 +250,17 @@ def _install_hooks(world: Communicator) -> None:
 
     atexit.register(leave)
     os.register_at_fork(after_in_child=forked)
+
+
+def _end_together(error: HpcaiError) -> None:
+    """End this process, of a job whose ranks all have this error: rank 0 says it. Raises: HpcaiError, where not all do."""
+    init().leave()
+    if init().rank == 0:
+        print(f"{type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
+    code = end(exit_code(error))
+    mpi.finalize()
+    time.sleep(0.2)  # MPICH's launcher kills those that come later than the first, and then ends by that signal
+    quit(code)
 
 
 def exit_code(error: BaseException) -> int:

@@ -14,8 +14,7 @@ from hpcai.data import sources
 from hpcai.data.contents import contents
 from hpcai.data.dataset import Dataset
 from hpcai.errors import DataError, UsageError
-from hpcai.train import own, report
-from hpcai.train.build import check
+from hpcai.train import build, own, report
 from hpcai.train.config import Options
 from hpcai.xp import Array
 
@@ -76,11 +75,13 @@ def _arrays(dataset: Dataset) -> dict[str, Any]:
 
 def prepare(options: Options, ranks: int) -> Dataset:
     """On rank 0, before anything is written: refuse what cannot work, and load the data."""
-    check(options, ranks)
+    build.check(options, ranks)
     if options.plot:
         report.require_matplotlib()
     dataset = named(options)
     _check_range(options, dataset)
+    if own.is_own(options.model or "") or own.is_own(options.optimizer):
+        build.build_optimizer(options, build.build_model(options, dataset))
     for note in dataset.notes:
         print(f"hpcai: {note}", file=sys.stderr)
     for warning in dataset.warnings:

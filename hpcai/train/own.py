@@ -175,7 +175,8 @@ def data(name: str) -> Dataset:
 def _made(flag: str, name: str, argument: Any) -> Any:
     """What a name stands for: a value, or what a function gives, which may want an argument. Raises: UsageError."""
     value = name.value if isinstance(name, Own) else _found(flag, name)
-    if isinstance(value, tuple) or not callable(value) or hasattr(value, "loss_and_gradients"):
+    is_model = hasattr(value, "loss_and_gradients") and not inspect.isclass(value)  # which may be callable too
+    if isinstance(value, tuple) or not callable(value) or is_model:
         return value
     try:
         wants = [one for one in inspect.signature(value).parameters.values() if one.default is one.empty]

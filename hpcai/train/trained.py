@@ -15,7 +15,7 @@ from hpcai import arena
 from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
-from hpcai.errors import CheckpointError, UsageError
+from hpcai.errors import CheckpointError, HpcaiError, RankFailed, StallError, UsageError
 from hpcai.monitor import Sink, functions
 from hpcai.nn import models
 from hpcai.nn.models import Model
@@ -107,7 +107,7 @@ class Trained:
         rows = self._rows(np.asarray(x))
         flat = np.zeros(self.model.layout.size, np.float64 if self.options.dtype == "f64" else np.float32)
         for key, view in arena.views(flat, self.model.layout).items():
-            view[...] = self.parameters[key]
+            view[...] = self.parameters[key].reshape(view.shape)  # some have more dims where ranks can share them out
         layers = models.per_layer(self.model, flat)
         parts = [rows[i : i + PREDICTED] for i in range(0, len(rows), PREDICTED)]
         found = [np.array(models.forward(self.model, layers, models.caches(self.model), part)) for part in parts]
@@ -169,14 +169,13 @@ def fit(
     Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError, on all ranks alike.
     """
     own.require_guard()
-    comm = job.init() if comm is None else comm
-    mine = {"model": model, "data": data, "optimizer": optimizer}
-    wrapped = {kind: own.wrapped(value, kind) for kind, value in mine.items() if value is not None}
-    chosen = comm.on_root(lambda: config.of(wrapped | options))
-    given: dict[str, Any] = {kind: name for kind, name in wrapped.items() if isinstance(name, own.Own)}
-    chosen = dataclasses.replace(chosen, **given)
     heard = [*sinks, functions(after_step, after_epoch)] if after_step or after_epoch else list(sinks)
-    ended = loop.run_to_end(chosen, comm, heard)
+    try:
+        comm = job.init() if comm is None else comm
+        ended = loop.run_to_end(_chosen(comm, {"model": model, "data": data, "optimizer": optimizer}, options), comm, heard)
+    except HpcaiError as error:
+        error.everywhere = not isinstance(error, (StallError, RankFailed))
+        raise
     empty = {name: getattr(ended.dataset, name)[:0] for name in ("x_train", "y_train", "x_test", "y_test")}
     return Trained(
         ended.summary,
@@ -186,3 +185,11 @@ def fit(
         ended.dataset._replace(**empty),
         ended.options,
     )
+
+
+def _chosen(comm: Communicator, own_ones: dict[str, Any], options: dict[str, Any]) -> Options:
+    """The options, the same on all ranks but for what is of one's own, which each has by itself. Collective."""
+    wrapped = {kind: own.wrapped(value, kind) for kind, value in own_ones.items() if value is not None}
+    chosen = comm.on_root(lambda: config.of(wrapped | options))
+    given: dict[str, Any] = {kind: name for kind, name in wrapped.items() if isinstance(name, own.Own)}
+    return dataclasses.replace(chosen, **given)

@@ -9,7 +9,7 @@ import pytest
 
 from hpcai.comm import job, ulfm
 from hpcai.comm.launcher import Launch
-from hpcai.errors import CheckpointError, LaunchError, RankFailed, RanksLost, StallError, UsageError
+from hpcai.errors import CheckpointError, LaunchError, RankFailed, RankMismatch, RanksLost, StallError, UsageError
 
 
 class Ended(BaseException):
@@ -451,3 +451,25 @@ def test_a_deadline_is_the_kernels_where_they_are_built_and_called_off(monkeypat
     with pytest.raises(ZeroDivisionError), job.deadline(60.0, 3, "words"):
         raise ZeroDivisionError
     assert did == [(60.0, 3, "words") if built else (60.0, True), "off"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_error_of_all_ranks_is_one_line_and_its_code(hooks, capsys, monkeypatch, alone):
+    """Of which one rank believes falsely that all have it, it ends the job like any other."""
+
+    def leave():
+        if alone:
+            raise RankMismatch("others wait")
+
+    monkeypatch.setattr(job.mpi, "finalize", lambda: hooks.order.append("finalize"))
+    monkeypatch.setattr(job, "quit", lambda code: (hooks.order.append(f"quit {code}"), (_ for _ in ()).throw(SystemExit(code))))
+    monkeypatch.setattr(job, "_replaced", False)
+    hooks.world.leave, hooks.world.rank = leave, 0
+    job._install_hooks(hooks.world)
+    error = UsageError("no such\noption")
+    error.everywhere = True
+    with contextlib.nullcontext() if alone else pytest.raises(SystemExit):
+        sys.excepthook(*raised(error))
+    said = capsys.readouterr().err
+    assert hooks.order == (["last resort", "abort"] if alone else ["finalize", "quit 2"])
+    assert said == ("[rank 0] UsageError: no such\n[rank 0] option\n" if alone else "UsageError: no such option\n")

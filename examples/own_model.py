@@ -1,0 +1,31 @@
+"""A model and data of one's own: mpirun -n 2 python examples/own_model.py [name=value ...], as in compress=int8 zero=1."""
+
+import sys
+
+import numpy as np
+
+import hpcai
+from hpcai import nn
+
+
+def data():
+    """Points in a square, and in which of three rings around its middle they lie."""
+    x = np.random.default_rng(0).uniform(-1, 1, (2000, 2))
+    return x, np.digitize(np.hypot(*x.T), [0.4, 0.8])
+
+
+def model(data):
+    """Two hidden layers of 32."""
+    return nn.sequential(
+        "rings",
+        *(nn.flatten(data.shape), nn.linear("one", 2, 32), nn.relu("relu1"), nn.linear("two", 32, 32), nn.relu("relu2")),
+        nn.linear("scores", 32, data.outputs),
+        loss=nn.softmax_cross_entropy(),
+    )
+
+
+if __name__ == "__main__":
+    given = dict(word.split("=") for word in sys.argv[1:])
+    trained = hpcai.fit(model, data, **{"epochs": 20, "lr": 0.01, "run": "runs/rings"} | given)
+    if hpcai.init().rank == 0:
+        print(trained.predict([[0.1, 0.1], [0.5, 0.2], [0.9, 0.9]]), trained.history[-1]["test_loss"])

@@ -1,0 +1,117 @@
+"""A script that trains a model and data of its own, under a launcher: killed and gone on with, on any number of ranks, by name too."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hpcai
+from hpcai.comm.ulfm import RECOVERABLE
+from hpcai.train import resume
+from tests.command import children, end, needs_mpirun, run, start, trains, wait_for
+from tests.train.elastic import ulfm
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "own_model.py"
+pytestmark = [
+    needs_mpirun,
+    pytest.mark.skipif(not SCRIPT.exists(), reason="installed without examples"),
+    pytest.mark.timeout(120),
+]
+
+
+def script(ranks, folder, **options):
+    """Its exit code and what it says."""
+    words = [f"{name}={value}" for name, value in ({"run": folder} | options).items()]
+    return run(ranks, *words, program=(SCRIPT,))
+
+
+def test_it_comes_to_the_same_on_any_number_of_ranks(tmp_path):
+    losses = []
+    for ranks in (1, 2, 4):
+        code, out, err = script(ranks, tmp_path / str(ranks), dtype="f64", epochs=12, zero=1)
+        assert code == 0, err
+        assert out.splitlines()[-1].startswith("[0 1 2] ")
+        losses.append(float(out.split()[-1]))
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-9)
+    assert len(SCRIPT.read_text().splitlines()) <= 31
+
+
+@pytest.mark.parametrize("then", [2, 1, 4])
+def test_it_is_killed_and_goes_on(tmp_path, then):
+    """On as many ranks to the same bits."""
+    options = {"compress": "int8", "compress_smallest": 1, "zero": 1, "checkpoint_steps": 10}
+    code, _, err = script(2, tmp_path / "whole", epochs=300, **options)
+    assert code == 0, err
+    words = [f"{name}={value}" for name, value in options.items()]
+    process = start(2, f"run={tmp_path / 'killed'}", "epochs=100000", *words, program=(SCRIPT,))
+    try:
+        wait_for(lambda: (tmp_path / "killed").exists() and resume.newest(tmp_path / "killed"), limit=60)
+        os.kill(children(process, b"own_model.py")[1], signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode != 0
+    finally:
+        end(process)
+    code, _, err = script(then, tmp_path / "killed", epochs=300, resume="auto", **options)
+    assert code == 0, err
+    assert "going on after step" in err
+    whole, killed = hpcai.load(tmp_path / "whole"), hpcai.load(tmp_path / "killed")
+    assert whole.step == killed.step
+    for name, array in whole.parameters.items():
+        if then == 2:
+            assert killed.parameters[name].tobytes() == array.tobytes()
+        else:
+            assert np.isfinite(killed.parameters[name]).all()
+    losses = [one.history[-1]["test_loss"] for one in (whole, killed)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12 if then == 2 else 0.2)
+
+
+def test_the_same_by_its_name_on_the_command_line(tmp_path):
+    own = ["--model", f"{SCRIPT}:model", "--data", f"{SCRIPT}:data"]
+    flags = ["--lr", "0.01", "--epochs", "2", "--zero", "1", "--run", str(tmp_path / "command")]
+    code, _, err = run(2, *own, *flags)
+    assert code == 0, err
+    code, _, err = script(2, tmp_path / "script", epochs=2, zero=1)
+    assert code == 0, err
+    command, other = (hpcai.load(tmp_path / name).parameters for name in ("command", "script"))
+    assert all(command[name].tobytes() == array.tobytes() for name, array in other.items())
+
+
+@ulfm
+@pytest.mark.parametrize("how", ["script", "command"])
+def test_ranks_that_are_started_later_make_it_too(tmp_path, how):
+    """By the function's name, also where the script handed it over."""
+    launcher = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"]
+    common = {"epochs": "300", "lr": "0.01", "elastic": "grow", "run": str(tmp_path / "run")}
+    if how == "script":
+        words, program = [f"{name}={value}" for name, value in common.items()], (SCRIPT,)
+    else:
+        common |= {"model": f"{SCRIPT}:model", "data": f"{SCRIPT}:data"}
+        words, program = [word for name, value in common.items() for word in (f"--{name}", value)], ("-m", "hpcai.train")
+    process = start(3, *words, program=program, launcher=launcher)
+    try:
+        wait_for(lambda: trains(tmp_path / "run"), limit=60)
+        for victim in (2, 0):
+            recovered = len(children(process, b"hpcai.train.join"))
+            ranks = children(process, program[-1].name.encode() if how == "script" else b"hpcai.train")
+            os.kill(ranks[victim], signal.SIGKILL)
+            wait_for(lambda: len(children(process, b"hpcai.train.join")) > recovered, limit=60)  # noqa: B023
+        _, err = process.communicate(timeout=90)
+    finally:
+        end(process)
+    assert process.returncode == 0, err
+    assert err.count("3 go on after step") == 2
+    assert hpcai.load(tmp_path / "run").history[-1]["test_accuracy"] > 0.9
+
+
+def test_a_mistake_is_one_clear_line_on_all_ranks(tmp_path):
+    for options, words in (
+        ({"lr": "high"}, "lr wants a number above 0"),
+        ({"steps_": "3"}, "there is no option 'steps_' (is steps meant?)"),
+        ({"compress": "int9"}, "int9"),
+    ):
+        code, _, err = script(3, tmp_path / "run", **options)
+        assert code == 2, err
+        assert words in err
+        assert not (tmp_path / "run").exists()
