@@ -114,7 +114,7 @@ def measure(comm: Communicator, arguments: Any, names: list[str], size: int, tor
     for name in names:
         what, _, other = name.partition(":")
         dtype = DTYPES[other or arguments.dtype]
-        x = comm.empty(n, dtype) if what == "symmetric" else np.empty(n, dtype)
+        x = comm.symmetric_empty(n, dtype) if what == "symmetric" else np.empty(n, dtype)
         call = candidate(comm, what, x, arguments.op, torch)
         wrong[name] = check(comm, x, call, arguments.op) if arguments.check else 0
         x[:] = 0  # sums of zeros stay zeros, however often they are repeated

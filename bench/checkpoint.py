@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     comm = hpcai.init()
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=".") as made:
-        folder = arguments.folder or comm.exchange(made)[0]
+        folder = arguments.folder or comm.allgather_object(made)[0]
         measured = measure(arguments, comm, folder)
         comm.barrier()
     if comm.rank == 0:
@@ -82,7 +82,7 @@ def measure(arguments: argparse.Namespace, comm: Communicator, folder: str) -> t
         _, found = checkpoint.read(Path(folder) / name)
         assert np.isfinite(found.arrays["params"]).all()
     comm.barrier()
-    return times, copies, max(comm.exchange(statistics.median(processor))), written
+    return times, copies, max(comm.allgather_object(statistics.median(processor))), written
 
 
 def report(

@@ -69,7 +69,7 @@ def library(comm: Communicator, x: Any) -> Callable[[], Any]:
 
 def stepping(comm: Communicator, reducer: Reducer, gradient: Any) -> Callable[[], Any]:
     """Reduce again and again, with the state going on."""
-    state, x = [reducer.init(gradient)], comm.empty(gradient.size)  # where a training has its gradient
+    state, x = [reducer.init(gradient)], comm.symmetric_empty(gradient.size)  # where a training has its gradient
     x[:] = gradient
 
     def call() -> None:

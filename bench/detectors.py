@@ -44,7 +44,7 @@ def main() -> None:
     for nbytes in SIZES:
         for kind in ("symmetric", "plain"):
             n = nbytes // 4
-            x = comm.empty(n) if kind == "symmetric" else np.empty(n, np.float32)
+            x = comm.symmetric_empty(n) if kind == "symmetric" else np.empty(n, np.float32)
             x[:] = 0
             off, on = alternating(comm, lambda x=x: comm.allreduce(x), arguments.rounds, arguments.calls)  # type: ignore[misc]
             size = f"{nbytes} B" if nbytes < 1024 else f"{nbytes >> 10} KiB"

@@ -111,7 +111,7 @@ def rest(seconds: float) -> None:
 
 
 def gathered(comm: Communicator, pipeline: Pipeline, begin: float) -> list[list[Work]]:
-    found = comm.exchange([(*work.action, work.start - begin, work.end - begin) for work in pipeline.timeline])
+    found = comm.allgather_object([(*work.action, work.start - begin, work.end - begin) for work in pipeline.timeline])
     return [[Work(Action(*work[:3]), work[3], work[4]) for work in works] for works in found]
 
 

@@ -64,7 +64,7 @@ def main() -> None:
     shape = ["--data", "text:random", "--layers", str(arguments.layers), "--width", str(arguments.width), "--optimizer", "adamw"]
     options = config.parse([*shape, "--batch", str(arguments.batch)])
     costs = measured_costs(options, comm)
-    assert comm.choice  # read by all together
+    assert comm.selection()  # read by all together
     if comm.rank == 0:
         print(f"gpt of {arguments.layers} blocks, width {arguments.width}, context {CONTEXT}, {costs.parameters:,} parameters,")
         print(f"f32, AdamW, one thread a rank; medians of {arguments.blocks} interleaved blocks of 2 steps. {machine(comm)}.\n")
@@ -167,7 +167,7 @@ def measured_costs(options: config.Options, comm: Communicator) -> Costs:
         optimizer.update(flat, grads, state, 0, 1e-9, 1.0)
         times.append(perf_counter() - begin)
     call_s, byte_s = collective(comm)
-    seconds = [group.seconds / samples for group in comm.exchange(groups)[0]]
+    seconds = [group.seconds / samples for group in comm.allgather_object(groups)[0]]
     return Costs(seconds, min(times) / flat.size, call_s, byte_s, flat.size, 4 * CONTEXT * options.width)
 
 
@@ -177,7 +177,7 @@ def collective(comm: Communicator) -> tuple[float, float]:
         return 1e-6, 1e-10
     points = []
     for n in (1024, 1 << 19):
-        x, times = comm.empty(n, np.float32), []
+        x, times = comm.symmetric_empty(n, np.float32), []
         x[:] = 0
         for _ in range(30):
             comm.barrier()
@@ -216,7 +216,7 @@ def reduction(nbytes: float, axes: Sizes, costs: Costs, comm: Communicator) -> f
     if axes.dp == on_node:
         return costs.call_s + costs.byte_s * nbytes
     shape = select.Shape(-(-axes.dp // on_node), on_node, axes.dp)
-    constants = comm.choice.constants._replace(library_call_s=0.0, library_byte_s=0.0)
+    constants = comm.selection().constants._replace(library_call_s=0.0, library_byte_s=0.0)
     return select.predict(select.choose(int(nbytes), shape, constants), int(nbytes), shape, constants)
 
 
@@ -233,8 +233,8 @@ def predicted(options: config.Options, comm: Communicator, costs: Costs, plot: P
     one = predict(costs, options, (Sizes(), "1f1b", 1), each, comm)
     rows: dict[str, list[float | None]] = {}
     print(f"## PREDICTION, not measured: weak scaling to 4,096 ranks, {each} windows a rank, nodes of {NODE}\n")
-    print(f"Constants of the network: {comm.choice.source} ({comm.choice.constants.message_s * 1e6:.0f} us a message,")
-    print(f"{1e-9 / comm.choice.constants.network_byte_s:.1f} GB/s). Efficiency against one rank.\n")
+    print(f"Constants of the network: {comm.selection().source} ({comm.selection().constants.message_s * 1e6:.0f} us a message,")
+    print(f"{1e-9 / comm.selection().constants.network_byte_s:.1f} GB/s). Efficiency against one rank.\n")
     print(f"| ranks | {' | '.join(kinds)} |\n|---{'|---' * len(kinds)}|")
     for power in range(13):
         n, cells = 1 << power, []

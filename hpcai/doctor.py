@@ -86,7 +86,7 @@ def report(comm: Communicator) -> int:
 
 def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
     """(name, what was found, whether it is fine), alike on all ranks. Collective."""
-    shape = comm.choice.shape
+    shape = comm.selection().shape
     said = launch()
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "mpi4py", "numba"))
     yield "hpcai", f"{hpcai.__version__}; Python {platform.python_version()}, {packages}", True
@@ -96,9 +96,9 @@ def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
     per_node = f"{shape.per_node} on each" if shape.per_node else "of different sizes"
     yield "nodes", f"{shape.nodes}, {per_node}", True
     cores = len(os.sched_getaffinity(0))
-    crowded = comm.node.size > (os.cpu_count() or 1)
+    crowded = comm.split_by_node().size > (os.cpu_count() or 1)
     yield "cores", f"{cores} of {os.cpu_count()} for this rank{'; more ranks than cores' if crowded else ''}", True
-    threads = all(comm.exchange(comm.wire.serves_threads()))
+    threads = all(comm.allgather_object(comm.wire.serves_threads()))
     yield "threads", "a thread can reduce while another computes" if threads else "MPI serves the main thread only", threads
     yield "shared memory", *shared_memory(comm)
     yield "all-reduce", plan(comm), True
@@ -116,8 +116,8 @@ def kernels() -> tuple[str, bool]:
 
 def shared_memory(comm: Communicator) -> tuple[str, bool]:
     """Whether the ranks of this node address each other's memory, and why not. Collective."""
-    node = comm.node
-    states = comm.exchange(_shared_memory_here(node))
+    node = comm.split_by_node()
+    states = comm.allgather_object(_shared_memory_here(node))
     return next((state for state in states if not state[1]), states[0])
 
 
@@ -150,7 +150,7 @@ def plan(comm: Communicator) -> str:
         return "nothing to do"
     if comm.shares_memory:
         return "node: through shared memory"
-    shape, constants, source = comm.choice
+    shape, constants, source = comm.selection()
     names = [(select.choose(nbytes, shape, constants), nbytes) for nbytes in SIZES]
     changes = [(name, nbytes) for i, (name, nbytes) in enumerate(names) if i == 0 or name != names[i - 1][0]]
     parts = [name if nbytes == SIZES[0] else f"{name} from {_size(nbytes)}" for name, nbytes in changes]
@@ -163,7 +163,7 @@ def runnable(comm: Communicator) -> list[str]:
     if comm.size == 1:
         return []
     names = ["node"] if comm.shares_memory else []
-    two = comm.choice.shape.nodes > 1 and comm.choice.shape.per_node > 1
+    two = comm.selection().shape.nodes > 1 and comm.selection().shape.per_node > 1
     library = hasattr(comm.wire, "library_allreduce")
     return [*names, "ring", "halving_doubling", *(["hierarchical"] if two else []), *(["mpi"] if library else [])]
 
@@ -176,7 +176,7 @@ def sums_are_right(comm: Communicator, algorithm: str) -> bool:
         x = (index * (comm.rank + 1)).astype(np.float32)
         comm.allreduce(x, algorithm=algorithm)
         right &= bool((x == index * (comm.size * (comm.size + 1) // 2)).all())
-    return all(comm.exchange(right))
+    return all(comm.allgather_object(right))
 
 
 def tune(comm: Communicator, largest: int) -> int:
@@ -185,7 +185,7 @@ def tune(comm: Communicator, largest: int) -> int:
         if comm.rank == 0:
             print("\nnothing to tune: these ranks reduce through shared memory. Start it across nodes.")
         return 0
-    shape, names = comm.choice.shape, runnable(comm)
+    shape, names = comm.selection().shape, runnable(comm)
     measured = [(name, nbytes, seconds) for nbytes, name, seconds in measure(comm, names, largest)]
     constants = select.fit(measured, shape)
     if comm.rank == 0:

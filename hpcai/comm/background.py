@@ -179,6 +179,54 @@ class Foreground:
         self._calls = []
 
 
+class Request:
+    """A call that is under way beside the thread that asked for it. `wait` for it before the array is used, or any other call is
+    made on a communicator.
+    """
+
+    def __init__(self, carrier: Background | Foreground, call: Callable[..., Any], *arguments: Any):
+        self._carrier, self._outcome, self._error = carrier, list[Any](), list[BaseException]()
+        carrier.start(self._make, call, arguments)
+
+    def _make(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        try:
+            self._outcome.append(call(*arguments))
+        except BaseException as error:
+            self._error.append(error)
+            raise
+
+    def done(self) -> bool:
+        """True if `wait` would return, or raise, at once."""
+        return bool(self._outcome or self._error)
+
+    def wait(self) -> Any:
+        """What the call gives, when all that this thread asked for until now are made.
+
+        Raises: the call's error; UsageError if it was left out, since an earlier one failed.
+        """
+        try:
+            self._carrier.wait()
+        except BaseException:
+            if not self.done():
+                raise
+        if self._error:
+            raise self._error[0]
+        if not self._outcome:
+            raise UsageError("this call was left out, since one that was asked for earlier failed")
+        return self._outcome[0]
+
+
+def of_this_thread() -> Background:
+    """The carrier of this thread's requests."""
+    found: Background | None = getattr(_own, "carrier", None)
+    if found is None or found._pid != os.getpid():
+        found = _own.carrier = Background()
+    return found
+
+
+_own = threading.local()
+
+
 def why_abandoned(error: BaseException) -> str:
     """Why a call is refused while an abandoned one is still under way.
 

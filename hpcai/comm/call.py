@@ -24,12 +24,12 @@ KINDS = (
     "allgather",
     "broadcast",
     "barrier",
-    "exchange",
+    "allgather_object",
     "split",
-    "empty",
+    "symmetric_empty",
     "leave",
     "alltoall",
-    "node",
+    "split_by_node",
 )
 REDUCING = ("allreduce", "reduce_scatter")
 OPERATIONS = ("", "sum", "mean", "max", "min")

@@ -7,13 +7,16 @@ difference is an error on all of them that shows both sides, where plain MPI wou
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
 from hpcai.comm import call, halving, hierarchical, message, node, pairwise, ring, schedule, select, stall, ulfm
+from hpcai.comm.background import Foreground, Request, of_this_thread
 from hpcai.comm.door import Door, alone
 from hpcai.comm.wire import Pending, Wire
 from hpcai.errors import HpcaiError, RankFailed, RankMismatch, counted
@@ -62,14 +65,13 @@ class Communicator:
 
     # Groups and memory.
 
-    @property
-    def node(self) -> Communicator:
-        """The ranks that share this rank's memory, as a communicator. Collective at its first use."""
-        return self._node or self._node_made()
+    def split_by_node(self) -> Communicator:
+        """The ranks that share this rank's memory, as a communicator: the same one at each call. The first one is collective."""
+        return self._node or self._split_by_node()
 
     @alone
-    def _node_made(self) -> Communicator:
-        self._agree("node")
+    def _split_by_node(self) -> Communicator:
+        self._agree("split_by_node")
         self._node = self._split(self.wire.node_color(), self.rank)
         assert self._node is not None
         return self._node
@@ -91,7 +93,7 @@ class Communicator:
         return None if wire is None else Communicator(wire, self)
 
     @alone
-    def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+    def symmetric_empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """An uninitialised *symmetric* array: collectives on it and on its slices need no copy where ranks share memory.
 
         Collective: every rank makes one of the same shape and dtype. It is freed when it and all views of it are gone on all
@@ -101,9 +103,14 @@ class Communicator:
         """
         problem = call.empty_problem(shape, dtype)
         wanted = np.broadcast_to(np.empty((), dtype), shape) if problem is None else None  # shape and dtype without the memory
-        self._agree("empty", wanted, problem=problem)
+        self._agree("symmetric_empty", wanted, problem=problem)
         made = None if self._memory is None else self._memory.empty(shape, dtype)
         return np.empty(shape, dtype) if made is None else made
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
+        """The earlier name of `symmetric_empty`."""
+        warnings.warn("comm.empty is called comm.symmetric_empty now", DeprecationWarning, stacklevel=2)
+        return self.symmetric_empty(shape, dtype)
 
     @property
     def shares_memory(self) -> bool:
@@ -201,6 +208,16 @@ class Communicator:
         self._collective("allreduce", x, op, 0, algorithm)
         return x
 
+    def iallreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Request:
+        """Start an `allreduce` on a thread of its own, and compute meanwhile; `wait()` for what is returned gives `x`.
+
+        Several may be under way, made in the order in which they were asked for, on this and other communicators. Until they are
+        waited for this thread makes no other calls on communicators: those raise UsageError. Where MPI lets no thread call it
+        (below MPI_THREAD_SERIALIZED) they are made by `wait`. Raises: by `wait`, as `allreduce`.
+        """
+        carrier = of_this_thread() if self.wire.serves_threads() else Foreground()
+        return Request(carrier, partial(self.allreduce, algorithm=algorithm), x, op)
+
     def reduce_scatter(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
         """Reduce `x` over all ranks and keep only this rank's chunk: returns the view `x.reshape(-1)[comm.chunk(x.size)]`.
 
@@ -267,20 +284,32 @@ class Communicator:
             pairwise.alltoall(x, self.wire)
         return x
 
-    def send(self, x: Array, to: int, lane: int = 0) -> Pending:
+    def isend(self, x: Array, to: int, lane: int = 0) -> Pending:
         """Start to send the contiguous array `x` to rank `to`; `wait()` for what is returned before `x` is changed.
 
         Messages from one rank to another arrive in order within a lane (0, 1). Not compared with other ranks' calls.
         Raises: ValueError (no other rank, lane), TypeError (dtype of objects, no plain array).
         """
-        return self._under_way(message.send, x, to, lane)
+        return self._under_way(message.isend, x, to, lane)
 
-    def receive(self, x: Array, source: int, lane: int = 0) -> Pending:
+    def irecv(self, x: Array, source: int, lane: int = 0) -> Pending:
         """Start to receive into the contiguous array `x`; it is there after `wait()`.
 
-        Raises: as `send`; ValueError (read-only); by `wait`, RankMismatch if the sender's array has another dtype or shape.
+        Raises: as `isend`; ValueError (read-only); by `wait`, RankMismatch if the sender's array has another dtype or shape.
         """
-        return self._under_way(message.receive, x, source, lane)
+        return self._under_way(message.irecv, x, source, lane)
+
+    def send(self, x: Array, to: int, lane: int = 0) -> None:
+        """Send the contiguous array `x` to rank `to`, and return when it may be changed: at the latest when it is received there.
+
+        Two ranks that both send to each other first may wait for ever, as in MPI. Raises: as `isend`.
+        """
+        self.isend(x, to, lane).wait()
+
+    def recv(self, x: Array, source: int, lane: int = 0) -> Array:
+        """Receive into the contiguous array `x`, and return it. Raises: as `irecv` and its `wait`."""
+        self.irecv(x, source, lane).wait()
+        return x
 
     def _under_way(self, begin: Callable[..., message.Message], x: Array, peer: int, lane: int) -> message.Message:
         """Begin a message, and keep it until it is over: its array may have no other owner."""
@@ -298,10 +327,10 @@ class Communicator:
     # Agreement on small Python values.
 
     @alone
-    def exchange(self, value: T) -> list[T]:
+    def allgather_object(self, value: T) -> list[T]:
         """Every rank's `value` (small, picklable), in rank order, on all ranks. Raises: UsageError (not picklable)."""
         raw, problem = call.pickled(value, self.size)
-        self._agree("exchange", problem=problem)
+        self._agree("allgather_object", problem=problem)
         return [call.unpickled(one, self.wire.ranks[rank]) for rank, one in enumerate(self.wire.exchange(raw))]
 
     def on_root(self, work: Callable[[], T]) -> T:
@@ -315,7 +344,7 @@ class Communicator:
                 outcome = (work(), None)
             except (HpcaiError, OSError) as error:
                 outcome = (None, error)
-        result, failure = self.exchange(outcome)[0]
+        result, failure = self.allgather_object(outcome)[0]
         if failure is not None:
             raise failure
         return result
@@ -380,7 +409,7 @@ class Communicator:
 
     def _allreduce_over_wire(self, flat: Array, op: str, algorithm: str) -> None:
         if algorithm == "auto":
-            algorithm = select.choose(flat.nbytes, self.choice.shape, self.choice.constants)
+            algorithm = select.choose(flat.nbytes, self.selection().shape, self.selection().constants)
         if algorithm == "mpi":
             self.wire.library_allreduce(flat, op)  # type: ignore[attr-defined]
         elif algorithm == "halving_doubling":
@@ -390,9 +419,8 @@ class Communicator:
         else:
             ring.allreduce(flat, self.wire, op)
 
-    @property
-    def choice(self) -> select.Choice:
-        """By what "auto" chooses between algorithms over the wire. Collective at its first use."""
+    def selection(self) -> select.Choice:
+        """By what "auto" chooses between algorithms over the wire. The first call is collective."""
         if self._choice is None:
             self._choice = select.agree(self.wire)
         return self._choice

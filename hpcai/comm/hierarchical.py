@@ -35,8 +35,8 @@ class Levels(NamedTuple):
 
 def levels(comm: Communicator) -> Levels | None:
     """The two levels of `comm`, or None where a node has one rank only or nodes have different numbers. Collective."""
-    node = comm.node
-    if len(set(comm.exchange(node.size))) > 1 or node.size in (1, comm.size):
+    node = comm.split_by_node()
+    if len(set(comm.allgather_object(node.size))) > 1 or node.size in (1, comm.size):
         return None
     rail = comm.split(node.rank)
     assert rail is not None

@@ -148,17 +148,17 @@ def _header(nbytes: int, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return _HEADER.pack(nbytes, words.encode())
 
 
-def send(comm: Communicator, x: Array, to: int, lane: int) -> Sent:
+def isend(comm: Communicator, x: Array, to: int, lane: int) -> Sent:
     """Start to send."""
-    _check("send", comm, x, to, lane)
+    _check("isend", comm, x, to, lane)
     return Sent(comm, x, int(to), int(lane))
 
 
-def receive(comm: Communicator, x: Array, source: int, lane: int) -> Received:
+def irecv(comm: Communicator, x: Array, source: int, lane: int) -> Received:
     """Start to receive."""
-    _check("receive", comm, x, source, lane)
+    _check("irecv", comm, x, source, lane)
     if not x.flags.writeable:
-        raise ValueError("receive wants a writeable array; this one is read-only")
+        raise ValueError("irecv wants a writeable array; this one is read-only")
     return Received(comm, x, int(source), int(lane))
 
 

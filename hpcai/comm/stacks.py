@@ -75,7 +75,7 @@ def _words(frame: FrameType, inner: Any) -> str:
     values, kind = frame.f_locals, frame.f_code.co_name.removesuffix("_each")
     comm, x = values["self"], values.get("x")
     text = call.describe(kind, x if hasattr(x, "dtype") else None, values.get("op", ""), values.get("root", 0), comm.calls)
-    if inner is not comm and kind not in ("node", "split"):
+    if inner is not comm and kind not in ("split", "split_by_node"):
         text += f", now among {call.some(list(inner.wire.ranks))} of them"
     return text
 

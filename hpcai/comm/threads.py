@@ -210,7 +210,7 @@ def run(size: int, program: Callable[..., T], *args: Any) -> list[T]:
 
     If ranks raise, the others are released and the first real error (not a mere consequence) is raised here.
 
-    >>> run(3, lambda comm: comm.exchange(comm.rank ** 2))
+    >>> run(3, lambda comm: comm.allgather_object(comm.rank ** 2))
     [[0, 1, 4], [0, 1, 4], [0, 1, 4]]
     """
     world = _World()

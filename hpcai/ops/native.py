@@ -111,7 +111,7 @@ def fold_ranks_into(outs: list[int], xs: list[int], dtype: Any, op: str, start: 
 
 
 def node(rank: int, size: int, desks: Array, timeout_s: float, crowded: bool) -> Any:
-    """The node collectives of one rank on shared memory of size * desk_bytes() zeroed bytes; see hpcai.comm.node."""
+    """The node collectives of one rank on shared memory of size * desk_bytes() zeroed bytes; see hpcai.comm.split_by_node()."""
     return _native.Node(rank, size, address(desks), timeout_s, crowded)
 
 

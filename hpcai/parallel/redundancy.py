@@ -51,8 +51,8 @@ class Backup:
             optimizer.update(params[piece.flat], self.grads[piece.shard], state, step, lr, factor)
 
     def _pass_on(self, mine: Array, theirs: Array) -> None:
-        pending = [self.comm.receive(part, self.left) for part in _parts(theirs)]
-        pending += [self.comm.send(part, self.right) for part in _parts(mine)]
+        pending = [self.comm.irecv(part, self.left) for part in _parts(theirs)]
+        pending += [self.comm.isend(part, self.right) for part in _parts(mine)]
         for one in pending:
             one.wait()
 

@@ -47,7 +47,7 @@ class _Rows:
     def own(self, params: Params, cache: Cache, x: Array) -> Array:
         """(rows, width) to be summed over ranks to this rank's (rows / P, width); x stays as it is."""
         if self._shared.size < x.size or self._shared.dtype != x.dtype:
-            self._shared = self.comm.empty(x.size, x.dtype)
+            self._shared = self.comm.symmetric_empty(x.size, x.dtype)
         summands = self._shared[: x.size]
         summands[:] = x.reshape(-1)
         y = buffer((len(x) // self.comm.size, *x.shape[1:]), x)

@@ -186,7 +186,7 @@ class GatheredParameters(Sequence[Params]):
 def _buffers(units: Sequence[slice], comm: Communicator, dtype: np.dtype, sent: np.dtype) -> tuple[Array, Array]:
     """Room for the longest unit as it travels and for arithmetic: one array if that is the same."""
     size = max((unit.stop - unit.start for unit in units), default=0)
-    travelling = comm.empty(size, sent)
+    travelling = comm.symmetric_empty(size, sent)
     return travelling, travelling if sent == dtype else np.empty(size, dtype)
 
 

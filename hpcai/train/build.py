@@ -81,7 +81,7 @@ def build_stages(
     batch = min(options.batch, dataset.train_samples)
     samples = max(1, batch // (mesh.dp.size * options.micro_batches))
     groups = cuts.measure(whole, np.zeros((samples, *dataset.shape), np.int64 if dataset.context else dtype), dtype)
-    seconds = mesh.world.exchange([group.seconds for group in groups])[0]
+    seconds = mesh.world.allgather_object([group.seconds for group in groups])[0]
     spans = [slice(*span) for span in cut] if cut and cut[-1][1] == len(groups) else cuts.cut(seconds, ranks * chunks)
     mine = [groups[span] for span in spans[mesh.pp.rank :: ranks]]
     layers = [slice(some[0].span.start, some[-1].span.stop) for some in mine]
@@ -106,11 +106,11 @@ def overlaps(options: Options, mesh: Mesh) -> bool:
     comm = mesh.world
     if options.overlap == "never" or comm.size == 1 or not mesh.only_dp or options.zero > 1:
         return False
-    if not all(comm.exchange(comm.wire.serves_threads())):
+    if not all(comm.allgather_object(comm.wire.serves_threads())):
         if options.overlap == "always":
             raise UsageError(f"--overlap always needs MPI_THREAD_SERIALIZED, which {comm.wire.describe()} does not offer here")
         return False
-    return options.overlap == "always" or len(set(comm.exchange(comm.wire.node_color()))) > 1
+    return options.overlap == "always" or len(set(comm.allgather_object(comm.wire.node_color()))) > 1
 
 
 def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:

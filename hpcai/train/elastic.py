@@ -100,7 +100,7 @@ def _shrink(run: Run) -> list[int]:
             wire = reserve.training()
             assert wire is not None
             comm = Communicator(wire)
-            told = comm.exchange(Told(run.comm.rank, run.mine.decided))
+            told = comm.allgather_object(Told(run.comm.rank, run.mine.decided))
             part = _rebuilt(run, comm, told)
         except RankFailed as error:  # another one, meanwhile
             reserve.given_up.append(error)
@@ -122,7 +122,7 @@ def _rebuilt(run: Run, comm: Communicator, told: list[Told]) -> Part:
     alive = {one.rank for one in told}
     _require_shards(run, alive)
     _level(run, told)
-    histories = comm.exchange(dataclasses.asdict(run.progress))
+    histories = comm.allgather_object(dataclasses.asdict(run.progress))
     progress = resume.Progress(**max(histories, key=lambda one: len(one["history"])))
     fresh = replica(transfer.unmeshed(run.options), run.dataset, comm)
     transfer.carry_over(run.mine, fresh, alive)

@@ -35,7 +35,7 @@ def require(options: Options, dataset: Dataset, comm: Communicator) -> None:
     elements, largest, states = comm.on_root(lambda: _parameters(options, dataset))
     axes = meshes.sizes(options.mesh, comm.size)
     wanted = needed(options, elements, largest, axes, states)
-    told = comm.exchange((pools(), wanted))
+    told = comm.allgather_object((pools(), wanted))
     sums: dict[str, int] = {}
     for there, bytes_there in told:
         for pool in there:

@@ -47,7 +47,7 @@ def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float
             break
     comm.allreduce(sums, algorithm=replica.algorithm)
     integers.from_fixed_into(replica.grads, sums, reproducible.unit_for(guess))
-    every = comm.exchange((losses, replica.votes.copy()))
+    every = comm.allgather_object((losses, replica.votes.copy()))
     counted = sum(cast for _, cast in every)
     return [math.fsum(loss for some, _ in every for loss in some), *counted], perf_counter() - before
 

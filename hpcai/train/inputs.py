@@ -61,7 +61,7 @@ def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, Any]
         found = load().samples
     except Exception as error:
         failure = error
-    failures = comm.exchange(None if failure is None else f"{type(failure).__name__}: {failure}")
+    failures = comm.allgather_object(None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
     if first := next((one for one in failures if one), None):

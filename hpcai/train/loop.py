@@ -238,7 +238,7 @@ def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
     mesh, n = mine.mesh, dataset.test_samples
     most = max(1, EVALUATION_BATCH // dataset.targets_a_sample)
     index = sharding.shard(np.arange(n), mesh.dp.rank, mesh.dp.size)
-    rounds = -(-max(mesh.dp.exchange(len(index))) // most)
+    rounds = -(-max(mesh.dp.allgather_object(len(index))) // most)
     rows, sums = room(dataset, most, mine), np.zeros(2)
     # All micro-batches at once would keep all their inputs; as many as there are stages fill a pipeline.
     depth = 2 * mesh.pp.size if mesh.pp.size > 1 else 1

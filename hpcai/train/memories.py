@@ -200,7 +200,7 @@ def equal(mine: Replica) -> None:
     for state in mine.reducer_states:
         for array in _common(state):
             comm.broadcast(array)
-    counters = comm.exchange([_counters(state) for state in mine.reducer_states])[0]
+    counters = comm.allgather_object([_counters(state) for state in mine.reducer_states])[0]
     if mine.grain:
         mine.reducer_states[:] = counters
     else:

@@ -90,7 +90,7 @@ def _welcomed(run: Run, comm: Communicator) -> Part:
     comm.wire.greet()
     now = run.progress, run.mine.decided, run.counted
     before = run.reporter.recoveries, run.lost, run.failed
-    comm.exchange(Invitation(run.options, *now, run.reserve.wanted, cores.core_share(), *before, run.reporter.token))
+    comm.allgather_object(Invitation(run.options, *now, run.reserve.wanted, cores.core_share(), *before, run.reporter.token))
     share(comm, lambda: run.dataset)
     fresh = replica(transfer.unmeshed(run.options), run.dataset, comm)
     transfer.carry_over(run.mine, fresh, set(range(run.comm.size)))
@@ -117,7 +117,7 @@ class Invitation(NamedTuple):
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
     """What a new rank begins with, from the others. Collective; the others then vote whether it is to go on with them."""
     comm.wire.greet()
-    told = comm.exchange(None)[0]
+    told = comm.allgather_object(None)[0]
     assert isinstance(told, Invitation)
     cores.limit_threads(told.cores)
     dataset = share(comm, lambda: None, lambda: named(told.options))

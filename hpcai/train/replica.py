@@ -126,7 +126,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.C
     weights: Sequence[Params]
     half = None
     if options.zero < 3:
-        stored = mesh.dp.empty(model.layout.size, storage)
+        stored = mesh.dp.symmetric_empty(model.layout.size, storage)
         stored[:] = initial
         half = precision.half(stored, whole=True) if storage != dtype else None
         weights = models.per_layer(model, stored if half is None else half.computed)
@@ -137,7 +137,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.C
     params = stored if half is None else zero.scatter(initial, owned)
     gradients: WholeGradients | ShardedGradients
     if options.zero < 2:
-        grads = mesh.dp.empty(model.layout.size, storage)
+        grads = mesh.dp.symmetric_empty(model.layout.size, storage)
         grads[:] = 0
         gradients = WholeGradients(model, grads if half is None else np.zeros(model.layout.size, dtype))
     else:

@@ -116,7 +116,7 @@ def prepare(options: Options, comm: Communicator) -> Place:
         where = place(options)
     except CheckpointError as error:
         said = str(error)
-    if refused := next((one for one in comm.exchange(said) if one), ""):
+    if refused := next((one for one in comm.allgather_object(said) if one), ""):
         raise CheckpointError(refused)
 
     def tried() -> None:
@@ -218,7 +218,7 @@ def _tried(name: str, options: Options, mine: Replica, comm: Communicator) -> tu
         found = _Found(source, assembly.read(mine, source), memories.read(mine, source))
     except (CheckpointError, OSError) as error:
         failure = str(error)
-    failure = next((one for one in comm.exchange(failure) if one), "")
+    failure = next((one for one in comm.allgather_object(failure) if one), "")
     return (None if failure else found), failure
 
 

@@ -122,7 +122,9 @@ class Saver:
         """
         number, first = assembly.number(self.mine), self.mine.mesh.dp.rank == 0
         _all_done(self.comm, self._before or [])  # their threads may still be writing
-        told = [one for one in self.comm.exchange((number, assembly.laid(self.mine)) if first else None) if one is not None]
+        told = [
+            one for one in self.comm.allgather_object((number, assembly.laid(self.mine)) if first else None) if one is not None
+        ]
         self._layouts = [laid for _, laid in sorted(told, key=lambda one: one[0])]
         recovered, self._before = self._before is not None, None
         place, series = self.place, self.series
@@ -143,7 +145,7 @@ class Saver:
         """
         assert self._writing is not None
         reason = self._writing.wait()
-        told = self.comm.exchange((self._writing.result, reason))
+        told = self.comm.allgather_object((self._writing.result, reason))
         self._writing = None
         self.mine.votes[votes.OF_CHECKPOINTS] = 0
         failed = [(rank, why) for rank, (_, why) in enumerate(told) if why]
@@ -158,7 +160,7 @@ def on_root_beside(comm: Communicator, work: Callable[[], Any], late: str = NOT_
     """`comm.on_root` for what may take longer than ranks wait for each other; then `late` is said. Raises: CheckpointError."""
     beside = _Thread().begin(_Work(work)) if comm.rank == 0 else _Work.none()
     _all_done(comm, [beside], late)
-    result, failure = comm.exchange((beside.result, beside.wait()))[0]
+    result, failure = comm.allgather_object((beside.result, beside.wait()))[0]
     if failure:
         raise CheckpointError(failure)
     return result

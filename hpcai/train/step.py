@@ -180,7 +180,7 @@ def _non_finite_gradient(replica: Replica, step: int) -> NonFiniteError:
                 return f"the gradient of {name} became {values[places[-1]]}"
         return None
 
-    found = (one for one in replica.mesh.world.exchange(broken()) if one)
+    found = (one for one in replica.mesh.world.allgather_object(broken()) if one)
     return NonFiniteError(f"{next(found, 'the gradient became infinite')} in step {step + 1}")
 
 
@@ -216,6 +216,8 @@ def _non_finite_loss(replica: Replica, x: Array, step: int, loss: float) -> NonF
     message = f"the loss became {loss} in step {step + 1}"
     if not replica.mesh.only_dp or isinstance(replica.weights, GatheredParameters):
         return NonFiniteError(message)
-    found = replica.mesh.world.exchange(models.first_non_finite(replica.model, replica.weights, models.caches(replica.model), x))
+    found = replica.mesh.world.allgather_object(
+        models.first_non_finite(replica.model, replica.weights, models.caches(replica.model), x)
+    )
     rank, where = next(((r, w) for r, w in enumerate(found) if w), (0, f"the loss ({replica.model.loss.name})"))
     return NonFiniteError(f"{message}; it was first produced by {where} on rank {rank}")

@@ -24,7 +24,9 @@ def gather(mine: Replica) -> list[list[Work]]:
     """
     mine.mesh.world.barrier()
     now = perf_counter()
-    found = mine.mesh.world.exchange([(*work.action, work.start - now, work.end - now) for work in mine.pipeline.timeline])
+    found = mine.mesh.world.allgather_object(
+        [(*work.action, work.start - now, work.end - now) for work in mine.pipeline.timeline]
+    )
     begin = min((work[3] for works in found for work in works), default=0.0)
     return [[Work(schedules.Action(*work[:3]), work[3] - begin, work[4] - begin) for work in works] for works in found]
 

@@ -59,7 +59,7 @@ def equal(fresh: Replica) -> None:
         for array in (fresh.params, *fresh.state.values()):
             dp.broadcast(array)
     if fresh.half is not None:
-        fresh.half.scale, fresh.half.good = dp.exchange((fresh.half.scale, fresh.half.good))[0]
+        fresh.half.scale, fresh.half.good = dp.allgather_object((fresh.half.scale, fresh.half.good))[0]
         precision.publish(fresh)
     memories.equal(fresh)
 

@@ -37,7 +37,7 @@ class Waiting:
 
     def settle(self) -> None:
         """Compare the ranks; `summary` is there afterwards, unless there is one rank or one step. Collective."""
-        found = self.comm.exchange((self.waited_s, self.spent_s))
+        found = self.comm.allgather_object((self.waited_s, self.spent_s))
         if self.comm.size > 1 and all(spent for _, spent in found):
             self.summary = summarised([waited for waited, _ in found], max(spent for _, spent in found))
 

@@ -85,12 +85,12 @@ cells(
     unsigned=lambda c: c.allreduce(ones(4, dtype=np.uint32)),
     sum_of_bool=lambda c: c.allreduce(ones(4, dtype=bool)),
     mean_of_bool=lambda c: c.reduce_scatter(ones(4, dtype=bool), "mean"),
-    objects_sent=lambda c: c.send(np.array([None, 1]), 1 - c.rank),
-    objects_received=lambda c: c.receive(np.array([None, 1]), 1 - c.rank),
+    objects_sent=lambda c: c.isend(np.array([None, 1]), 1 - c.rank),
+    objects_received=lambda c: c.irecv(np.array([None, 1]), 1 - c.rank),
     objects_gathered_each=lambda c: list(c.allgather_each([np.array([None, None])])),
-    empty_of_objects=lambda c: c.empty(3, object),
-    empty_of_nothing=lambda c: c.empty(3, "S0"),
-    empty_of_what=lambda c: c.empty(3, "what"),
+    empty_of_objects=lambda c: c.symmetric_empty(3, object),
+    empty_of_nothing=lambda c: c.symmetric_empty(3, "S0"),
+    empty_of_what=lambda c: c.symmetric_empty(3, "what"),
 )
 cells(
     "dtypes",
@@ -113,20 +113,20 @@ cells(
     bytearray=lambda c: c.broadcast(bytearray(8)),
     buffer=lambda c: c.allreduce(array.array("f", [1, 2])),
     on_a_device=lambda c: c.allreduce(OnDevice()),
-    list_sent=lambda c: c.send([1.0], 1 - c.rank),
-    masked_received=lambda c: c.receive(np.ma.masked_array(np.ones(4)), 1 - c.rank),
+    list_sent=lambda c: c.isend([1.0], 1 - c.rank),
+    masked_received=lambda c: c.irecv(np.ma.masked_array(np.ones(4)), 1 - c.rank),
 )
 cells(
     "arrays",
     "ValueError",
     read_only=lambda c: c.allreduce(np.frombuffer(bytes(16), "f4")),
-    read_only_received=lambda c: c.receive(np.frombuffer(bytes(16), "f4"), 1 - c.rank),
+    read_only_received=lambda c: c.irecv(np.frombuffer(bytes(16), "f4"), 1 - c.rank),
     read_only_alltoall=lambda c: c.alltoall(np.frombuffer(bytes(16), "f4").reshape(2, 2)),
     zero_stride=lambda c: c.allreduce(np.lib.stride_tricks.as_strided(ones(1), (4,), (0,))),
     overlapping=lambda c: c.allreduce(np.lib.stride_tricks.as_strided(ones(5), (2, 4), (4, 4))),
     fortran=lambda c: c.allreduce(np.ones((2, 3), order="F")),
     backwards=lambda c: c.allreduce(ones(4)[::-1]),
-    gaps_sent=lambda c: c.send(ones(4)[::2], 1 - c.rank),
+    gaps_sent=lambda c: c.isend(ones(4)[::2], 1 - c.rank),
 )
 cells(
     "shapes",
@@ -138,7 +138,7 @@ cells(
     scalar_and_one=lambda c: c.allreduce(ones(1).reshape([(), (1,)][c.rank])),
     nothing_in_other_shapes=lambda c: c.allreduce(np.ones([(0, 3), (3, 0)][c.rank])),
     other_length=lambda c: c.allreduce(ones(4 + c.rank)),
-    other_shape_of_symmetric=lambda c: c.allreduce(c.empty(4096).reshape([(4096,), (64, 64)][c.rank])),
+    other_shape_of_symmetric=lambda c: c.allreduce(c.symmetric_empty(4096).reshape([(4096,), (64, 64)][c.rank])),
 )
 cells(
     "arguments",
@@ -167,27 +167,27 @@ cells(
     chunk_negative=lambda c: c.chunk(-1),
     chunk_float=lambda c: c.chunk(2.5),
     chunk_of_rank_minus_1=lambda c: c.chunk(5, -1),
-    empty_negative=lambda c: c.empty(-1),
-    empty_partly_negative=lambda c: c.empty((2, -1)),
-    empty_huge=lambda c: c.empty(10**15),
+    empty_negative=lambda c: c.symmetric_empty(-1),
+    empty_partly_negative=lambda c: c.symmetric_empty((2, -1)),
+    empty_huge=lambda c: c.symmetric_empty(10**15),
     alltoall_rows=lambda c: c.alltoall(ones(3, 2)),
-    to_itself=lambda c: c.send(ones(4), c.rank),
-    to_nobody=lambda c: c.send(ones(4), 2),
-    to_minus_1=lambda c: c.send(ones(4), -1),
-    to_a_float=lambda c: c.send(ones(4), 1.0),
-    to_None=lambda c: c.send(ones(4), None),
-    from_itself=lambda c: c.receive(ones(4), c.rank),
-    from_nobody=lambda c: c.receive(ones(4), 7),
-    lane_2=lambda c: c.send(ones(4), 1 - c.rank, 2),
-    lane_negative=lambda c: c.receive(ones(4), 1 - c.rank, -1),
-    lane_None=lambda c: c.receive(ones(4), 1 - c.rank, None),
+    to_itself=lambda c: c.isend(ones(4), c.rank),
+    to_nobody=lambda c: c.isend(ones(4), 2),
+    to_minus_1=lambda c: c.isend(ones(4), -1),
+    to_a_float=lambda c: c.isend(ones(4), 1.0),
+    to_None=lambda c: c.isend(ones(4), None),
+    from_itself=lambda c: c.irecv(ones(4), c.rank),
+    from_nobody=lambda c: c.irecv(ones(4), 7),
+    lane_2=lambda c: c.isend(ones(4), 1 - c.rank, 2),
+    lane_negative=lambda c: c.irecv(ones(4), 1 - c.rank, -1),
+    lane_None=lambda c: c.irecv(ones(4), 1 - c.rank, None),
 )
 cells(
     "arguments",
     "TypeError",
-    empty_float=lambda c: c.empty(2.5),
-    empty_text=lambda c: c.empty("3"),
-    empty_None=lambda c: c.empty(None),
+    empty_float=lambda c: c.symmetric_empty(2.5),
+    empty_text=lambda c: c.symmetric_empty("3"),
+    empty_None=lambda c: c.symmetric_empty(None),
 )
 cells(
     "arguments",
@@ -195,7 +195,7 @@ cells(
     op_on_one=lambda c: c.allreduce(ones(4), ["sum", "product"][c.rank]),
     root_on_one=lambda c: c.broadcast(ones(4), [0, -1][c.rank]),
     color_on_one=lambda c: c.split([0, -1][c.rank]),
-    empty_on_one=lambda c: c.empty([3, -3][c.rank]),
+    empty_on_one=lambda c: c.symmetric_empty([3, -3][c.rank]),
 )
 cells(
     "arguments",
@@ -204,8 +204,8 @@ cells(
     color_of_numpy=lambda c: right(c.split(np.int32(0), np.int64(-c.rank)).rank == 1 - c.rank),
     color_truth=lambda c: right(c.split(c.rank > 0).size == 1),
     color_None=lambda c: right((c.split([None, 0][c.rank]) is None) == (c.rank == 0)),
-    empty_of_no_elements=lambda c: right(c.allreduce(c.empty((0, 3))).shape == (0, 3)),
-    empty_of_one=lambda c: right(c.empty(()).shape == ()),
+    empty_of_no_elements=lambda c: right(c.allreduce(c.symmetric_empty((0, 3))).shape == (0, 3)),
+    empty_of_one=lambda c: right(c.symmetric_empty(()).shape == ()),
 )
 cells(
     "time limits",
@@ -268,7 +268,7 @@ def NaN_wins_a_maximum_alike_on_all_ranks(comm):
             flat = x.astype(np.float64)
             right(np.isnan(flat[0::3]).all() and np.isnan(flat[1::3]).all())
             right((flat[2::3] == (np.inf if op == "max" else -np.inf)).all())
-            right(len(set(comm.exchange(x.tobytes()))) == 1)
+            right(len(set(comm.allgather_object(x.tobytes()))) == 1)
 
 
 @cell("values")
@@ -279,7 +279,7 @@ def signed_zeros_and_marked_NaN_are_alike_on_all_ranks(comm):
             x[comm.rank :: 3] = -0.0
             x.view(np.int32)[2::3] = 0x7FC00001 + comm.rank
             comm.allreduce(x, op, algorithm=algorithm)
-            right((x[0] == 0) and np.isnan(x[2]) and len(set(comm.exchange(x.tobytes()))) == 1)
+            right((x[0] == 0) and np.isnan(x[2]) and len(set(comm.allgather_object(x.tobytes()))) == 1)
 
 
 # Messages.
@@ -288,9 +288,9 @@ def signed_zeros_and_marked_NaN_are_alike_on_all_ranks(comm):
 def deliver(comm, given, room):
     """Rank 0 sends, rank 1 receives."""
     if comm.rank == 0:
-        comm.send(given, 1).wait()
+        comm.isend(given, 1).wait()
         return None
-    comm.receive(room, 0).wait()
+    comm.irecv(room, 0).wait()
     return room
 
 
@@ -325,9 +325,9 @@ def read_only_sent(comm):
 @cell("messages")
 def awaited_during_collectives(comm):
     x, y = np.zeros(20_000), np.full(20_000, 7.0)
-    pending = [comm.receive(x, 1 - comm.rank, lane) for lane in (0,)]
+    pending = [comm.irecv(x, 1 - comm.rank, lane) for lane in (0,)]
     total = comm.allreduce(np.ones(50_000), algorithm="ring")
-    comm.send(y, 1 - comm.rank).wait()
+    comm.isend(y, 1 - comm.rank).wait()
     pending[0].wait()
     right((total == 2).all() and (x == 7).all())
 
@@ -336,14 +336,14 @@ def awaited_during_collectives(comm):
 def array_freed_while_its_message_is_under_way(comm):
     if comm.rank == 0:
         for i in range(8):
-            comm.send(np.full(100_000, float(i)), 1)  # nobody keeps it, nor waits
+            comm.isend(np.full(100_000, float(i)), 1)  # nobody keeps it, nor waits
         gc.collect()
         rest = [np.full(100_000, -1.0) for _ in range(8)]
         comm.barrier()
         del rest
     else:
         got = [np.zeros(100_000) for _ in range(8)]
-        pending = [comm.receive(x, 0) for x in got]
+        pending = [comm.irecv(x, 0) for x in got]
         for one in pending:
             one.wait()
         comm.barrier()
@@ -362,7 +362,7 @@ def group_after_its_parent(comm):
 @cell("lifetimes")
 def symmetric_array_after_its_communicator(comm):
     group = comm.split(0)
-    x = group.empty(1000)
+    x = group.symmetric_empty(1000)
     del group
     gc.collect()
     x[:] = comm.rank
@@ -404,8 +404,8 @@ cells(
     "UsageError",
     collective_on_another=lambda c: elsewhere(lambda: c.allreduce(ones(4))),
     long_collective_on_another=lambda c: elsewhere(lambda: c.allreduce(ones(4), algorithm="ring")),
-    message_on_another=lambda c: elsewhere(lambda: c.send(ones(4), 1 - c.rank)),
-    exchange_on_another=lambda c: elsewhere(lambda: c.exchange(1)),
+    message_on_another=lambda c: elsewhere(lambda: c.isend(ones(4), 1 - c.rank)),
+    exchange_on_another=lambda c: elsewhere(lambda: c.allgather_object(1)),
     split_on_another=lambda c: elsewhere(lambda: c.split(0)),
 )
 
@@ -459,8 +459,8 @@ cells(
     "UsageError",
     collective_beside=lambda c: carried(c, lambda carrier: c.allreduce(ones(4))),
     ring_beside=lambda c: carried(c, lambda carrier: c.allreduce(ones(4), algorithm="ring")),
-    exchange_beside=lambda c: carried(c, lambda carrier: c.exchange(1)),
-    message_beside=lambda c: carried(c, lambda carrier: c.send(ones(4), 1 - c.rank)),
+    exchange_beside=lambda c: carried(c, lambda carrier: c.allgather_object(1)),
+    message_beside=lambda c: carried(c, lambda carrier: c.isend(ones(4), 1 - c.rank)),
     another_beside=lambda c: carried(c, lambda carrier: Background().start(c.barrier)),
     another_thread_gives=lambda c: carried(c, lambda carrier: elsewhere(lambda: carrier.start(c.barrier))),
     no_call=lambda c: Background().start(c.allreduce(np.ones(3))),
@@ -518,7 +518,7 @@ def call_in_a_signal_handler(comm):
         else:
             time.sleep(0.6)
         group.allreduce(x, algorithm="ring")  # waits in Python, where handlers run, if ranks do not share memory
-        group.exchange(1 if group.rank else time.sleep(0.4))
+        group.allgather_object(1 if group.rank else time.sleep(0.4))
     finally:
         signal.signal(signal.SIGALRM, before)
     right(bool(refused) == (comm.rank == 0))
@@ -562,14 +562,19 @@ def leaves():
     raise Leave("as asked", 85)
 
 
-cells("exchange", "UsageError", unpicklable=lambda c: c.exchange(lambda: 1), not_made_anew=lambda c: c.exchange(Grudging()))
 cells(
-    "exchange",
+    "allgather_object",
+    "UsageError",
+    unpicklable=lambda c: c.allgather_object(lambda: 1),
+    not_made_anew=lambda c: c.allgather_object(Grudging()),
+)
+cells(
+    "allgather_object",
     "UsageError RankMismatch",
-    unpicklable_on_one=lambda c: c.exchange([1, threading.Lock()][c.rank]),
+    unpicklable_on_one=lambda c: c.allgather_object([1, threading.Lock()][c.rank]),
     unpicklable_from_root=lambda c: c.on_root(threading.Lock),
 )
-cells("exchange", "Leave UsageError", error_that_is_not_made_anew=lambda c: c.on_root(leaves))
+cells("allgather_object", "Leave UsageError", error_that_is_not_made_anew=lambda c: c.on_root(leaves))
 
 
 # Processes.
@@ -601,8 +606,8 @@ def refused_in_a_fork(comm, call) -> None:
 for kind, misused in {
     "allreduce": lambda c: c.allreduce(ones(4)),
     "ring": lambda c: c.allreduce(ones(4), algorithm="ring"),
-    "send": lambda c: c.send(ones(4), 1 - c.rank),
-    "exchange": lambda c: c.exchange(1),
+    "isend": lambda c: c.isend(ones(4), 1 - c.rank),
+    "allgather_object": lambda c: c.allgather_object(1),
     "leave": lambda c: c.leave(),
     "world": lambda c: hpcai.init().barrier(),
 }.items():
@@ -677,7 +682,7 @@ def main() -> int:
         watchdog.start()
         if comm.rank == 0:
             print(f"{one.name:<55}", end="", flush=True)
-        said = comm.exchange(outcome(group, one))
+        said = comm.allgather_object(outcome(group, one))
         watchdog.cancel()
         wrong += sum(text.startswith("WRONG") for text in said)
         if comm.rank == 0:

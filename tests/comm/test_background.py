@@ -165,3 +165,64 @@ def test_calls_that_could_come_in_another_order_are_refused():
             "start() on thread 'another' before the calls of"[:32],
         ]
     )
+
+
+@pytest.mark.parametrize("node", ["0", "1"])
+def test_reductions_go_on_beside_computation(monkeypatch, node):
+    monkeypatch.setenv("HPCAI_NODE", node)
+
+    def program(comm):
+        other = comm.split(0)
+        xs = [np.full(1000, float(comm.rank + i)) for i in range(4)]
+        requests = [(other if i == 2 else comm).iallreduce(x, "max" if i == 3 else "sum") for i, x in enumerate(xs)]
+        with pytest.raises(UsageError, match="carries|Background"):
+            comm.barrier()
+        assert requests[1].wait() is xs[1]
+        assert all(request.done() for request in requests)
+        assert [request.wait()[0] for request in requests] == [3.0, 6.0, 9.0, 5.0]
+        comm.barrier()
+        return comm.iallreduce(np.ones(3)).wait().tolist()
+
+    assert threads.run(3, program) == [[3.0] * 3] * 3
+
+
+def test_the_error_of_a_request_is_its_own_and_those_behind_it_are_left_out():
+    def program(comm):
+        first, wrong, behind = comm.iallreduce(np.ones(3)), comm.iallreduce(np.ones(3), "median"), comm.iallreduce(np.ones(3))
+        assert first.wait().tolist() == [2.0] * 3
+        with pytest.raises(ValueError, match="median"):
+            wrong.wait()
+        with pytest.raises(UsageError, match="was left out"):
+            behind.wait()
+        return comm.iallreduce(np.ones(1)).wait()[0]
+
+    assert threads.run(2, program) == [2.0, 2.0]
+
+
+def test_where_no_thread_may_call_mpi_wait_makes_the_call(monkeypatch):
+    def program(comm):
+        monkeypatch.setattr(type(comm.wire), "serves_threads", lambda self: False)
+        x = np.ones(3)
+        request = comm.iallreduce(x)
+        assert not request.done()
+        return request.wait().tolist()
+
+    assert threads.run(2, program) == [[2.0] * 3] * 2
+
+
+def test_messages_may_be_waited_for_at_once():
+    def program(comm):
+        if comm.rank:
+            return comm.recv(np.zeros(3), 0).tolist()
+        comm.send(np.arange(3.0), 1)
+        return None
+
+    assert threads.run(2, program)[1] == [0.0, 1.0, 2.0]
+
+
+def test_the_earlier_name_of_symmetric_arrays_warns():
+    def program(comm):
+        with pytest.warns(DeprecationWarning, match="comm.symmetric_empty"):
+            return comm.empty(3).shape
+
+    assert threads.run(1, program) == [(3,)]

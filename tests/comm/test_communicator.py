@@ -30,15 +30,15 @@ CALLS = pytest.mark.parametrize(
         (lambda c: c.allgather(np.ones(3, ["u1", "S1"][c.rank])), ["uint8", "|S1"]),
         (lambda c: c.barrier() if c.rank else c.allreduce(np.ones(3)), ["barrier", "allreduce"]),
         (lambda c: c.leave() if c.rank else c.allreduce(np.ones(3)), ["left", "allreduce"]),
-        (lambda c: c.split(0) if c.rank else c.exchange(1), ["split", "exchange"]),
-        (lambda c: c.split(0) if c.rank else c.node, ["split", "node"]),
-        (lambda c: c.exchange(1) if c.rank else c.barrier(), ["exchange", "barrier"]),
-        (lambda c: c.on_root(int) if c.rank else c.barrier(), ["exchange", "barrier"]),
+        (lambda c: c.split(0) if c.rank else c.allgather_object(1), ["split", "allgather_object"]),
+        (lambda c: c.split(0) if c.rank else c.split_by_node(), ["split", "split_by_node"]),
+        (lambda c: c.allgather_object(1) if c.rank else c.barrier(), ["allgather_object", "barrier"]),
+        (lambda c: c.on_root(int) if c.rank else c.barrier(), ["allgather_object", "barrier"]),
         (lambda c: c.alltoall(np.ones((2, 3 + c.rank))), ["alltoall of float64[2, 3]", "alltoall of float64[2, 4]"]),
         (lambda c: c.alltoall(np.ones((2, 2))) if c.rank else c.allgather(np.ones((2, 2))), ["alltoall", "allgather"]),
-        (lambda c: c.empty(3 + c.rank), ["empty of float32[3]", "empty of float32[4]"]),
-        (lambda c: c.empty(8 >> c.rank, ["f4", "f8"][c.rank]), ["empty of float32[8]", "empty of float64[4]"]),
-        (lambda c: c.empty(3) if c.rank else c.allreduce(np.ones(3, "f4")), ["empty of", "allreduce of"]),
+        (lambda c: c.symmetric_empty(3 + c.rank), ["empty of float32[3]", "empty of float32[4]"]),
+        (lambda c: c.symmetric_empty(8 >> c.rank, ["f4", "f8"][c.rank]), ["empty of float32[8]", "empty of float64[4]"]),
+        (lambda c: c.symmetric_empty(3) if c.rank else c.allreduce(np.ones(3, "f4")), ["empty of", "allreduce of"]),
         (lambda c: c.reduce_scatter(np.ones(4)) if c.rank else c.allreduce(np.ones(4)), ["reduce_scatter", "allreduce"]),
         (lambda c: c.broadcast(np.ones(4)) if c.rank else c.allgather(np.ones(4)), ["broadcast", "allgather"]),
         (lambda c: [*c.allgather_each([np.ones(4)])] if c.rank else c.allreduce(np.ones(4)), ["allgather", "allreduce"]),
@@ -144,7 +144,7 @@ def test_split_groups_and_orders():
 
 
 def test_node_is_everyone_where_memory_is_shared():
-    assert threads.run(3, lambda comm: (comm.node.rank, comm.node.size)) == [(0, 3), (1, 3), (2, 3)]
+    assert threads.run(3, lambda comm: (comm.split_by_node().rank, comm.split_by_node().size)) == [(0, 3), (1, 3), (2, 3)]
 
 
 def test_on_root_runs_once_and_raises_everywhere():
@@ -178,7 +178,7 @@ def test_a_failing_thread_releases_the_others_and_its_error_is_the_one_raised():
 
 
 def test_empty_has_the_shape_and_dtype_asked_for():
-    x = threads.run(1, lambda comm: comm.empty((3, 5), np.float16))[0]
+    x = threads.run(1, lambda comm: comm.symmetric_empty((3, 5), np.float16))[0]
     assert x.shape == (3, 5)
     assert x.dtype == np.float16
 
@@ -207,7 +207,7 @@ def test_a_chunk_is_this_ranks_unless_another_is_named():
         for rank in (-1, comm.size, 1.0, True):
             with pytest.raises(ValueError, match=f"a rank from 0 to {comm.size - 1}"):
                 comm.chunk(3, rank)
-        assert [comm.chunk(7, rank) for rank in range(comm.size)] == comm.exchange(comm.chunk(7))
+        assert [comm.chunk(7, rank) for rank in range(comm.size)] == comm.allgather_object(comm.chunk(7))
         return comm.chunk(0), comm.chunk(7, 0), comm.chunk(np.int64(7), np.int8(comm.size - 1))
 
     for none, first, last in threads.run(3, program):

@@ -19,7 +19,7 @@ COUNT = int(os.environ.get("HPCAI_FUZZ", "400"))
 def test_random_collectives_equal_numpy(comm):
     rng = np.random.default_rng(int(os.environ.get("HPCAI_FUZZ_SEED", "0")))
     groups = [comm, comm.split(comm.rank % 2), comm.split(0 if comm.rank else None), comm.split(0, key=-comm.rank)]
-    heap = [[g.empty(1 << 16, np.uint8) if g else None for _ in range(2)] for g in groups]
+    heap = [[g.symmetric_empty(1 << 16, np.uint8) if g else None for _ in range(2)] for g in groups]
     for _ in range(COUNT):
         which = int(rng.integers(len(groups)))
         kind, name, op = (

@@ -21,19 +21,19 @@ from hpcai.errors import RankMismatch, UsageError
 def test_an_array_of_another_dtype_or_shape_is_refused_where_it_is_received(sent, wanted):
     def program(comm):
         if comm.rank == 0:
-            comm.send(sent, 1).wait()
-            comm.send(np.arange(3.0), 1).wait()
+            comm.isend(sent, 1).wait()
+            comm.isend(np.arange(3.0), 1).wait()
             return None
         with pytest.raises(RankMismatch, match="rank 1 receives .* from rank 0, which sent .*: dtype and shape must be the same"):
-            comm.receive(wanted.copy(), 0).wait()
+            comm.irecv(wanted.copy(), 0).wait()
         after = np.zeros(3)
-        comm.receive(after, 0).wait()
+        comm.irecv(after, 0).wait()
         return after.tolist()
 
     assert threads.run(2, program)[1] == [0.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize("verb", ["send", "receive"])
+@pytest.mark.parametrize("verb", ["isend", "irecv"])
 def test_wrong_messages_are_refused_at_once_and_the_next_goes_on(verb):
     fixed = np.zeros(3)
     fixed.flags.writeable = False
@@ -48,16 +48,16 @@ def test_wrong_messages_are_refused_at_once_and_the_next_goes_on(verb):
     ]
 
     def program(comm):
-        for x, peer in wrong + [(fixed, 1)] * (verb == "receive"):
+        for x, peer in wrong + [(fixed, 1)] * (verb == "irecv"):
             with pytest.raises((TypeError, ValueError), match="wants|moves|works"):
                 getattr(comm, verb)(x, 1 - comm.rank if peer == 1 else peer)
         with pytest.raises(ValueError, match="number of another rank"):
             getattr(comm, verb)(np.zeros(3), comm.rank)
         x = np.full(3, float(comm.rank))
         if comm.rank == 0:
-            comm.send(x, 1).wait()
+            comm.isend(x, 1).wait()
         else:
-            comm.receive(x, 0).wait()
+            comm.irecv(x, 0).wait()
         return x.tolist()
 
     assert threads.run(2, program) == [[0.0] * 3] * 2
@@ -66,7 +66,7 @@ def test_wrong_messages_are_refused_at_once_and_the_next_goes_on(verb):
 @pytest.mark.parametrize("what", ["wait", "done"])
 def test_another_thread_may_not_wait_for_a_message(what):
     def program(comm):
-        under_way = comm.send(np.ones(3), 1) if comm.rank == 0 else comm.receive(np.zeros(3), 0)
+        under_way = comm.isend(np.ones(3), 1) if comm.rank == 0 else comm.irecv(np.zeros(3), 0)
         refused = []
 
         def other():

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not native.is_native(), reason="native kernels a
 def test_symmetric_arrays_are_apart_and_keep_what_is_written():
     def program(comm):
         arrays = [
-            comm.empty(shape, dtype)
+            comm.symmetric_empty(shape, dtype)
             for shape, dtype in (((3, 5), np.float32), (0, np.int64), ((), np.float64), (10**6, np.uint8))
         ]
         for i, x in enumerate(arrays):
@@ -33,7 +33,7 @@ def test_symmetric_arrays_are_apart_and_keep_what_is_written():
 
 def test_slices_of_symmetric_arrays_are_symmetric_and_others_are_not():
     def program(comm):
-        x = comm.empty(1000, np.float64)
+        x = comm.symmetric_empty(1000, np.float64)
         return comm.addresses(x[100:])[comm.rank] - comm.addresses(x)[comm.rank], comm.addresses(np.zeros(3))
 
     assert threads.run(2, program) == [(800, None)] * 2
@@ -43,9 +43,9 @@ def test_each_rank_knows_where_the_others_parts_lie():
     """Threads have the same addresses for it."""
 
     def program(comm):
-        x, y = comm.empty(1000, np.float64), comm.empty(3, np.uint8)
+        x, y = comm.symmetric_empty(1000, np.float64), comm.symmetric_empty(3, np.uint8)
         for part in (x, x[7:], x[-1:], y):
-            assert comm.addresses(part) == comm.exchange(part.__array_interface__["data"][0])
+            assert comm.addresses(part) == comm.allgather_object(part.__array_interface__["data"][0])
         at = comm.addresses(x)
         assert [after - before for before, after in itertools.pairwise(at)] == [node.PAGE] * 2
 
@@ -54,19 +54,19 @@ def test_each_rank_knows_where_the_others_parts_lie():
 
 def test_memory_returns_to_the_pool_only_when_all_ranks_and_views_let_go():
     def program(comm):
-        kept = [comm.empty(100, np.float64)]
+        kept = [comm.symmetric_empty(100, np.float64)]
         view = kept[0][10:20].reshape(2, 5)
         first = comm.addresses(kept[0])
         if comm.rank == 0:
             kept.clear()
         gc.collect()
         comm.barrier()
-        second = comm.addresses(comm.empty(100, np.float64))
+        second = comm.addresses(comm.symmetric_empty(100, np.float64))
         kept.clear()
         del view
         gc.collect()
         comm.barrier()
-        third = comm.addresses(comm.empty(100, np.float64))
+        third = comm.addresses(comm.symmetric_empty(100, np.float64))
         return first != second, third in (first, second)
 
     assert threads.run(2, program) == [(True, True)] * 2
@@ -77,7 +77,7 @@ def test_the_pool_gives_back_what_it_cannot_keep(monkeypatch):
 
     def program(comm):
         for size in range(1, 9):
-            comm.empty(size * node.PAGE, np.uint8)
+            comm.symmetric_empty(size * node.PAGE, np.uint8)
             gc.collect()
             comm.barrier()
         return len(comm._memory.blocks)
@@ -90,14 +90,14 @@ def test_the_pool_keeps_at_least_128_MiB():
     assert node.POOL_BYTES >= 128 << 20
 
     def program(comm):
-        first = [comm.empty(n, np.uint8) for n in (10 << 21, 20 << 21)]
+        first = [comm.symmetric_empty(n, np.uint8) for n in (10 << 21, 20 << 21)]
         at = [comm.addresses(x)[0] for x in first]
         del first
         gc.collect()
         comm.barrier()
-        assert comm.addresses(comm.empty((20 << 21) + 1, np.uint8))[0] not in at
-        assert comm.addresses(comm.empty(4 << 21, np.uint8))[0] != at[0]
-        again = [comm.empty(n, np.uint8) for n in (5 << 21, 10 << 21)]
+        assert comm.addresses(comm.symmetric_empty((20 << 21) + 1, np.uint8))[0] not in at
+        assert comm.addresses(comm.symmetric_empty(4 << 21, np.uint8))[0] != at[0]
+        again = [comm.symmetric_empty(n, np.uint8) for n in (5 << 21, 10 << 21)]
         assert [comm.addresses(x)[0] for x in again] == at
 
     threads.run(2, program)
@@ -105,7 +105,7 @@ def test_the_pool_keeps_at_least_128_MiB():
 
 def test_arrays_of_different_places_are_reduced_all_the_same():
     def program(comm):
-        x, y = comm.empty(5000, np.float32), comm.empty(5000, np.float32)
+        x, y = comm.symmetric_empty(5000, np.float32), comm.symmetric_empty(5000, np.float32)
         mine = [x, y, np.empty(5000, np.float32)][comm.rank]
         mine[:] = comm.rank + 1
         return comm.allreduce(mine).tolist()
@@ -124,7 +124,7 @@ def test_symmetric_arrays_are_read_where_the_others_have_them(size):
     n = 3000
 
     def program(comm):
-        x, found = comm.empty(n, np.float32), {}
+        x, found = comm.symmetric_empty(n, np.float32), {}
         mine = np.arange(n) % 7 + 10.0 * comm.rank
         for kind in ("allreduce", "reduce_scatter", "allgather", "broadcast"):
             x[:] = mine
@@ -146,8 +146,8 @@ def test_symmetric_arrays_are_read_where_the_others_have_them(size):
 
 def test_empty_is_collective():
     def program(comm):
-        with pytest.raises(RankMismatch, match="empty"):
-            comm.empty(3 + comm.rank)
+        with pytest.raises(RankMismatch, match="symmetric_empty"):
+            comm.symmetric_empty(3 + comm.rank)
 
     threads.run(2, program)
 

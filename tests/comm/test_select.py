@@ -141,10 +141,10 @@ def test_all_ranks_choose_alike_and_a_variable_overrides(monkeypatch):
 
     def program(comm):
         x = comm.allreduce(np.full(100, comm.rank + 1.0))
-        return comm.choice.shape, x.tolist() == [10.0] * 100
+        return comm.selection().shape, x.tolist() == [10.0] * 100
 
     assert threads.run(4, program) == [(Shape(2, 2, 4), True)] * 4
-    assert threads.run(3, lambda comm: comm.choice.shape) == [Shape(2, 0, 3)] * 3
+    assert threads.run(3, lambda comm: comm.selection().shape) == [Shape(2, 0, 3)] * 3
     monkeypatch.setenv("HPCAI_ALGORITHM", "fast")
     with pytest.raises(ValueError, match="unknown algorithm 'fast'"):
         threads.run(2, program)

@@ -47,12 +47,12 @@ def test_a_thread_in_no_call():
     assert stacks.current(None, []) is None
     assert stacks.current(standing(MAIN), []) is None
     assert stacks.current(standing(MAIN, (MESSAGE, "wait", "a message")), []) is None
-    assert stacks.current(standing(MAIN, (stacks.DOOR, "node", comm())), []) is not None
+    assert stacks.current(standing(MAIN, (stacks.DOOR, "split_by_node", comm())), []) is not None
     assert stacks.current(standing(MAIN, (stacks.DOOR, "send", comm())), []) is None
     assert stacks.current(standing(MAIN, (stacks.DOOR, "allreduce", None)), []) is None
 
 
-@pytest.mark.parametrize("kind", ["allreduce", "barrier", "split", "node", "leave", "allgather_each"])
+@pytest.mark.parametrize("kind", ["allreduce", "barrier", "split", "split_by_node", "leave", "allgather_each"])
 def test_a_collective_is_named_as_its_program_called_it(kind):
     outer = comm()
     found = stacks.current(standing(MAIN, (stacks.DOOR, kind, outer), (stacks.DOOR, "_collective", outer)), [])
@@ -60,7 +60,7 @@ def test_a_collective_is_named_as_its_program_called_it(kind):
     assert found == stacks.Call(said, WHERE, outer, outer.wire)
 
 
-@pytest.mark.parametrize("kind, more", [("allreduce", ", now among ranks 1, 2 of them"), ("split", ""), ("node", "")])
+@pytest.mark.parametrize("kind, more", [("allreduce", ", now among ranks 1, 2 of them"), ("split", ""), ("split_by_node", "")])
 def test_a_collective_made_of_others_is_where_it_has_come_to(kind, more):
     outer, inner = comm(), comm([1, 2])
     frame = standing(

@@ -20,10 +20,10 @@ def test_nobody_is_waited_for_beyond_the_limit(monkeypatch, node, what):
     monkeypatch.setenv("HPCAI_TIMEOUT_S", "0.3")
     monkeypatch.setenv("HPCAI_NODE", node)
     calls = {
-        "receive": lambda comm: comm.receive(np.zeros(3), 1).wait(),
+        "receive": lambda comm: comm.irecv(np.zeros(3), 1).wait(),
         "allreduce": lambda comm: comm.allreduce(np.zeros(3)),
         "barrier": lambda comm: comm.barrier(),
-        "exchange": lambda comm: comm.exchange(comm.rank),
+        "exchange": lambda comm: comm.allgather_object(comm.rank),
         "split": lambda comm: comm.split(0),
     }
     with pytest.raises(StallError, match=r"rank [02] waited 0\.3 s in .* for rank 1, which did not come"):

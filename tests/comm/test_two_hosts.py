@@ -18,7 +18,7 @@ PROGRAM = """
 import numpy as np, hpcai
 from hpcai.comm.background import Background
 comm = hpcai.init()
-assert not comm.shares_memory and comm.choice.shape.nodes == 2
+assert not comm.shares_memory and comm.selection().shape.nodes == 2
 carrier = Background()
 for algorithm in ("auto", "ring", "halving_doubling", "hierarchical"):
     for name in ("float32", "float16"):

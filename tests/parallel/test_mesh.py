@@ -47,7 +47,7 @@ def test_a_mesh_that_does_not_fit_is_refused_with_one_that_does(text, ranks, wor
 def test_axes_are_the_ranks_that_differ_along_them_alone_with_tp_innermost():
     def program(comm):
         made = mesh(comm, Sizes(2, 3, 2))
-        return [axis.exchange(comm.rank) for axis in (made.dp, made.tp, made.pp)]
+        return [axis.allgather_object(comm.rank) for axis in (made.dp, made.tp, made.pp)]
 
     for rank, (dp, tp, pp) in enumerate(threads.run(12, program)):
         at = np.array(np.unravel_index(rank, (2, 2, 3)))  # pp, dp, tp

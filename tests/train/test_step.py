@@ -19,7 +19,7 @@ BATCH, STEPS, LR = 30, 4, 0.5
 
 def norm(mine, gradients):
     """Of the whole gradient, from the pieces that this rank updates."""
-    squares = mine.mesh.world.exchange(sum(float(np.square(piece).sum()) for piece in gradients))
+    squares = mine.mesh.world.allgather_object(sum(float(np.square(piece).sum()) for piece in gradients))
     return np.sqrt(sum(squares) if mine.zero else squares[0])
 
 
