@@ -59,15 +59,17 @@ _ROOMS = ("comm", "compress", "data", "errors", "monitor", "nn", "optim", "reduc
 __all__ = ["__version__", *_HOME, *_ROOMS]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"hpcai.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'hpcai' has no attribute {name!r}")
-    module, attribute = _HOME[name].split(":")
-    value = getattr(importlib.import_module(module), attribute)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # else any name would pass for one
+
+    def __getattr__(name: str) -> Any:
+        if name in _ROOMS:
+            return importlib.import_module(f"hpcai.{name}")
+        if name not in _HOME:
+            raise AttributeError(f"module 'hpcai' has no attribute {name!r}")
+        module, attribute = _HOME[name].split(":")
+        value = getattr(importlib.import_module(module), attribute)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

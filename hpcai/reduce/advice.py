@@ -77,7 +77,7 @@ def measure_wire(comm: Communicator, largest: int, algorithm: str = "auto") -> W
     """
     reduced = partial(comm.allreduce, algorithm=algorithm)
     curves = {
-        "gradient": _curve(comm, reduced, comm.empty, largest),
+        "gradient": _curve(comm, reduced, comm.symmetric_empty, largest),
         "allreduce": _curve(comm, reduced, np.empty, largest),
         "allgather": _curve(comm, comm.allgather, np.empty, largest),
         "alltoall": _curve(comm, comm.alltoall, np.empty, largest),
