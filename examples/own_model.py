@@ -1,6 +1,7 @@
 """A model and data of one's own: mpirun -n 2 python examples/own_model.py [name=value ...], as in compress=int8 zero=1."""
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def model(data):
 
 
 if __name__ == "__main__":
-    given = dict(word.split("=") for word in sys.argv[1:])
-    trained = hpcai.fit(model, data, **{"epochs": 20, "lr": 0.01, "run": "runs/rings"} | given)
+    options: dict[str, Any] = {"epochs": 20, "lr": 0.01, "run": "runs/rings"} | dict(word.split("=") for word in sys.argv[1:])
+    trained = hpcai.fit(model, data, **options)
     if hpcai.init().rank == 0:
         print(trained.predict([[0.1, 0.1], [0.5, 0.2], [0.9, 0.9]]), trained.history[-1]["test_loss"])

@@ -1,7 +1,7 @@
 """Ranks of one node: memory is the wire.
 
 Ranks that address each other's memory need no messages: each folds its own chunk straight from all ranks' arrays and writes
-the result to all of them, between two barriers (kernels/cpu/node.cpp). *Symmetric* arrays, which `Communicator.symmetric_empty` makes,
+the result to all of them, between two barriers (kernels/cpu/node.cpp). *Symmetric* arrays (`Communicator.symmetric_empty`)
 are in shared memory and are reduced in place. Others are read and written where they lie by the kernel's cross-memory attach;
 where a site forbids that (or HPCAI_REACH=0) they pass through small segments in shared memory. Values are folded in the order
 of the ranks whatever the path, so an array of either kind, long or short, gives the same bytes.
