@@ -17,12 +17,9 @@ def data():
 
 def model(data):
     """Two hidden layers of 32."""
-    return nn.sequential(
-        "rings",
-        *(nn.flatten(data.shape), nn.linear("one", 2, 32), nn.relu("relu1"), nn.linear("two", 32, 32), nn.relu("relu2")),
-        nn.linear("scores", 32, data.outputs),
-        loss=nn.softmax_cross_entropy(),
-    )
+    hidden = nn.linear("one", 2, 32), nn.relu("relu1"), nn.linear("two", 32, 32), nn.relu("relu2")
+    layers = nn.flatten(data.shape), *hidden, nn.linear("scores", 32, data.outputs)
+    return nn.sequential("rings", *layers, loss=nn.softmax_cross_entropy())
 
 
 if __name__ == "__main__":
