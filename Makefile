@@ -15,8 +15,9 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp kernels/include/*/*.hpp)
 
 # Tests that start launchers and wait for them; the longest first, since each file runs beside others.
-STARTING := tests/test_slurm.py tests/train/test_elastic.py tests/comm/test_stall.py tests/train/test_command.py \
-    tests/train/test_script.py tests/comm/test_two_hosts.py tests/comm/test_misuse.py tests/test_doctor.py tests/train/test_lock.py
+STARTING := tests/train/test_elastic.py tests/train/test_places.py tests/train/test_frozen.py tests/train/test_command.py \
+    tests/comm/test_stall.py tests/test_slurm.py tests/train/test_script.py tests/comm/test_two_hosts.py tests/test_doctor.py \
+    tests/train/test_lock.py tests/comm/test_misuse.py
 
 # Tests of what calls the kernels, for `make asan`; of collectives only those in shared memory, on 3 threads.
 CHECKED := tests/ops tests/compress tests/reduce tests/optim tests/nn/test_arguments.py tests/nn/test_sequence.py \
@@ -46,7 +47,7 @@ mpi-test: $(VENV)/dev-$(MPI)
 	for n in $(MPI_RANKS); do mpirun -n $$n pytest || exit 1; done
 
 command-test: $(VENV)/dev-$(MPI)
-	pytest -n 2 --dist loadfile $(STARTING)
+	pytest -n 2 --dist loadfile --no-loadscope-reorder $(STARTING)
 
 slurm-test: $(VENV)/dev-$(MPI)  ## only the tests on a real Slurm, which is started for them (root, Debian's Slurm)
 	pytest tests/test_slurm.py
