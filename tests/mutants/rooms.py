@@ -42,6 +42,7 @@ STARTING = (
     "tests/train/test_elastic.py",
     "tests/train/test_places.py",
     "tests/train/test_frozen.py",
+    "tests/train/test_script.py",
     "tests/comm/test_stall.py",
     "tests/train/test_command.py",
     "tests/comm/test_two_hosts.py",
