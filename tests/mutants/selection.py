@@ -107,7 +107,9 @@ _seconds: dict[str, float] = defaultdict(float)
 _failed: set[str] = set()
 
 
-def pytest_configure(config):
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests():
+    """Before those, which import what is to be watched."""
     global _watch
     if TO in os.environ:
         import coverage
