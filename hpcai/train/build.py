@@ -117,7 +117,7 @@ def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Mod
     """The model that the options name, for this data's shape and classes; of a gpt the part that `split` says."""
     assert options.model is not None
     if own.is_own(options.model):
-        return own.fitting(own.model(options.model, dataset), options)
+        return own.fitting(own.model(options.model, dataset), options.recompute, options.dtype)
     if options.model == "gpt":
         return gpt.gpt(gpt_shape(options), options.seed, split)
     loss = models.default_loss(dataset.classes)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hpcai.data.dataset import Dataset
 from hpcai.data.given import from_arrays, from_samples
@@ -23,9 +23,6 @@ from hpcai.errors import UsageError, meant
 from hpcai.nn.external import external, is_external
 from hpcai.nn.models import Model
 from hpcai.optim.optimizers import Optimizer
-
-if TYPE_CHECKING:
-    from hpcai.train.config import Options
 
 _NAME = re.compile(r"(?P<place>[A-Za-z_][\w.]*|[^:]*\.py):(?P<function>[A-Za-z_]\w*)")
 _KINDS = ("csv", "npz", "text")
@@ -132,16 +129,14 @@ def model(name: str, data: Dataset) -> Model:
     )
 
 
-def fitting(model: Model, options: Options) -> Model:
-    """The model, if the options can be with it. Raises: UsageError."""
+def fitting(model: Model, recompute: bool, dtype: str) -> Model:
+    """The model, if it can be trained so. Raises: UsageError."""
     if not is_external(model):
         return model
-    if options.recompute:
+    if recompute:
         raise UsageError(f"--recompute is for layers of hpcai; model {model.name} keeps its own activations, so leave it out")
-    if options.dtype in ("bf16", "f16"):
-        raise UsageError(
-            f"--dtype {options.dtype} rounds layers of hpcai; model {model.name} computes its own way: take f32 or f64"
-        )
+    if dtype in ("bf16", "f16"):
+        raise UsageError(f"--dtype {dtype} rounds layers of hpcai; model {model.name} computes its own way: take f32 or f64")
     return model
 
 
