@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hpcai.errors import DataError
+from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 
@@ -31,7 +31,7 @@ def taken(samples: tuple[Samples, Samples], index: Array, dtype: Any, train: boo
     x, target = (np.asarray(one) for one in source.take(asked))
     if len(x) != len(asked) or len(target) != len(asked) or x.ndim < 2:
         raise DataError(
-            f"take gave x of shape {x.shape} and targets of shape {target.shape} for {len(asked)} samples; "
+            f"take gave x of shape {x.shape} and targets of shape {target.shape} for {counted(len(asked), 'sample')}; "
             f"wanted are ({len(asked)}, ...) and ({len(asked)},) or ({len(asked)}, k)"
         )
     if x.dtype.kind not in "fiub" or target.dtype.kind not in "fiu":

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 from hpcai.nn.layers import Cache, Layer, Parameter, Params
 from hpcai.nn.losses import Loss
 from hpcai.nn.models import Model, sequential
@@ -105,7 +105,9 @@ class _Output(np.ndarray):
         predict = None if call.training or not len(call.x) else call.functions.predict
         found = np.zeros((len(call.x), 1)) if predict is None else np.asarray(predict(call.params, call.x))
         if found.ndim != 2 or len(found) != len(call.x):
-            raise UsageError(f"predict gave shape {found.shape} for {len(call.x)} samples; wanted is ({len(call.x)}, outputs)")
+            raise UsageError(
+                f"predict gave shape {found.shape} for {counted(len(call.x), 'sample')}; wanted is ({len(call.x)}, outputs)"
+            )
         made = np.ascontiguousarray(found, dtype).view(cls)
         made.call = call
         return made

@@ -169,8 +169,7 @@ def _through(run: Run) -> Ended:
         while True:
             try:
                 _train(run)
-                summary, last = _finish(run), run.saver.place.path(naming.named(run.progress.step))
-                return Ended(summary, run.progress.history, last, run.dataset, run.options)
+                return _finish(run)
             except RankFailed as error:
                 if run.options.elastic == "never":
                     raise
@@ -187,13 +186,15 @@ def _train(run: Run) -> None:
         _between(run)
 
 
-def _finish(run: Run) -> dict[str, Any]:
-    """Write and say what the whole run came to; returns the summary, on all ranks."""
+def _finish(run: Run) -> Ended:
+    """Write and say what the whole run came to."""
     options = run.options
     run.reporter.waiting.settle()
     timelines = trace.gather(run.mine)
     text = sampling.sample(run.mine, options.context, options.sample, options.seed) if options.sample else b""
-    return run.comm.on_root(lambda: run.reporter.finish(timelines, text))
+    summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text))
+    last = run.saver.place.path(naming.named(run.progress.step))
+    return Ended(summary, run.progress.history, last, run.dataset, run.options)
 
 
 def _step(run: Run) -> None:

@@ -136,7 +136,7 @@ def fitting(model: Model, recompute: bool, dtype: str) -> Model:
     if recompute:
         raise UsageError(f"--recompute is for layers of hpcai; model {model.name} keeps its own activations, so leave it out")
     if dtype in ("bf16", "f16"):
-        raise UsageError(f"--dtype {dtype} rounds layers of hpcai; model {model.name} computes its own way: take f32 or f64")
+        raise UsageError(f"--dtype {dtype} is for layers of hpcai; model {model.name} computes its own way; take f32 or f64")
     return model
 
 

@@ -72,7 +72,10 @@ def test_hidden(text, numbers):
         (["--lr", "nan"], "--lr wants a number above 0 to 3e+38, got 'nan'"),
         (["--lr", ".inf"], "--lr wants a number above 0 to 3e+38, got '.inf'"),
         (["--image-channels", "first"], "--image-channels is for --model cnn, not for mlp"),
-        (["--model", "transformer"], "--model wants one of softmax, mlp, cnn, gpt, got 'transformer'"),
+        (
+            ["--model", "transformer"],
+            "--model wants one of softmax, mlp, cnn, gpt, or package.module:function, got 'transformer'",
+        ),
         (["--hidden", "10,x"], "--hidden wants whole numbers above 0, such as 1024,1024, got '10,x'"),
         (["--hidden", "10,-1"], "hidden"),
         (["--momentum", "1.5"], "--momentum wants a number from 0 below 1, got '1.5'"),

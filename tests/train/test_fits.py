@@ -79,9 +79,9 @@ def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
                 mine = replica(chosen, dataset, comm)
                 kept = memory_bytes(mine)
                 computed = mine.half.computed.nbytes if mine.half is not None and mine.half.computed is not None else 0
-                elements, _ = fits._parameters(chosen, dataset)
+                elements, _, states = fits._parameters(chosen, dataset)
                 initial = elements / (axes.tp * axes.pp) * 4 if chosen.zero == 3 else 0
-                wanted = fits.needed(chosen, elements, 0, axes) - initial
+                wanted = fits.needed(chosen, elements, 0, axes, states) - initial
                 return wanted, kept["parameters"] + kept["gradients"] + kept["optimizer"] + computed
 
             for wanted, kept in threads.run(ranks, program):
@@ -91,8 +91,9 @@ def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
 def test_ranks_of_a_node_are_counted_together_and_groups_apart(tmp_path, monkeypatch):
     """Each of four ranks fits alone, in pairs they fit, all four on one node do not."""
     options = config.parse(["--hidden", "64", "--run", str(tmp_path / "run"), "--steps", "1"])
-    elements, largest = fits._parameters(options, sources.digits())
-    one = fits.needed(options, elements, largest, sizes("", 4))
+    elements, largest, states = fits._parameters(options, sources.digits())
+    assert states == 2
+    one = fits.needed(options, elements, largest, sizes("", 4), states)
 
     def where(nodes):
         """threads.run gives ranks no place of their own: they take turns."""

@@ -109,7 +109,7 @@ def test_a_file_may_be_named_instead_of_a_module(tmp_path, layers):
         (f"--data {HERE}:model", "wants data; it is called with nothing"),
         (f"--optimizer {HERE}:wrong", "gave int; wanted is an hpcai.optim.Optimizer"),
         (f"--model {HERE}:Program --recompute", "--recompute is for layers of hpcai"),
-        (f"--model {HERE}:Program --dtype bf16", "--dtype bf16 rounds layers of hpcai"),
+        (f"--model {HERE}:Program --dtype bf16", "--dtype bf16 is for layers of hpcai"),
         (f"--model {HERE}:Program --mesh pp=2", "too few for 2 pipeline stages"),
         (f"--model {HERE}:model --mesh tp=2", "tensor parallelism is for --model gpt"),
         ("--model mpl", "one of softmax, mlp, cnn, gpt, or package.module:function, got 'mpl' (is mlp meant?)"),

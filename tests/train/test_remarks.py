@@ -110,7 +110,7 @@ IDLE = [
     ("--layers 2 --model cnn", "--layers does nothing with --model cnn; it is for --model gpt"),
     ("--width 8", "--width does nothing with --model mlp"),
     ("--heads 2", "--heads does nothing with --model mlp"),
-    ("--context 8", "--context does nothing with --model mlp"),
+    ("--context 8", "--context does nothing with --data digits"),
     ("--norm rms", "--norm does nothing with --model mlp"),
     ("--tied", "--tied does nothing with --model mlp"),
     ("--decay-steps 5 --schedule cosine", "--decay-steps does nothing with --schedule cosine; it is for --schedule step"),

@@ -48,13 +48,13 @@ class Clock:
 
 
 class Comm:
-    """A rank and what others say to `exchange`; it has waited in the world and in one communicator split from it."""
+    """A rank and what others say to `allgather_object`; it has waited in the world and in one communicator split from it."""
 
     def __init__(self, *others):
         self.others, self.size = others, 1 + len(others)
         self.waited_s, self.family = 3.0, [self, type("Split", (), {"waited_s": 4.0})()]
 
-    def exchange(self, mine):
+    def allgather_object(self, mine):
         return [mine, *self.others]
 
 
