@@ -253,14 +253,11 @@ def _install_hooks(world: Communicator) -> None:
 
 
 def _end_together(error: HpcaiError) -> None:
-    """End this process, of a job whose ranks all have this error: rank 0 says it. Raises: HpcaiError, where not all do."""
+    """End the program, of a job whose ranks all have this error: rank 0 says it. Raises: HpcaiError, where not all do."""
     init().leave()
     if init().rank == 0:
         print(f"{type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
-    code = end(exit_code(error))
-    mpi.finalize()
-    time.sleep(0.2)  # MPICH's launcher kills those that come later than the first, and then ends by that signal
-    quit(code)
+    raise SystemExit(end(exit_code(error)))  # which Python takes from an excepthook too
 
 
 def exit_code(error: BaseException) -> int:

@@ -276,14 +276,13 @@ class MpiWire:
 
 def _end_by(pid: int) -> None:
     """Have MPI_Finalize called when this process ends. mpi4py would call it in forked children too, and break theirs."""
-    atexit.register(lambda: finalize() if os.getpid() == pid else None)
 
+    def finalize() -> None:
+        MPI = load()
+        if os.getpid() == pid and MPI.Is_initialized() and not MPI.Is_finalized():
+            MPI.Finalize()
 
-def finalize() -> None:
-    """Call MPI_Finalize, unless that is done."""
-    MPI = load()
-    if MPI.Is_initialized() and not MPI.Is_finalized():
-        MPI.Finalize()
+    atexit.register(finalize)
 
 
 class _Family:
