@@ -1,6 +1,7 @@
 """The laws of collectives, with ranks as threads: every dtype, operation, awkward size and number of ranks."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -74,16 +75,16 @@ def test_reduce_scatter_then_allgather_is_allreduce(name, size, way):
 @pytest.mark.parametrize("size", RANKS)
 @pytest.mark.parametrize("name", DTYPES)
 def test_halving_and_doubling(name, size, monkeypatch):
+    """In messages so short that the longest array is hundreds; there with one operation, unless HPCAI_ALL=1."""
     monkeypatch.setattr(halving, "MESSAGE_BYTES", 48)
+    every = bool(os.environ.get("HPCAI_ALL"))
+    calls = [(n, op) for n, op in itertools.product(SIZES, OPS) if every or n < SIZES[-1] or op == OPS[size % len(OPS)]]
 
     def program(comm):
-        return {
-            (n, op): comm.allreduce(shares(size, n, name)[comm.rank], op, algorithm="halving_doubling")
-            for n, op in itertools.product(SIZES, OPS)
-        }
+        return {(n, op): comm.allreduce(shares(size, n, name)[comm.rank], op, algorithm="halving_doubling") for n, op in calls}
 
     results = threads.run(size, program)
-    for n, op in itertools.product(SIZES, OPS):
+    for n, op in calls:
         assert_reduced(results[0][n, op], shares(size, n, name), op, name)
         assert len({r[n, op].tobytes() for r in results}) == 1
 
