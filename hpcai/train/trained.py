@@ -190,6 +190,16 @@ def fit(
 def _chosen(comm: Communicator, own_ones: dict[str, Any], options: dict[str, Any]) -> Options:
     """The options, the same on all ranks but for what is of one's own, which each has by itself. Collective."""
     wrapped = {kind: own.wrapped(value, kind) for kind, value in own_ones.items() if value is not None}
-    chosen = comm.on_root(lambda: config.of(wrapped | options))
+    chosen = comm.on_root(lambda: _without_elastic(config.of(wrapped | options)))
     given: dict[str, Any] = {kind: name for kind, name in wrapped.items() if isinstance(name, own.Own)}
     return dataclasses.replace(chosen, **given)
+
+
+def _without_elastic(chosen: Options) -> Options:
+    """Raise UsageError for what a program would not end with: MPI_Finalize may wait for ranks that failed."""
+    if chosen.elastic != "never":
+        raise UsageError(
+            f"elastic={chosen.elastic!r} is for the command alone, for now: python -m hpcai.train --elastic {chosen.elastic} "
+            "--model package.module:function --data package.module:function"
+        )
+    return chosen
