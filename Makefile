@@ -15,13 +15,13 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp kernels/include/*/*.hpp)
 
 # Tests that start launchers and wait for them; the longest first, since each file runs beside others.
-STARTING := tests/train/test_elastic.py tests/train/test_places.py tests/train/test_frozen.py tests/train/test_command.py \
-    tests/comm/test_stall.py tests/test_slurm.py tests/train/test_script.py tests/comm/test_two_hosts.py tests/test_doctor.py \
+STARTING := tests/train/elastic/test_recover.py tests/train/elastic/test_places.py tests/train/elastic/test_frozen.py tests/train/test_command.py \
+    tests/comm/diagnosis/test_stall.py tests/test_slurm.py tests/train/test_script.py tests/comm/test_two_hosts.py tests/test_doctor.py \
     tests/train/test_lock.py tests/comm/test_misuse.py
 
 # Tests of what calls the kernels, for `make asan`; of collectives only those in shared memory, on 3 threads.
 CHECKED := tests/ops tests/compress tests/reduce tests/optim tests/nn/test_arguments.py tests/nn/test_sequence.py \
-    tests/comm/test_node.py tests/comm/test_collectives.py
+    tests/comm/wires/test_node.py tests/comm/test_collectives.py
 
 .PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts dist asan big fuzz fuzz-inputs mutants mutants-kernels torture bench clean help
 
@@ -87,7 +87,7 @@ mutants-kernels: $(VENV)/dev-$(MPI)  ## faults planted by hand in the C++ kernel
 torture: $(VENV)/dev-$(MPI)  ## 1,000 ranks killed and 200 frozen at random instants (MPI=openmpi), 1,000 kills while checkpoints are written
 	$(if $(filter openmpi,$(MPI)),python -m tests.torture --kills 1000)
 	$(if $(filter openmpi,$(MPI)),python -m tests.torture --freeze 200)
-	HPCAI_TORTURE=1000 pytest tests/train/test_checkpoint.py -k kill --timeout 1800
+	HPCAI_TORTURE=1000 pytest tests/checkpoint/test_format.py -k kill --timeout 1800
 
 bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, pipelines, scaling, all-reduce against MPI and Gloo (installs torch)
 	pip install -q torch==2.13.0

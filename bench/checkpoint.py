@@ -23,8 +23,11 @@ import numpy as np
 import hpcai
 from bench.harness import interleaved, machine
 from bench.step import random_batch
+from hpcai.checkpoint import format, storage
 from hpcai.comm.communicator import Communicator
-from hpcai.train import checkpoint, config, resume, storage
+from hpcai.train import resume
+from hpcai.train.history import Progress
+from hpcai.train.options.parser import parse
 from hpcai.train.replica import replica
 from hpcai.train.saving import Saver
 from hpcai.train.step import train_step
@@ -50,7 +53,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, comm: Communicator, folder: str) -> tuple[Any, ...]:
     """Seconds of blocks of each side, seconds of copies on this rank, the share of a block's time for which the writing thread
     has a core, on the rank where it is longest, and a checkpoint's bytes."""
-    options = config.parse(["--hidden", arguments.hidden, "--optimizer", "momentum", "--lr", "0.01", "--momentum", "0.9"])
+    options = parse(["--hidden", arguments.hidden, "--optimizer", "momentum", "--lr", "0.01", "--momentum", "0.9"])
     x, y, dataset = random_batch(comm, arguments.batch)
     mine = replica(options, dataset, comm)
     place = storage.place(Path(folder).absolute() if "://" not in folder else folder)
@@ -61,7 +64,7 @@ def measure(arguments: argparse.Namespace, comm: Communicator, folder: str) -> t
         others, started = process_time() - thread_time(), perf_counter()
         if checkpoints:
             begin = perf_counter()
-            resume.save(options, mine, resume.Progress(count[0]), saver)
+            resume.save(options, mine, Progress(count[0]), saver)
             copies.append(perf_counter() - begin)
         for _ in range(arguments.steps):
             assert options.lr is not None
@@ -79,7 +82,7 @@ def measure(arguments: argparse.Namespace, comm: Communicator, folder: str) -> t
     if comm.rank == 0 and "://" not in folder:
         name = place.names()[-1]
         written = sum(file.stat().st_size for file in (Path(folder) / name).iterdir())
-        _, found = checkpoint.read(Path(folder) / name)
+        _, found = format.read(Path(folder) / name)
         assert np.isfinite(found.arrays["params"]).all()
     comm.barrier()
     return times, copies, max(comm.allgather_object(statistics.median(processor))), written

@@ -42,8 +42,8 @@ def cells() -> Iterator[tuple[int, str, str, bool]]:
 def run(out: Path, minutes: float) -> None:
     """Run what `out` does not hold yet, until the time is over."""
     import hpcai
-    from hpcai.train import config
     from hpcai.train.loop import fit
+    from hpcai.train.options.parser import parse
 
     comm, begin = hpcai.init(), perf_counter()
     done = comm.on_root(lambda: [key(record) for record in read(out)])
@@ -55,7 +55,7 @@ def run(out: Path, minutes: float) -> None:
         seed, model, choice, feedback = cell
         with tempfile.TemporaryDirectory() as folder:
             flags = f"{COMMON} {MODELS[model]} --seed {seed} --compress {choice} --run {folder}/run".split()
-            options = config.parse(flags + ["--no-error-feedback"] * (not feedback))
+            options = parse(flags + ["--no-error-feedback"] * (not feedback))
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 summary = fit(options, comm)
         if comm.rank == 0:

@@ -23,8 +23,8 @@ import numpy as np
 import hpcai
 from bench import step
 from bench.harness import machine
-from hpcai.comm import watch
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.diagnosis import watch
 
 SIZES = (8, 64, 512, 4096, 8192, 65536)
 HEAD = "off | on | difference | 95 % | medians off, on |\n|---|---|---|---|---|"

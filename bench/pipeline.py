@@ -138,7 +138,7 @@ def picture(path: Path, timelines: dict[str, list[list[Work]]]) -> None:
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
-    from hpcai.train.trace import COLORS, NAMES, draw
+    from hpcai.train.report.trace import COLORS, NAMES, draw
 
     end = max(works[-1].end for ranks in timelines.values() for works in ranks)
     figure, axes = pyplot.subplots(len(timelines), 1, figsize=(12, 1.6 * len(timelines)), sharex=True, layout="constrained")

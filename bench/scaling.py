@@ -29,8 +29,9 @@ from hpcai.comm.communicator import Communicator
 from hpcai.nn import gpt, models
 from hpcai.parallel import schedules, stages
 from hpcai.parallel.mesh import Sizes
-from hpcai.train import config
 from hpcai.train.build import build_optimizer
+from hpcai.train.options.options import Options
+from hpcai.train.options.parser import parse
 from hpcai.train.replica import memory_bytes, replica
 from hpcai.train.step import train_step
 
@@ -62,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     comm = hpcai.init()
     shape = ["--data", "text:random", "--layers", str(arguments.layers), "--width", str(arguments.width), "--optimizer", "adamw"]
-    options = config.parse([*shape, "--batch", str(arguments.batch)])
+    options = parse([*shape, "--batch", str(arguments.batch)])
     costs = measured_costs(options, comm)
     assert comm.selection()  # read by all together
     if comm.rank == 0:
@@ -85,9 +86,9 @@ def splits(ranks: int) -> dict[str, list[str]]:
     return found
 
 
-def side(options: config.Options, flags: list[str], comm: Communicator) -> tuple[Callable[[], Any], int]:
+def side(options: Options, flags: list[str], comm: Communicator) -> tuple[Callable[[], Any], int]:
     """A step on the mesh that the flags name, and the bytes that a rank keeps."""
-    given = config.parse(["--data", "text:random", *flags])
+    given = parse(["--data", "text:random", *flags])
     changes = {name: getattr(given, name) for name in ("mesh", "zero", "micro_batches", "pipeline", "chunks")}
     here = dataclasses.replace(options, **changes)
     _, _, dataset = random_batch(comm, 1, CONTEXT)
@@ -99,7 +100,7 @@ def side(options: config.Options, flags: list[str], comm: Communicator) -> tuple
     return lambda: train_step(mine, x, y, options.batch, next(count), 1e-3), sum(memory_bytes(mine).values())
 
 
-def strong(options: config.Options, comm: Communicator, costs: Costs, blocks: int) -> None:
+def strong(options: Options, comm: Communicator, costs: Costs, blocks: int) -> None:
     """The same batch on 1 rank and on all, split every way."""
     sides: dict[str, Callable[[], Any]] = {}
     memory = {}
@@ -128,7 +129,7 @@ def strong(options: config.Options, comm: Communicator, costs: Costs, blocks: in
         print(f"\nZeRO-1 takes {against:.3f} of plain data parallelism's step.\n")
 
 
-def weak(options: config.Options, comm: Communicator, blocks: int) -> None:
+def weak(options: Options, comm: Communicator, blocks: int) -> None:
     """Half the batch on 1 rank, and that for every rank on all."""
     each = options.batch // 2
     alone = comm.split(comm.rank)
@@ -155,7 +156,7 @@ def named(name: str) -> tuple[Sizes, str, int]:
     return Sizes(**{axis: int(count)}), schedule, 4 * int(count) if axis == "pp" else 1
 
 
-def measured_costs(options: config.Options, comm: Communicator) -> Costs:
+def measured_costs(options: Options, comm: Communicator) -> Costs:
     """Measured on rank 0 alone, but for the collectives."""
     samples, model = 4, gpt.gpt(gpt.Shape(options.layers, options.width, options.heads, CONTEXT))
     groups = stages.measure(model, np.zeros((samples, CONTEXT), np.int64), np.dtype(np.float32)) if comm.rank == 0 else []
@@ -190,7 +191,7 @@ def collective(comm: Communicator) -> tuple[float, float]:
     return points[0], byte_s
 
 
-def predict(costs: Costs, options: config.Options, split: tuple[Sizes, str, int], batch: int, comm: Communicator) -> float:
+def predict(costs: Costs, options: Options, split: tuple[Sizes, str, int], batch: int, comm: Communicator) -> float:
     """Seconds of a step: the pipeline's timeline, the sum over data-parallel ranks, the optimizer."""
     axes, schedule, micros = split
     samples = batch / axes.dp / micros
@@ -220,7 +221,7 @@ def reduction(nbytes: float, axes: Sizes, costs: Costs, comm: Communicator) -> f
     return select.predict(select.choose(int(nbytes), shape, constants), int(nbytes), shape, constants)
 
 
-def predicted(options: config.Options, comm: Communicator, costs: Costs, plot: Path | None) -> None:
+def predicted(options: Options, comm: Communicator, costs: Costs, plot: Path | None) -> None:
     """Weak scaling, half the batch for every rank, from 1 to 4,096 ranks. Prediction, not measurement."""
     each = options.batch // 2
     kinds: dict[str, Callable[[int], tuple[Sizes, str, int] | None]] = {

@@ -30,8 +30,9 @@ from hpcai.arena import views
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.nn import models
-from hpcai.train import config
 from hpcai.train.build import build_model
+from hpcai.train.options.options import Options
+from hpcai.train.options.parser import parse
 from hpcai.train.replica import replica
 from hpcai.train.step import train_step
 
@@ -73,12 +74,12 @@ def main() -> None:
         report(arguments, comm, times, parts)
 
 
-def chosen(arguments: argparse.Namespace) -> config.Options:
+def chosen(arguments: argparse.Namespace) -> Options:
     """hpcai's options for the model."""
     if arguments.model == "mlp":
-        return config.parse(["--hidden", arguments.hidden, "--optimizer", "momentum", "--lr", str(LR), "--momentum", str(MU)])
+        return parse(["--hidden", arguments.hidden, "--optimizer", "momentum", "--lr", str(LR), "--momentum", str(MU)])
     shape = [f"--{name}={getattr(arguments, name)}" for name in ("layers", "width", "heads", "context")]
-    return config.parse(["--data", "text:random", *shape, "--optimizer", "adamw", "--lr", str(ADAM_LR)])
+    return parse(["--data", "text:random", *shape, "--optimizer", "adamw", "--lr", str(ADAM_LR)])
 
 
 def random_batch(comm: Communicator, batch: int, context: int = 0) -> tuple[Any, Any, Dataset]:
@@ -95,7 +96,7 @@ def random_batch(comm: Communicator, batch: int, context: int = 0) -> tuple[Any,
 
 
 def hpcai_side(
-    options: config.Options, comm: Communicator, x: Any, y: Any, dataset: Dataset
+    options: Options, comm: Communicator, x: Any, y: Any, dataset: Dataset
 ) -> tuple[Callable[[], float], list[tuple[float, ...]]]:
     """One step of hpcai, and a list that collects where its time goes."""
     mine = replica(options, dataset, comm)
@@ -121,7 +122,7 @@ def hpcai_side(
     return step, parts
 
 
-def torch_sides(options: config.Options, comm: Communicator, x: Any, y: Any, dataset: Dataset) -> dict[str, Callable[[], float]]:
+def torch_sides(options: Options, comm: Communicator, x: Any, y: Any, dataset: Dataset) -> dict[str, Callable[[], float]]:
     """Steps of PyTorch: the same layers from the same parameters; none where torch is not installed."""
     torch = start_gloo(comm)
     if torch is None:
@@ -144,7 +145,7 @@ def adamw(torch: Any, parameters: Any) -> Any:
     return torch.optim.AdamW(parameters, ADAM_LR, weight_decay=0.01, fused=True)
 
 
-def torch_mlp(torch: Any, options: config.Options, initial: dict[str, Any]) -> Any:
+def torch_mlp(torch: Any, options: Options, initial: dict[str, Any]) -> Any:
     """Linear layers and ReLU."""
     widths = [784, *options.hidden, 10]
     layers: list[Any] = []

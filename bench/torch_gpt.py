@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpcai.train.config import Options
+from hpcai.train.options.options import Options
 
 
 def torch_gpt(options: Options, initial: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ bootstrap over pairs.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import shlex
@@ -131,7 +132,11 @@ def serve(address: str, kind: str, *options: str) -> None:
 
 def a_step(comm: Any, model: str, *options: str) -> Callable[[], Any]:
     from bench import step
-    from hpcai.train import config
+
+    try:
+        from hpcai.train.options.parser import parse
+    except ModuleNotFoundError:  # a checkout of before the options had a folder
+        parse = importlib.import_module("hpcai.train.config").parse
 
     shape = {
         "mlp": ["--hidden=1024,1024", "--optimizer=momentum", "--lr=0.01"],
@@ -146,7 +151,7 @@ def a_step(comm: Any, model: str, *options: str) -> Callable[[], Any]:
         ],
     }
     x, y, dataset = step.random_batch(comm, *{"mlp": (128, 0), "gpt": (8, 128)}[model])
-    return step.hpcai_side(config.parse([*shape[model], *options]), comm, x, y, dataset)[0]
+    return step.hpcai_side(parse([*shape[model], *options]), comm, x, y, dataset)[0]
 
 
 def an_allreduce(comm: Any, size: str, kind: str = "") -> Callable[[], Any]:

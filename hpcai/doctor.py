@@ -29,9 +29,9 @@ import hpcai
 from hpcai import ops
 from hpcai.comm import select
 from hpcai.comm.communicator import Communicator
-from hpcai.comm.launcher import launch
+from hpcai.comm.launch.launcher import launch
 from hpcai.errors import HpcaiError, one_line
-from hpcai.train.arguments import Parser, whole_number
+from hpcai.train.options.arguments import Parser, whole_number
 
 SIZES = tuple(8**k for k in range(1, 10))
 """Bytes of the arrays that --tune reduces: 8 B to 128 MiB."""
@@ -203,10 +203,11 @@ def tune(comm: Communicator, largest: int) -> int:
 
 def compress(comm: Communicator, training: Sequence[str]) -> int:
     """Print what each --compress is predicted to take in the training run that these options ask for. Returns the failures."""
-    from hpcai.train import advice, config, inputs
+    from hpcai.train import advice, inputs
+    from hpcai.train.options.parser import parse
 
     try:
-        options = comm.on_root(lambda: config.parse(training))
+        options = comm.on_root(lambda: parse(training))
         text = advice.table(options, inputs.load(options, comm), comm)
     except (HpcaiError, OSError) as error:
         if comm.rank == 0:

@@ -1,7 +1,7 @@
 """HPCAI_ variables: what each may be, checked when a program starts, and those that nothing reads, named.
 
 Where a variable is read its value may be relied on. One that is empty is as one that
-is not set; of an option it is refused (see train/given.py).
+is not set; of an option it is refused (see train/options/given.py).
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def unknown(environment: Mapping[str, str] = os.environ) -> str:
 
 def _options() -> list[str]:
     """Names of the options of hpcai.train. Loaded here alone, and only for names that nothing else explains."""
-    config: Any = importlib.import_module("hpcai.train.config")
-    return [*config.Options.__dataclass_fields__, "config"]
+    options: Any = importlib.import_module("hpcai.train.options.options")
+    return [*options.Options.__dataclass_fields__, "config"]
 
 
 _said = False

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcai.comm import stall
-from hpcai.comm.launcher import launch
+from hpcai.comm.diagnosis import stall
+from hpcai.comm.launch.launcher import launch
 from tests import owned
 
 LAUNCHED = launch()

@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from hpcai.comm import host
+from hpcai.comm.launch import host
 
 
 def folder(kind, below=None):

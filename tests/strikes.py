@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from hpcai.comm import host
+from hpcai.comm.launch import host
 from tests.command import children
 
 NEW_S = 5.0

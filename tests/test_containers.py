@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from hpcai.train import config
+from hpcai.train.options import parser
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "containers"
@@ -92,7 +92,7 @@ def test_the_mpijob_resumes_with_options_that_there_are_on_as_many_ranks_as_slot
     launcher = spec["mpiReplicaSpecs"]["Launcher"]["template"]["spec"]["containers"][0]
     line, _, *options = launcher["args"]
     words = line.split("hpcai.train")[1].split(';"')[0].split('"$@"')[0].split()
-    parsed = config.parse([*words, *options])
+    parsed = parser.parse([*words, *options])
     assert parsed.resume == "auto"
     assert parsed.run.startswith(launcher["volumeMounts"][0]["mountPath"])
     assert f"mpirun -n {spec['slotsPerWorker'] * spec['mpiReplicaSpecs']['Worker']['replicas']} " in line

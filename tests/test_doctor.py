@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hpcai import doctor
-from hpcai.comm import ring, select, threads
+from hpcai.comm import select, threads
+from hpcai.comm.algorithms import ring
 from hpcai.ops import native
 from tests.command import needs_mpirun, run
 

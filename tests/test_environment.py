@@ -11,11 +11,12 @@ import pytest
 
 import hpcai
 from hpcai import environment
-from hpcai.comm import select, stall, threads
+from hpcai.comm import select, threads
+from hpcai.comm.diagnosis import stall
 from hpcai.errors import UsageError
 from hpcai.submit import script
 from hpcai.submit.__main__ import main as submit
-from hpcai.train import config
+from hpcai.train.options import parser
 
 PROJECT = Path(hpcai.__file__).parents[1]
 
@@ -62,7 +63,7 @@ def test_every_variable_that_is_read_is_declared():
             if path.suffix in (".py", ".cpp", ".hpp", ".sh", ".sbatch") and path.name != "test_environment.py":
                 text = path.read_text()
                 read |= set(re.findall(r"(?:environ[^\n]{0,12}|getenv\(|\$\{?)[\"']?HPCAI_([A-Z_]+)", text))
-    options = {name.upper() for name in config.Options.__dataclass_fields__}
+    options = {name.upper() for name in parser.Options.__dataclass_fields__}
     assert {"LANES", "REACH", "SITE", "CACHE"} <= read
     assert read - {"OPTION"} <= set(environment.VARIABLES) | options
 
@@ -75,20 +76,20 @@ def test_the_table_names_what_there_is():
 @pytest.mark.parametrize("value, tied", [("0", False), ("no", False), ("1", True), ("TRUE", True)])
 def test_switches(value, tied, clean_environment, monkeypatch):
     monkeypatch.setenv("HPCAI_TIED", value)
-    assert config.parse(["--data", "text:x"]).tied is tied
+    assert parser.parse(["--data", "text:x"]).tied is tied
 
 
 @pytest.mark.parametrize("name", ["HPCAI_LR", "HPCAI_TIED", "HPCAI_CONFIG"])
 def test_an_empty_variable_of_an_option_is_refused_by_name(name, clean_environment, monkeypatch):
     monkeypatch.setenv(name, "")
     with pytest.raises(UsageError, match=f"{name} is empty; give it a value or unset it"):
-        config.parse([])
+        parser.parse([])
 
 
 def test_a_switch_that_is_neither_is_named(clean_environment, monkeypatch):
     monkeypatch.setenv("HPCAI_TIED", "maybe")
     with pytest.raises(UsageError, match="HPCAI_TIED wants true or false .*, got 'maybe'"):
-        config.parse([])
+        parser.parse([])
 
 
 def test_programs_refuse_and_name_them(clean_environment, monkeypatch, capsys):

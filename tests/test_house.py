@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import hpcai
+from bench import house
 
 HOUSE = Path(hpcai.__file__).parent
 
@@ -24,6 +25,7 @@ MAY_IMPORT = {
     "data": {"ops", "xp", "errors"},
     "compress": {"ops", "xp", "errors"},
     "reduce": {"comm", "compress", "ops", "xp", "arena", "errors"},
+    "checkpoint": {"arena", "xp", "errors"},
     "parallel": {"errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim"},
     "train": {
         *(
@@ -38,24 +40,45 @@ MAY_IMPORT = {
             "optim",
             "parallel",
             "data",
+            "checkpoint",
             "environment",
             "monitor",
         )
     },
     "doctor": {"errors", "ops", "comm", "train"},
-    "submit": {"errors", "environment", "data", "train"},
+    "submit": {"errors", "environment", "comm", "data", "checkpoint", "train"},
 }
+WITHIN = {
+    "comm/launch": {"errors", "environment"},
+    "comm/diagnosis": {"errors", "environment", "comm/call", "comm/launch"},
+    "comm/algorithms": {"errors", "xp", "ops", "comm/wire", "comm/collectives"},
+    "comm/wires": {"errors", "xp", "ops", "comm/wire", "comm/background", "comm/launch", "comm/diagnosis"},
+    "train/options": {
+        "errors",
+        "environment",
+        "data/sources",
+        "reduce/named",
+        "reduce/reproducible",
+        "parallel/mesh",
+        "train/strict",
+    },
+}
+"""A folder within a room -> what its files may import, beside each other."""
+
+RECOVERY_IS_FOR = {"train/loop.py", "train/join.py"}
+"""The files that may import train/elastic."""
+
 DOORS = {
-    "mpi4py": {"comm/mpi.py"},
+    "mpi4py": {"comm/wires/mpi.py"},
     "numba": {"ops/fused.py", "ops/sequence.py"},
     "cupy": {"ops/cuda.py"},
     "ml_dtypes": {"xp.py"},
-    "threadpoolctl": {"comm/cores.py"},
-    "yaml": {"train/optionsfile.py"},
-    "xxhash": {"data/contents.py", "train/shards.py"},
-    "fsspec": {"train/remote.py"},
+    "threadpoolctl": {"comm/launch/cores.py"},
+    "yaml": {"train/options/optionsfile.py"},
+    "xxhash": {"data/contents.py", "checkpoint/shards.py"},
+    "fsspec": {"checkpoint/remote.py"},
     "s3fs": set(),
-    "matplotlib": {"train/report.py", "train/trace.py"},
+    "matplotlib": {"train/report/reporter.py", "train/report/trace.py"},
 }
 
 
@@ -83,6 +106,29 @@ def test_rooms_import_only_what_the_plan_allows(path):
             assert parts[1] == room or parts[1] in MAY_IMPORT[room], f"{here} imports {module}"
         elif parts[0] in DOORS:
             assert str(here) in DOORS[parts[0]], f"{here} imports {parts[0]}"
+
+
+@pytest.mark.parametrize("folder", WITHIN)
+def test_folders_within_rooms_import_only_what_the_plan_allows(folder):
+    allowed = [folder, *WITHIN[folder]]
+    for path in (HOUSE / folder).glob("*.py"):
+        for module in imports(path):
+            name = module.replace(".", "/").removeprefix("hpcai/")
+            if module.startswith("hpcai.") and ((HOUSE / name).is_dir() or (HOUSE / f"{name}.py").exists()):
+                of_all = name in ("comm", "train", "data", "reduce", "parallel")  # from hpcai.comm import call
+                assert of_all or any(f"{name}/".startswith(f"{one}/") for one in allowed), f"{path} imports {module}"
+
+
+def test_only_the_loop_knows_of_recovery():
+    for path in FILES:
+        here = str(path.relative_to(HOUSE))
+        if here not in RECOVERY_IS_FOR and not here.startswith("train/elastic/"):
+            assert not any(module.startswith("hpcai.train.elastic") for module in imports(path)), here
+
+
+def test_no_circle_of_imports_not_even_for_types():
+    files = {path: ast.parse(path.read_text()) for path in sorted(HOUSE.rglob("*.py"))}
+    assert house.circles_of({path: set(house.imports(HOUSE, files, path, True)) for path in files}) == []
 
 
 def test_importing_hpcai_starts_nothing():

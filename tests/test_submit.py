@@ -10,7 +10,7 @@ import pytest
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import __main__ as submit
 from hpcai.submit import checks, finished, script, slurm, sweep, walltime
-from hpcai.train import config
+from hpcai.train.options import parser
 from tests.command import pretend
 from tests.test_batch_script import OPEN_MPI, script_run
 
@@ -106,8 +106,8 @@ def measured(folder, step_ms, made=10, **options):
     folder.mkdir(parents=True)
     lines = [json.dumps({"step": i + 1, "step_ms": step_ms}) for i in range(made)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    had = config.parse([f"--{name}={value}" for name, value in options.items()])
-    summary = {"ranks": 2, "steps": made, "options": {name: getattr(had, name) for name in config.Options.__dataclass_fields__}}
+    had = parser.parse([f"--{name}={value}" for name, value in options.items()])
+    summary = {"ranks": 2, "steps": made, "options": {name: getattr(had, name) for name in parser.Options.__dataclass_fields__}}
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
@@ -185,11 +185,11 @@ def test_the_script_knows_whether_ranks_may_fail(capsys, tmp_path, elastic):
 def test_a_job_goes_on_whatever_a_file_says(monkeypatch, tmp_path):
     (tmp_path / "options.yaml").write_text("resume: never\n")
     flags = f"--config {tmp_path / 'options.yaml'}"
-    assert config.parse(["--resume", "auto", *flags.split()]).resume == "auto"  # flags win, wherever the file is named
+    assert parser.parse(["--resume", "auto", *flags.split()]).resume == "auto"  # flags win, wherever the file is named
     script_run(monkeypatch, tmp_path, "exit 0", flags=flags, **OPEN_MPI)
     for name in ("launched", "judged"):
         given = (tmp_path / "bin" / name).read_text().split("hpcai.", 1)[1].split()[1:]
-        assert config.parse(given).resume == "auto"
+        assert parser.parse(given).resume == "auto"
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_following_ends_with_the_job_as_the_job(capsys, tmp_path, monkeypatch, s
 
 
 def test_the_step_time_is_that_of_the_run_or_of_a_run_like_it(tmp_path):
-    options = config.parse(["--run", str(tmp_path / "new")])
+    options = parser.parse(["--run", str(tmp_path / "new")])
     assert walltime.measured(options, 2) is None
     measured(tmp_path / "other-model", 5.0, hidden="16")
     measured(tmp_path / "like", 7.0, seed=3, run="like")
@@ -356,7 +356,7 @@ def test_times_are_read_as_slurm_reads_them(text, wanted):
 def test_large_data_is_only_looked_for(tmp_path, monkeypatch):
     flags = damaged_csv(tmp_path)
     monkeypatch.setattr(checks, "SMALL_BYTES", 3)
-    options = config.parse([*flags, "--run", str(tmp_path / "run")])
+    options = parser.parse([*flags, "--run", str(tmp_path / "run")])
     assert "not known" in checks.check(options, 1, "1:00:00", 120)
 
 
@@ -375,7 +375,7 @@ DAMAGED = {
 def test_a_damaged_summary_is_no_finished_run(tmp_path, case):
     measured(tmp_path / "other", 5.0)
     (tmp_path / "other" / "summary.json").write_text(DAMAGED[case])
-    assert walltime.measured(config.parse(["--run", str(tmp_path / "new")]), 2) is None
+    assert walltime.measured(parser.parse(["--run", str(tmp_path / "new")]), 2) is None
     assert finished.main(["--run", str(tmp_path / "other")]) == finished.NOT_FINISHED
 
 
@@ -392,13 +392,13 @@ def test_a_damaged_summary_is_no_finished_run(tmp_path, case):
 def test_a_damaged_step_time_is_not_taken(tmp_path, line):
     measured(tmp_path / "run", 5.0)
     (tmp_path / "run" / "metrics.jsonl").write_text(f"{line}\n")
-    assert walltime.measured(config.parse(["--run", str(tmp_path / "run")]), 2) is None
+    assert walltime.measured(parser.parse(["--run", str(tmp_path / "run")]), 2) is None
 
 
 def test_only_the_end_of_metrics_is_read(tmp_path):
     measured(tmp_path / "run", 5.0, made=20_000)
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > walltime.TAIL_BYTES
-    assert walltime.measured(config.parse(["--run", str(tmp_path / "run")]), 2).steps == 20_000
+    assert walltime.measured(parser.parse(["--run", str(tmp_path / "run")]), 2).steps == 20_000
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
@@ -406,7 +406,7 @@ def test_what_is_no_plain_file_is_not_read(tmp_path, name):
     measured(tmp_path / "other", 5.0)
     (tmp_path / "other" / name).unlink()
     os.mkfifo(tmp_path / "other" / name)
-    assert walltime.measured(config.parse(["--run", str(tmp_path / "new")]), 2) is None
+    assert walltime.measured(parser.parse(["--run", str(tmp_path / "new")]), 2) is None
     assert slurm._print_new(tmp_path / "other" / name, 0, "") == 0
 
 

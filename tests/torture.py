@@ -26,9 +26,9 @@ import time
 from collections import Counter
 
 from hpcai.comm import threads
-from hpcai.comm.ulfm import RECOVERABLE
-from hpcai.train import config
+from hpcai.comm.wires.ulfm import RECOVERABLE
 from hpcai.train.loop import fit
+from hpcai.train.options.parser import parse
 from tests import owned, strikes
 from tests.command import children, end, start
 from tests.verdicts import FINE, RANKS, SPARES, STALL_FROZEN_S, STALL_S, Drawn, Outcome, all_fine, judged, told
@@ -63,7 +63,7 @@ def undisturbed(folder, flags, steps):
     """Final test losses on 2, 3 and 4 ranks."""
     losses = []
     for ranks in (2, 3, 4):
-        chosen = config.parse([*FLAGS, "--steps", str(steps), *flags, "--checkpoint-steps", "0", "--run", str(folder / "plain")])
+        chosen = parse([*FLAGS, "--steps", str(steps), *flags, "--checkpoint-steps", "0", "--run", str(folder / "plain")])
         with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             losses.append(threads.run(ranks, lambda comm: fit(chosen, comm))[0]["test_loss"])  # noqa: B023
     return min(losses), max(losses)

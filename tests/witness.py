@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 
-from hpcai.comm.mpi import MpiWire
+from hpcai.comm.wires.mpi import MpiWire
 from hpcai.train import join, loop
 from hpcai.train.__main__ import main
 

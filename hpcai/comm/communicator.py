@@ -15,10 +15,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hpcai.comm import call, halving, hierarchical, message, node, pairwise, ring, schedule, select, stall, ulfm
+from hpcai.comm import call, message, select
+from hpcai.comm.algorithms import halving, hierarchical, pairwise, ring, schedule
 from hpcai.comm.background import Foreground, Request, of_this_thread
+from hpcai.comm.diagnosis import stacks, stall
 from hpcai.comm.door import Door, alone
 from hpcai.comm.wire import Pending, Wire
+from hpcai.comm.wires import node, ulfm
 from hpcai.errors import HpcaiError, RankFailed, RankMismatch, counted
 from hpcai.xp import CODES, Array, bfloat16
 
@@ -27,6 +30,7 @@ T = TypeVar("T")
 _OPERATIONS = call.OPERATIONS[1:]
 
 
+@stacks.communicator
 class Communicator:
     """A group of ranks. `hpcai.init()` gives the one of all ranks; `split` makes smaller ones.
 

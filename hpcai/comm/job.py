@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from hpcai import environment, ops
-from hpcai.comm import cores, host, mpi, stacks, stall, ulfm, watch
 from hpcai.comm.communicator import Communicator
-from hpcai.comm.launcher import launch
+from hpcai.comm.diagnosis import stacks, stall, watch
+from hpcai.comm.launch import cores, host
+from hpcai.comm.launch.launcher import launch
+from hpcai.comm.wires import mpi, ulfm
 from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallError, one_line
 from hpcai.ops import native
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import functools
 import struct
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
 import numpy as np
 
 from hpcai.comm import call
-from hpcai.comm.wire import Pending
+from hpcai.comm.door import Door
+from hpcai.comm.wire import Pending, Wire, begin
 from hpcai.errors import RankMismatch, counted
 from hpcai.xp import Array
-
-if TYPE_CHECKING:
-    from hpcai.comm.communicator import Communicator
 
 MESSAGE_BYTES = 1 << 30
 """The longest message."""
@@ -31,10 +29,19 @@ _HEADER = struct.Struct("<q56s")
 """Bytes, and dtype and shape in words."""
 
 
+class Caller(Protocol):
+    """The communicator that a message is sent on, as far as the message must know it."""
+
+    rank: int
+    size: int
+    wire: Wire
+    door: Door
+
+
 class Sent:
     """An array on its way to another rank; `wait()` before it is changed."""
 
-    def __init__(self, comm: Communicator, x: Array, to: int, lane: int):
+    def __init__(self, comm: Caller, x: Array, to: int, lane: int):
         self._door, self._told = comm.door, np.frombuffer(header(x), np.uint8)
         self._x: Array | None = x  # kept while it is under way
         self._parts = comm.wire.send(self._told, to, HEADERS + lane), comm.wire.send(_bytes(x), to, ARRAYS + lane)
@@ -62,7 +69,7 @@ class Sent:
 class Received:
     """An array that comes from another rank; it is there after `wait()`."""
 
-    def __init__(self, comm: Communicator, x: Array, source: int, lane: int):
+    def __init__(self, comm: Caller, x: Array, source: int, lane: int):
         self._comm, self._source, self._lane = comm, source, lane
         self._x: Array | None = x  # this and the next are kept while it is under way
         self._target: Array | None = None
@@ -124,17 +131,6 @@ class Received:
 Message = Sent | Received
 
 
-def begin(expected: dict[Any, list[Any]]) -> None:
-    """Receive the arrays whose headers are here, in the order of their places. Whoever waits for a message calls this too: a rank
-    at the other end may wait until its array is received.
-    """
-    for place, ahead in list(expected.items()):
-        while ahead and ahead[0].header_here.done():
-            ahead.pop(0).take_array()
-        if not ahead:
-            expected.pop(place, None)
-
-
 def header(x: Array) -> bytes:
     """What a message tells of its array. Messages of training are of few kinds."""
     return _header(x.nbytes, x.dtype, x.shape)
@@ -148,13 +144,13 @@ def _header(nbytes: int, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
     return _HEADER.pack(nbytes, words.encode())
 
 
-def isend(comm: Communicator, x: Array, to: int, lane: int) -> Sent:
+def isend(comm: Caller, x: Array, to: int, lane: int) -> Sent:
     """Start to send."""
     _check("isend", comm, x, to, lane)
     return Sent(comm, x, int(to), int(lane))
 
 
-def irecv(comm: Communicator, x: Array, source: int, lane: int) -> Received:
+def irecv(comm: Caller, x: Array, source: int, lane: int) -> Received:
     """Start to receive."""
     _check("irecv", comm, x, source, lane)
     if not x.flags.writeable:
@@ -162,7 +158,7 @@ def irecv(comm: Communicator, x: Array, source: int, lane: int) -> Received:
     return Received(comm, x, int(source), int(lane))
 
 
-def send_bare(comm: Communicator, x: Array, to: int, lane: int) -> Pending:
+def send_bare(comm: Caller, x: Array, to: int, lane: int) -> Pending:
     """Start to send without a header, which costs some 0.1 ms, where both ranks know what travels, as a pipeline's stages do.
 
     The caller keeps x until it has waited, and does not mix these with others on the same lane of a communicator.
@@ -170,12 +166,12 @@ def send_bare(comm: Communicator, x: Array, to: int, lane: int) -> Pending:
     return comm.wire.send(x, to, ARRAYS + lane)
 
 
-def receive_bare(comm: Communicator, x: Array, source: int, lane: int) -> Pending:
+def receive_bare(comm: Caller, x: Array, source: int, lane: int) -> Pending:
     """Start to receive what `send_bare` sends."""
     return comm.wire.receive(x, source, ARRAYS + lane)
 
 
-def _check(kind: str, comm: Communicator, x: Array, peer: int, lane: int) -> None:
+def _check(kind: str, comm: Caller, x: Array, peer: int, lane: int) -> None:
     problem = call.peer_problem(kind, peer, lane, comm.rank, comm.size) or call.memory_problem(kind, x)
     if problem is None and x.nbytes > MESSAGE_BYTES:
         problem = ValueError(f"{kind} carries 2**30 bytes at most, got {x.nbytes}: send slices")

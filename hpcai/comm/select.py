@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcai.comm import ulfm
 from hpcai.comm.wire import Wire
+from hpcai.comm.wires import ulfm
 from hpcai.xp import Array
 
 ALGORITHMS = ("ring", "halving_doubling", "hierarchical", "mpi")

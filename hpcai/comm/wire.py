@@ -18,6 +18,15 @@ class Pending(Protocol):
         """True if `wait` would return at once."""
 
 
+class Expected(Protocol):
+    """A message of which the array cannot be received before its header is here."""
+
+    header_here: Pending
+
+    def take_array(self) -> None:
+        """Receive the array, now that its header is here."""
+
+
 class Wire(Protocol):
     """Point-to-point messages in order for each pair of ranks, and small agreements."""
 
@@ -29,7 +38,7 @@ class Wire(Protocol):
     """How long a wait for another rank may take."""
     waiting_since: float
     """When this rank began to wait for a message, by time.monotonic(); 0 while it does not wait."""
-    expected: dict[Any, list[Any]]
+    expected: dict[Any, list[Expected]]
     """Messages whose headers are not here yet, by where they come from (see message.py)."""
     waited_s: float
     """Seconds that this rank has waited in `agree`, for others to come."""
@@ -83,3 +92,14 @@ class Wire(Protocol):
 
     def describe(self) -> str:
         """The name and version of what carries the bytes."""
+
+
+def begin(expected: dict[Any, list[Expected]]) -> None:
+    """Receive the arrays whose headers are here, in the order of their places. Whoever waits for a message calls this too: a rank
+    at the other end may wait until its array is received.
+    """
+    for place, ahead in list(expected.items()):
+        while ahead and ahead[0].header_here.done():
+            ahead.pop(0).take_array()
+        if not ahead:
+            expected.pop(place, None)

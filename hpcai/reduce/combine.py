@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcai.comm import schedule
+from hpcai.comm.algorithms import schedule
+from hpcai.comm.collectives import Collectives
 from hpcai.compress.codec import Codec, Payload, add_decoded, encode_keeping, payload_bytes
 from hpcai.ops import blocks
 from hpcai.ops.door import takes
-from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
+from hpcai.reduce.reducer import Reduced, Reducer, State
 from hpcai.xp import Array
 
 PART = 1 << 18

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcai.reduce.reducer import Collectives
+from hpcai.comm.collectives import Collectives
 from hpcai.xp import Array
 
 

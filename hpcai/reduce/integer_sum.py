@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from hpcai.comm.collectives import Collectives
 from hpcai.ops import integers
 from hpcai.ops.blocks import block_count
 from hpcai.ops.door import takes
-from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
+from hpcai.reduce.reducer import Reduced, Reducer, State
 from hpcai.xp import Array
 
 SMALLEST_SCALE = 2.0**-126

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcai.comm.collectives import Collectives
 from hpcai.errors import counted
 from hpcai.ops import ranges
 from hpcai.ops.door import takes
 from hpcai.reduce.combine import exact
-from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
+from hpcai.reduce.reducer import Reduced, Reducer, State
 from hpcai.xp import Array
 
 

@@ -13,9 +13,10 @@ from math import prod
 
 import numpy as np
 
+from hpcai.comm.collectives import Collectives
 from hpcai.ops import ranges, streams
 from hpcai.ops.door import takes
-from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
+from hpcai.reduce.reducer import Reduced, Reducer, State
 from hpcai.xp import Array
 
 Place = tuple[int, tuple[int, ...]]

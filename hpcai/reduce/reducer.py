@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+from hpcai.comm.collectives import Collectives
 from hpcai.xp import Array
 
 State = Any
-
-
-class Collectives(Protocol):
-    """What a reducer asks of a communicator."""
-
-    rank: int
-    size: int
-
-    def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
-        """As Communicator.allreduce."""
-
-    def allgather(self, x: Array) -> Array:
-        """As Communicator.allgather."""
-
-    def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
-        """As Communicator.allgather_each."""
-
-    def alltoall(self, x: Array) -> Array:
-        """As Communicator.alltoall."""
 
 
 class Reduced(NamedTuple):

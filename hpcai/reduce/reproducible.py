@@ -13,9 +13,10 @@ from math import frexp
 
 import numpy as np
 
+from hpcai.comm.collectives import Collectives
 from hpcai.ops import integers
 from hpcai.ops.door import takes
-from hpcai.reduce.reducer import Collectives, Reduced, Reducer, State
+from hpcai.reduce.reducer import Reduced, Reducer, State
 from hpcai.xp import Array
 
 BITS = 46

@@ -21,9 +21,9 @@ from hpcai import environment
 from hpcai.errors import HpcaiError, UsageError, counted, one_line
 from hpcai.submit import checks, quoting, script, slurm, sweep
 from hpcai.submit.walltime import seconds
-from hpcai.train import config
-from hpcai.train.arguments import Parser, whole_number
-from hpcai.train.config import Options
+from hpcai.train.options.arguments import Parser, whole_number
+from hpcai.train.options.options import Options
+from hpcai.train.options.parser import asks_only, parse
 
 MANY = 1_000_000
 """More nodes, ranks on a node or restarts than anybody has."""
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cut = given.index("--") if "--" in given else len(given)
     try:
         chosen, training = _parser().parse_args(given[:cut]), given[cut + 1 :]
-        if config.asks_only(training):
-            config.parse(training)
+        if asks_only(training):
+            parse(training)
             return 0
         return _submit(chosen, training)
     except (HpcaiError, OSError) as error:
@@ -81,7 +81,7 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
     if not chosen.dry_run:
         slurm.require()
     runs = sweep.runs(training, chosen.sweep)
-    whole = config.parse(training)
+    whole = parse(training)
     checks.check_launcher(whole, chosen.launcher)
     ranks = chosen.nodes * chosen.ranks_per_node
     expected = [checks.check(options, ranks, chosen.time, chosen.signal_seconds) for _, options in runs]

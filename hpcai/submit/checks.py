@@ -9,12 +9,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpcai.comm import membership
 from hpcai.data import sharding, sources
 from hpcai.data.dataset import Dataset
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import walltime
-from hpcai.train import build, inputs, own, report, reserve, resume
-from hpcai.train.config import Options
+from hpcai.train import build, inputs, resume
+from hpcai.train.options import own_name
+from hpcai.train.options.options import Options
+from hpcai.train.report import reporter
 
 SMALL_BYTES = 256 << 20
 """Data up to this size is read as training would; of more it is only seen that the files are there."""
@@ -74,12 +77,12 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     """Raise UsageError, in one line, for a run that could not train; returns what is expected of its duration."""
     if options.resume not in ("never", "auto"):  # from a file of options; never is also what is there if nothing is said
         raise UsageError(NO_RESUME)
-    ranks = reserve.training_ranks(ranks, options.spares)
+    ranks = membership.training_ranks(ranks, options.spares)
     build.check(options, ranks)
     if "USR1" not in options.signals:
         raise UsageError(f"the batch script asks training to leave by USR1; add it to --signals {','.join(options.signals)}")
     if options.plot:
-        report.require_matplotlib()
+        reporter.require_matplotlib()
     dataset = data(options)
     for folder in [*resume.folders(options), *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
         _writable(folder)
@@ -92,7 +95,7 @@ def data(options: Options) -> Dataset | None:
     """The data set, or None if its files are too large to be read here."""
     where = Path(options.data_dir) if options.data_dir else None
     try:
-        files = [] if own.is_own(options.data) else sources.files(options.data, where)
+        files = [] if own_name.is_own(options.data) else sources.files(options.data, where)
         if sum(path.stat().st_size for path in files) > SMALL_BYTES:
             return None
         return inputs.named(options)

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpcai.checkpoint import naming
 from hpcai.errors import HpcaiError, UsageError
 from hpcai.submit import checks, walltime
-from hpcai.train import config, naming, resume
-from hpcai.train.config import Options
+from hpcai.train import resume
+from hpcai.train.options import parser
+from hpcai.train.options.options import Options
 
 NOT_FINISHED = 3
 """The exit code that says so."""
@@ -25,10 +27,10 @@ BOUNDS = ("data", "batch", "epochs", "steps")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with these arguments (default: the command line's); returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if config.asks_only(given):
+    if parser.asks_only(given):
         return 0
     try:
-        return 0 if finished(config.parse(given)) else NOT_FINISHED
+        return 0 if finished(parser.parse(given)) else NOT_FINISHED
     except (HpcaiError, OSError) as error:
         print(f"hpcai.submit: cannot say whether the run is finished: {error}", file=sys.stderr, flush=True)
         return 1

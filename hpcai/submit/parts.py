@@ -75,7 +75,7 @@ mpi4py.rc.initialize = False
 try:
     from mpi4py import MPI
 except (ImportError, RuntimeError) as error:
-    from hpcai.comm import library_search
+    from hpcai.comm.launch import library_search
     raise SystemExit(library_search.absent(str(error)))
 print(MPI.Get_library_version().strip("\0"))' 2>&1) || refuse 1 "${python[*]} has no MPI library: ${library##*$'\n'}"
 if [[ $launcher == auto ]]; then

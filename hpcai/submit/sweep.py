@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hpcai.errors import UsageError, meant
 from hpcai.submit.checks import NAME_BYTES
-from hpcai.train import config
-from hpcai.train.config import Options
+from hpcai.train.options import parser
+from hpcai.train.options.options import Options
 
 OWN = ("run", "resume", "config", "metrics", "trace", "signals", "checkpoints", "elastic")
 """Options that runs of a sweep cannot differ in: they are the same for all, or follow from the run's folder."""
@@ -50,7 +50,7 @@ def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str
 
     Without a sweep it is one run without further flags. Raises: UsageError.
     """
-    whole = config.parse(arguments)
+    whole = parser.parse(arguments)
     varied = axes(sweeps)
     if not varied:
         return [([], whole)]
@@ -69,5 +69,5 @@ def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str
         flags = [f"--{name}={value}" for name, value in pairs] + [f"--run={Path(str(whole.run)) / below}"]
         if whole.checkpoints:
             flags.append(f"--checkpoints={whole.checkpoints.rstrip('/')}/{below}")
-        found.append((flags, config.parse([*arguments, *flags])))
+        found.append((flags, parser.parse([*arguments, *flags])))
     return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hpcai.errors import UsageError, counted
-from hpcai.train.config import Options
+from hpcai.train.options.options import Options
 from hpcai.train.resume import GPT_IDENTITY, IDENTITY
 
 FEW_STEPS = 5

@@ -6,10 +6,10 @@ import itertools
 import os
 from pathlib import Path
 
-from hpcai.train.arguments import shown
-from hpcai.train.folder import Local
-from hpcai.train.naming import MANIFEST, NAMED
-from hpcai.train.storage import Place
+from hpcai.checkpoint.local import Local
+from hpcai.checkpoint.naming import MANIFEST, NAMED
+from hpcai.checkpoint.storage import Place
+from hpcai.train.options.arguments import shown
 
 SHOWN = 5
 """Names of a folder."""

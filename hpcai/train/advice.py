@@ -16,9 +16,10 @@ from hpcai.errors import UsageError, counted
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Prediction
 from hpcai.reduce.combine import exact
-from hpcai.train import checks, fits, resume
+from hpcai.train import fits, resume
 from hpcai.train.build import build_reducers
-from hpcai.train.config import Options
+from hpcai.train.options import checks
+from hpcai.train.options.options import Options
 from hpcai.train.replica import Replica, replica
 from hpcai.train.step import cut
 

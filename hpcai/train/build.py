@@ -26,8 +26,9 @@ from hpcai.parallel.schedules import Plan
 from hpcai.reduce.named import named
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
-from hpcai.train import checks, own
-from hpcai.train.config import Options
+from hpcai.train import own
+from hpcai.train.options import checks, own_name
+from hpcai.train.options.options import Options
 
 
 def build_mesh(options: Options, comm: Communicator) -> Mesh:
@@ -116,7 +117,7 @@ def overlaps(options: Options, mesh: Mesh) -> bool:
 def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:
     """The model that the options name, for this data's shape and classes; of a gpt the part that `split` says."""
     assert options.model is not None
-    if own.is_own(options.model):
+    if own_name.is_own(options.model):
         return own.fitting(own.model(options.model, dataset), options.recompute, options.dtype)
     if options.model == "gpt":
         return gpt.gpt(gpt_shape(options), options.seed, split)
@@ -130,7 +131,7 @@ def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Mod
 
 def build_optimizer(options: Options, model: Model) -> Optimizer:
     """The optimizer that the options name; sgd with momentum is momentum."""
-    if own.is_own(options.optimizer):
+    if own_name.is_own(options.optimizer):
         return own.optimizer(options.optimizer, model)
     name = "momentum" if options.optimizer == "sgd" and options.momentum else options.optimizer
     decay = options.weight_decay if options.weight_decay is not None else 0.01 if name in ("adamw", "lamb") else 0.0

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpcai.comm import host
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.launch import host
 from hpcai.data import memory
 from hpcai.data.dataset import Dataset
 from hpcai.errors import UsageError
 from hpcai.parallel import mesh as meshes
 from hpcai.train import build, precision
-from hpcai.train.config import Options
+from hpcai.train.options.options import Options
 from hpcai.xp import DTYPES
 
 

@@ -14,8 +14,10 @@ from hpcai.data import sources
 from hpcai.data.contents import contents
 from hpcai.data.dataset import Dataset
 from hpcai.errors import DataError, UsageError
-from hpcai.train import build, own, report
-from hpcai.train.config import Options
+from hpcai.train import build, own
+from hpcai.train.options import own_name
+from hpcai.train.options.options import Options
+from hpcai.train.report import reporter
 from hpcai.xp import Array
 
 
@@ -26,7 +28,7 @@ def load(options: Options, comm: Communicator) -> Dataset:
 
 def named(options: Options) -> Dataset:
     """The same, on this rank alone."""
-    if own.is_own(options.data):
+    if own_name.is_own(options.data):
         return own.data(options.data)
     where = Path(options.data_dir) if options.data_dir else None
     o = options
@@ -77,10 +79,10 @@ def prepare(options: Options, ranks: int) -> Dataset:
     """On rank 0, before anything is written: refuse what cannot work, and load the data."""
     build.check(options, ranks)
     if options.plot:
-        report.require_matplotlib()
+        reporter.require_matplotlib()
     dataset = named(options)
     _check_range(options, dataset)
-    if own.is_own(options.model or "") or own.is_own(options.optimizer):
+    if own_name.is_own(options.model or "") or own_name.is_own(options.optimizer):
         build.build_optimizer(options, build.build_model(options, dataset))
     for note in dataset.notes:
         print(f"hpcai: {note}", file=sys.stderr)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from hpcai.comm import job, stall
+from hpcai.comm import job
+from hpcai.comm.diagnosis import stall
+from hpcai.comm.membership import Reserve
 from hpcai.errors import RankFailed, RanksLost
-from hpcai.train import newcomers
-from hpcai.train.__main__ import ending
+from hpcai.train.elastic import newcomers
+from hpcai.train.ending import ending
 from hpcai.train.loop import go_on
-from hpcai.train.reserve import Reserve
 
 
 def main() -> int:

@@ -11,35 +11,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcai.comm import job, stall
+from hpcai.checkpoint import naming
+from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.diagnosis import stall
+from hpcai.comm.membership import Reserve, training_ranks
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
 from hpcai.errors import HpcaiError, NonFiniteError, RankFailed
 from hpcai.monitor import Sink
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import (
-    advice,
-    elastic,
-    fits,
-    inputs,
-    naming,
-    newcomers,
-    outputs,
-    own,
-    report,
-    resume,
-    sampling,
-    signals,
-    spares,
-    trace,
-)
+from hpcai.train import advice, fits, inputs, outputs, resume, sampling, signals
 from hpcai.train.build import build_schedule
-from hpcai.train.config import Options
+from hpcai.train.elastic import newcomers, recover, spares
+from hpcai.train.history import Progress
 from hpcai.train.lock import Locks
+from hpcai.train.options import own_name
+from hpcai.train.options.options import Options
 from hpcai.train.replica import Replica, replica
-from hpcai.train.reserve import Reserve, training_ranks
+from hpcai.train.report import trace
+from hpcai.train.report.reporter import Reporter
 from hpcai.train.run import Run, room
 from hpcai.train.saving import Saver, on_root_beside
 from hpcai.train.step import train_step
@@ -70,7 +62,7 @@ def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ())
     """
     if options.stall_timeout is not None:
         comm.set_timeout(options.stall_timeout)
-    elastic.check(options, comm)
+    recover.check(options, comm)
     stall.outlive(False)  # an earlier run of this process may have; this one does once it has begun
     reserve = Reserve(comm.wire, training_ranks(comm.size, options.spares), options.spares, options.spares)
     training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spares else comm
@@ -87,7 +79,7 @@ def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks,
     folder = Path(options.run or "runs")
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
     if options.elastic == "grow" and dataset.samples is not None:
-        own.require_names({"--data": options.data})
+        own_name.require_names({"--data": options.data})
     _hold(locks, comm)
     comm.on_root(lambda: outputs.require_writable(options))
     place = resume.prepare(options, comm)
@@ -136,7 +128,7 @@ def go_on(
     run = _run(told.options, dataset, told.progress, saver, reserve, locks, sinks)
     run.counted, run.lost, run.failed = told.counted, told.lost, told.failed
     run.reporter.recoveries += told.recoveries
-    elastic.settle(run, [])
+    recover.settle(run, [])
     run.reporter.note_recovery(run.lost, reserve.wanted, time() - run.failed)
     with contextlib.closing(reserve), contextlib.closing(locks):
         return _through(run)
@@ -145,7 +137,7 @@ def go_on(
 def _run(
     options: Options,
     dataset: Dataset,
-    progress: resume.Progress,
+    progress: Progress,
     saver: Saver,
     reserve: Reserve,
     locks: Locks,
@@ -154,7 +146,7 @@ def _run(
     mine, comm = saver.mine, saver.comm
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
-    reporter = report.Reporter(options, comm, dataset, mine, progress, total, per_epoch, locks, sinks)
+    reporter = Reporter(options, comm, dataset, mine, progress, total, per_epoch, locks, sinks)
     return Run(
         options, dataset, reserve, comm, mine, progress, reporter, build_schedule(options, total), total, saver, progress.step
     )
@@ -174,7 +166,7 @@ def _through(run: Run) -> Ended:
                 if run.options.elastic == "never":
                     raise
                 run.reserve.given_up.append(error)
-                elastic.recover(run)
+                recover.recover(run)
 
 
 def _train(run: Run) -> None:
@@ -205,7 +197,7 @@ def _step(run: Run) -> None:
     index = sharding.shard(batch, dp.rank, dp.size, mine.grain or 1)
     x, target = take(dataset, index, run.rows, phase=sharding.phase(dataset.context, options.seed, at // run.per_epoch))
     if options.elastic != "never":
-        elastic.remember(mine, at)
+        recover.remember(mine, at)
     with run.reporter.waiting.counted():
         outcome = train_step(mine, x, target, len(batch), at, run.schedule(at))
     run.completed(outcome)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from hpcai.errors import UsageError
-from hpcai.train.config import Options
+from hpcai.train.options.options import Options
 
 
 def metrics_path(options: Options) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +17,7 @@ from hpcai.errors import NonFiniteError
 from hpcai.nn import memory
 from hpcai.nn.layers import Layer
 from hpcai.nn.models import Model
-from hpcai.parallel.zero import GatheredParameters
 from hpcai.xp import DTYPES, Array
-
-if TYPE_CHECKING:
-    from hpcai.train.replica import Replica
 
 STORAGE = {"f16": np.dtype(DTYPES["f16"]), "bf16": np.dtype(DTYPES["bf16"])}
 """The values of --dtype that mean 16 bits beside f32."""
@@ -61,21 +57,6 @@ def half(stored: Array, whole: bool) -> Half:
     """For fresh 16-bit parameters."""
     first = FIRST_SCALE if stored.dtype == STORAGE["f16"] else 1.0
     return Half(stored, np.empty(stored.size, np.float32) if whole else None, first)
-
-
-def publish(mine: Replica) -> None:
-    """The 16-bit parameters from the master copies, on all ranks. Collective among data-parallel ranks."""
-    assert mine.half is not None
-    stored = mine.half.stored
-    for piece in mine.owned:
-        ops.cast_into(stored[piece.flat if mine.zero < 3 else piece.shard], mine.params[piece.shard])
-    if isinstance(mine.weights, GatheredParameters):
-        mine.weights.forget()
-        return
-    if mine.zero:
-        for unit in mine.units:
-            mine.mesh.dp.allgather(stored[unit])
-    ops.cast_into(mine.half.computed, stored)
 
 
 def rounding(model: Model, dtype: np.dtype) -> Model:

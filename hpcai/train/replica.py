@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpcai import arena
-from hpcai.comm import cores
+from hpcai import arena, ops
 from hpcai.comm.background import Background, Foreground
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.launch import cores
 from hpcai.data.contents import Contents
 from hpcai.data.dataset import Dataset
 from hpcai.nn import models
@@ -27,12 +27,10 @@ from hpcai.parallel.zero import GatheredParameters, Piece, ShardedGradients, Who
 from hpcai.reduce.counting import Tally
 from hpcai.reduce.reducer import Reducer
 from hpcai.train import build, precision, votes
-from hpcai.train.config import Options
+from hpcai.train.options.options import Options
+from hpcai.train.outcome import Totals
 from hpcai.train.precision import Half
 from hpcai.xp import DTYPES, Array
-
-if TYPE_CHECKING:
-    from hpcai.train.step import Totals
 
 BUCKET_BYTES = 25 << 20
 OVERLAPPED_BUCKET_BYTES = 1 << 20
@@ -188,8 +186,23 @@ def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.C
         contents=dataset.contents,
     )
     if half is not None:
-        precision.publish(mine)
+        publish(mine)
     return mine
+
+
+def publish(mine: Replica) -> None:
+    """The 16-bit parameters from the master copies, on all ranks. Collective among data-parallel ranks."""
+    assert mine.half is not None
+    stored = mine.half.stored
+    for piece in mine.owned:
+        ops.cast_into(stored[piece.flat if mine.zero < 3 else piece.shard], mine.params[piece.shard])
+    if isinstance(mine.weights, GatheredParameters):
+        mine.weights.forget()
+        return
+    if mine.zero:
+        for unit in mine.units:
+            mine.mesh.dp.allgather(stored[unit])
+    ops.cast_into(mine.half.computed, stored)
 
 
 def memory_bytes(mine: Replica) -> dict[str, int]:

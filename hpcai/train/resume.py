@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import math
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hpcai.checkpoint import format, naming, storage
+from hpcai.checkpoint.format import Broken, Opened
+from hpcai.checkpoint.local import Local
+from hpcai.checkpoint.storage import Place
 from hpcai.comm.communicator import Communicator
 from hpcai.data.contents import changed as changed_data
 from hpcai.errors import CheckpointError, counted
 from hpcai.parallel.mesh import sizes
-from hpcai.train import absent, assembly, checkpoint, lock, memories, naming, own, remarks, storage
-from hpcai.train.arguments import shown
+from hpcai.train import absent, lock
 from hpcai.train.build import Cut
-from hpcai.train.checkpoint import Broken, Opened
-from hpcai.train.config import Options
-from hpcai.train.folder import Local
+from hpcai.train.history import Progress
+from hpcai.train.options import own_name, remarks
+from hpcai.train.options.arguments import shown
+from hpcai.train.options.options import Options
 from hpcai.train.replica import Replica
 from hpcai.train.saving import Saver
-from hpcai.train.storage import Place
+from hpcai.train.state import arrays, residuals
 from hpcai.xp import Array
 
 WRITTEN = ("checkpoints", "metrics.jsonl", "summary.json", "loss.png")
@@ -44,51 +45,6 @@ IDENTITY = (
 
 GPT_IDENTITY = ("layers", "width", "heads", "context", "norm", "tied", "dropout")
 """Further ones of a gpt."""
-
-
-@dataclass
-class Progress:
-    """Steps done, a record for each finished epoch, and the running sums of the current one."""
-
-    step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    loss_sum: float = 0.0
-    samples: int = 0
-
-    def add(self, loss_sum: float, samples: int) -> None:
-        """Count one step."""
-        self.step += 1
-        self.loss_sum += loss_sum
-        self.samples += samples
-
-    def close_epoch(self, test_loss: float, test_accuracy: float | None) -> dict[str, Any]:
-        """Turn the running sums into an epoch's record."""
-        record = {
-            "step": self.step,
-            "loss": self.loss_sum / self.samples,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-        }
-        self.history.append(record)
-        self.loss_sum, self.samples = 0.0, 0
-        return record
-
-    def fields(self) -> dict[str, Any]:
-        """For a manifest: JSON, which has no number that is not finite."""
-        return dataclasses.asdict(self) | {"history": [{k: _as_json(v) for k, v in one.items()} for one in self.history]}
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Progress:
-        """From a manifest."""
-        history = [{k: float(v) if isinstance(v, str) else v for k, v in one.items()} for one in fields["history"]]
-        return cls(**fields | {"history": history})
-
-
-def _as_json(value: Any) -> Any:
-    """A number that is not finite as text."""
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def place(options: Options) -> Place:
@@ -143,7 +99,7 @@ def earlier(options: Options) -> dict[str, Any]:
     """What the checkpoint that the run goes on from says beside its arrays; nothing where there is none. On one rank."""
     for where, name in _candidates(options):
         with contextlib.suppress(Broken):
-            return checkpoint.opened(where, name).meta
+            return format.opened(where, name).meta
     return {}
 
 
@@ -152,7 +108,7 @@ def changed(options: Options, step: int) -> str:
     with contextlib.suppress(CheckpointError, OSError):
         for where, name in _candidates(options):
             if name == naming.named(step):
-                return remarks.changed(checkpoint.opened(where, name).meta.get("options"), options)
+                return remarks.changed(format.opened(where, name).meta.get("options"), options)
     return ""
 
 
@@ -203,7 +159,7 @@ def _tried(name: str, options: Options, mine: Replica, comm: Communicator) -> tu
     def find() -> tuple[dict[str, Any] | None, str]:
         where, _ = _named(options)
         try:
-            opened.append(checkpoint.opened(where, name))
+            opened.append(format.opened(where, name))
         except Broken as error:
             return None, str(error)
         _check(opened[0], options, mine)
@@ -215,7 +171,7 @@ def _tried(name: str, options: Options, mine: Replica, comm: Communicator) -> tu
     found = None
     try:
         source = opened[0] if opened else Opened(_named(options)[0], name, manifest)
-        found = _Found(source, assembly.read(mine, source), memories.read(mine, source))
+        found = _Found(source, arrays.read(mine, source), residuals.read(mine, source))
     except (CheckpointError, OSError) as error:
         failure = str(error)
     failure = next((one for one in comm.allgather_object(failure) if one), "")
@@ -227,16 +183,16 @@ class _Found(NamedTuple):
 
     source: Opened
     arrays: dict[str, Array]
-    kept: memories.Kept | None
+    kept: residuals.Kept | None
 
 
 def _restored(found: _Found, mine: Replica) -> Progress:
     meta = found.source.meta
     if mine.half is not None and meta["loss_scale"]:
         mine.half.scale, mine.half.good = meta["loss_scale"]
-    assembly.restore(mine, found.arrays)
-    here, counters = assembly.number(mine), meta["counters"]
-    memories.restore(mine, found.kept, counters[here if here < len(counters) else 0])
+    arrays.restore(mine, found.arrays)
+    here, counters = arrays.number(mine), meta["counters"]
+    residuals.restore(mine, found.kept, counters[here if here < len(counters) else 0])
     return Progress.of(meta["progress"])
 
 
@@ -264,7 +220,7 @@ def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> N
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint of a run's folder."""
-    found = checkpoint.all_in(folder / "checkpoints")
+    found = format.all_in(folder / "checkpoints")
     return found[-1] if found else None
 
 
@@ -330,11 +286,11 @@ def _identity(options: Options, mine: Replica) -> dict[str, Any]:
     names = (*IDENTITY, *GPT_IDENTITY) if options.model == "gpt" else IDENTITY
     values = {name: getattr(options, name) for name in names}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    if own.is_own(options.model or ""):  # which may have moved to another module
+    if own_name.is_own(options.model or ""):  # which may have moved to another module
         values["model"] = mine.whole.name
     return values | {
         "optimizer": mine.optimizer.name,
-        "parameters": [[s.name, list(s.shape)] for s in assembly.whole_layout(mine.whole).slots],
+        "parameters": [[s.name, list(s.shape)] for s in arrays.whole_layout(mine.whole).slots],
     }
 
 
@@ -351,7 +307,7 @@ def _check(found: Opened, options: Options, mine: Replica) -> None:
         raise CheckpointError(
             f"checkpoint {found.path} was made with {said}; give the same options, or start afresh without --resume"
         )
-    for name, array in assembly.arrays_of(mine).items():
+    for name, array in arrays.arrays_of(mine).items():
         if found.dtypes.get(name) != array.dtype:
             raise CheckpointError(f"checkpoint {found.path} has no array {name} of {array.dtype}")
 

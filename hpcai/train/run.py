@@ -9,17 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.membership import Reserve
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset
 from hpcai.optim.schedules import Schedule
 from hpcai.train import votes
-from hpcai.train.config import Options
+from hpcai.train.history import Progress
+from hpcai.train.options.options import Options
+from hpcai.train.outcome import Report
 from hpcai.train.replica import Replica
-from hpcai.train.report import Reporter
-from hpcai.train.reserve import Reserve
-from hpcai.train.resume import Progress
+from hpcai.train.report.reporter import Reporter
 from hpcai.train.saving import Saver
-from hpcai.train.step import Report
 from hpcai.xp import Array
 
 

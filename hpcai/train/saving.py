@@ -8,24 +8,24 @@ communicator, so that those are free once ranks have failed.
 from __future__ import annotations
 
 import functools
-import queue
 import sys
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
+from hpcai.checkpoint import naming
+from hpcai.checkpoint.format import Laid
+from hpcai.checkpoint.retention import Next, Series, attempt
+from hpcai.checkpoint.shards import Image
+from hpcai.checkpoint.storage import Place
+from hpcai.checkpoint.worker import Task, Worker
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
-from hpcai.train import assembly, memories, naming, votes
-from hpcai.train.checkpoint import Laid
+from hpcai.train import votes
 from hpcai.train.replica import Replica
-from hpcai.train.series import Next, Series, attempt
-from hpcai.train.shards import Image
-from hpcai.train.storage import Place
+from hpcai.train.state import arrays, residuals
 from hpcai.xp import Array
 
 LONGEST_PAUSE_S = 0.05
@@ -43,12 +43,12 @@ class Saver:
     def __init__(self, mine: Replica, comm: Communicator, place: Place, keep: int):
         self.mine, self.comm, self.series = mine, comm, Series(place, keep)
         self._layouts: list[Laid] = []
-        self._before: list[_Work] | None = None
-        self._image, self._thread = Image(), _Thread()
+        self._before: list[Task] | None = None
+        self._image, self._thread = Image(), Worker()
         self._step, self._meta = 0, dict[str, Any]()
-        self._writing: _Work | None = None
-        self._committing: _Work | None = None
-        self._tidying: _Work | None = None
+        self._writing: Task | None = None
+        self._committing: Task | None = None
+        self._tidying: Task | None = None
         self._failure = ""
 
     @property
@@ -71,12 +71,12 @@ class Saver:
         if not self._layouts and self._begin(naming.named(step)):
             return
         self._step, self._meta = step, meta | {"mesh": self.mine.mesh.sizes._asdict(), "ranks": self.comm.size}
-        self._image.fill(assembly.runs(self.mine) + memories.runs(self.mine))
-        counters = memories.counters(self.mine) if self.mine.mesh.dp.rank == 0 else None
-        entry = {"rank": self.comm.rank, "layout": assembly.number(self.mine), "counters": counters}
+        self._image.fill(arrays.runs(self.mine) + residuals.runs(self.mine))
+        counters = residuals.counters(self.mine) if self.mine.mesh.dp.rank == 0 else None
+        entry = {"rank": self.comm.rank, "layout": arrays.number(self.mine), "counters": counters}
         self.mine.votes[votes.OF_CHECKPOINTS] = 0
         write = functools.partial(_write, self.place, naming.named(step), self._image, entry, self.comm.size)
-        self._writing = self._thread.begin(_Work(write, functools.partial(_cast, self.mine.votes, votes.WRITTEN)))
+        self._writing = self._thread.begin(Task(write, functools.partial(_cast, self.mine.votes, votes.WRITTEN)))
 
     def heard(self, counted: Array) -> None:
         """After a step, with its votes: where all ranks have ended their writing the checkpoint is committed. When that is done
@@ -120,11 +120,9 @@ class Saver:
         """Before the first checkpoint: what the manifest says of layouts; and nothing may be left of ranks that failed. Returns
         whether that checkpoint is there already, on all ranks.
         """
-        number, first = assembly.number(self.mine), self.mine.mesh.dp.rank == 0
+        number, first = arrays.number(self.mine), self.mine.mesh.dp.rank == 0
         _all_done(self.comm, self._before or [])  # their threads may still be writing
-        told = [
-            one for one in self.comm.allgather_object((number, assembly.laid(self.mine)) if first else None) if one is not None
-        ]
+        told = [one for one in self.comm.allgather_object((number, arrays.laid(self.mine)) if first else None) if one is not None]
         self._layouts = [laid for _, laid in sorted(told, key=lambda one: one[0])]
         recovered, self._before = self._before is not None, None
         place, series = self.place, self.series
@@ -134,7 +132,7 @@ class Saver:
             attempt(series.look)
             return recovered and series.has(name)
 
-        work = self._tidying = self._thread.begin(_Work(tidied)) if self.comm.rank == 0 else _Work.none()
+        work = self._tidying = self._thread.begin(Task(tidied)) if self.comm.rank == 0 else Task.none()
         _all_done(self.comm, [work])
         self._tidying = None
         return bool(self.comm.on_root(lambda: work.result))
@@ -152,13 +150,13 @@ class Saver:
         entries = [entry for entry, _ in told if entry is not None]
         what = Next(self._step, self._meta, self._layouts)
         conclude = functools.partial(self.series.conclude, what, entries, failed)
-        commit = _Work(conclude, functools.partial(_cast, self.mine.votes, votes.COMMITTED))
-        self._committing = self._thread.begin(commit) if self.comm.rank == 0 else _Work.none()
+        commit = Task(conclude, functools.partial(_cast, self.mine.votes, votes.COMMITTED))
+        self._committing = self._thread.begin(commit) if self.comm.rank == 0 else Task.none()
 
 
 def on_root_beside(comm: Communicator, work: Callable[[], Any], late: str = NOT_ON_DISK) -> Any:
     """`comm.on_root` for what may take longer than ranks wait for each other; then `late` is said. Raises: CheckpointError."""
-    beside = _Thread().begin(_Work(work)) if comm.rank == 0 else _Work.none()
+    beside = Worker().begin(Task(work)) if comm.rank == 0 else Task.none()
     _all_done(comm, [beside], late)
     result, failure = comm.allgather_object((beside.result, beside.wait()))[0]
     if failure:
@@ -166,7 +164,7 @@ def on_root_beside(comm: Communicator, work: Callable[[], Any], late: str = NOT_
     return result
 
 
-def _all_done(comm: Communicator, works: Iterable[_Work], late: str = NOT_ON_DISK) -> None:
+def _all_done(comm: Communicator, works: Iterable[Task], late: str = NOT_ON_DISK) -> None:
     """Wait for all ranks' threads. However long a disk takes, no rank waits for another longer than for a moment. Collective."""
     pause, began, said, done = 0.0005, time.monotonic(), False, np.zeros(1, np.int32)
     while True:
@@ -188,61 +186,5 @@ def _write(place: Place, name: str, image: Image, entry: dict[str, Any], ranks: 
     return {"file": file, **entry, **about}
 
 
-class _Work:
-    """A function that a thread carries out, which ends with the process."""
-
-    def __init__(self, function: Callable[[], Any], then: Callable[[_Work], None] = lambda work: None):
-        self.result: Any = None
-        self.failure, self.function, self.then = "", function, then
-        self._over = threading.Event()
-
-    @classmethod
-    def none(cls) -> _Work:
-        """Nothing to do."""
-        made = cls(lambda: None)
-        made.carry_out()
-        return made
-
-    @property
-    def done(self) -> bool:
-        """Whether it is."""
-        return self._over.is_set()
-
-    def wait(self) -> str:
-        """Return when it is done: why it failed, or nothing."""
-        self._over.wait()
-        return self.failure
-
-    def carry_out(self) -> None:
-        """In the thread."""
-        try:
-            self.result = self.function()
-        except BaseException as error:  # told to all ranks in the next exchange
-            self.failure = " ".join(str(error).split()) or type(error).__name__
-        self.then(self)
-        del self.function, self.then
-        self._over.set()
-
-
-class _Thread:
-    """Carries out one work after another, until nobody has it any more: to start one costs the steps more than to wake it."""
-
-    def __init__(self) -> None:
-        self._works: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        threading.Thread(target=_carry_out_all, args=(self._works,), daemon=True, name="hpcai checkpoint").start()
-        weakref.finalize(self, self._works.put, None)
-
-    def begin(self, work: _Work) -> _Work:
-        """Have it carried out."""
-        self._works.put(work)
-        return work
-
-
-def _carry_out_all(works: queue.SimpleQueue[_Work | None]) -> None:
-    while (work := works.get()) is not None:
-        work.carry_out()
-        del work
-
-
-def _cast(into: Array, good: int, work: _Work) -> None:
+def _cast(into: Array, good: int, work: Task) -> None:
     into[votes.FAILED if work.failure else good] = 1

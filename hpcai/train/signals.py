@@ -20,11 +20,6 @@ REQUEUE, INTERRUPTED = 85, 130
 """Exit codes: start me again; ended by Ctrl-C."""
 
 
-def known() -> list[str]:
-    """The names of signals that a process can handle, as in USR1."""
-    return sorted(one.name.removeprefix("SIG") for one in signal.valid_signals() if isinstance(one, signal.Signals))
-
-
 @contextlib.contextmanager
 def cast_into(cast: Array, names: Sequence[str], speaks: bool) -> Iterator[None]:
     """While this lasts each of the named signals, and Ctrl-C, cast this rank's vote to leave. `speaks`: says so on stderr.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from time import perf_counter
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,33 +16,10 @@ from hpcai.nn import models
 from hpcai.optim import clip
 from hpcai.parallel.pipeline import Micro
 from hpcai.parallel.zero import GatheredParameters
-from hpcai.train import grains, precision
-from hpcai.train.replica import Replica
+from hpcai.train import grains
+from hpcai.train.outcome import Report, Totals
+from hpcai.train.replica import Replica, publish
 from hpcai.xp import Array
-
-
-class Totals(NamedTuple):
-    """What all ranks know when a step is *decided*: its gradients are summed, and what is left needs no further sums.
-
-    A rank that knows them knows that all others have the sums of the gradients, even if one of them fails now (see elastic.py).
-    """
-
-    loss_sum: float
-    targets: int
-    grad_norm: float
-    comm_s: float
-    votes: Array
-
-
-class Report(NamedTuple):
-    """What one step did, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds, votes."""
-
-    loss_sum: float
-    targets: int
-    grad_norm: float
-    step_s: float
-    comm_s: float
-    votes: Array
 
 
 def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int, lr: float) -> Report:
@@ -200,7 +176,7 @@ def _share(replica: Replica) -> float:
     """Give the others this rank's share of the updated parameters and take theirs; returns the seconds that it took."""
     before = perf_counter()
     if replica.half is not None:
-        precision.publish(replica)
+        publish(replica)
     elif isinstance(replica.weights, GatheredParameters):
         replica.weights.forget()
     elif replica.zero:

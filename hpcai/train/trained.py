@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpcai import arena
+from hpcai.checkpoint import format
 from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
@@ -19,8 +20,10 @@ from hpcai.errors import CheckpointError, HpcaiError, RankFailed, StallError, Us
 from hpcai.monitor import Sink, functions
 from hpcai.nn import models
 from hpcai.nn.models import Model
-from hpcai.train import absent, build, checkpoint, config, loop, own, resume
-from hpcai.train.config import Options
+from hpcai.train import absent, build, loop, own, resume
+from hpcai.train.history import Progress
+from hpcai.train.options import own_name, parser
+from hpcai.train.options.options import Options
 from hpcai.xp import Array
 
 PREDICTED = 1024
@@ -51,19 +54,19 @@ def load(path: str | Path) -> Saved:
     """
     place, name = resume.meant(str(path))
     if not name:
-        name = next((one for one in reversed(place.names()) if checkpoint.complete(place, one)), "")
+        name = next((one for one in reversed(place.names()) if format.complete(place, one)), "")
     if not name or absent.refusal(str(path), place, name):
         raise CheckpointError(
             f"{path} holds no whole checkpoint; {absent.ADVICE.removesuffix(', or leave --resume out to start afresh')}"
         )
-    step, found = checkpoint.read(place.path(name))
+    step, found = format.read(place.path(name))
     layout = arena.layout({key: tuple(shape) for key, shape in found.meta["identity"]["parameters"]})
     states = {key.partition(".")[2]: flat for key, flat in found.arrays.items() if key.startswith("optimizer.")}
     return Saved(
         step,
         arena.views(found.arrays["params"], layout),
         {key: arena.views(flat, layout) for key, flat in states.items()},
-        resume.Progress.of(found.meta["progress"]).history,
+        Progress.of(found.meta["progress"]).history,
         found.meta.get("encoding"),
         found.meta.get("options"),
     )
@@ -189,9 +192,9 @@ def fit(
 
 def _chosen(comm: Communicator, own_ones: dict[str, Any], options: dict[str, Any]) -> Options:
     """The options, the same on all ranks but for what is of one's own, which each has by itself. Collective."""
-    wrapped = {kind: own.wrapped(value, kind) for kind, value in own_ones.items() if value is not None}
-    chosen = comm.on_root(lambda: _without_elastic(config.of(wrapped | options)))
-    given: dict[str, Any] = {kind: name for kind, name in wrapped.items() if isinstance(name, own.Own)}
+    wrapped = {kind: own_name.wrapped(value, kind) for kind, value in own_ones.items() if value is not None}
+    chosen = comm.on_root(lambda: _without_elastic(parser.of(wrapped | options)))
+    given: dict[str, Any] = {kind: name for kind, name in wrapped.items() if isinstance(name, own_name.Own)}
     return dataclasses.replace(chosen, **given)
 
 

@@ -48,7 +48,7 @@ void futex_wait(std::atomic<std::uint32_t>&, std::uint32_t) {
 void futex_wake(std::atomic<std::uint32_t>&) {}
 #endif
 
-// Chunk `part` of n elements cut into `parts`: the same cut as hpcai.comm.schedule.split.
+// Chunk `part` of n elements cut into `parts`: the same cut as hpcai.comm.algorithms.schedule.split.
 std::pair<std::size_t, std::size_t> chunk(std::size_t n, int parts, int part) {
     const auto cut = [&](int i) { return std::size_t(__uint128_t(n) * unsigned(i) / unsigned(parts)); };
     return {cut(part), cut(part + 1)};

@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from hpcai.comm import halving, ring, threads
+from hpcai.comm import threads
+from hpcai.comm.algorithms import halving, ring
 from hpcai.ops import native
 from hpcai.xp import DTYPES
 from tests.laws import OPS, RANKS, SIZES, assert_reduced, shares

@@ -3,7 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hpcai.comm import hierarchical, threads
+from hpcai.comm import threads
+from hpcai.comm.algorithms import hierarchical
 from hpcai.errors import DataError, RankFailed, RankMismatch
 
 

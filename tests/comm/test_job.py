@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcai.comm import job, ulfm
-from hpcai.comm.launcher import Launch
+from hpcai.comm import job
+from hpcai.comm.launch.launcher import Launch
+from hpcai.comm.wires import ulfm
 from hpcai.errors import CheckpointError, LaunchError, RankFailed, RankMismatch, RanksLost, StallError, UsageError
 
 

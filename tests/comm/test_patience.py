@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hpcai.comm import stacks, stall, watch
+from hpcai.comm.diagnosis import stacks, stall, watch
 from hpcai.errors import RankFailed, StallError, UsageError
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcai.train import checkpoint, resume
+from hpcai.checkpoint import format
+from hpcai.train import resume
 from tests.command import MPIRUN, descendants, end_with_this_process, environment, run, wait_for
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "two_hosts.sh"
@@ -83,7 +84,7 @@ def test_reproducible_training_gives_the_same_bits_across_a_link_as_on_one_rank(
     assert run(1, *train[2:], "--run", tmp_path / "0")[0] == 0
     for per_host in (1, 2):
         across(per_host, *train, "--run", tmp_path / str(per_host))
-    one, *others = (checkpoint.read(resume.newest(tmp_path / name))[1].arrays for name in ("0", "1", "2"))
+    one, *others = (format.read(resume.newest(tmp_path / name))[1].arrays for name in ("0", "1", "2"))
     for other in others:
         assert all(array.tobytes() == other[name].tobytes() for name, array in one.items())
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hpcai.train import naming
+from hpcai.checkpoint import naming
 from tests.fuzz_inputs.kind import Kind
 from tests.train import mutations
 

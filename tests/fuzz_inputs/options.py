@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from hpcai.train import config
-from hpcai.train.config import Options
+from hpcai.train.options import parser
+from hpcai.train.options.options import Options
 from tests.fuzz_inputs import damage
 from tests.fuzz_inputs.kind import Kind
 
@@ -91,7 +91,7 @@ def _make(rng: random.Random, folder: Path) -> str:
 
 
 def _attempt(folder: Path) -> Any:
-    return dataclasses.astuple(config.parse(["--config", str(folder / "options.yaml")]))
+    return dataclasses.astuple(parser.parse(["--config", str(folder / "options.yaml")]))
 
 
 def _as_flags(folder: Path) -> Any:
@@ -103,7 +103,7 @@ def _as_flags(folder: Path) -> Any:
             continue
         pairs = [f"{a}={b}" for a, b in value.items()] if isinstance(value, dict) else value
         flags.append(f"--{key.replace('_', '-')}={pairs if isinstance(pairs, str) else ','.join(pairs)}")
-    return dataclasses.astuple(config.parse(flags))
+    return dataclasses.astuple(parser.parse(flags))
 
 
 options = Kind(_make, _attempt, _as_flags)

@@ -94,7 +94,14 @@ FAULTS = (
     Fault(DOOR, "if (rule.kind == 'u' && value >> 32) return false;", "", "2**32 where numbers are below it"),
 )  # fmt: skip
 
-TESTS = ("tests/ops", "tests/compress", "tests/nn", "tests/comm/test_node.py", "tests/comm/test_communicator.py", "tests/reduce")
+TESTS = (
+    "tests/ops",
+    "tests/compress",
+    "tests/nn",
+    "tests/comm/wires/test_node.py",
+    "tests/comm/test_communicator.py",
+    "tests/reduce",
+)
 
 
 def main() -> int:

@@ -38,12 +38,12 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
         "def random_k(ratio: float, *, seed: int = 1) -> Codec:",
     ): _SEED,
     (
-        "hpcai/comm/hierarchical.py",
+        "hpcai/comm/algorithms/hierarchical.py",
         "running = ring.stream(own, two.rail.wire, op, two.node.size * two.rail.size, lane=i % 2)",
         "running = ring.stream(own, two.rail.wire, op, two.node.size * two.rail.size, lane=i % 3)",
     ): "neighbouring blocks still have lanes of their own",
     (
-        "hpcai/comm/host.py",
+        "hpcai/comm/launch/host.py",
         'request = struct.pack("256s", name.encode()[:15])',
         'request = struct.pack("256s", name.encode()[:16])',
     ): ("an interface's name has 15 characters at most"),
@@ -96,7 +96,7 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
     ): "how much is done at a time",
     **{
         (
-            "hpcai/comm/findings.py",
+            "hpcai/comm/diagnosis/findings.py",
             f"return {text}, 0.0",
             f"return {text}, 1.0",
         ): "the text has no place for the seconds"
@@ -107,56 +107,56 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
             "text",
         )
     },
-    ("hpcai/comm/relay.py", "said = os.read(fd, 1 << 16)", "said = os.read(fd, 1 << 17)"): "how much is read at a time",
+    ("hpcai/comm/launch/relay.py", "said = os.read(fd, 1 << 16)", "said = os.read(fd, 1 << 17)"): "how much is read at a time",
     (
-        "hpcai/comm/node.py",
+        "hpcai/comm/wires/node.py",
         "POOL_BYTES = 256 << 20",
         "POOL_BYTES = 257 << 20",
     ): "how much freed memory is kept at most, whole huge pages",
     (
-        "hpcai/comm/requests.py",
+        "hpcai/comm/wires/requests.py",
         "elif waited < YIELD_S:",
         "elif waited <= YIELD_S:",
     ): "at that very instant a wait may yield as well as sleep",
     (
-        "hpcai/comm/requests.py",
+        "hpcai/comm/wires/requests.py",
         "POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0004",
         "POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 201, 0.001, 0.0001, 0.0004",
     ): "how often it polls before it yields, give or take one",
     (
-        "hpcai/comm/requests.py",
+        "hpcai/comm/wires/requests.py",
         "if waited > self.wire.timeout_s:",
         "if waited >= self.wire.timeout_s:",
     ): "at that very instant a wait may end as well as go on",
     **{
-        ("hpcai/comm/mapping.py", before, before.replace("-1", "-2")): "any negative number is no descriptor"
+        ("hpcai/comm/wires/mapping.py", before, before.replace("-1", "-2")): "any negative number is no descriptor"
         for before in (
             "handle = _tried(lambda: os.open(FOLDER, os.O_TMPFILE | os.O_RDWR, 0o600)) if wire.rank == 0 else -1",
             'handle, name = -1, ""',
             "return -1",
         )
     },
-    ("hpcai/comm/mpi.py", "IDLE_REQUESTS = 1024", "IDLE_REQUESTS = 1025"): "how many are kept at most",
+    ("hpcai/comm/wires/mpi.py", "IDLE_REQUESTS = 1024", "IDLE_REQUESTS = 1025"): "how many are kept at most",
     (
-        "hpcai/comm/mpi.py",
+        "hpcai/comm/wires/mpi.py",
         "ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32000, 31999, 31998, 3.0",
         "ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32001, 31999, 31998, 3.0",
     ): "another number that is no other message's, and that every MPI has",
-    ("hpcai/comm/mpi.py", "self._key = np.empty(16, np.int64)", "self._key = np.empty(17, np.int64)"): _ROOM,
-    ("hpcai/comm/mpi.py", "self._seen = np.empty(16, np.int64)", "self._seen = np.empty(17, np.int64)"): _ROOM,
+    ("hpcai/comm/wires/mpi.py", "self._key = np.empty(16, np.int64)", "self._key = np.empty(17, np.int64)"): _ROOM,
+    ("hpcai/comm/wires/mpi.py", "self._seen = np.empty(16, np.int64)", "self._seen = np.empty(17, np.int64)"): _ROOM,
     (
-        "hpcai/comm/mpi.py",
+        "hpcai/comm/wires/mpi.py",
         "while len(heard) < self.size and time.monotonic() < end:",
         "while len(heard) < self.size and time.monotonic() <= end:",
     ): "at that very instant it may listen once more",
-    ("hpcai/comm/mpi.py", "time.sleep(0.01)", "time.sleep(0.02)"): "how often it looks for another word",
+    ("hpcai/comm/wires/mpi.py", "time.sleep(0.01)", "time.sleep(0.02)"): "how often it looks for another word",
     (
-        "hpcai/comm/watch.py",
+        "hpcai/comm/diagnosis/watch.py",
         "self.look: Callable[[], float] = lambda: 0.2",
         "self.look: Callable[[], float] = lambda: 0.4",
     ): "how often it looks whether it is told what to look at, in the first instants",
     (
-        "hpcai/comm/mpi.py",
+        "hpcai/comm/wires/mpi.py",
         "length = np.zeros(1, np.int64)",
         "length = np.zeros(2, np.int64)",
     ): "MPI receives fewer bytes than there is room for as well, and only the first number is read",
@@ -166,7 +166,7 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
         "return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(layers)], strict=False)]",
     ): "both have one of each start",
     (
-        "hpcai/train/checkpoint.py",
+        "hpcai/checkpoint/format.py",
         'for row, name in zip(arrays["memories"], memories, strict=True):',
         'for row, name in zip(arrays["memories"], memories, strict=False):',
     ): "a manifest whose memories are not one of each data-parallel rank is refused before (agreement.py)",
@@ -176,11 +176,11 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
         "FAR = 2000000000000000.0",
     ): "a bound between what is odd and what is not, of which no digit is promised",
     (
-        "hpcai/train/schema.py",
+        "hpcai/checkpoint/schema.py",
         "if type(value) is int and value.bit_length() > 100:",
         "if type(value) is int and value.bit_length() > 101:",
     ): "a bound far beyond every number of a manifest",
-    ("hpcai/train/shards.py", "LONGEST_BYTES = 1 << 26", "LONGEST_BYTES = 1 << 27"): "how much is done at a time",
+    ("hpcai/checkpoint/shards.py", "LONGEST_BYTES = 1 << 26", "LONGEST_BYTES = 1 << 27"): "how much is done at a time",
     (
         "hpcai/parallel/stages.py",
         "return min(times[1:]), y.shape",

@@ -6,51 +6,40 @@ import sys
 from pathlib import Path
 
 FILES = {
-    "comm": ["hpcai/comm/*.py"],
+    "comm": ["hpcai/comm/**/*.py"],
     "reduce": ["hpcai/reduce/*.py"],
     "compress": ["hpcai/compress/*.py"],
     "optim": ["hpcai/optim/*.py"],
     "parallel": ["hpcai/parallel/*.py"],
     "data": ["hpcai/data/*.py"],
     "checkpoints": [
-        f"hpcai/train/{name}.py"
-        for name in [
-            "agreement",
-            "assembly",
-            "boxes",
-            "checkpoint",
-            "folder",
-            "lock",
-            "manifest",
-            "memories",
-            "naming",
-            "remote",
-            "resume",
-            "saving",
-            "schema",
-            "series",
-            "shards",
-            "storage",
-            "votes",
-        ]
+        "hpcai/checkpoint/*.py",
+        "hpcai/train/state/arrays.py",
+        "hpcai/train/state/residuals.py",
+        *(f"hpcai/train/{name}.py" for name in ("history", "lock", "resume", "saving", "votes")),
     ],
-    "recovery": [f"hpcai/train/{name}.py" for name in ["elastic", "join", "newcomers", "reserve", "spares", "transfer"]],
+    "recovery": [
+        "hpcai/comm/membership.py",
+        "hpcai/train/elastic/*.py",
+        "hpcai/train/join.py",
+        "hpcai/train/state/transfer.py",
+    ],
 }
 """Room -> patterns of its files."""
 
 STARTING = (
-    "tests/train/test_elastic.py",
-    "tests/train/test_places.py",
-    "tests/train/test_frozen.py",
+    "tests/train/elastic/test_recover.py",
+    "tests/train/elastic/test_places.py",
+    "tests/train/elastic/test_frozen.py",
     "tests/train/test_script.py",
-    "tests/comm/test_stall.py",
+    "tests/comm/diagnosis/test_stall.py",
     "tests/train/test_command.py",
     "tests/comm/test_two_hosts.py",
     "tests/comm/test_misuse.py",
 )
 _WITHOUT_LAUNCHER = [f"--ignore={file}" for file in STARTING]
 _DOCTESTS = "tests/test_house.py"
-_TRAIN = ["tests/train", *_WITHOUT_LAUNCHER, _DOCTESTS]
+_TRAIN = ["tests/train", "tests/checkpoint", *_WITHOUT_LAUNCHER, _DOCTESTS]
 TESTS = {
     "comm": ["tests/comm", *_WITHOUT_LAUNCHER, _DOCTESTS],
     "reduce": ["tests/reduce", _DOCTESTS],
@@ -66,19 +55,19 @@ TESTS = {
 LAUNCHED_S = 400
 _RANKS = ("tests under mpirun", ["mpirun", "-n", "3", sys.executable, "-m", "pytest", "-x", "-q"])
 _ELASTIC, _PLACES, _FROZEN = (
-    (f"tests of {what}", [sys.executable, "-m", "pytest", "-x", "-q", f"tests/train/test_{what}.py"])
-    for what in ("elastic", "places", "frozen")
+    (f"tests of {what}", [sys.executable, "-m", "pytest", "-x", "-q", f"tests/train/elastic/test_{what}.py"])
+    for what in ("recover", "places", "frozen")
 )
-_STALL = ("tests of stalls", [sys.executable, "-m", "pytest", "-x", "-q", "tests/comm/test_stall.py"])
+_STALL = ("tests of stalls", [sys.executable, "-m", "pytest", "-x", "-q", "tests/comm/diagnosis/test_stall.py"])
 _COMMAND = ("tests of the command", [sys.executable, "-m", "pytest", "-x", "-q", "tests/train/test_command.py"])
 _BY_FILE = {
-    "hpcai/comm/stall.py": [_STALL],
-    "hpcai/comm/watch.py": [_STALL],
-    "hpcai/comm/stacks.py": [_STALL],
-    "hpcai/comm/findings.py": [_STALL],
-    "hpcai/comm/ulfm.py": [_ELASTIC, _PLACES],
+    "hpcai/comm/diagnosis/stall.py": [_STALL],
+    "hpcai/comm/diagnosis/watch.py": [_STALL],
+    "hpcai/comm/diagnosis/stacks.py": [_STALL],
+    "hpcai/comm/diagnosis/findings.py": [_STALL],
+    "hpcai/comm/wires/ulfm.py": [_ELASTIC, _PLACES],
     "hpcai/comm/job.py": [_COMMAND, _ELASTIC, _FROZEN],
-    "hpcai/comm/launcher.py": [_COMMAND],
+    "hpcai/comm/launch/launcher.py": [_COMMAND],
 }
 
 

@@ -39,7 +39,7 @@ class Coverage(NamedTuple):
         found = {test for test in lines.get(line, []) if test}
         if not found and line in lines:
             found = {test for tests in lines.values() for test in tests if test}
-        room = f"tests/{file.split('/')[1]}/test_{Path(file).stem}"
+        room = str(Path("tests", *Path(file).parts[1:-1], f"test_{Path(file).stem}"))
         chosen, total = [], 0.0
         for test in sorted(found, key=lambda test: (not test.startswith(room), self.seconds.get(test, 1.0))):
             total += min(self.seconds.get(test, 1.0), MOST_S)

@@ -5,9 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
+from hpcai.checkpoint import format
 from hpcai.comm import threads
-from hpcai.train import checkpoint, config, resume
+from hpcai.train import resume
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 from tests import owned
 from tests.parallel.test_parity import MODEL
 
@@ -39,15 +41,15 @@ def test_a_mesh_of_processes_trains_the_model_of_one(folder, comm, case):
     content = np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 4000)
     comm.on_root(lambda: text.write_bytes(content.tobytes()))
     flags = ["--data", f"text:{text}", *MODEL, "--batch", "24", "--dtype", "f64", "--steps", "10"]
-    mine = config.parse([*flags, "--mesh", *splits[case].split(), "--run", str(folder / "mesh")])
-    alone = config.parse([*flags, "--micro-batches", "1", "--run", str(folder / f"alone{comm.rank}")])
+    mine = parser.parse([*flags, "--mesh", *splits[case].split(), "--run", str(folder / "mesh")])
+    alone = parser.parse([*flags, "--micro-batches", "1", "--run", str(folder / f"alone{comm.rank}")])
     found = fit(mine, comm)
     wanted = threads.run(1, lambda one: fit(alone, one))[0]
     assert found["epoch_losses"] == pytest.approx(wanted["epoch_losses"], rel=1e-10)
     assert found["test_loss"] == pytest.approx(wanted["test_loss"], rel=1e-10)
 
     def differences():
-        one, all_ = (checkpoint.read(resume.newest(folder / run))[1].arrays for run in ("alone0", "mesh"))
+        one, all_ = (format.read(resume.newest(folder / run))[1].arrays for run in ("alone0", "mesh"))
         return {name: float(np.abs(all_[name] - array).max()) for name, array in one.items()}
 
     for name, difference in comm.on_root(differences).items():

@@ -6,7 +6,7 @@ from hpcai.comm import threads
 from hpcai.train.inputs import load
 from hpcai.train.replica import replica
 from hpcai.train.step import train_step
-from tests.train.elastic import FLAGS
+from tests.train.elastic.runs import FLAGS
 from tests.train.test_loop import options
 
 

@@ -19,10 +19,12 @@ import numba
 import numpy as np
 import threadpoolctl
 
+from hpcai.checkpoint import format
 from hpcai.comm import threads
 from hpcai.ops import native
-from hpcai.train import checkpoint, config, resume
+from hpcai.train import resume
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 
 RECORD = Path(__file__).with_name("golden.json")
 TEXT = b"What stays the same is not to be noticed; what changes is to be found at once.\n" * 60
@@ -52,12 +54,12 @@ def outcome(ranks: int, flags: str, folder: Path) -> dict[str, Any]:
     """What 20 steps come to: the loss of each, and a digest of all that the checkpoint has."""
     text = folder / "t.txt"
     text.write_bytes(TEXT)
-    options = config.parse(["--run", str(folder / "run"), "--steps", "20", *flags.replace("t.txt", str(text)).split()])
+    options = parser.parse(["--run", str(folder / "run"), "--steps", "20", *flags.replace("t.txt", str(text)).split()])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         threads.run(ranks, lambda comm: fit(options, comm))
     newest = resume.newest(folder / "run")
     assert newest is not None
-    arrays, digest = checkpoint.read(newest)[1].arrays, hashlib.sha256()
+    arrays, digest = format.read(newest)[1].arrays, hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + np.ascontiguousarray(arrays[name]).tobytes())
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()

@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from hpcai import arena
+from hpcai.checkpoint import format, naming
+from hpcai.checkpoint.shards import checksum
 from hpcai.comm import threads
 from hpcai.errors import CheckpointError
 from hpcai.parallel import stages
-from hpcai.train import checkpoint, config, naming
 from hpcai.train.loop import fit
-from hpcai.train.shards import checksum
+from hpcai.train.options import parser
 
 LARGEST_BYTES, LONGEST_S = 100 << 20, 1.0
 
@@ -70,7 +71,7 @@ def good(folder):
     (folder / "text.txt").write_bytes(bytes(random.Random(0).choices(b"abcd efgh\n", k=3000)))
     flags = f"--data text:{folder}/text.txt --layers 2 --width 16 --heads 2 --context 8 --batch 8 --mesh dp=2,tp=2,pp=2 "
     flags += "--micro-batches 2 --compress powersgd:2 --compress-smallest 1 --steps 2 --model gpt"
-    options = config.parse(["--run", str(folder / "run"), *flags.split()])
+    options = parser.parse(["--run", str(folder / "run"), *flags.split()])
     timed = stages._time  # whose seconds would cut the pipeline elsewhere, and so change what ranks write, from run to run
     stages._time = lambda *part, **how: (1.0, timed(*part, **how)[1])
     try:
@@ -267,7 +268,7 @@ def elsewhere(rng, folder):
 
 def parameters(path):
     """What a checkpoint has: every array's elements by parameter, others as they are."""
-    step, found = checkpoint.read(path)
+    step, found = format.read(path)
     where = arena.layout({name: tuple(shape) for name, shape in found.meta["identity"]["parameters"]})
     arrays = {"step": np.array(step)}
     for name, array in found.arrays.items():

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hpcai.comm import threads
-from hpcai.train import config, resume
+from hpcai.train import resume
 from hpcai.train.loop import fit
+from hpcai.train.options.parser import parse
 from tests.command import MPIRUN, children, environment
 
 LIMIT_S, LONGEST_OFFSET_S, LONGEST_LIFE_S = 60, 1.0, 3.0
@@ -79,7 +80,7 @@ def attempt_pairs(folder, pairs, seed, limit_s=float("inf")):
     rng, wrong, killed, made, began = random.Random(seed), [], 0, 0, time.monotonic()
     program = folder / "held_run.py"
     program.write_text(PROGRAM.format(held=HELD_S))
-    chosen = config.parse([*FLAGS, "--steps", "20", "--run", str(folder / "earlier")])
+    chosen = parse([*FLAGS, "--steps", "20", "--run", str(folder / "earlier")])
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         threads.run(1, lambda comm: fit(chosen, comm))
     for made in range(1, pairs + 1):

@@ -9,12 +9,14 @@ import signal
 import sys
 import time
 
-from hpcai.comm import watch
-from hpcai.comm.mpi import MpiWire
+from hpcai.comm.diagnosis import watch
+from hpcai.comm.membership import Reserve
+from hpcai.comm.wires.mpi import MpiWire
 from hpcai.errors import RankFailed
-from hpcai.train import elastic, loop, newcomers, step, transfer
+from hpcai.train import loop, step
 from hpcai.train.__main__ import main
-from hpcai.train.reserve import Reserve
+from hpcai.train.elastic import newcomers, recover
+from hpcai.train.state import transfer
 
 OTHERS_SHRINK_S = 0.1
 """Where a rank ends while others are still in MPI_Comm_shrink, Open MPI 5.0.11 may crash on those (in ompi_comm_revoke_local)."""
@@ -74,13 +76,13 @@ AFTERWARDS = ("shrunk", "welcomed")
 if __name__ == "__main__":
     cut = sys.argv.index("--")
     strikes = sys.argv[1:cut]
-    remember = elastic.remember
+    remember = recover.remember
 
     def note(mine, at):
         begun["at"] = at
         remember(mine, at)
 
-    elastic.remember = note
+    recover.remember = note
     if os.environ.get("BLIND"):
         watch.frozen = list
     for rank, phase, at in zip(*[iter(strikes)] * 3, strict=True):

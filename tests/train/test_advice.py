@@ -7,8 +7,9 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data import sources
 from hpcai.reduce.advice import KINDS, Curve, Wire
 from hpcai.reduce.policy import Parts
-from hpcai.train import advice, config
+from hpcai.train import advice
 from hpcai.train.inputs import share
+from hpcai.train.options import parser
 from hpcai.train.replica import replica
 from tests.train.test_loop import final, options, train
 
@@ -54,7 +55,7 @@ def test_one_rank_has_nothing_to_compress(tmp_path):
 
 
 def test_the_table_has_a_row_for_every_choice(tmp_path):
-    chosen = config.parse(["--hidden", "32", "--batch", "16"])
+    chosen = parser.parse(["--hidden", "32", "--batch", "16"])
 
     def program(comm: Communicator):
         return advice.table(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from hpcai.checkpoint import format
 from hpcai.comm import threads
 from hpcai.errors import CheckpointError, UsageError
-from hpcai.train import checkpoint, config, resume
+from hpcai.train import resume
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -17,9 +19,9 @@ def test_colour_images_train_alike_in_both_orders(tmp_path):
 
     def train(order, *flags, ranks=2):
         given = ["--data", f"npz:{tmp_path / order}.npz", "--run", str(tmp_path / order), "--model", "cnn", "--channels", "4"]
-        chosen = config.parse([*given, "--batch", "8", "--steps", "6", *flags])
+        chosen = parser.parse([*given, "--batch", "8", "--steps", "6", *flags])
         threads.run(ranks, lambda comm: fit(chosen, comm))
-        return checkpoint.read(resume.newest(tmp_path / order))[1].arrays["params"]
+        return format.read(resume.newest(tmp_path / order))[1].arrays["params"]
 
     with pytest.raises(UsageError, match="look like .channels, height, width."):
         train("first")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hpcai.train import checkpoint, resume
+from hpcai.checkpoint import format
+from hpcai.train import resume
 from tests.command import children, end, environment, needs_mpirun, run, start, wait_for
 
 LINE = "hpcai.train: error: "
@@ -43,7 +44,7 @@ def test_reproducible_training_gives_the_same_bits_on_any_number_of_processes(tm
     for ranks in (1, 2, 3, 4, 7):
         code, _, err = run(ranks, *flags, "--run", tmp_path / str(ranks))
         assert code == 0, err
-        arrays = checkpoint.read(resume.newest(tmp_path / str(ranks)))[1].arrays
+        arrays = format.read(resume.newest(tmp_path / str(ranks)))[1].arrays
         found.append({name: array.tobytes() for name, array in arrays.items()})
     assert all(other == found[0] for other in found)
 
@@ -144,7 +145,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim
     flags = ["--steps", step + 60, "--checkpoint-steps", "20", "--hidden", "64", *more]
     assert run(3, *flags, "--resume", "auto", "--run", tmp_path / "run")[0] == 0
     assert run(3, *flags, "--run", tmp_path / "whole")[0] == 0
-    (mine, whole) = (checkpoint.read(resume.newest(tmp_path / name))[1].arrays for name in ("run", "whole"))
+    (mine, whole) = (format.read(resume.newest(tmp_path / name))[1].arrays for name in ("run", "whole"))
     assert mine.keys() == whole.keys()
     assert all(mine[name].tobytes() == whole[name].tobytes() for name in whole)
 

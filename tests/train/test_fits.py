@@ -11,9 +11,10 @@ from hpcai.comm import threads
 from hpcai.data import sources
 from hpcai.errors import UsageError
 from hpcai.parallel.mesh import sizes
-from hpcai.train import config, fits
+from hpcai.train import fits
 from hpcai.train.inputs import share
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 from hpcai.train.replica import memory_bytes, replica
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -26,7 +27,7 @@ def text(tmp_path):
 
 
 def refusal(ranks, *flags):
-    options = config.parse([str(flag) for flag in flags])
+    options = parser.parse([str(flag) for flag in flags])
     with pytest.raises(UsageError, match="do not fit into memory") as caught:
         threads.run(ranks, lambda comm: fit(options, comm))
     return str(caught.value)
@@ -71,7 +72,7 @@ def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
             "--dtype f64",
             "--dtype bf16 --zero 2",
         ):
-            chosen = config.parse([*text, "--layers", "2", "--width", "64", "--mesh", mesh, *flags.split()])
+            chosen = parser.parse([*text, "--layers", "2", "--width", "64", "--mesh", mesh, *flags.split()])
             axes = sizes(mesh, ranks)
 
             def program(comm, chosen=chosen, axes=axes):
@@ -90,7 +91,7 @@ def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
 
 def test_ranks_of_a_node_are_counted_together_and_groups_apart(tmp_path, monkeypatch):
     """Each of four ranks fits alone, in pairs they fit, all four on one node do not."""
-    options = config.parse(["--hidden", "64", "--run", str(tmp_path / "run"), "--steps", "1"])
+    options = parser.parse(["--hidden", "64", "--run", str(tmp_path / "run"), "--steps", "1"])
     elements, largest, states = fits._parameters(options, sources.digits())
     assert states == 2
     one = fits.needed(options, elements, largest, sizes("", 4), states)

@@ -5,8 +5,9 @@ import pytest
 
 from hpcai.comm import threads
 from hpcai.errors import UsageError
-from hpcai.train import config, inputs, resume
+from hpcai.train import inputs, resume
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -19,7 +20,7 @@ def wines(folder):
 
 
 def options(folder, *flags):
-    return config.parse(["--data", wines(folder), "--run", str(folder / "run"), "--steps", "2", "--hidden", "4", *flags])
+    return parser.parse(["--data", wines(folder), "--run", str(folder / "run"), "--steps", "2", "--hidden", "4", *flags])
 
 
 def test_names_of_classes_and_categories_go_into_the_summary_and_every_checkpoint(tmp_path):
@@ -47,7 +48,7 @@ def test_the_task_is_passed_on(tmp_path):
     for task, classes in (("classification", 60), ("regression", 0)):
         assert inputs.named(options(tmp_path, "--label", "age", "--ignore", "region,kind", "--task", task)).classes == classes
         np.savez(tmp_path / "a.npz", x=np.eye(20), y=np.arange(20) % 2)
-        found = inputs.named(config.parse(["--data", f"npz:{tmp_path / 'a.npz'}", "--task", task]))
+        found = inputs.named(parser.parse(["--data", f"npz:{tmp_path / 'a.npz'}", "--task", task]))
         assert (found.classes > 0) == (task == "classification")
 
 
@@ -59,12 +60,12 @@ def test_features_that_f16_does_not_hold_are_refused(tmp_path, name):
     flags = ["--data", f"npz:{tmp_path / 'a.npz'}", "--run", str(tmp_path / "run"), "--dtype"]
     arrays[name][3, 1] = -65504
     np.savez(tmp_path / "a.npz", **arrays)
-    inputs.prepare(config.parse([*flags, "f16"]), 1)
+    inputs.prepare(parser.parse([*flags, "f16"]), 1)
     arrays[name][3, 1] = -65536
     np.savez(tmp_path / "a.npz", **arrays)
-    inputs.prepare(config.parse([*flags, "bf16"]), 1)
+    inputs.prepare(parser.parse([*flags, "bf16"]), 1)
     with pytest.raises(UsageError, match="--dtype f16 holds numbers up to 65,504, and the data have -65536; take bf16 or f32"):
-        inputs.prepare(config.parse([*flags, "f16"]), 1)
+        inputs.prepare(parser.parse([*flags, "f16"]), 1)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +85,13 @@ def test_features_that_f16_does_not_hold_are_refused(tmp_path, name):
 )
 def test_options_of_tables_are_for_tables(flags, words):
     with pytest.raises(UsageError, match=words):
-        config.parse(flags.split())
+        parser.parse(flags.split())
 
 
 @pytest.mark.parametrize("flags, kind", [("--label y", "csv"), ("--model gpt", "text")])
 def test_a_path_without_its_kind_is_given_it_whatever_its_ending_if_there_is_such_a_file(tmp_path, flags, kind):
     (tmp_path / "values").write_text("a,y")
     with pytest.raises(UsageError, match=f"got {tmp_path}/values; write --data {kind}:{tmp_path}/values$"):
-        config.parse([*flags.split(), "--data", f"{tmp_path}/values"])
+        parser.parse([*flags.split(), "--data", f"{tmp_path}/values"])
     with pytest.raises(UsageError, match="other$"):
-        config.parse([*flags.split(), "--data", f"{tmp_path}/other"])
+        parser.parse([*flags.split(), "--data", f"{tmp_path}/other"])

@@ -12,11 +12,12 @@ import pytest
 
 from hpcai.comm import threads
 from hpcai.errors import FolderTaken, UsageError
-from hpcai.train import config, lock, resume
+from hpcai.train import lock, resume
 from hpcai.train.lock import Locks
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 from tests.command import children, start, trains, wait_for
-from tests.train.elastic import ulfm
+from tests.train.elastic.runs import ulfm
 from tests.train.pairs import attempt_pairs
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -226,7 +227,7 @@ def test_who_cannot_take_over_warns_in_a_line_and_goes_on(tmp_path, capsys, monk
 
 
 def options(tmp_path, *flags):
-    return config.parse(["--run", str(tmp_path / "run"), "--hidden", "8", "--steps", "3", *flags])
+    return parser.parse(["--run", str(tmp_path / "run"), "--hidden", "8", "--steps", "3", *flags])
 
 
 @pytest.mark.parametrize(
@@ -318,8 +319,8 @@ def test_when_rank_0_dies_the_next_one_takes_the_lock(tmp_path):
 
 def test_a_folder_of_checkpoints_is_locked_whatever_its_spelling(tmp_path):
     for spelt in (f"{tmp_path}/kept", f"file://{tmp_path}/kept"):
-        assert resume.folders(config.parse(["--run", str(tmp_path), "--checkpoints", spelt]))[1] == tmp_path / "kept"
-    assert resume.folders(config.parse(["--run", str(tmp_path), "--checkpoints", "s3://bucket/kept"])) == [tmp_path]
+        assert resume.folders(parser.parse(["--run", str(tmp_path), "--checkpoints", spelt]))[1] == tmp_path / "kept"
+    assert resume.folders(parser.parse(["--run", str(tmp_path), "--checkpoints", "s3://bucket/kept"])) == [tmp_path]
 
 
 def test_who_waits_for_a_lock_says_so_once_and_not_at_once(tmp_path, monkeypatch, capsys):

@@ -7,15 +7,19 @@ import threading
 import numpy as np
 import pytest
 
-from hpcai.comm import stall, threads
+from hpcai.checkpoint import format, naming, storage
+from hpcai.comm import threads
+from hpcai.comm.diagnosis import stall
 from hpcai.data import sources
 from hpcai.errors import CheckpointError, DataError, NonFiniteError, UsageError
 from hpcai.parallel.mesh import Sizes, mesh
 from hpcai.parallel.zero import WholeGradients
-from hpcai.train import checkpoint, config, naming, resume, storage
+from hpcai.train import resume
 from hpcai.train.build import overlaps
+from hpcai.train.history import Progress
 from hpcai.train.inputs import share
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 from hpcai.train.replica import replica
 from hpcai.train.saving import Saver
 from hpcai.train.step import train_step
@@ -24,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def options(tmp_path, *flags, run="run"):
-    return config.parse(["--run", str(tmp_path / run), "--batch", "64", *flags])
+    return parser.parse(["--run", str(tmp_path / run), "--batch", "64", *flags])
 
 
 def train(ranks, chosen):
@@ -32,7 +36,7 @@ def train(ranks, chosen):
 
 
 def final(tmp_path, run="run"):
-    return checkpoint.read(resume.newest(tmp_path / run))[1].arrays
+    return format.read(resume.newest(tmp_path / run))[1].arrays
 
 
 @pytest.mark.parametrize(
@@ -162,9 +166,9 @@ def test_with_another_number_of_ranks_the_mean_of_memories_stays(tmp_path, ranks
         mine = replica(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)
         resume.start(chosen, mine, comm, tmp_path / "run")
         again = Saver(mine, comm, storage.place(tmp_path / f"again{comm.size}"), 1)
-        resume.save(chosen, mine, resume.Progress(12), again)
+        resume.save(chosen, mine, Progress(12), again)
         again.close()
-        return checkpoint.read(tmp_path / f"again{comm.size}" / naming.named(12))[1].arrays
+        return format.read(tmp_path / f"again{comm.size}" / naming.named(12))[1].arrays
 
     for ranks in (1, 2, 3, 4):
         after = threads.run(ranks, resumed)[0]
@@ -321,7 +325,7 @@ def test_checkpoints_behind_a_link_are_moved_aside_there(tmp_path):
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     train(1, options(tmp_path, "--steps", "50", "--checkpoint-steps", "10", "--keep", "3"))
-    assert [p.name for p in checkpoint.all_in(tmp_path / "run" / "checkpoints")] == [
+    assert [p.name for p in format.all_in(tmp_path / "run" / "checkpoints")] == [
         "step-000000040",
         "step-000000046",
         "step-000000050",
@@ -413,7 +417,7 @@ def test_refusals(tmp_path):
         with pytest.raises(error):
             train(ranks, options(tmp_path, *flags))
     with pytest.raises(UsageError, match="cannot be written to: Not a directory"):
-        train(2, config.parse(["--run", str(tmp_path / "file" / "run")]))
+        train(2, parser.parse(["--run", str(tmp_path / "file" / "run")]))
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from hpcai import arena
+from hpcai.checkpoint import format
 from hpcai.comm import threads
 from hpcai.errors import DataError, UsageError
 from hpcai.nn import models
 from hpcai.parallel import stages, zero
-from hpcai.train import checkpoint, precision, resume
+from hpcai.train import precision, resume
 from hpcai.train.inputs import load
 from hpcai.train.replica import memory_bytes, replica
 from hpcai.train.step import train_step
@@ -210,7 +211,7 @@ def test_compression_acts_on_the_data_parallel_axis(tmp_path, text, mesh, ranks)
 def test_checkpoints_of_a_mesh_are_those_of_one_process(tmp_path, text):
     train(1, options(tmp_path, *text, run="one"))
     train(4, options(tmp_path, *text, "--mesh", "tp=2,pp=2", "--micro-batches", "2", run="two"))
-    one, two = (checkpoint.read(resume.newest(tmp_path / run))[1] for run in ("one", "two"))
+    one, two = (format.read(resume.newest(tmp_path / run))[1] for run in ("one", "two"))
     assert one.arrays.keys() == two.arrays.keys()
     assert one.meta["identity"] == two.meta["identity"]
 
@@ -254,13 +255,13 @@ def test_16_bits_go_on_bit_for_bit(tmp_path, text, split):
 def test_a_step_whose_gradients_overflow_f16_is_left_out_and_the_scale_is_halved(tmp_path, text, monkeypatch):
     monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**40)
     summary = train(2, options(tmp_path, *text, "--dtype", "f16", "--steps", "40", "--lr", "1e-2"))
-    meta = checkpoint.read(resume.newest(tmp_path / "run"))[1].meta
+    meta = format.read(resume.newest(tmp_path / "run"))[1].meta
     assert meta["loss_scale"][0] < 2.0**30
     assert summary["epoch_losses"][-1] < 5.4
     monkeypatch.setattr(precision, "GROW_AFTER", 3)
     monkeypatch.setattr(precision, "FIRST_SCALE", 1.0)
     train(2, options(tmp_path, *text, "--dtype", "f16", run="other"))
-    assert checkpoint.read(resume.newest(tmp_path / "other"))[1].meta["loss_scale"] == [4.0, 0]
+    assert format.read(resume.newest(tmp_path / "other"))[1].meta["loss_scale"] == [4.0, 0]
 
 
 def five_steps(chosen, comm, samples):

@@ -6,8 +6,9 @@ import pytest
 
 from hpcai.comm import threads
 from hpcai.errors import HpcaiError, UsageError
-from hpcai.train import config, loop
+from hpcai.train import loop
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 from hpcai.train.outputs import require_writable
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -67,7 +68,7 @@ def test_what_cannot_be_written_is_refused_before_the_first_step(tmp_path, monke
     monkeypatch.setattr(loop, "train_step", lambda *a: pytest.fail("a step was made"))
     make(tmp_path / name)
     before = {path: what for path, what in contents(tmp_path).items() if what is not None}
-    options = config.parse(["--run", "run", "--hidden", "8", "--steps", "2", *flags])
+    options = parser.parse(["--run", "run", "--hidden", "8", "--steps", "2", *flags])
 
     def program(comm):
         with pytest.raises((HpcaiError, OSError)) as caught:
@@ -85,12 +86,12 @@ def test_a_trial_leaves_files_links_and_other_runs_as_they_are(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.jsonl").write_text("old\n")
     (tmp_path / "link").symlink_to("target.json")
-    require_writable(config.parse(["--run", "run", "--metrics", "m.jsonl", "--trace", "link"]))
+    require_writable(parser.parse(["--run", "run", "--metrics", "m.jsonl", "--trace", "link"]))
     assert (tmp_path / "m.jsonl").read_text() == "old\n"
     assert (tmp_path / "link").is_symlink()
     assert not (tmp_path / "target.json").exists()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == []
-    require_writable(config.parse(["--run", "run", "--metrics", os.devnull]))
+    require_writable(parser.parse(["--run", "run", "--metrics", os.devnull]))
 
 
 def test_a_folder_that_is_read_only_is_refused(tmp_path, monkeypatch):
@@ -99,4 +100,4 @@ def test_a_folder_that_is_read_only_is_refused(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(0o500)
     with pytest.raises(UsageError, match="Permission"):
-        require_writable(config.parse(["--run", str(tmp_path / "run")]))
+        require_writable(parser.parse(["--run", str(tmp_path / "run")]))

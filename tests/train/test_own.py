@@ -7,7 +7,8 @@ import pytest
 
 from hpcai import data, nn
 from hpcai.errors import DataError, UsageError
-from hpcai.train import config, own
+from hpcai.train import own
+from hpcai.train.options import own_name, parser
 from tests.train import mine
 from tests.train.test_loop import final, options, train
 
@@ -143,18 +144,18 @@ def test_a_file_that_trains_when_it_is_imported_is_refused(tmp_path):
 
 
 def test_objects_have_no_name_and_functions_theirs():
-    assert own.wrapped("mlp", "model") == "mlp"
-    assert own.wrapped(mine.model, "model") == f"{HERE}:model"
+    assert own_name.wrapped("mlp", "model") == "mlp"
+    assert own_name.wrapped(mine.model, "model") == f"{HERE}:model"
     for value in (lambda data: None, mine.Program(), nn.softmax((2,), 2, nn.softmax_cross_entropy()), (1, 2)):
-        assert own.wrapped(value, "model") == "own-model"
-        assert own.wrapped(value, "model").value is value
+        assert own_name.wrapped(value, "model") == "own-model"
+        assert own_name.wrapped(value, "model").value is value
     with pytest.raises(UsageError, match="--elastic grow starts ranks that must make the model too"):
-        own.require_names({"--model": own.wrapped(mine.Program(), "model")})
-    own.require_names({"--model": own.wrapped(mine.model, "model"), "--data": "digits"})
+        own_name.require_names({"--model": own_name.wrapped(mine.Program(), "model")})
+    own_name.require_names({"--model": own_name.wrapped(mine.model, "model"), "--data": "digits"})
 
 
 def test_runs_are_called_after_what_they_train(tmp_path):
-    chosen = config.parse(["--model", "package.mine:net", "--data", "work/sets.py:points"])
+    chosen = parser.parse(["--model", "package.mine:net", "--data", "work/sets.py:points"])
     assert chosen.run == "runs/points-net"
     assert chosen.lr == 1e-3
 
@@ -163,10 +164,10 @@ def test_runs_are_called_after_what_they_train(tmp_path):
 def test_data_may_be_given_in_some_forms(form):
     x, y = mine.points()
     value = {"x": x, "y": y} if form is dict else form((x, y))
-    found = own.data(own.Own("points", value))
+    found = own.data(own_name.Own("points", value))
     assert (found.name, found.train_samples) == ("points", 240)
     four = {"x_train": x[:200], "y_train": y[:200], "x_test": x[200:], "y_test": y[200:]}
-    found = own.data(own.Own("points", four if form is dict else form(four.values())))
+    found = own.data(own_name.Own("points", four if form is dict else form(four.values())))
     assert (found.train_samples, found.test_samples) == (200, 100)
 
 
@@ -180,7 +181,7 @@ def test_data_that_a_rank_cannot_make_are_everyones_error(tmp_path):
         return mine.rows()
 
     chosen = options(tmp_path, "--model", f"{HERE}:model", "--data", "other:rows")
-    object.__setattr__(chosen, "data", own.Own("rows", rows))
+    object.__setattr__(chosen, "data", own_name.Own("rows", rows))
     with pytest.raises((OSError, DataError), match="no such disk"):
         train(2, chosen)
 
@@ -195,10 +196,10 @@ def test_a_text_trains_a_model_of_ones_own(tmp_path):
     chosen = options(
         tmp_path, "--data", f"text:{tmp_path / 't.txt'}", "--model", "m:m", "--context", "16", "--steps", "60", "--lr", "0.1"
     )
-    object.__setattr__(chosen, "model", own.Own("bytes", model))
+    object.__setattr__(chosen, "model", own_name.Own("bytes", model))
     assert train(2, chosen)["test_loss"] < np.log(256) / 2
 
 
 def test_data_sets_are_taken_as_they_are():
     found = data.from_arrays(*mine.points())
-    assert own.data(own.Own("points", found)) is found
+    assert own.data(own_name.Own("points", found)) is found

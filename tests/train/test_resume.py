@@ -7,8 +7,10 @@ import pytest
 
 from hpcai.comm import threads
 from hpcai.errors import CheckpointError
-from hpcai.train import config, resume
+from hpcai.train import resume
+from hpcai.train.history import Progress
 from hpcai.train.loop import fit
+from hpcai.train.options import parser
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -23,7 +25,7 @@ def table(path, rows, header="a,b,y"):
 
 def train(tmp_path, data, steps, *flags, ranks=2):
     given = ["--run", str(tmp_path / "run"), "--batch", "16", "--hidden", "4", "--label", "y", "--resume", "auto"]
-    chosen = config.parse([*given, "--data", data, "--steps", str(steps), *flags])
+    chosen = parser.parse([*given, "--data", data, "--steps", str(steps), *flags])
     return threads.run(ranks, lambda comm: fit(chosen, comm))[-1]
 
 
@@ -136,11 +138,11 @@ def test_a_path_without_a_checkpoint_is_refused_with_what_is_there_and_nothing_i
 
 
 def absent_options(tmp_path, *flags):
-    return config.parse(["--hidden", "8", "--steps", "4", *flags])
+    return parser.parse(["--hidden", "8", "--steps", "4", *flags])
 
 
 def test_an_epochs_record_is_of_its_own_samples():
-    progress = resume.Progress()
+    progress = Progress()
     for _ in range(2):
         progress.add(6.0, 4)
         progress.add(2.0, 4)

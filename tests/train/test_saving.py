@@ -7,16 +7,18 @@ import weakref
 
 import pytest
 
+from hpcai.checkpoint import format, local, naming, storage
+from hpcai.checkpoint.local import Local
+from hpcai.checkpoint.remote import Remote
 from hpcai.comm import threads
 from hpcai.errors import Leave
-from hpcai.train import checkpoint, folder, naming, resume, saving, signals, storage, votes
-from hpcai.train.folder import Local
+from hpcai.train import resume, saving, signals, votes
+from hpcai.train.history import Progress
 from hpcai.train.inputs import load
 from hpcai.train.loop import fit
-from hpcai.train.remote import Remote
 from hpcai.train.replica import replica
+from tests.checkpoint.test_format import SMALL, failing, flipped
 from tests.command import wait_for
-from tests.train.test_checkpoint import SMALL, failing, flipped
 from tests.train.test_loop import options, train
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -25,7 +27,7 @@ fsspec = pytest.importorskip("fsspec")
 
 
 def there(tmp_path, run="run"):
-    return [path.name for path in checkpoint.all_in(tmp_path / run / "checkpoints")]
+    return [path.name for path in format.all_in(tmp_path / run / "checkpoints")]
 
 
 def steps(*numbers):
@@ -58,7 +60,7 @@ def test_a_run_on_a_url_leaves_the_branch_of_the_later_too(tmp_path):
     train(2, options(tmp_path, *flags, "--steps", "5", "--resume", f"{url}/{naming.named(3)}"))
     assert storage.place(url).names() == steps(3, 5)
     assert storage.place(f"{url}/previous-1").names() == steps(6, 9)
-    assert checkpoint.read(f"{url}/previous-1/{naming.named(9)}")[0] == 9
+    assert format.read(f"{url}/previous-1/{naming.named(9)}")[0] == 9
 
 
 @pytest.mark.parametrize("spoken", [(votes.WRITTEN,), (votes.FAILED,)])
@@ -67,7 +69,7 @@ def test_a_checkpoint_is_committed_in_the_step_in_which_all_have_spoken(tmp_path
         chosen = options(tmp_path, "--hidden", "16")
         mine = replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, storage.place(tmp_path / "there"), 2)
-        resume.save(chosen, mine, resume.Progress(5), saver)
+        resume.save(chosen, mine, Progress(5), saver)
         counted = votes.none()
         for _ in range(2):  # so many have spoken before this step
             saver.heard(counted)
@@ -94,7 +96,7 @@ def test_a_checkpoint_is_committed_in_the_step_in_which_all_have_spoken(tmp_path
 def test_a_checkpoint_is_dropped_only_where_another_is_durable(tmp_path, monkeypatch, keep):
     """Whatever of what was done since the last sync a crash takes back."""
     place, durable, dropped = tmp_path / "run" / "checkpoints", set(), []
-    sync, move = folder._sync_folder, folder._move
+    sync, move = local._sync_folder, local._move
 
     def synced(path):
         sync(path)
@@ -107,8 +109,8 @@ def test_a_checkpoint_is_dropped_only_where_another_is_durable(tmp_path, monkeyp
         assert durable
         move(path, to)
 
-    monkeypatch.setattr(folder, "_sync_folder", synced)
-    monkeypatch.setattr(folder, "_move", moved)
+    monkeypatch.setattr(local, "_sync_folder", synced)
+    monkeypatch.setattr(local, "_move", moved)
     train(2, options(tmp_path, *SMALL, "--steps", "6", "--checkpoint-steps", "1", "--keep", str(keep)))
     assert there(tmp_path) == steps(*range(7 - keep, 7))
     assert dropped == steps(*range(1, 7 - keep))
@@ -117,7 +119,7 @@ def test_a_checkpoint_is_dropped_only_where_another_is_durable(tmp_path, monkeyp
 def test_what_a_folder_has_is_synced_before_the_name_it_is_found_by(tmp_path, monkeypatch):
     """Of a checkpoint that is written, and of those that are set aside."""
     place, synced = Local(tmp_path), []
-    monkeypatch.setattr(folder, "_sync_folder", lambda path: synced.append((path.name, place.names())))
+    monkeypatch.setattr(local, "_sync_folder", lambda path: synced.append((path.name, place.names())))
     name = naming.named(1)
     place.write(name, "shard", memoryview(b"x"))
     place.commit(name, b"manifest")
@@ -158,15 +160,15 @@ def test_a_step_that_is_complete_is_not_written_again_after_a_recovery(tmp_path,
     def program(comm):
         mine = replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, storage.place(url), 2)
-        resume.save(chosen, mine, resume.Progress(5), saver)
+        resume.save(chosen, mine, Progress(5), saver)
         saver.close()
         before = comm.on_root(lambda: len(written))
         saver = saver.moved(mine, comm)
-        resume.save(chosen, mine, resume.Progress(5), saver)
+        resume.save(chosen, mine, Progress(5), saver)
         saver.close()
         assert comm.on_root(lambda: len(written)) == before
         assert comm.rank or saver.series.last.endswith(naming.named(5))
-        resume.save(chosen, mine, resume.Progress(6), saver)
+        resume.save(chosen, mine, Progress(6), saver)
         saver.close()
 
     threads.run(2, program)
@@ -188,7 +190,7 @@ def test_the_votes_of_a_step_say_when_a_checkpoint_is_durable(tmp_path, monkeypa
     def program(comm):
         mine = replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, storage.place(tmp_path / "there"), 2)
-        resume.save(chosen, mine, resume.Progress(5), saver)
+        resume.save(chosen, mine, Progress(5), saver)
         counted = votes.none()
         while saver.under_way and not counted[votes.FAILED]:
             counted = comm.allreduce(mine.votes.copy())
@@ -220,14 +222,14 @@ def test_of_ranks_that_failed_only_the_threads_are_kept(tmp_path):
     def program(comm):
         mine = replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, Slow(tmp_path / "there"), 2)
-        resume.save(chosen, mine, resume.Progress(5), saver)
+        resume.save(chosen, mine, Progress(5), saver)
         was, other = weakref.ref(saver), replica(chosen, load(chosen, comm), comm)
         gone = weakref.ref(mine)
         saver, mine = saver.moved(other, comm), other
         gc.collect()
         assert (was(), gone()) == (None, None)
         Slow.go.set()
-        resume.save(chosen, mine, resume.Progress(6), saver)
+        resume.save(chosen, mine, Progress(6), saver)
         saver.close()
 
     def alive():
@@ -258,7 +260,7 @@ def test_a_disk_that_is_slower_than_ranks_wait_for_each_other_is_waited_for(tmp_
         comm.barrier()
         saver = saving.Saver(mine, comm, storage.place(tmp_path / "there"), 2)
         for step in (5, 6):
-            resume.save(chosen, mine, resume.Progress(step), saver)
+            resume.save(chosen, mine, Progress(step), saver)
         saver.close()
 
     monkeypatch.setattr(Local, slow, slowly)

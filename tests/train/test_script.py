@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import hpcai
-from hpcai.comm.ulfm import RECOVERABLE
+from hpcai.comm.wires.ulfm import RECOVERABLE
 from hpcai.train import resume
 from tests.command import children, end, needs_mpirun, run, start, trains, wait_for
-from tests.train.elastic import ulfm
+from tests.train.elastic.runs import ulfm
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "own_model.py"
 pytestmark = [

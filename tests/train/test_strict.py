@@ -9,13 +9,15 @@ import pytest
 
 import hpcai
 from hpcai.comm import threads
-from hpcai.train import config, loop, strict, summary
+from hpcai.train import loop, strict
 from hpcai.train.loop import fit
-from hpcai.train.metrics import Metrics
+from hpcai.train.options import parser
+from hpcai.train.report import summary
+from hpcai.train.report.metrics import Metrics
 
 STRICT = {"parse_constant": lambda word: pytest.fail(f"{word} is not JSON")}
 
-OTHERS = {"strict.py", "checkpoint.py", "manifest.py", "shards.py", "config.py", "convergence.py"}
+OTHERS = {"strict.py", "format.py", "manifest.py", "shards.py", "parser.py", "convergence.py"}
 """Files that write numbers which are finite, or refuse others."""
 
 
@@ -65,7 +67,7 @@ def test_a_run_whose_test_loss_is_not_finite(tmp_path, monkeypatch, capsys, regr
         "--trace",
         str(tmp_path / "t.json"),
     ]
-    options = config.parse([*flags, "--run", str(tmp_path / "run")])
+    options = parser.parse([*flags, "--run", str(tmp_path / "run")])
     (found,) = threads.run(1, lambda comm: fit(options, comm))
     written = json.loads((tmp_path / "run/summary.json").read_text(), **STRICT)
     assert written == found

@@ -9,9 +9,9 @@ import pytest
 
 import hpcai
 from hpcai import nn, optim
+from hpcai.checkpoint import naming
 from hpcai.comm import threads
 from hpcai.errors import CheckpointError, DataError, UsageError
-from hpcai.train import naming
 from tests.train import mine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")

@@ -14,11 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from hpcai.checkpoint import format, naming, storage
 from hpcai.comm import threads
 from hpcai.data.dataset import Dataset
-from hpcai.train import assembly, checkpoint, config, naming, resume, storage
+from hpcai.train import resume
+from hpcai.train.history import Progress
+from hpcai.train.options import parser
 from hpcai.train.replica import replica
 from hpcai.train.saving import Saver
+from hpcai.train.state import arrays
 from tests.command import end_with_this_process
 
 LONGEST_S = 0.15
@@ -39,7 +43,7 @@ def value(step, array):
 def chosen():
     """Options of each kind of run, parsed before the children are made, and everything loaded that they use."""
     flags = ["--hidden", "96", "--optimizer", "adam", "--compress-smallest", "1"]
-    options = [config.parse([*flags, *split]) for split in SPLITS]
+    options = [parser.parse([*flags, *split]) for split in SPLITS]
     for one in options:
         threads.run(2, lambda comm, one=one: replica(one, dataset(), comm))
     return options
@@ -48,7 +52,7 @@ def chosen():
 def child(folder, options, seed, said):
     """Save until the end comes."""
     ranks = random.Random(seed).choice([1, 2, 3])
-    assembly.SMALLEST_SHARD_BYTES = 1
+    arrays.SMALLEST_SHARD_BYTES = 1
 
     def program(comm):
         mine = replica(options, dataset(), comm)
@@ -58,9 +62,9 @@ def child(folder, options, seed, said):
         saver = Saver(mine, comm, place, keep=2)
         while True:
             step += 1
-            for name, array in assembly.arrays_of(mine).items():
+            for name, array in arrays.arrays_of(mine).items():
                 array[...] = value(step, name)
-            resume.save(options, mine, resume.Progress(step), saver)
+            resume.save(options, mine, Progress(step), saver)
             if step % 2:  # as steps do; else as at the end
                 while saver._writing is not None:
                     counted = mine.votes.copy()
@@ -74,10 +78,10 @@ def child(folder, options, seed, said):
 
 def check(folder, announced):
     """Raise AssertionError unless every checkpoint is whole and none that was announced is missing; returns the newest's step."""
-    paths = checkpoint.all_in(Path(folder))
+    paths = format.all_in(Path(folder))
     steps = []
     for path in paths:
-        step, found = checkpoint.read(path)
+        step, found = format.read(path)
         assert path.name == naming.named(step)
         for name, array in found.arrays.items():
             if not name.startswith(("memories", "owed", "reducer.")):

@@ -1,0 +1,229 @@
+"""Checkpoints: a folder step-N with a shard for each rank that had something to write, and a manifest.
+
+A shard (see shards.py) holds runs of its writer's flat arrays. The manifest (see manifest.py) says how each writer's arrays were
+laid out (`layouts`, one for each place along the pipeline and tensor axes) and where which run lies, so that any number of ranks
+on any mesh finds what it needs. It has a checksum of everything, of itself too: who reads a byte that changed notices it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcai import arena
+from hpcai.checkpoint import agreement, boxes, storage
+from hpcai.checkpoint import manifest as manifests
+from hpcai.checkpoint.boxes import Part
+from hpcai.checkpoint.local import Local
+from hpcai.checkpoint.naming import MANIFEST
+from hpcai.checkpoint.schema import Refused
+from hpcai.checkpoint.shards import Stored, checksum, header
+from hpcai.checkpoint.storage import Place
+from hpcai.errors import CheckpointError
+from hpcai.xp import Array
+
+
+class Broken(CheckpointError):
+    """A checkpoint that cannot be read: absent, incomplete, damaged, or of another format."""
+
+
+class Laid(NamedTuple):
+    """How a writer's flat arrays were laid out: their length, and which part of which whole array lies where."""
+
+    size: int
+    parts: tuple[Part, ...]
+
+
+class Checkpoint(NamedTuple):
+    """Flat arrays by name, in the layout of one process, and what else a run needs to go on (JSON)."""
+
+    arrays: dict[str, Array]
+    meta: dict[str, Any]
+
+
+class Opened:
+    """A checkpoint whose manifest was read; `read` takes runs out of its shards."""
+
+    def __init__(self, place: Place, name: str, manifest: dict[str, Any]):
+        self.place, self.name, self.manifest = place, name, manifest
+        self.step, self.meta = int(manifest["step"]), manifest["meta"]
+        self.layouts = [Laid(size, tuple(boxes.part(*one) for one in parts)) for size, parts in manifest["layouts"]]
+        self.shards = [(one, [Stored(*run) for run in one["runs"]]) for one in manifest["shards"]]
+        self.dtypes = {run.array: np.dtype(run.dtype) for _, runs in self.shards for run in runs}
+        self._runs: dict[tuple[int, str], list[tuple[dict[str, Any], Stored]]] = {}
+        for shard, runs in self.shards:
+            for run in runs:
+                self._runs.setdefault((shard["layout"], run.array), []).append((shard, run))
+        self._checked: set[str] = set()
+
+    @property
+    def path(self) -> str:
+        """How people call it."""
+        return self.place.path(self.name)
+
+    def read_into(self, into: Array, array: str, layout: int, wanted: Sequence[slice], partial: bool = False) -> None:
+        """Fill the wanted slices of a flat array of that layout. partial: what no run has stays as it is.
+
+        Raises: Broken if bytes are missing or differ from their checksum.
+        """
+        filled = []
+        for shard, run in self._runs.get((layout, array), []):
+            found = [boxes.overlap(slice(run.start, run.stop), want) for want in wanted]
+            found = [one for one in found if one.start < one.stop]
+            if found:
+                values = self._values(shard, run)
+                for one in found:
+                    into[one] = values[one.start - run.start : one.stop - run.start]
+                filled += found
+        if not partial and not boxes.covered(wanted, filled):
+            raise self._broken(f"it lacks a part of {array}")
+
+    def names(self, layout: int) -> set[str]:
+        """The arrays of which that layout's ranks wrote something."""
+        return {array for where, array in self._runs if where == layout}
+
+    def whole(self, array: str, layout: int) -> Array:
+        """An array that is not laid out like the parameters."""
+        runs = sorted(self._runs[layout, array], key=lambda one: one[1].start)
+        return np.concatenate([self._values(shard, run) for shard, run in runs])
+
+    def _values(self, shard: dict[str, Any], run: Stored) -> Array:
+        """A run, checked; and, the first time, its file's header."""
+        file = shard["file"]
+        if file not in self._checked:
+            end, wanted = shard["header"]
+            raw = self._bytes(file, 0, end)
+            if checksum(raw) != wanted:
+                raise self._broken(f"{file} differs from its checksum")
+            said = header([Stored(*one) for one in shard["runs"]])
+            if int.from_bytes(raw[:8], "little") != end - 8 or raw[8:].rstrip(b" ") != said:
+                raise self._broken(f"{file} has another header than {MANIFEST} says")
+            self._checked.add(file)
+        dtype = np.dtype(run.dtype)
+        raw = self._bytes(file, run.at, run.at + (run.stop - run.start) * dtype.itemsize)
+        if checksum(raw) != run.checksum:
+            raise self._broken(f"{file} differs from its checksum, in {run.array}[{run.start}:{run.stop}]")
+        return np.frombuffer(raw, dtype)
+
+    def _bytes(self, file: str, start: int, stop: int) -> bytes:
+        try:
+            raw = self.place.read(self.name, file, start, stop)
+        except FileNotFoundError:
+            raise self._broken(f"{file} is missing") from None
+        except OSError as error:
+            raise self._broken(f"{file} cannot be read ({error})") from None
+        if len(raw) != stop - start:
+            raise self._broken(f"{file} is cut short")
+        return raw
+
+    def _broken(self, what: str) -> Broken:
+        return Broken(f"checkpoint {self.path} is corrupt: {what}")
+
+
+def opened(place: Place, name: str) -> Opened:
+    """The checkpoint of that name, whose manifest is true as far as can be known without reading shards.
+
+    Raises: Broken, which names file and field, if it is absent, incomplete, damaged, or of another format.
+    """
+    path = place.path(name)
+    try:
+        there = place.files(name)
+        if MANIFEST not in there:
+            raise Broken(f"{path} is not a complete checkpoint ({MANIFEST} is missing)")
+        if there[MANIFEST] < 0:
+            raise Broken(f"checkpoint {path} is corrupt: {MANIFEST} is no regular file")
+        raw = place.read(name, MANIFEST, 0, manifests.LARGEST_BYTES + 1)
+    except OSError as error:
+        raise Broken(f"checkpoint {path} cannot be read: {error}") from None
+    try:
+        fields = manifests.read(raw, name)
+    except Refused as refused:
+        raise Broken(f"checkpoint {path} is corrupt: {MANIFEST}{': ' if refused.field else ' '}{refused}") from None
+    if wrong := agreement.files(fields, there):
+        raise Broken(f"checkpoint {path} is corrupt: {wrong}")
+    return Opened(place, name, fields)
+
+
+def complete(place: Place, name: str) -> bool:
+    """Whether there is a checkpoint of this format whose shards have their length; not whether their bytes are right."""
+    try:
+        opened(place, name)
+    except Broken:
+        return False
+    return True
+
+
+def fill(
+    into: Array, array: str, mine: Laid, wanted: Sequence[slice], source: Opened, partial: bool = False, like: int = 0
+) -> None:
+    """Fill the wanted slices of a flat array laid out as `mine` from a checkpoint's runs, however those were laid out.
+
+    Where a writer's layout was the same (`like`: the one to take if several were) its bytes come back, those between arrays too;
+    else every array comes through its place in the whole one, and what lies between arrays stays as it is. Raises: Broken.
+    """
+    same = [i for i, laid in enumerate(source.layouts) if laid == mine]
+    if same:
+        source.read_into(into, array, like if like in same else same[0], wanted, partial)
+        return
+    for i, laid in enumerate(source.layouts):
+        shared = boxes.shared(laid.parts, mine.parts, wanted)
+        theirs = np.zeros(laid.size, into.dtype)  # of which only the pages that are filled take memory
+        source.read_into(theirs, array, i, boxes.merged(one.run for one in shared), partial)
+        for one in shared:
+            one.copy(theirs, into)
+
+
+def read(path: str | Path) -> tuple[int, Checkpoint]:
+    """Step and content of one checkpoint, a folder or a URL, in the layout of one process: what its ranks had, put together.
+
+    Memories of compression are (dp, n), a row for each data-parallel rank.
+    Raises: CheckpointError if it is absent, incomplete, damaged, of another format, or does not fit into memory.
+    """
+    where, name = storage.located(str(path))
+    found = opened(where, name)
+    try:
+        return found.step, Checkpoint(_together(found), found.meta)
+    except MemoryError:
+        nbytes = sum(shard["bytes"] for shard, _ in found.shards)
+        raise CheckpointError(
+            f"checkpoint {found.path} has {nbytes:,} bytes, for which there is not enough memory here"
+        ) from None
+
+
+def _together(found: Opened) -> dict[str, Array]:
+    """A checkpoint's arrays in the layout of one process."""
+    shapes = {name: tuple(shape) for name, shape in found.meta["identity"]["parameters"]}
+    whole = laid_out(arena.layout(shapes))
+    arrays: dict[str, Array] = {}
+    memories = sorted((name for name in found.dtypes if name.startswith("memory.")), key=lambda name: int(name[7:]))
+    for name, dtype in found.dtypes.items():
+        if name.startswith("reducer."):
+            if len(found.layouts) == 1:
+                arrays[name] = found.whole(name, 0)
+        elif name not in memories:
+            arrays[name] = np.zeros(whole.size, dtype)
+            fill(arrays[name], name, whole, [slice(0, whole.size)], found, partial=name == "owed")
+    if memories:
+        arrays["memories"] = np.zeros((found.meta["mesh"]["dp"], whole.size), found.dtypes[memories[0]])
+        for row, name in zip(arrays["memories"], memories, strict=True):
+            fill(row, name, whole, [slice(0, whole.size)], found, partial=True)
+    return arrays
+
+
+def laid_out(where: arena.Layout) -> Laid:
+    """Of a model that one rank has whole."""
+    return Laid(where.size, tuple(Part(s.name, s.shape, tuple((0, n) for n in s.shape), s.start) for s in where.slots))
+
+
+def all_in(folder: Path) -> list[Path]:
+    """Checkpoints in a local `folder`, oldest first."""
+    return [folder / name for name in Local(folder).names()]
+
+
+def manifest(step: int, meta: dict[str, Any], layouts: Iterable[Laid], shards: list[dict[str, Any]]) -> bytes:
+    """The manifest's file."""
+    laid = [[one.size, [list(part) for part in one.parts]] for one in layouts]
+    return manifests.write({"format": manifests.FORMAT, "step": step, "meta": meta, "layouts": laid, "shards": shards})

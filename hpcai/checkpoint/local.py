@@ -1,0 +1,262 @@
+"""Checkpoints in a folder of this machine, or of a file system that nodes share; files go past the page cache where they can."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hpcai.checkpoint.naming import MANIFEST, OURS, in_order, next_previous
+from hpcai.xp import Array
+
+ALIGNED, HUGE = 4096, 1 << 21
+"""Past the page cache bytes go in multiples of this, from memory at a multiple of it."""
+
+
+class Local:
+    """A folder. The files of the checkpoint that was removed last are kept out of sight and written over by the next one: to
+    free blocks and find others costs a file system more than to write them.
+
+    The folder may be a link. Within it no link is followed, as what it leads to is not ours, and only regular files are opened.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """All checkpoints, oldest first."""
+        try:
+            return in_order(one.name for one in os.scandir(self.folder) if one.is_dir(follow_symlinks=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def path(self, name: str) -> str:
+        """How people call the checkpoint."""
+        return str(self.folder / name)
+
+    def files(self, name: str) -> dict[str, int]:
+        """What it has: bytes of regular files, -1 for others."""
+        try:
+            with _opened(self.folder / name) as folder:
+                return {one.name: _regular_size(one.stat(follow_symlinks=False)) for one in os.scandir(folder)}
+        except FileNotFoundError:
+            return {}
+
+    def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
+        """A file, or its bytes from start to stop."""
+        with _opened(self.folder / name) as folder:
+            handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        with open(handle, "rb") as opened:
+            size = _regular_size(os.fstat(handle))
+            if size < 0:
+                raise OSError(errno.EINVAL, "it is no regular file", file)
+            opened.seek(start)
+            return opened.read(max(0, min(size, size if stop is None else stop) - start))
+
+    def write(self, name: str, file: str, content: memoryview) -> None:
+        """A file beside, synced."""
+        self._beside(name).mkdir(parents=True, exist_ok=True)
+        self._write_over_spare(name, file, content)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """What lies beside."""
+        try:
+            return {one.name: one.stat().st_size for one in os.scandir(self._beside(name))}
+        except FileNotFoundError:
+            return {}
+
+    def commit(self, name: str, manifest: bytes, superseded: Sequence[str] = ()) -> list[str]:
+        """Sync and rename; superseded ones go out of sight with the same sync of the folder."""
+        beside, path = self._beside(name), self.folder / name
+        self._write_over_spare(name, MANIFEST, memoryview(manifest))
+        _sync_folder(beside)
+        replaced = self.folder / f".replaced-{name}" if os.path.lexists(path) else None
+        if replaced:
+            if not _is_folder(path):
+                raise FileExistsError(errno.EEXIST, "it is no folder, and in the way", str(path))
+            _move(path, replaced)
+        beside.rename(path)
+        gone = []
+        for old in superseded:
+            with contextlib.suppress(OSError):
+                self._drop(old)
+                gone.append(old)
+        _sync_folder(self.folder)
+        if replaced:
+            self._delete_replaced(replaced)
+        return gone
+
+    def remove(self, name: str) -> None:
+        """Out of sight, for good before it is written over, so that no half of it is found."""
+        self._drop(name)
+        _sync_folder(self.folder)
+
+    def set_aside(self, names: list[str]) -> str:
+        """Beside the others, the newest first, so that no newer one is found by a run that is killed meanwhile."""
+        aside = self.folder / next_previous(path.name for path in self.folder.iterdir())
+        aside.mkdir()
+        for name in reversed(in_order(names)):
+            (self.folder / name).rename(aside / name)
+        _sync_folder(aside)
+        _sync_folder(self.folder)
+        return str(aside)
+
+    def discard(self, name: str | None = None) -> None:
+        """What lies beside. A checkpoint that was to be replaced, and was not, comes back."""
+        if name is not None:
+            _delete(self._beside(name))
+            return
+        for old in self._left(".replaced-"):
+            path = self.folder / old.name.removeprefix(".replaced-")
+            if not os.path.lexists(path) and _is_folder(old):
+                old.rename(path)
+        for old in self._left(".replaced-"):
+            self._delete_replaced(old)
+        for path in (*self._left(".writing-"), self._spare):
+            _delete(path)
+
+    def probe(self) -> None:
+        """Write and delete a file, and the folder if there was none."""
+        fresh = not self.folder.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trial = self.folder / ".writable"
+        with contextlib.suppress(OSError):
+            trial.unlink()
+        trial.touch(exist_ok=False)
+        trial.unlink()
+        if fresh:
+            self.folder.rmdir()
+
+    def _write_over_spare(self, name: str, file: str, content: memoryview) -> None:
+        beside, spare = self._beside(name) / file, self._spare / file
+        with contextlib.suppress(OSError):
+            about = spare.lstat()
+            if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:  # else it is somebody's backup too
+                spare.rename(beside)
+        _write_synced(beside, content)
+
+    def _drop(self, name: str) -> None:
+        """Out of sight. Where others put files of their own into it, these stay where they are."""
+        path, there = self.folder / name, self.files(name)
+        ours = [file for file in there if OURS.fullmatch(file)]
+        if len(ours) == len(there):
+            _move(path, self._spare)
+            return
+        for file in sorted(ours, key=lambda file: file != MANIFEST):
+            (path / file).unlink()
+
+    def _delete_replaced(self, old: Path) -> None:
+        """Of a checkpoint in whose place another one is; what others put into it goes there too."""
+        path = self.folder / old.name.removeprefix(".replaced-")
+        with contextlib.suppress(OSError):
+            for one in os.scandir(old) if _is_folder(old) and _is_folder(path) else ():
+                if not OURS.fullmatch(one.name) and not os.path.lexists(path / one.name):
+                    os.rename(one.path, path / one.name)
+        _delete(old)
+
+    def _left(self, prefix: str) -> list[Path]:
+        names = in_order(path.name.removeprefix(prefix) for path in self.folder.glob(f"{prefix}*"))
+        return [self.folder / f"{prefix}{name}" for name in names]
+
+    @property
+    def _spare(self) -> Path:
+        return self.folder / ".spare"
+
+    def _beside(self, name: str) -> Path:
+        return self.folder / f".writing-{name}"
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """A folder that is no link, as a descriptor."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _is_folder(path: Path) -> bool:
+    """Not a link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _regular_size(about: os.stat_result) -> int:
+    """Bytes of a regular file, -1 of anything else."""
+    return about.st_size if stat.S_ISREG(about.st_mode) else -1
+
+
+def buffer(nbytes: int) -> Array:
+    """Bytes that can be written past the page cache: at a page's start, and whole pages. Huge ones where there are: the kernel
+    looks up each page that goes to disk.
+    """
+    size = max(1, -(-nbytes // HUGE)) * HUGE
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError, AttributeError):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def _write_synced(path: Path, content: memoryview) -> None:
+    """Whole pages go past the page cache where the file system lets them: a fifth of the processor's time, which steps want."""
+    pages = len(content) // ALIGNED * ALIGNED
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        if os.fstat(handle).st_size > len(content):
+            os.ftruncate(handle, len(content))
+        done = _written_past_cache(handle, content[:pages]) if pages else 0
+        while done < len(content):
+            done += os.write(handle, content[done:])
+        getattr(os, "fdatasync", os.fsync)(handle)  # of a file that is written over nothing else has changed but times
+    finally:
+        os.close(handle)
+
+
+def _written_past_cache(handle: int, content: memoryview) -> int:
+    """How many bytes could be written so: none where memory or file system do not allow it."""
+    direct, done = getattr(os, "O_DIRECT", 0), 0
+    try:
+        fcntl.fcntl(handle, fcntl.F_SETFL, direct)
+        while done < len(content) and done % ALIGNED == 0:
+            done += os.write(handle, content[done:])
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    fcntl.fcntl(handle, fcntl.F_SETFL, 0)
+    return done
+
+
+def _move(path: Path, to: Path) -> None:
+    """Rename a folder, in place of what an earlier process left under that name."""
+    try:
+        path.rename(to)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        _delete(to)
+        path.rename(to)
+
+
+def _delete(path: Path) -> None:
+    """A folder with all in it, or, of something else, the name alone; what cannot be deleted stays."""
+    with contextlib.suppress(OSError):
+        if _is_folder(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,98 @@
+"""The checkpoints of a run as a series in one place: what makes the next one complete, and what is dropped for it."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from hpcai.checkpoint import format, naming
+from hpcai.checkpoint.format import Laid
+from hpcai.checkpoint.storage import Place
+from hpcai.errors import CheckpointError, counted
+
+T = TypeVar("T")
+
+
+class Next(NamedTuple):
+    """What the manifest of the checkpoint under way says besides its shards."""
+
+    step: int
+    meta: dict[str, Any]
+    layouts: list[Laid]
+
+
+class Series:
+    """On rank 0, most of it in a thread. It knows nothing of ranks, so it outlives them."""
+
+    def __init__(self, place: Place, keep: int):
+        self.place, self.keep = place, keep
+        self.last = "no checkpoint was written yet"
+        self._whole: set[str] = set()
+
+    def look(self) -> None:
+        """Find the last good one, of before this process."""
+        found = [name for name in self.place.names() if self.has(name)]
+        if found:
+            self._good(found[-1])
+
+    def conclude(self, what: Next, entries: list[dict[str, Any]], failed: list[tuple[int, str]]) -> None:
+        """Write the manifest, if all shards are there. Raises: CheckpointError, after a warning."""
+        name = naming.named(what.step)
+        try:
+            if failed:
+                others = f" (and {counted(len(failed) - 1, 'more rank')})" if len(failed) > 1 else ""
+                raise CheckpointError(f"rank {failed[0][0]}: {failed[0][1]}{others}")
+            self._check_sizes(name, entries)
+            counters = {entry["layout"]: entry["counters"] for entry in entries if entry["counters"] is not None}
+            shards = [{k: v for k, v in entry.items() if k != "counters"} for entry in entries if entry["runs"]]
+            meta = what.meta | {"counters": [counters[i] for i in range(len(what.layouts))]}
+            manifest = format.manifest(what.step, meta, what.layouts, shards)
+            superseded = attempt(lambda: self._superseded(name)) or []
+            gone = self.place.commit(name, manifest, superseded if self.keep > 1 else [])
+        except BaseException as error:
+            attempt(lambda: self.place.discard(name))
+            path, why = self.place.path(name), " ".join(str(error).split())
+            said = f"checkpoint {path} could not be written: {why}"
+            print(f"hpcai: warning: {said}; the run goes on; {self.last}", file=sys.stderr, flush=True)
+            raise CheckpointError(said) from None
+        self._good(name)
+        self._whole.difference_update(superseded)
+        for old in superseded:
+            if old not in gone:
+                attempt(functools.partial(self.place.remove, old))
+
+    def has(self, name: str) -> bool:
+        """Whether that checkpoint is complete: its manifest is ours, and all shards that it names have their length."""
+        if name not in self._whole and format.complete(self.place, name):
+            self._whole.add(name)
+        return name in self._whole
+
+    def _good(self, name: str) -> None:
+        self.last = f"the last good checkpoint is {self.place.path(name)}"
+        self._whole.add(name)
+
+    def _check_sizes(self, name: str, entries: list[dict[str, Any]]) -> None:
+        found = self.place.sizes(name)
+        for entry in entries:
+            file, size = entry["file"], entry["bytes"]
+            if entry["runs"] and found.get(file) != size:
+                raise CheckpointError(
+                    f"rank 0 does not find the shard that rank {entry['rank']} wrote ({file}, {size:,} bytes); the folder must "
+                    "be on a file system that all nodes share, see --checkpoints"
+                )
+
+    def _superseded(self, following: str) -> list[str]:
+        """Those that are too many beside the next one. Broken ones do not count, and stay."""
+        others = [name for name in self.place.names() if name != following and self.has(name)]
+        return others[: max(0, len(others) - (self.keep - 1))]
+
+
+def attempt(work: Callable[[], T]) -> T | None:
+    """What may fail without harm: another checkpoint's turn will try again."""
+    try:
+        return work()
+    except OSError as error:
+        print(f"hpcai: warning: {error}", file=sys.stderr, flush=True)
+        return None

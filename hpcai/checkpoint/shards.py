@@ -1,0 +1,119 @@
+"""One rank's share of a checkpoint: runs of its flat arrays, as a safetensors file that is made in memory.
+
+The file's image is kept from one checkpoint to the next: arrays are copied into it once, and it goes to disk as it is. Each run
+has a checksum, which the manifest keeps, so that any reader can take any run alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from hpcai.checkpoint.local import ALIGNED, buffer
+from hpcai.xp import Array
+
+LONGEST_BYTES = 1 << 26
+"""Longer runs are cut: as much as a reader must take to check what it wants of it."""
+
+_TYPES = {
+    "float64": ("F64", 8),
+    "float32": ("F32", 4),
+    "int64": ("I64", 8),
+    "int32": ("I32", 4),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+}
+"""What safetensors calls them, and bytes of an element."""
+
+
+class Run(NamedTuple):
+    """Elements of a flat array, from `start`."""
+
+    array: str
+    start: int
+    values: Array
+
+
+class Stored(NamedTuple):
+    """Where a run lies in a shard's file, in bytes, and its checksum."""
+
+    array: str
+    start: int
+    stop: int
+    dtype: str
+    at: int
+    checksum: str
+
+
+def checksum(content: Any) -> str:
+    """128 bits of xxh3, as 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of an element."""
+    return _TYPES[dtype][1]
+
+
+def header(runs: list[Stored]) -> bytes:
+    """The JSON at the beginning of a file that has these runs one behind the other, in this order."""
+    made, begin = {}, runs[0].at if runs else 0
+    for run in runs:
+        kind, nbytes = _TYPES[run.dtype]
+        size, at = run.stop - run.start, run.at - begin
+        made[f"{run.array}/{run.start}"] = {"dtype": kind, "shape": [size], "data_offsets": [at, at + size * nbytes]}
+    return json.dumps(made, separators=(",", ":")).encode()
+
+
+class Image:
+    """A shard's file in memory."""
+
+    def __init__(self) -> None:
+        self._memory = buffer(0)
+        self._runs: list[Stored] = []
+        self._begin = self._size = 0
+
+    def fill(self, runs: list[Run]) -> None:
+        """Copy what the arrays hold now. The memory is used again if it is large enough."""
+        runs = sorted((part for run in runs for part in _cut(run)), key=lambda run: -run.values.itemsize)  # keeps all aligned
+        places = list(itertools.accumulate((run.values.nbytes for run in runs), initial=0))
+        at = places.pop()
+        stored = [
+            Stored(run.array, run.start, run.start + run.values.size, str(run.values.dtype), place, "")
+            for run, place in zip(runs, places, strict=True)
+        ]
+        text = header(stored)
+        text += b" " * (-len(text) % 8)
+        text += b" " * (-(8 + len(text) + at) % ALIGNED // 8 * 8)  # to whole pages, which go past the page cache
+        self._begin, self._size = 8 + len(text), 8 + len(text) + at
+        if self._size > self._memory.size:
+            self._memory = buffer(self._size)
+        self._memory[: self._begin] = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
+        self._runs = [one._replace(at=self._begin + one.at) for one in stored]
+        for run, one in zip(runs, self._runs, strict=True):
+            self._memory[one.at : one.at + run.values.nbytes].view(run.values.dtype)[:] = run.values
+
+    @property
+    def content(self) -> memoryview:
+        """The file's bytes."""
+        return memoryview(self._memory)[: self._size]
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest says of it: bytes, the header's length and checksum, and each run with its own."""
+        stops = [one.at + (one.stop - one.start) * np.dtype(one.dtype).itemsize for one in self._runs]
+        runs = zip(self._runs, stops, strict=True)
+        return {
+            "bytes": self._size,
+            "header": [self._begin, checksum(self.content[: self._begin])],
+            "runs": [[*one[:5], checksum(self.content[one.at : stop])] for one, stop in runs],
+        }
+
+
+def _cut(run: Run) -> list[Run]:
+    """A run as shorter ones; none of nothing."""
+    step = max(1, LONGEST_BYTES // run.values.itemsize)
+    return [Run(run.array, run.start + i, run.values[i : i + step]) for i in range(0, run.values.size, step)]

@@ -1,0 +1,159 @@
+"""Ranks of one node: memory is the wire.
+
+Ranks that address each other's memory need no messages: each folds its own chunk straight from all ranks' arrays and writes
+the result to all of them, between two barriers (kernels/cpu/node.cpp). *Symmetric* arrays (`Communicator.symmetric_empty`)
+are in shared memory and are reduced in place. Others are read and written where they lie by the kernel's cross-memory attach;
+where a site forbids that (or HPCAI_REACH=0) they pass through small segments in shared memory. Values are folded in the order
+of the ranks whatever the path, so an array of either kind, long or short, gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hpcai.comm.diagnosis import stall
+from hpcai.comm.launch import host
+from hpcai.comm.launch.launcher import launch
+from hpcai.comm.wire import Wire
+from hpcai.errors import RankFailed
+from hpcai.ops import native
+from hpcai.xp import Array
+
+PAGE = 1 << 21
+"""Arrays start at multiples of this: a huge page."""
+
+POOL_BYTES = 256 << 20
+"""Freed memory that is kept for the next arrays; beyond it, it is given back."""
+
+ENDING_S = 1.0
+"""How long after a process's memory was lost its end must be seen."""
+
+DONE, MISMATCH, STALLED, NOT_HERE, UNREACHED = range(5)
+
+
+class Node:
+    """The shared memory of a communicator whose ranks are all on one node."""
+
+    def __init__(self, wire: Wire, desks: Array):
+        self.wire, self.desks = wire, desks
+        crowded = launch().local_size > (os.cpu_count() or 1) or wire.size > (os.cpu_count() or 1)
+        self.native = native.node(wire.rank, wire.size, desks, stall.timeout_s(), crowded)
+        self.blocks: dict[int, _Block] = {}
+        self.dropped: set[int] = set()
+        self.made = 0
+        wire.on_failure(self.revoke)
+        same = len(set(wire.exchange((host.boot_id(), host.namespace())))) == 1  # and all desks are set up
+        known = wire.exchange((self.native.prove(), same and self.native.watch()))
+        self.reaches = all(proved for proved, _ in known) and os.environ.get("HPCAI_REACH") != "0"
+        self.notices_ends = all(watched for _, watched in known)
+        self.native.reach(self.reaches)
+
+    def empty(self, shape: int | Sequence[int], dtype: Any) -> Array | None:
+        """A symmetric array, or None where shared memory has run out. Collective: every rank makes the same one.
+
+        Its memory returns to a pool when every rank has let go of the array and all its views.
+        """
+        dtype = np.dtype(dtype)
+        count = math.prod([shape] if isinstance(shape, int) else shape)
+        stride = max(1, -(-count * dtype.itemsize // PAGE)) * PAGE
+        block = self._reuse(stride) or self._allocate(stride)
+        if block is None:
+            return None
+        flat = np.asarray(_Owner(self, block)).view(np.uint8)
+        return flat[: count * dtype.itemsize].view(dtype).reshape(shape)
+
+    def addresses(self, x: Array) -> list[int] | None:
+        """Where each rank's part of the symmetric array (or slice) `x` lies in this process; None if `x` is not symmetric."""
+        at = x.__array_interface__["data"][0]
+        for block in self.blocks.values():
+            offset = at - block.memory.ctypes.data - self.wire.rank * block.stride
+            if 0 <= offset < block.stride:
+                return [block.memory.ctypes.data + rank * block.stride + offset for rank in range(self.wire.size)]
+        return None
+
+    def raise_stall(self, what: str) -> None:
+        """Say who has not come."""
+        self._raise_if_lost(what, self.native.missing())
+        raise stall.error(self.wire, what, self.native.missing)
+
+    def raise_if_unreached(self, what: str) -> None:
+        """After an access to another rank's memory that failed: raise RankFailed if that is because its process ended."""
+        end = time.monotonic() + ENDING_S
+        while time.monotonic() < end:  # its memory goes a little earlier than the process itself
+            self._raise_if_lost(what, list(range(self.wire.size)))
+            time.sleep(0.001)
+
+    def revoke(self) -> None:
+        """End all ranks' waits here, now and later, with RankFailed."""
+        self.native.revoke()
+
+    def _raise_if_lost(self, what: str, missing: list[int]) -> None:
+        """Raise RankFailed if the process of one of these ranks has ended, or another rank says that one has."""
+        ended = [rank for rank in self.native.ended() if rank in missing]
+        if ended or self.native.revoked:
+            whom = f"rank {ended[0]} ended" if ended else "another rank failed"
+            raise RankFailed(f"{whom} while rank {self.wire.rank} waited in {what}")
+
+    def _reuse(self, stride: int) -> _Block | None:
+        """A block that all ranks have dropped and that is large enough; what the pool cannot keep is given back."""
+        free = frozenset.intersection(*self.wire.exchange(frozenset(self.dropped)))
+        fits = sorted((self.blocks[i].stride, i) for i in free if stride <= self.blocks[i].stride <= 2 * stride)
+        chosen = fits[0][1] if fits else None
+        pooled = 0
+        for i in sorted(free - {chosen}):
+            pooled += self.blocks[i].stride * self.wire.size
+            if pooled > POOL_BYTES:
+                self.native.remove_block(i)
+                self.dropped.discard(i)
+                del self.blocks[i]
+        if chosen is None:
+            return None
+        self.dropped.discard(chosen)
+        return self.blocks[chosen]
+
+    def _allocate(self, stride: int) -> _Block | None:
+        memory = self.wire.shared(stride)
+        if memory is None:
+            return None
+        self.made += 1
+        block = _Block(self.made, memory, stride)
+        self.blocks[block.id] = block
+        self.native.add_block(block.id, memory.ctypes.data, stride)
+        return block
+
+
+class _Block:
+    """One allocation: every rank's part, `stride` bytes each, one behind the other."""
+
+    def __init__(self, id: int, memory: Array, stride: int):
+        self.id, self.memory, self.stride = id, memory, stride
+
+
+class _Owner:
+    """What a symmetric array and all its views keep alive; when it goes, this rank has dropped the block."""
+
+    def __init__(self, node: Node, block: _Block):
+        mine = block.memory[node.wire.rank * block.stride : (node.wire.rank + 1) * block.stride]
+        self.memory = block.memory
+        self.__array_interface__ = mine.__array_interface__
+        weakref.finalize(self, node.dropped.add, block.id)
+
+
+def attach(wire: Wire) -> Node | None:
+    """The node of this wire's ranks, or None where they do not share memory, the kernels are not built, or HPCAI_NODE=0.
+
+    Collective.
+    """
+    if wire.size == 1 or not all(wire.exchange(native.is_native() and os.environ.get("HPCAI_NODE") != "0")):
+        return None
+    if len(set(wire.exchange(wire.node_color()))) > 1:
+        return None
+    desks = wire.shared(native.desk_bytes())
+    return None if desks is None else Node(wire, desks)

@@ -1,0 +1,88 @@
+"""ULFM, MPI's way to outlive failed ranks: whether it is there, and what Open MPI wants to be told for it.
+
+Everything is said through the environment, before MPI starts, so that users need no options but `mpirun --with-ft ulfm`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from hpcai.comm.launch import host
+from hpcai.errors import RanksLost
+
+ENABLED, COLLECTIVES, TRANSPORTS = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_coll", "OMPI_MCA_btl"
+"""What mpirun --with-ft ulfm sets, and which of Open MPI's implementations of collectives and of transports are used."""
+
+PR_SET_PDEATHSIG = 1
+"""Of the system call prctl (Linux)."""
+
+RECOVERABLE = "state_base_recoverable"
+"""The launcher's parameter without which it calls the end of a rank that was started later a failure of the job."""
+
+
+def enabled() -> bool:
+    """True if the launcher lets ranks outlive others."""
+    return os.environ.get(ENABLED) == "1"
+
+
+def prepare() -> None:
+    """Leave coll/han out, which after a failure gives wrong sums without an error (open-mpi/ompi#11794), and btl/sm, over which
+    nothing breaks when a rank ends, as a TCP connection does. Arrays within a node take neither where they can be shared.
+    Before MPI starts. And have this rank end with its launcher.
+    """
+    chosen = os.environ.get(COLLECTIVES, "")
+    if enabled() and not _without_han(chosen) and (not chosen or chosen.startswith("^")):
+        os.environ[COLLECTIVES] = f"{chosen},han" if chosen else "^han"
+    if enabled():
+        os.environ.setdefault(TRANSPORTS, "^sm")
+        _end_with_launcher()
+
+
+def _end_with_launcher() -> None:
+    """Have the kernel kill this process when its parent ends: when the launcher of a frozen rank does the kernel thaws that rank,
+    which would take the others' end for a failure, and go on alone in the files of the run that was started again.
+    """
+    parent, libc = os.getppid(), ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(RanksLost.exit_code)
+
+
+def why_not(library: str, growing: bool = False) -> str:
+    """What keeps ranks from outliving others under this library and launcher, or (`growing`) new ones from coming; else empty."""
+    if "Open MPI" not in library:
+        return f"{library} cannot go on without a failed rank; use Open MPI 5, or go on from checkpoints with --resume auto"
+    if not enabled() or (growing and not _launcher_says(RECOVERABLE)):
+        option = f" --prtemca {RECOVERABLE} 1" * growing
+        return f"the launcher would end all ranks when one fails; start with mpirun --with-ft ulfm{option}"
+    if not _without_han(os.environ.get(COLLECTIVES, "")):
+        return "Open MPI's coll/han gives wrong sums after a failure; leave it out of --mca coll"
+    return ""
+
+
+def is_failure(MPI: Any, error: Any) -> bool:
+    """Where ranks may fail errors without a class of their own count too: Open MPI's collectives end with such ones at times."""
+    unclassed = (MPI.ERR_OTHER, MPI.ERR_INTERN, MPI.ERR_UNKNOWN) if enabled() else ()
+    return error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED, *unclassed)
+
+
+def _launcher_says(name: str) -> bool:
+    """False if this rank's launcher runs here and was not given that parameter, which it does not pass on to ranks."""
+    folder = Path(f"/proc/{os.getppid()}")
+    if not host.name(os.getppid()).startswith(("prterun", "mpirun", "mpiexec")):
+        return True
+    try:
+        given = (folder / "cmdline").read_text().split("\0")
+        return name in given or f"PRTE_MCA_{name}=1" in (folder / "environ").read_text().split("\0")
+    except OSError:
+        return True
+
+
+def _without_han(chosen: str) -> bool:
+    names = chosen.lstrip("^").split(",")
+    return "han" in names if chosen.startswith("^") else bool(chosen) and "han" not in names

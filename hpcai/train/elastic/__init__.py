@@ -1,0 +1,1 @@
+"""Going on without ranks that failed, or with others in their place."""

@@ -1,0 +1,135 @@
+"""Ranks that come in place of others: spare ones, which are there already, or new ones, which are started.
+
+They are told everything by rank 0, and get their part of the state from their peers' memory.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.comm.launch import cores
+from hpcai.data.dataset import Dataset
+from hpcai.errors import LaunchError, RankFailed
+from hpcai.parallel import zero
+from hpcai.train.history import Progress
+from hpcai.train.inputs import named, share
+from hpcai.train.options.options import Options
+from hpcai.train.outcome import Totals
+from hpcai.train.replica import Replica, replica
+from hpcai.train.run import Part, Run
+from hpcai.train.state import transfer
+from hpcai.xp import Array
+
+QUIET_S = 0.25
+"""How long nobody may fail before new ranks are started. Ranks often fail a moment after one another, and where one fails while
+Open MPI starts others it waits for ever, its launcher too.
+"""
+
+
+def enlist(run: Run) -> bool:
+    """Give the places of ranks that failed to spare ones, where there are any. Collective with those (spares.py).
+
+    False on all if another rank failed meanwhile: then the others are to be found once more.
+    """
+    reserve, part = run.reserve, None
+    if not reserve.places:
+        return True
+    try:
+        wire = reserve.with_spares()
+        assert wire is not None
+        part = _welcomed(run, Communicator(wire))
+    except RankFailed as error:
+        reserve.given_up.append(error)
+        reserve.world.revoke()
+    if not reserve.world.all_fine(part is not None) or part is None:
+        return False
+    reserve.spares -= reserve.places
+    run.adopt(part)
+    return True
+
+
+def start(run: Run) -> bool:
+    """Start as many ranks as are lacking, and give them a part. Where they do not come, go on without. Collective.
+
+    False on all if a rank failed meanwhile that was there before: then the others are to be found once more.
+    """
+    wire, larger, part, failure = run.reserve.world, None, None, "a new one failed"
+    time.sleep(QUIET_S)
+    if not wire.all_fine(True):
+        return False
+    try:
+        larger = wire.grow(run.reserve.wanted - run.comm.size, [sys.executable, "-m", "hpcai.train.join"])
+    except (RankFailed, LaunchError) as error:
+        failure = str(error)
+    if not wire.all_fine(larger is not None):  # with nobody missing, so that all vote with the new ones or none does
+        if larger is not None:
+            larger.revoke()
+    elif larger is not None:
+        try:
+            part = _welcomed(run, Communicator(larger))
+        except RankFailed as error:
+            failure = str(error)
+            run.reserve.given_up.append(error)
+            larger.revoke()
+        if larger.all_fine(part is not None) and part is not None:
+            run.reserve.world = larger
+            run.adopt(part)
+            return True
+    if not wire.all_fine(True):
+        return False
+    run.reporter.say(f"no ranks came in place of those that failed ({failure})")
+    return True
+
+
+def _welcomed(run: Run, comm: Communicator) -> Part:
+    """Give the last ranks of `comm`, which are new, options, data, state and place. Collective, with `join` there."""
+    comm.wire.greet()
+    now = run.progress, run.mine.decided, run.counted
+    before = run.reporter.recoveries, run.lost, run.failed
+    comm.allgather_object(Invitation(run.options, *now, run.reserve.wanted, cores.core_share(), *before, run.reporter.token))
+    share(comm, lambda: run.dataset)
+    fresh = replica(transfer.unmeshed(run.options), run.dataset, comm)
+    transfer.carry_over(run.mine, fresh, set(range(run.comm.size)))
+    transfer.equal(fresh)
+    return Part(comm, fresh, run.progress)
+
+
+class Invitation(NamedTuple):
+    """What a new rank is told first."""
+
+    options: Options
+    progress: Progress
+    decided: tuple[int, Totals] | None
+    counted: Array
+    wanted: int
+    cores: int
+    recoveries: list[dict[str, Any]]
+    lost: list[int]
+    failed: float
+    token: str
+    """Of the run's locks."""
+
+
+def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
+    """What a new rank begins with, from the others. Collective; the others then vote whether it is to go on with them."""
+    comm.wire.greet()
+    told = comm.allgather_object(None)[0]
+    assert isinstance(told, Invitation)
+    cores.limit_threads(told.cores)
+    dataset = share(comm, lambda: None, lambda: named(told.options))
+    fresh = replica(transfer.unmeshed(told.options), dataset, comm)
+    if fresh.zero:
+        for array in (fresh.params, *fresh.state.values()):
+            whole = np.zeros(fresh.model.layout.size, array.dtype)
+            transfer.add_bits(whole, comm)
+            array[:] = whole if array is fresh.params else zero.scatter(whole, fresh.owned)
+        if fresh.backup is not None:
+            fresh.backup.renew(fresh.state)
+    transfer.equal(fresh)
+    fresh.decided, fresh.updated = told.decided, True
+    return told, dataset, fresh

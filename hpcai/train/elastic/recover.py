@@ -1,0 +1,183 @@
+"""Going on when ranks fail: from memory, without them or with others in their place, repeating the step in flight at most.
+
+A step is *decided* when its last sum over ranks is done. Whoever has seen that knows that every rank has its sums of gradients,
+since a sum is not done before all have taken part. So after a failure there are two cases, and the ranks that live find out in
+one exchange which it is: someone has seen the step decided, and then all finish it, each with the gradients that it has; or
+nobody has, and then no parameter was touched and all repeat it.
+
+Of ZeRO's shards the lost ones come from the right neighbour (parallel/redundancy.py). What a lost rank still owed to the
+gradient by its compression is lost with it. Sources: ULFM, the fault-tolerance chapter of the MPI Forum (revoke, shrink, agree;
+Bland et al., IJHPCA 27(3), 2013, doi:10.1177/1094342013488238).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from time import perf_counter
+from typing import NamedTuple
+
+from hpcai.comm import job
+from hpcai.comm.communicator import Communicator
+from hpcai.comm.diagnosis import stall
+from hpcai.errors import NonFiniteError, RankFailed, RanksLost, StallError, UsageError
+from hpcai.train import step
+from hpcai.train.elastic import newcomers
+from hpcai.train.history import Progress
+from hpcai.train.options import own_name
+from hpcai.train.options.options import Options
+from hpcai.train.outcome import Report, Totals
+from hpcai.train.replica import Replica, replica
+from hpcai.train.run import Part, Run
+from hpcai.train.state import residuals, transfer
+
+
+class Told(NamedTuple):
+    """What a rank that lives tells the others: its rank until now, and the last step that it saw decided."""
+
+    rank: int
+    decided: tuple[int, Totals] | None
+
+
+def recover(run: Run) -> None:
+    """Make `run` one of the ranks that live, at the same step on all, and give the places of those that failed to spare ranks;
+    with --elastic grow, have others started for what is left of them. Called by each rank that met a failure.
+
+    Raises, on all alike: RanksLost, where the only copies of a shard were on ranks that failed; StallError, where for the second
+    time a step failed of all that live, so that to repeat it once more is in vain.
+    """
+    began, before, run.failed = perf_counter(), run.comm.size, time.time()
+    names, run.lost = list(range(before)), []
+    _find_others(run, names)
+    if not run.lost:
+        _require_hope(run)
+    settle(run, names)
+    run.reporter.recovered(run.lost, before, perf_counter() - began, run.reserve.spares)
+
+
+def _require_hope(run: Run) -> None:
+    at = run.progress.step
+    if run.repeated == at:
+        job.adopt(run.comm)
+        raise StallError(f"ranks waited in vain for each other twice after step {at:,}, though all live; see --stall-timeout")
+    run.repeated = at
+
+
+def settle(run: Run, names: list[int]) -> None:
+    """When the ranks that live have found each other, on them and on those that came: have new ones started where some are
+    lacking still, and set up anew what depends on the ranks. Collective. `names`: the numbers of ranks that were there before.
+    """
+    while not _complete(run):
+        _find_others(run, names)
+    job.adopt(run.comm)
+    stall.watch_over(run.comm)
+    run.saver, run.written = run.saver.moved(run.mine, run.comm), 0  # what is due here is written by all, if it is not complete
+    run.resized()
+    run.reporter.moved(run.comm, run.mine, run.progress)
+
+
+def _complete(run: Run) -> bool:
+    """False on all alike if another rank failed while new ones were to be started."""
+    if run.options.elastic != "grow" or run.comm.size >= run.reserve.wanted:
+        return True
+    with job.limited("the start of new ranks", RanksLost.exit_code, job.JOINING_S):
+        return newcomers.start(run)
+
+
+def _find_others(run: Run, names: list[int]) -> None:
+    """Go on among the ranks that live and spare ones in the places of those that failed, whose `names` go to run.lost."""
+    with job.limited("the recovery from a failure", RanksLost.exit_code):
+        while True:
+            failed = _shrink(run)
+            run.lost += [name for rank, name in enumerate(names) if rank in failed]
+            names[:] = [name for rank, name in enumerate(names) if rank not in failed]
+            if newcomers.enlist(run):
+                return
+
+
+def _shrink(run: Run) -> list[int]:
+    """Go on among the ranks that live; returns which failed."""
+    reserve, part, comm, told = run.reserve, None, run.comm, list[Told]()
+    while part is None:
+        reserve.shrink()
+        try:
+            wire = reserve.training()
+            assert wire is not None
+            comm = Communicator(wire)
+            told = comm.allgather_object(Told(run.comm.rank, run.mine.decided))
+            part = _rebuilt(run, comm, told)
+        except RankFailed as error:  # another one, meanwhile
+            reserve.given_up.append(error)
+            reserve.world.revoke()
+        except (RanksLost, NonFiniteError):
+            job.adopt(comm)
+            reserve.spares = 0  # they hear no word now, and end when nobody is left that trains
+            raise
+        if not reserve.world.all_fine(part is not None):
+            part = None
+    failed = sorted(set(range(run.comm.size)) - {one.rank for one in told})
+    run.adopt(part)
+    run.reporter.moved(run.comm, run.mine, run.progress)
+    return failed
+
+
+def _rebuilt(run: Run, comm: Communicator, told: list[Told]) -> Part:
+    """The ranks' parts for fewer of them, at the same step. Collective. `run` stays usable for another attempt."""
+    alive = {one.rank for one in told}
+    _require_shards(run, alive)
+    _level(run, told)
+    histories = comm.allgather_object(dataclasses.asdict(run.progress))
+    progress = Progress(**max(histories, key=lambda one: len(one["history"])))
+    fresh = replica(transfer.unmeshed(run.options), run.dataset, comm)
+    transfer.carry_over(run.mine, fresh, alive)
+    return Part(comm, fresh, progress)
+
+
+def _require_shards(run: Run, alive: set[int]) -> None:
+    if not run.mine.zero:
+        return
+    size = run.comm.size
+    copies = [{rank, (rank + 1) % size} if run.mine.backup is not None else {rank} for rank in range(size)]
+    lost = [rank for rank in range(size) if not copies[rank] & alive]
+    if lost:
+        raise RanksLost(
+            f"rank {lost[0]}'s share of the optimizer state is lost: the ranks that had a copy failed together; start again with "
+            "--resume auto to go on from the last checkpoint"
+        )
+
+
+def _level(run: Run, told: list[Told]) -> None:
+    """Bring this rank to the step of the others: finish a decided step, or take back what an undecided one has changed."""
+    mine, at = run.mine, run.progress.step
+    decided = max((one.decided for one in told if one.decided is not None), key=lambda one: one[0], default=None)
+    if decided is not None and decided[0] == at:
+        totals = decided[1]
+        if mine.half is None and not math.isfinite(totals.grad_norm):
+            raise NonFiniteError(f"the gradient became infinite in step {at + 1}")
+        if mine.decided is None or mine.decided[0] != at:
+            mine.decided, mine.updated = decided, False
+        if not mine.updated:
+            step.update(mine, totals, at, run.schedule(at))
+        run.completed(Report(totals.loss_sum, totals.targets, totals.grad_norm, totals.comm_s, totals.comm_s, totals.votes))
+    elif mine.remembered is not None and mine.remembered[0] == at:
+        mine.reducer_states[:] = residuals.copied(mine.remembered[1])
+
+
+def remember(mine: Replica, at: int) -> None:
+    """Keep what step `at` changes before it is decided, so that the step can be repeated: what reducers remember."""
+    if mine.reducers or mine.grain:
+        mine.remembered = at, residuals.copied(mine.reducer_states, mine.remembered[1] if mine.remembered else None)
+
+
+def check(options: Options, comm: Communicator) -> None:
+    """Raise UsageError where a run cannot outlive ranks."""
+    if options.elastic == "never":
+        return
+    if options.elastic == "grow":
+        own_name.require_names({"--model": options.model or "", "--optimizer": options.optimizer})
+    reason = comm.wire.why_not_elastic(options.elastic == "grow")
+    if not reason and not comm.notices_ends:
+        reason = "ranks cannot see another's end here (that wants Linux 5.3 and one PID namespace); HPCAI_NODE=0 leaves it to MPI"
+    if reason:
+        raise UsageError(f"--elastic {options.elastic}: {reason}")

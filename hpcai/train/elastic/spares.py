@@ -1,0 +1,93 @@
+"""A spare rank's side: it waits, and takes the place of a rank that failed. The others' side is elastic.recover, call by call.
+
+Spare ranks are there from the start, so nothing has to be started while a job recovers: a failure costs what it costs to go on
+with fewer ranks, and the transfer of the state.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NamedTuple
+
+from hpcai.comm import job
+from hpcai.comm.communicator import Communicator
+from hpcai.comm.diagnosis import stall
+from hpcai.comm.membership import Reserve
+from hpcai.data.dataset import Dataset
+from hpcai.errors import RankFailed, RanksLost
+from hpcai.train.elastic import newcomers
+from hpcai.train.options.options import Options
+from hpcai.train.replica import Replica
+
+
+class Place(NamedTuple):
+    """What a spare rank goes on with."""
+
+    reserve: Reserve
+    comm: Communicator
+    told: newcomers.Invitation
+    dataset: Dataset
+    mine: Replica
+
+
+def stand_by(options: Options, reserve: Reserve) -> Place:
+    """Wait until this rank is wanted. Where it is not, the process ends here, with the run."""
+    for name in (*options.signals, "INT"):  # those that train answer for all
+        signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
+    stall.outlive()
+    while not reserve.run_ended():
+        with job.limited("the recovery from a failure", RanksLost.exit_code):
+            place = _recovered(reserve)
+        if place is not None:
+            return place
+    raise SystemExit(job.quit())
+
+
+def _recovered(reserve: Reserve) -> Place | None:
+    """This rank's place among those that train, if it has one now."""
+    while True:
+        reserve.shrink()
+        if not _stood_aside(reserve):
+            continue
+        if not reserve.places:
+            return None
+        place, fine = None, True
+        try:
+            place = _place(reserve)
+        except RankFailed as error:
+            fine = False
+            reserve.given_up.append(error)
+            reserve.world.revoke()
+        if reserve.world.all_fine(fine):
+            reserve.spares -= reserve.places
+            return place
+
+
+def _stood_aside(reserve: Reserve) -> bool:
+    """While those that train go on without the ranks that failed. True if they could."""
+    counted = True
+    try:
+        reserve.training(spare=True)
+        if reserve.spares == reserve.world.size:
+            _end(reserve)
+    except RankFailed:
+        counted = False
+        reserve.world.revoke()
+    return reserve.world.all_fine(counted)
+
+
+def _place(reserve: Reserve) -> Place | None:
+    """A place among those that train; None where this rank is not wanted. Raises: RankFailed."""
+    wire = reserve.with_spares()
+    if wire is None:
+        return None
+    comm = Communicator(wire)
+    return Place(reserve, comm, *newcomers.join(comm))
+
+
+def _end(reserve: Reserve) -> None:
+    """Nobody is left to learn from."""
+    if reserve.world.rank == 0:
+        print("hpcai.train: all ranks that trained have ended, so the spare ones end too", file=sys.stderr, flush=True)
+    job.quit(RanksLost.exit_code)

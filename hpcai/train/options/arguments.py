@@ -1,0 +1,68 @@
+"""What commands' options have in common: complaints of one line, and whole numbers within bounds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from hpcai.errors import UsageError, meant
+from hpcai.train.options import readers
+
+LONGEST_SHOWN, LONGEST_MESSAGE = 80, 1000
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError for options that there are not or that have a wrong value, instead of ending the program."""
+
+    def __init__(self, prog: str, description: str | None):
+        super().__init__(
+            prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def parse_args(self, args=None, namespace=None):
+        """The values of options; of those that there are not the first is named with what may be meant."""
+        found, others = self.parse_known_args(args, namespace)
+        if others:
+            self.error(f"unrecognized arguments: {shown_all(others)}{self.meant(others[0])}")
+        return found
+
+    def meant(self, argument: str) -> str:
+        """Which option may be meant by an argument that is none, to be put behind a refusal."""
+        names = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
+        return meant(argument.lstrip("-").partition("=")[0], names).replace("(is ", "(is --")
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls with its complaint."""
+        raise refusal(self.prog, message)
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """How argparse is to read a whole number from `least` to `most`."""
+    reader = readers.whole(least, most)
+
+    def read(text: str) -> int:
+        try:
+            return reader(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"wants {reader.__doc__}, got {shown(text)}") from None
+
+    return read
+
+
+def refusal(prog: str, message: str) -> UsageError:
+    """In one line that can be printed."""
+    said = "".join(one if one.isprintable() else " " for one in message)
+    return UsageError(f"{' '.join(said.split())[:LONGEST_MESSAGE]} (python -m {prog} --help lists the options)")
+
+
+def shown_all(words: Sequence[str]) -> str:
+    """As they were given, and not too long."""
+    said = " ".join(words)
+    return said if len(said) <= LONGEST_MESSAGE // 2 else f"{said[: LONGEST_MESSAGE // 2]}..."
+
+
+def shown(value: Any) -> str:
+    """As it was given, on one line and not too long."""
+    said = repr(value) if isinstance(value, str) else str(value)
+    return said if len(said) <= LONGEST_SHOWN else f"{said[: LONGEST_SHOWN - 20]}... ({len(said):,} characters)"

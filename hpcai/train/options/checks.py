@@ -1,0 +1,150 @@
+"""Which options make no sense together. What each takes alone is declared where they are (options.py)."""
+
+from __future__ import annotations
+
+from hpcai.data import sources
+from hpcai.errors import UsageError
+from hpcai.reduce.named import named
+from hpcai.reduce.reproducible import MOST
+from hpcai.train.options import own_name
+from hpcai.train.options.options import Options
+from hpcai.train.options.readers import known_signals
+
+
+def check(o: Options) -> None:
+    """Raise UsageError for what makes no sense."""
+    for choice in [o.compress] * (o.compress != "auto") + [choice for _, choice in o.compress_layers]:
+        named(choice, 1)
+    refuse = [
+        (
+            o.momentum is not None and o.optimizer not in ("sgd", "momentum", "nesterov"),
+            f"--momentum is for sgd, momentum and nesterov; {o.optimizer} has its own",
+        ),
+        (o.compress != "none" and o.dtype != "f32", f"--compress {o.compress} works on f32; leave --dtype {o.dtype} out"),
+        (o.compress_layers and o.compress == "none", "--compress-layers makes exceptions from --compress; give that too"),
+        (
+            "reproducible" in [o.compress, *(choice for _, choice in o.compress_layers)] and bool(o.compress_layers),
+            "--compress reproducible is for all arrays; leave --compress-layers out",
+        ),
+        (
+            o.compress == "reproducible" and o.batch > o.grain * MOST,
+            f"--compress reproducible sums up to {MOST} grains; --grain {o.grain} is too small for --batch {o.batch}",
+        ),
+        *_refused_elastic(o),
+        *((name not in known_signals(), f"--signals knows {', '.join(known_signals())}; got {name}") for name in o.signals),
+        (
+            bool({"KILL", "STOP", "INT"} & set(o.signals)),
+            "--signals: KILL and STOP cannot be handled, and INT (Ctrl-C) always means to leave",
+        ),
+        (
+            bool(o.label or o.ignore or o.categorical) and not o.data.startswith("csv:"),
+            f"--label, --ignore and --categorical name columns of --data csv:PATH, got {o.data}{_with_kind(o.data, 'csv')}",
+        ),
+        (
+            o.task is not None and not o.data.startswith(("csv:", "npz:")),
+            f"--task is for csv:PATH and npz:PATH{_with_kind(o.data, 'csv', 'npz') or f'; {o.data} has one of its own'}",
+        ),
+        (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
+        (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
+        *_refused_splits(o),
+    ]
+    for wrong, message in refuse:
+        if wrong:
+            raise UsageError(message)
+
+
+def _with_kind(data: str, *kinds: str) -> str:
+    """What to write instead of a path alone of one of these kinds, to be put behind a refusal."""
+    whole = sources.with_kind(data, kinds[0])
+    return f"; write --data {whole}" if whole.partition(":")[0] in kinds else ""
+
+
+def _refused_elastic(o: Options) -> list[tuple[bool, str]]:
+    """What makes no sense where ranks may fail."""
+    return [
+        (o.spares > 0 and o.elastic == "never", "--spares take the places of ranks that fail: give --elastic shrink or grow too"),
+        (bool(o.redundancy) and not o.zero, "--redundancy is for shards: without --zero every rank has everything"),
+        (
+            bool(o.redundancy) and (o.zero == 3 or o.dtype in ("bf16", "f16")),
+            "--redundancy keeps optimizer state, not parameters; take --zero 1 or 2 and --dtype f32 or f64",
+        ),
+        (
+            o.elastic != "never" and o.algorithm == "mpi",
+            f"--elastic {o.elastic}: the library's own sums are not to be trusted when a rank fails; leave --algorithm mpi out",
+        ),
+        (
+            o.elastic != "never" and (o.zero == 3 or (o.zero > 0 and o.dtype in ("bf16", "f16"))),
+            f"--elastic {o.elastic} wants parameters on every rank; take --zero 1 or 2 with --dtype f32 or f64, or --zero 0",
+        ),
+    ]
+
+
+def _refused_splits(o: Options) -> list[tuple[bool, str]]:
+    """What makes no sense of models, micro-batches and shards, whatever the mesh."""
+    text = o.data.startswith("text:")
+    grains = o.compress == "reproducible"
+    return [
+        (
+            o.model == "gpt" and not text and not own_name.is_own(o.data),
+            f"--model gpt learns text: give --data text:PATH, got {o.data}{_with_kind(o.data, 'text')}",
+        ),
+        (
+            text and o.model in ("softmax", "mlp", "cnn"),
+            f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt",
+        ),
+        (o.sample > 0 and o.model != "gpt", f"--sample {o.sample} writes text, so it is for --model gpt"),
+        (grains and bool(o.trace), "--compress reproducible has no micro-batches to trace; leave --trace out"),
+        (grains and o.dtype != "f32", f"--compress reproducible works on f32; leave --dtype {o.dtype} out"),
+        (o.batch % o.micro_batches > 0, f"--batch {o.batch} is not divisible by --micro-batches {o.micro_batches}"),
+        (
+            o.pipeline != "interleaved" and (o.chunks or 1) != 1,
+            f"--chunks is for --pipeline interleaved; {o.pipeline} has one stage a rank",
+        ),
+        (
+            o.zero > 1 and o.compress != "none",
+            f"--zero {o.zero} keeps no whole gradient that --compress {o.compress} could encode with its memory; take --zero 1",
+        ),
+        (o.zero > 0 and o.optimizer == "lamb", f"--optimizer lamb wants norms of whole arrays, --zero {o.zero} cuts them"),
+        (grains and o.zero > 0, "--compress reproducible sums whole gradients as integers; leave --zero out"),
+        (grains and o.micro_batches > 1, "--compress reproducible has its own small parts (--grain); leave --micro-batches out"),
+        (o.zero > 1 and o.overlap == "always", f"--zero {o.zero} reduces gradients within backward; leave --overlap always out"),
+        (
+            o.recompute and o.pipeline == "zb-h1",
+            "--pipeline zb-h1 puts weights' gradients off and needs their activations; leave --recompute out",
+        ),
+    ]
+
+
+def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
+    """Raise UsageError for what makes no sense on this mesh."""
+    mesh, grains = f"dp={dp},tp={tp},pp={pp}", o.compress == "reproducible"
+    split = tp > 1 or pp > 1
+    refuse = [
+        (tp > 1 and o.model != "gpt", f"--mesh {mesh}: tensor parallelism is for --model gpt; {o.model} takes dp and pp"),
+        (tp > 1 and o.optimizer == "lamb", "--optimizer lamb wants norms of whole arrays, which tp cuts"),
+        (
+            o.batch % (dp * o.micro_batches) > 0 and o.micro_batches > 1 and (split or o.elastic == "never"),
+            f"--batch {o.batch} does not divide into {o.micro_batches} micro-batches on each of dp={dp} ranks; "
+            f"it would with --batch {-(-o.batch // (dp * o.micro_batches)) * dp * o.micro_batches}",
+        ),
+        (o.batch < dp, f"--batch {o.batch} is smaller than the number of ranks, {dp}; give each rank a sample at least"),
+        (
+            o.elastic != "never" and split,
+            f"--mesh {mesh}: --elastic {o.elastic} is for dp alone, where every rank has the whole model; leave tp and pp out",
+        ),
+        (grains and split, f"--mesh {mesh}: --compress reproducible is for whole models; leave tp and pp out"),
+        (o.overlap == "always" and split, f"--mesh {mesh}: --overlap always is for dp alone; leave it out"),
+        (
+            o.tied and pp > 1 and (o.zero > 1 or o.compress != "none"),
+            f"--tied with pp={pp} keeps the embedding on two stages, whose gradients are summed whole; take --zero 0 or 1 and no "
+            "--compress, or leave --tied out",
+        ),
+        (
+            o.compress == "auto" and split,
+            f"--mesh {mesh}: --compress auto predicts for dp alone; name a choice, as in --compress int8",
+        ),
+        (pp == 1 and (o.chunks or 1) > 1, f"--chunks {o.chunks} is for pipelines, and pp=1 in --mesh {mesh}"),
+    ]
+    for wrong, message in refuse:
+        if wrong:
+            raise UsageError(message)

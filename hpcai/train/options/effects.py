@@ -1,0 +1,86 @@
+"""Which options have an effect with which others, so that a run can say of one that it does nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hpcai.parallel.mesh import Sizes
+from hpcai.train.options.options import Options
+
+
+class Belongs(NamedTuple):
+    """What an option is for: when it acts, that in words, and what there is instead where it does not act."""
+
+    acts: Callable[[Options, Sizes], bool]
+    to: str
+    instead: Callable[[Options, Sizes], str]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _with(name: str, *values: str) -> Belongs:
+    """An option that acts where another has one of these values."""
+    flag = _flag(name)
+    return Belongs(
+        lambda o, axes: getattr(o, name) in values, f"{flag} {' or '.join(values)}", lambda o, axes: f"{flag} {getattr(o, name)}"
+    )
+
+
+def _on(axis: str) -> Belongs:
+    """An option that acts where the mesh has several ranks on an axis."""
+    return Belongs(lambda o, axes: getattr(axes, axis) > 1, f"a --mesh with {axis}=2 or more", lambda o, axes: f"{axis}=1")
+
+
+def _also(one: Belongs, other: Belongs) -> Belongs:
+    """An option that acts where both are so."""
+
+    def instead(o: Options, axes: Sizes) -> str:
+        return (other if one.acts(o, axes) else one).instead(o, axes)
+
+    return Belongs(lambda o, axes: one.acts(o, axes) and other.acts(o, axes), f"{one.to} and {other.to}", instead)
+
+
+_CODECS = Belongs(
+    lambda o, axes: o.compress not in ("none", "reproducible"),
+    "a codec of --compress",
+    lambda o, axes: f"--compress {o.compress}",
+)
+_FLOATS = Belongs(
+    lambda o, axes: o.compress != "reproducible",
+    "sums other than --compress reproducible",
+    lambda o, axes: "--compress reproducible",
+)
+_WHOLE = Belongs(
+    lambda o, axes: not o.zero or o.compress != "none",
+    "all-reduces, which --zero has only with --compress",
+    lambda o, axes: f"--zero {o.zero}",
+)
+
+OF: dict[str, Belongs] = {
+    **dict.fromkeys(("hidden", "activation"), _with("model", "mlp")),
+    "channels": _with("model", "cnn"),
+    **dict.fromkeys(("layers", "width", "heads", "norm", "tied", "dropout"), _with("model", "gpt")),
+    "context": Belongs(lambda o, axes: o.data.startswith("text:"), "--data text:PATH", lambda o, axes: f"--data {o.data}"),
+    "decay_steps": _with("schedule", "step"),
+    **dict.fromkeys(("compress_warmup", "compress_smallest", "no_error_feedback"), _CODECS),
+    "grain": _with("compress", "reproducible"),
+    "pipeline": _on("pp"),
+    "zero": _on("dp"),
+    "algorithm": _also(_on("dp"), _WHOLE),
+    "overlap": _also(_on("dp"), _FLOATS),
+    "bucket_bytes": _FLOATS,
+}
+"""Those that do nothing in some company. The others act in any, or are refused where they would not (checks.py)."""
+
+
+def idle(o: Options, axes: Sizes) -> list[str]:
+    """A line for each option that does nothing here. One that has its default's value is none: files of options have all."""
+    return [
+        f"{_flag(name)} does nothing with {belongs.instead(o, axes)}; it is for {belongs.to}"
+        for name, default in ((field.name, field.default) for field in dataclasses.fields(o))
+        if (belongs := OF.get(name)) is not None and getattr(o, name) != default and not belongs.acts(o, axes)
+    ]

@@ -1,0 +1,142 @@
+"""What is given for each option: by flags, by variables of the environment, and by files; the former win over the latter."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import typing
+from argparse import SUPPRESS
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from hpcai.errors import UsageError, meant
+from hpcai.train.options import optionsfile, readers
+from hpcai.train.options.arguments import Parser, refusal, shown
+from hpcai.train.options.readers import Reader
+
+
+def given(kind: type, description: str, arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[dict[str, Any], bool]:
+    """The values by name of those options, the fields of a dataclass, that are given, and whether they are only to be printed.
+
+    Raises: UsageError, one line; SystemExit for --help.
+    """
+    flags = vars(_parser(kind, description).parse_args(list(arguments)))
+    printing, files = flags.pop("print_config"), flags.pop("config")
+    if empty := [name for name, value in variables.items() if not value]:
+        raise UsageError(f"${variable(empty[0])} is empty; give it a value or unset it")
+    paths = [_path(_flag("config"), path) for path in files or []]
+    if not paths and "config" in variables:
+        paths = [_path(f"${variable('config')}", variables["config"])]
+    found: dict[str, Any] = {}
+    for path in paths:
+        found |= _from_file(kind, path)
+    found |= {name: _read(kind, name, value, f"${variable(name)}") for name, value in variables.items() if name != "config"}
+    found |= {name: _read(kind, name, value, _flag(name)) for name, value in flags.items()}
+    return found, printing
+
+
+@functools.cache
+def readers_of(kind: type) -> dict[str, Reader]:
+    """How each option is read: as is declared, else by its type."""
+    hints = typing.get_type_hints(kind)
+    return {one.name: one.metadata["reader"] or _reader_by_type(hints[one.name]) for one in dataclasses.fields(kind)}
+
+
+def _reader_by_type(hint: Any) -> Reader:
+    kinds = [one for one in (hint, *typing.get_args(hint)) if one is not type(None)]
+    words = [word for one in kinds if typing.get_origin(one) is Literal for word in typing.get_args(one)]
+    if words:
+        return readers.choice(*words)
+    by_type = {bool: readers.flag, int: readers.whole(), float: readers.number(), str: readers.text}
+    return next(reader for one, reader in by_type.items() if one in kinds)
+
+
+def variable(name: str) -> str:
+    """The variable of an option.
+
+    >>> variable("data_dir")
+    'HPCAI_DATA_DIR'
+    """
+    return f"HPCAI_{name.upper()}"
+
+
+def _parser(kind: type, description: str) -> Parser:
+    """It leaves all values as they are given: readers read them, whichever way they come."""
+    parser = Parser("hpcai.train", description)
+    for field in dataclasses.fields(kind):
+        reader = readers_of(kind)[field.name]
+        of_flags: dict[str, Any] = {"nargs": "?", "const": "true"} if reader is readers.flag else {}
+        said = f"{field.metadata['help']}{_in_brackets(reader, field.default)}".replace("%", "%%")
+        parser.add_argument(_flag(field.name), dest=field.name, metavar="X", default=SUPPRESS, help=said, **of_flags)
+    parser.add_argument("--config", action="append", metavar="FILE", help="YAML file of options; of several the later ones win")
+    parser.add_argument("--print_config", "--print-config", action="store_true", help="print the options as such a file and end")
+    return parser
+
+
+def _from_file(kind: type, path: str) -> dict[str, Any]:
+    """The options that a file gives; what is null there is not given."""
+    found = {}
+    for key, value in optionsfile.read(path).items():
+        name = key.replace("-", "_")
+        if name == "config":
+            raise UsageError(f"--config {path} names another file of options; give each by a --config of its own")
+        if name not in readers_of(kind):
+            raise _refusal(f"--config {path} has {shown(key)}, which is no option{meant(name, readers_of(kind))}")
+        if value is not None:
+            found[name] = _read(kind, name, value, f"{name} in {path}")
+    return found
+
+
+def from_python(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a program gives, as Python has them: paths and numbers of numpy too. Raises: UsageError, one line."""
+    found = {}
+    for name, value in values.items():
+        if name not in readers_of(kind):
+            raise _refusal(f"there is no option {shown(name)}{meant(name, readers_of(kind))}")
+        if value is not None:
+            plain = value.item() if isinstance(value, np.generic) else str(value) if isinstance(value, os.PathLike) else value
+            found[name] = _read(kind, name, plain, name)
+    return found
+
+
+def _read(kind: type, name: str, value: Any, where: str) -> Any:
+    """A value that was given there."""
+    reader = readers_of(kind)[name]
+    try:
+        return reader(value)
+    except readers.NoChoice as error:
+        raise _refusal(f"{where} wants {reader.__doc__}, got {shown(value)}{error}") from None
+    except (ValueError, TypeError):
+        raise _refusal(f"{where} wants {reader.__doc__}, got {shown(value)}") from None
+
+
+def _path(where: str, value: str) -> str:
+    try:
+        return readers.text(value)
+    except ValueError:
+        raise _refusal(f"{where} wants a file of options, got {shown(value)}") from None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _in_brackets(reader: Reader, default: Any) -> str:
+    """For the help: what is wanted, where that is numbers or words, and the default."""
+    plain = reader in (readers.flag, readers.text, readers.text_or_nothing, readers.resumed, readers.names, readers.patterns)
+    by_itself = (
+        ",".join(map(str, default))
+        if isinstance(default, tuple)
+        else ""
+        if default in (None, "") or default is False
+        else str(default)
+    )
+    said = [reader.__doc__ or ""] * (not plain) + [f"default {by_itself}"] * bool(by_itself)
+    return f" [{'; '.join(said)}]" if said else ""
+
+
+def _refusal(message: str) -> UsageError:
+    return refusal("hpcai.train", message)

@@ -1,0 +1,68 @@
+"""From flags, --config FILE, HPCAI_ variables or Python to options that are filled and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from hpcai.data import sources
+from hpcai.train.options import checks, given, own_name
+from hpcai.train.options.options import Options
+
+_DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
+
+  mpirun -n 4 python -m hpcai.train --data fashion-mnist --model cnn --epochs 5
+
+Every option can also stand in the YAML file given to --config or in a variable HPCAI_OPTION (HPCAI_LR=0.1, HPCAI_DATA_DIR);
+flags win over variables, variables over the file. $HPCAI_DATA is a data set, like --data, or a folder, like HPCAI_DATA_DIR."""
+
+
+_LR = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from flags, the environment and files, checked one by one and filled with what depends on others.
+
+    Raises: UsageError, one line. `--help` and `--print_config` print and raise SystemExit(0).
+    """
+    found, printing = given.given(Options, _DESCRIPTION, arguments, _variables())
+    options = Options(**found)
+    if printing:
+        print("\n".join(f"{name}: {json.dumps(value)}" for name, value in dataclasses.asdict(options).items()))
+        raise SystemExit(0)
+    return _filled(options)
+
+
+def of(values: dict[str, Any]) -> Options:
+    """Options from Python, checked and filled like others; what is None is not given. Raises: UsageError, one line."""
+    return _filled(Options(**given.from_python(Options, values)))
+
+
+def asks_only(arguments: Sequence[str]) -> bool:
+    """True when the arguments ask for text (help), not for training."""
+    return any(a in ("-h", "--help") or a.startswith(("--print_config", "--print-config")) for a in arguments)
+
+
+def _variables() -> dict[str, str]:
+    """The variables that give options, and the file of options; $HPCAI_DATA may be a folder instead of a data set."""
+    names = ["config", *(field.name for field in dataclasses.fields(Options) if field.name != "data" or sources.variable()[0])]
+    return {name: os.environ[given.variable(name)] for name in names if given.variable(name) in os.environ}
+
+
+def _filled(o: Options) -> Options:
+    """Fill in defaults that depend on other options, and check all."""
+    model = o.model or ("gpt" if o.data.startswith("text:") else "mlp")
+    filled = dataclasses.replace(
+        o,
+        model=model,
+        epochs=o.epochs if o.epochs is not None or o.steps is not None else 20,
+        lr=o.lr if o.lr is not None else _LR.get(o.optimizer, 1e-3),
+        redundancy=o.redundancy if o.redundancy is not None else int(o.elastic != "never" and o.zero > 0),
+        chunks=o.chunks if o.chunks is not None else 2 if o.pipeline == "interleaved" else 1,
+        run=o.run or f"runs/{own_name.called(o.data)}-{own_name.called(model)}",
+    )
+    checks.check(filled)
+    return filled

@@ -1,0 +1,96 @@
+"""What a run says of its options when it begins: those that do not do what they seem to, and those that differ from before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hpcai.errors import counted
+from hpcai.parallel.mesh import Sizes
+from hpcai.train import strict
+from hpcai.train.options import effects
+from hpcai.train.options.options import Options
+
+MATTER = (
+    "lr",
+    "momentum",
+    "weight_decay",
+    "schedule",
+    "warmup",
+    "decay_steps",
+    "clip",
+    "compress",
+    "compress_layers",
+    "compress_warmup",
+    "compress_smallest",
+    "no_error_feedback",
+    "grain",
+)
+"""Options that may differ from a checkpoint's and change what comes out; others change the last bits, or nothing."""
+
+LENGTH = ("epochs", "steps")
+"""These change the course of --schedule cosine."""
+
+
+def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int) -> list[str]:
+    """A line for each option that has another effect than people expect, or none, on this mesh in a run of so many steps."""
+    length, by_epochs = counted(total, "step"), (o.epochs or 0) * per_epoch
+    told = [
+        (
+            o.batch > samples,
+            f"--batch {o.batch} is more than the {counted(samples, 'training sample')}: each step has all of them",
+        ),
+        (
+            bool(o.epochs and o.steps and by_epochs < o.steps),
+            f"--epochs {o.epochs} ends the run after {counted(by_epochs, 'step')}, before --steps {o.steps}",
+        ),
+        (
+            bool(o.epochs and o.steps and by_epochs > o.steps),
+            f"--steps {o.steps} ends the run before --epochs {o.epochs}, which would be {counted(by_epochs, 'step')}",
+        ),
+        (
+            o.warmup >= total,
+            f"--warmup {o.warmup} is as long as the run of {length} or longer: the learning rate rises until the end",
+        ),
+        (
+            o.schedule == "step" and o.decay_steps >= total,
+            f"--schedule step with --decay-steps {o.decay_steps} never lowers the learning rate in {length}",
+        ),
+        (
+            o.compress != "none" and o.compress_warmup >= total,
+            f"--compress-warmup {o.compress_warmup} is as long as the run of {length} or longer: nothing is compressed",
+        ),
+    ]
+    return [*effects.idle(o, axes), *(words for true, words in told if true)]
+
+
+def recorded(options: Options) -> dict[str, Any]:
+    """What a checkpoint keeps of the options, to compare it later."""
+    found: dict[str, Any] = json.loads(strict.dumps({name: getattr(options, name) for name in (*MATTER, *LENGTH)}))
+    return found
+
+
+def changed(before: Any, options: Options) -> str:
+    """In words, what differs from a checkpoint's options.
+
+    >>> from hpcai.train.options import parser
+    >>> changed(recorded(parser.parse(["--lr", "0.001"])), parser.parse(["--lr", "0.1"]))
+    ' with --lr 0.1 (was 0.001)'
+    """
+    if not isinstance(before, Mapping):
+        return ""
+    now = recorded(options)
+    names = (*MATTER, *LENGTH) if options.schedule == "cosine" else MATTER
+    told = [
+        f"--{name.replace('_', '-')} {_shown(now[name])} (was {_shown(before[name])})"
+        for name in names
+        if name in before and before[name] != now[name]
+    ]
+    return f" with {', '.join(told)}" if told else ""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join("=".join(map(str, one)) if isinstance(one, list) else str(one) for one in value[:9]) or "none"
+    return "by itself" if value is None else f"{value:g}" if isinstance(value, float) else str(value)[:80]

@@ -1,0 +1,300 @@
+"""What a person and a program see of a run: progress, the final table, metrics, summary and plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from math import isfinite, log, nan, sqrt
+from pathlib import Path
+from time import perf_counter, time
+from typing import Any, Literal
+
+import numpy as np
+
+import hpcai
+from hpcai.comm.call import some
+from hpcai.comm.communicator import Communicator
+from hpcai.data.dataset import Dataset, constant_score
+from hpcai.errors import UsageError, counted
+from hpcai.monitor import Event, Sink
+from hpcai.parallel.schedules import Work
+from hpcai.train import outputs, resume, strict
+from hpcai.train.history import Progress
+from hpcai.train.lock import Locks
+from hpcai.train.options import remarks
+from hpcai.train.options.options import Options
+from hpcai.train.outcome import Report
+from hpcai.train.replica import Replica, memory_bytes
+from hpcai.train.report import summary as summaries
+from hpcai.train.report import trace
+from hpcai.train.report.metrics import KEPT_STEPS, Metrics, lines
+from hpcai.train.report.progress_line import ProgressLine
+from hpcai.train.report.stragglers import Waiting
+from hpcai.train.state.arrays import whole_layout
+
+
+class Reporter:
+    """All reports of one run. Every rank calls it alike; rank 0 alone speaks and writes."""
+
+    def __init__(
+        self,
+        options: Options,
+        comm: Communicator,
+        dataset: Dataset,
+        mine: Replica,
+        progress: Progress,
+        total: int,
+        per_epoch: int,
+        locks: Locks | None = None,
+        sinks: Sequence[Sink] = (),
+    ):
+        self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
+        self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
+        self.folder, self.locks, self.sinks, self.heard = Path(options.run or "runs"), locks, sinks, list[Sink]()
+        self.metrics_path = outputs.metrics_path(options)
+        self.first = progress.step
+        self.started = self.epoch_started = perf_counter()
+        self.reports: list[Report] = []
+        self.last: deque[tuple[int, float, Report]] = deque(maxlen=KEPT_STEPS)
+        self.metrics: Metrics | None = None
+        self.recoveries: list[dict[str, Any]] = []
+        self.waiting = Waiting(comm)
+
+    def open(self) -> None:
+        """Open the metrics file and say where the run begins, and with what. May raise OSError."""
+        self._begin(resume.changed(self.options, self.progress.step)).open()
+        axes = self.mine.mesh.sizes
+        for words in remarks.beforehand(self.options, axes, self.dataset.train_samples, self.per_epoch, self.total):
+            self.line.lasting(f"hpcai: {words}")
+
+    def _begin(self, changed: str = "") -> Metrics:
+        owed = [self._record(*one) for one in self.last]
+        self.metrics = Metrics(self.metrics_path, after_step=self.progress.step, owed=owed)
+        self.line = ProgressLine(self.total, self.per_epoch, self.progress.step, self.dataset.unit)
+        if self.progress.step:
+            self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}{changed}")
+        about = {"step": self.progress.step, "options": dataclasses.asdict(self.options)}
+        for sink in self.sinks:
+            sink.open(about)
+            self.heard.append(sink)
+        return self.metrics
+
+    def _tell(self, kind: Literal["step", "epoch", "recovery", "end"], values: dict[str, Any]) -> None:
+        for sink in self.heard:
+            sink.event(Event(kind, self.progress.step, values))
+
+    @property
+    def token(self) -> str:
+        """Of the run's locks, for ranks that join it."""
+        return "" if self.locks is None else self.locks.token
+
+    def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
+        """Go on among other ranks; a new rank 0 takes over the lock, files and words, and writes what is lacking in the metrics.
+        After this all steps until now are in them, so that new ranks need not know of those.
+        """
+        self.comm, self.mine, self.progress, self.waiting = comm, mine, progress, Waiting(comm)
+        if self.silent and comm.rank == 0:
+            self.silent = False
+            if self.locks is not None:
+                self.locks.take_over()
+            self.reports += [report for _, _, report in self.last]
+            self._begin()
+        self.flush()  # which opens it, or warns
+
+    def flush(self) -> None:
+        """Before a checkpoint: the steps that it has are in the metrics too."""
+        if self.metrics is not None:
+            self.metrics.flush()
+
+    def note_recovery(self, lost: list[int], before: int, seconds: float) -> None:
+        """What the summary says of one, also to ranks that came with it: any may be the one that writes the summary."""
+        at = {"step": self.progress.step, "lost": lost, "of": before, "ranks": self.comm.size}
+        self.recoveries.append(at | {"seconds": seconds, "at": time()})
+        self._tell("recovery", self.recoveries[-1])
+
+    def recovered(self, lost: list[int], before: int, seconds: float, spares: int) -> None:
+        """After ranks failed: which of how many, how long until the others went on, and how many spare ones are left."""
+        now, step = self.comm.size, self.progress.step
+        self.note_recovery(lost, before, seconds)
+        left = f"; {spares} spare left" if self.options.spares else ""
+        failed = f"{some(lost)} of {before} failed" if lost else "some waited in vain, but none failed"
+        self.say(f"{failed}; {now} {'goes' if now == 1 else 'go'} on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
+
+    def say(self, text: str) -> None:
+        """A line on stderr that stays, from rank 0."""
+        if not self.silent:
+            self.line.lasting(text)
+
+    def step(self, number: int, lr: float, done: Report) -> None:
+        """After step `number`, counted from 1."""
+        if self.silent:
+            self.last.append((number, lr, done))
+            return
+        self.reports.append(done)
+        assert self.metrics is not None
+        record = self._record(number, lr, done)
+        self.metrics.write(record)
+        self._tell("step", record)
+        self.line.show(number, done.loss_sum / done.targets, self._samples_per_s(last=50))
+
+    def _record(self, number: int, lr: float, done: Report) -> dict[str, Any]:
+        """A step as a line of the metrics."""
+        return {
+            "step": number,
+            "epoch": (number - 1) // self.per_epoch + 1,
+            "loss": done.loss_sum / done.targets,
+            "lr": lr,
+            "grad_norm": done.grad_norm if isfinite(done.grad_norm) else None,  # a step that f16 left out
+            "samples_per_s": done.targets / done.step_s,
+            "step_ms": 1e3 * done.step_s,
+            "comm_ms": 1e3 * done.comm_s,
+        }
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After an epoch, with its record (see Progress)."""
+        if self.silent:
+            return
+        accuracy, number = record["test_accuracy"], len(self.progress.history)
+        score = f"test loss {record['test_loss']:.4f}" + ("" if accuracy is None else f"   test accuracy {accuracy:.4f}")
+        seconds = perf_counter() - self.epoch_started
+        self.line.lasting(f"epoch {number:>3}/{self.line.epochs}   loss {record['loss']:.4f}   {score}   {seconds:.1f} s")
+        self.epoch_started = perf_counter()
+        self._tell("epoch", record | {"epoch": number})
+
+    def finish(self, timelines: list[list[Work]], text: bytes) -> dict[str, Any]:
+        """Write the summary, the plot and the trace, print the table and a text. On rank 0; returns the summary."""
+        self._close_metrics()
+        path = self.folder / "summary.json"
+        earlier = summaries.read(path) if not self.reports and self.progress.step == self.first else {}
+        if earlier.get("steps", -1) >= self.progress.step:
+            self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
+            say(text)
+            return earlier
+        summary = json.loads(strict.dumps(self._summary(timelines)))
+        summaries.write(path, summary)
+        self._tell("end", summary)
+        written = [path, self.metrics_path, self.folder / "checkpoints"]
+        if self.options.plot:
+            title = f"{self.dataset.name}, {self.mine.model.name}, {counted(self.comm.size, 'rank')}"
+            plot(self.metrics_path, summary["epoch_losses"], self.per_epoch, self.folder / "loss.png", title)
+            written.append(self.folder / "loss.png")
+        if self.options.trace:
+            written += self._trace(Path(self.options.trace), timelines)
+        print(summaries.table(summary, written), flush=True)
+        say(text)
+        return summary
+
+    def _trace(self, path: Path, timelines: list[list[Work]]) -> list[Path]:
+        """The last step's timeline, and with --plot a picture of it."""
+        if not any(timelines):
+            self.line.lasting("no step was made, so there is no trace")
+            return []
+        trace.write(path, timelines, self.mine)
+        if not self.options.plot:
+            return [path]
+        trace.picture(path.with_suffix(".png"), timelines, f"{self.mine.model.name}, {self.options.pipeline}, one step")
+        return [path, path.with_suffix(".png")]
+
+    def close(self) -> None:
+        """Flush and close the metrics file and what hears of the run, also when it fails."""
+        self._close_metrics()
+        while self.heard:
+            self.heard.pop().close()
+
+    def _close_metrics(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
+
+    def _summary(self, timelines: list[list[Work]]) -> dict[str, Any]:
+        last = self.progress.history[-1]
+        squared = not self.dataset.classes and self.mine.whole.loss.name == "mean_squared_error"
+        constant = constant_score(self.dataset)
+        summary = {
+            "ranks": self.comm.size,
+            "seed": self.options.seed,
+            "versions": {"hpcai": hpcai.__version__, "python": platform.python_version(), "numpy": np.__version__},
+            "mpi": self.comm.wire.describe(),
+            "mesh": self.mine.mesh.sizes._asdict(),
+            "memory": memory_bytes(self.mine),
+            "steps": self.progress.step,
+            "parameters": sum(slot.stop - slot.start for slot in whole_layout(self.mine.whole).slots),
+            "epoch_losses": [record["loss"] for record in self.progress.history],
+            "epoch_test_accuracies": [record["test_accuracy"] for record in self.progress.history],
+            "test_loss": last["test_loss"],
+            "test_accuracy": last["test_accuracy"],
+            "constant_score": constant,
+            "samples_per_s": self._samples_per_s(),
+            "step_ms": 1e3 * self._median("step_s"),
+            "comm_ms": 1e3 * self._median("comm_s"),
+            "wall_s": perf_counter() - self.started,
+            "options": dataclasses.asdict(self.options),
+        }
+        if self.dataset.encoding is not None:
+            summary["encoding"] = self.dataset.encoding
+        if self.waiting.summary is not None:
+            summary["waiting"] = self.waiting.summary
+        if self.dataset.context:
+            summary["bits_per_byte"] = last["test_loss"] / log(2)
+        if self.mine.mesh.pp.size > 1 and timelines[0]:
+            summary["bubble"], summary["bubble_in_theory"] = trace.bubbles(self.options, self.mine, timelines)
+        if self.recoveries:
+            summary["recoveries"] = self.recoveries
+        if self.mine.reducers:
+            summary["compression"] = summaries.compression(self.mine, self.comm)
+        if squared:
+            summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit
+        if squared and constant is not None:
+            summary["test_r2"] = 1 - last["test_loss"] / constant if constant else 0.0
+        return summary
+
+    def _samples_per_s(self, last: int | None = None) -> float:
+        """Over the last steps, the very first left out, in which kernels are compiled or loaded."""
+        counted = (self.reports[1:] or self.reports)[-(last or 0) :]
+        return sum(r.targets for r in counted) / sum(r.step_s for r in counted) if counted else 0.0
+
+    def _median(self, name: str) -> float:
+        return statistics.median([getattr(r, name) for r in self.reports]) if self.reports else 0.0
+
+
+def say(text: bytes) -> None:
+    """A sample of text, below the table."""
+    if text:
+        print(f"\n{text.decode('utf-8', 'replace')}", flush=True)
+
+
+def require_matplotlib() -> None:
+    """Raise UsageError before training, not after it, if --plot cannot be served."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install 'hpcai[plot]'")
+
+
+def plot(metrics: Path, epoch_losses: list[float | None], steps_per_epoch: int, path: Path, title: str) -> None:
+    """The loss of every step and the mean of every epoch, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    records = [json.loads(line) for line in lines(metrics)]
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    losses = [nan if loss is None else loss for loss in epoch_losses]
+    of_steps = [nan if r["loss"] is None else r["loss"] for r in records]
+    axes.plot([r["step"] for r in records], of_steps, color="0.75", linewidth=0.8, label="step")
+    at = [steps_per_epoch * (i + 0.5) for i in range(len(epoch_losses))]
+    axes.plot(at, losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
+    axes.set(
+        xlabel="step",
+        ylabel="training loss",
+        title=title,
+        yscale="log" if min(filter(isfinite, losses), default=0) > 0 else "linear",
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,131 @@
+"""A run's summary: the file, and the table at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.errors import counted
+from hpcai.reduce.counting import Sent, sent_bytes
+from hpcai.train import strict
+from hpcai.train.replica import Replica
+from hpcai.train.report import stragglers
+from hpcai.train.state import residuals
+
+SHOWN_BUCKETS = 8
+
+
+def write(path: Path, summary: dict[str, Any]) -> None:
+    """summary.json, written beside and renamed."""
+    beside = path.with_name(f".{path.name}.writing")
+    beside.write_text(strict.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """An earlier summary.json; nothing where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def table(summary: dict[str, Any], written: list[Path]) -> str:
+    """The final table, for stdout."""
+    unit = "bytes" if "bits_per_byte" in summary else "samples"
+    rows = [
+        ("ranks", f"{summary['ranks']}{_axes(summary['mesh'])} ({summary['mpi']})"),
+        ("parameters", f"{summary['parameters']:,}"),
+        ("steps", f"{summary['steps']:,}"),
+        ("training loss", _shown(summary["epoch_losses"][-1]) if summary["epoch_losses"] else "-"),
+        ("test loss", f"{_shown(summary['test_loss'])}{_bits(summary)}"),
+    ]
+    if "test_r2" in summary:
+        rows.append(("test R2", f"{_shown(summary['test_r2'])}   (a constant predictor: 0)"))
+    if "test_rmse" in summary:
+        rows.append(("test error", f"{_shown(summary['test_rmse'], '.4g')} (root mean square, in the label's unit)"))
+    if summary["test_accuracy"] is not None:
+        constant = summary["constant_score"]
+        beside = "" if constant is None else f"   (a constant predictor: {constant:.4f})"
+        rows.append(("test accuracy", f"{summary['test_accuracy']:.4f}{beside}"))
+    rows += [
+        ("throughput", f"{summary['samples_per_s']:,.0f} {unit}/s"),
+        ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),
+        ("wall time", f"{summary['wall_s']:.1f} s"),
+    ]
+    if "recoveries" in summary:
+        worst = max(one["seconds"] for one in summary["recoveries"])
+        lost = sum(len(one["lost"]) for one in summary["recoveries"])
+        rows.append(("failures", f"{counted(lost, 'rank')} failed; the others went on, {worst:.2f} s later at the latest"))
+    rows += stragglers.row(summary)
+    if "bubble" in summary:
+        rows.append(("pipeline", f"{summary['bubble']:.1%} idle in the last step, {summary['bubble_in_theory']:.1%} in theory"))
+    if any(count > 1 for count in summary["mesh"].values()) and (summary["options"]["zero"] or not _only_dp(summary["mesh"])):
+        kept = {name: size for name, size in summary["memory"].items() if size}
+        rows.append(("memory of a rank", ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in kept.items())))
+    if (said := summary.get("compression")) is not None:
+        rows.append(("compression", f"{said['name']}: {_compressed(said)}"))
+        shown = said["buckets"][:SHOWN_BUCKETS] if len(said["buckets"]) > 1 else []
+        rows += [
+            ("" if i else "  by bucket", f"{counted(one['elements'], 'element')}: {_compressed(one)}")
+            for i, one in enumerate(shown)
+        ]
+        if len(shown) < len(said["buckets"]) and shown:
+            rows.append(("", f"and {len(said['buckets']) - len(shown)} more (in summary.json)"))
+    rows += [("written" if i == 0 else "", str(path)) for i, path in enumerate(written)]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _shown(value: float | None, form: str = ".4f") -> str:
+    return "not finite" if value is None else f"{value:{form}}"
+
+
+def _bits(summary: dict[str, Any]) -> str:
+    return f"   ({_shown(summary['bits_per_byte'])} bits per byte)" if "bits_per_byte" in summary else ""
+
+
+def _axes(mesh: dict[str, int]) -> str:
+    """A mesh in words; nothing for data parallelism alone."""
+    return "" if _only_dp(mesh) else f" ({', '.join(f'{axis}={count}' for axis, count in mesh.items())})"
+
+
+def _only_dp(mesh: dict[str, int]) -> bool:
+    return mesh["tp"] == mesh["pp"] == 1
+
+
+def compression(mine: Replica, comm: Communicator) -> dict[str, Any]:
+    """What compression did in the last step and took on average, in all and for each bucket; errors are this rank's.
+
+    error: the norm of what this rank still owes over that of the mean that was delivered; None without a memory.
+    """
+    buckets, ranks = [], comm.size
+    for where, tally, state in zip(mine.buckets, mine.tallies, mine.reducer_states, strict=True):
+        sent = sum(sent_bytes(call, ranks) for call in tally.calls)
+        plain = sent_bytes(Sent("allreduce", 4 * (where.stop - where.start)), ranks)
+        owed, norm = residuals.norm(state, comm), float(np.linalg.norm(mine.grads[where]))
+        buckets.append(
+            {
+                "elements": where.stop - where.start,
+                "sent_bytes": sent,
+                "plain_bytes": plain,
+                "coding_ms": 1e3 * tally.coding_s / max(1, tally.count),
+                "error": None if owed is None or not norm else owed / norm,
+            }
+        )
+    names = dict.fromkeys(reducer.name for reducer in mine.reducers)
+    total = {key: sum(one[key] for one in buckets) for key in ("elements", "sent_bytes", "plain_bytes", "coding_ms")}
+    return {"name": " and ".join(names), **total, "buckets": buckets}
+
+
+def _compressed(said: dict[str, Any]) -> str:
+    """What was sent instead of what, in words."""
+    ratio = f" ({said['plain_bytes'] / said['sent_bytes']:.1f}x)" if said["sent_bytes"] else ""
+    text = f"a rank sends {said['sent_bytes']:,.0f} bytes a step instead of {said['plain_bytes']:,.0f}{ratio}, "
+    owed = f", memory {said['error']:.0%} of the mean" if said.get("error") is not None else ""
+    return f"{text}coding {said['coding_ms']:.2f} ms{owed}"

@@ -1,0 +1,112 @@
+"""The timeline of a step: who worked on what when, as Chrome's trace format, as a picture, and as the share of idle time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+from hpcai.parallel import schedules
+from hpcai.parallel.schedules import Work
+from hpcai.train import strict
+from hpcai.train.options.options import Options
+from hpcai.train.replica import Replica
+
+COLORS = {"F": "tab:blue", "B": "tab:green", "I": "tab:cyan", "W": "tab:olive"}
+NAMES = {"F": "forward", "B": "backward", "I": "backward, input", "W": "backward, weights"}
+
+
+def gather(mine: Replica) -> list[list[Work]]:
+    """The last step's work of all ranks of the world, in seconds since its first start. Collective.
+
+    Clocks of different nodes are laid together at a barrier.
+    """
+    mine.mesh.world.barrier()
+    now = perf_counter()
+    found = mine.mesh.world.allgather_object(
+        [(*work.action, work.start - now, work.end - now) for work in mine.pipeline.timeline]
+    )
+    begin = min((work[3] for works in found for work in works), default=0.0)
+    return [[Work(schedules.Action(*work[:3]), work[3] - begin, work[4] - begin) for work in works] for works in found]
+
+
+def write(path: Path, timelines: list[list[Work]], mine: Replica) -> None:
+    """Chrome's trace format, for chrome://tracing or Perfetto: a process for each data- and tensor-parallel place, a thread for
+    each pipeline rank.
+    """
+    events: list[dict[str, Any]] = []
+    for rank, works in enumerate(timelines):
+        (dp, tp), stage = _place(mine, rank)
+        for work in works:
+            events.append(
+                {
+                    "name": f"{work.action.kind}{work.action.micro}",
+                    "cat": NAMES[work.action.kind],
+                    "ph": "X",
+                    "ts": round(1e6 * work.start, 1),
+                    "dur": round(1e6 * (work.end - work.start), 1),
+                    "pid": dp * mine.mesh.tp.size + tp,
+                    "tid": stage,
+                    "args": {"rank": rank, "micro_batch": work.action.micro, "chunk": work.action.chunk},
+                }
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(strict.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n", encoding="utf-8")
+
+
+def picture(path: Path, timelines: list[list[Work]], title: str) -> None:
+    """Bars for each rank; micro-batches are written into them where there is room."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
+
+    figure, axes = pyplot.subplots(figsize=(12, 0.6 + 0.45 * len(timelines)), layout="constrained")
+    draw(axes, timelines, max(work.end for works in timelines for work in works))
+    kinds = sorted({work.action.kind for works in timelines for work in works})
+    figure.legend(
+        [Patch(color=COLORS[kind]) for kind in kinds], [NAMES[kind] for kind in kinds], loc="outside right upper", fontsize=8
+    )
+    axes.set(xlabel="ms", ylabel="rank", yticks=range(len(timelines)), title=title)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def draw(axes: Any, timelines: list[list[Work]], end: float) -> None:
+    """The bars of one picture, which ends at `end` seconds."""
+    for rank, works in enumerate(timelines):
+        for work in works:
+            axes.barh(
+                rank,
+                1e3 * (work.end - work.start),
+                left=1e3 * work.start,
+                color=COLORS[work.action.kind],
+                alpha=0.95 if work.action.chunk % 2 == 0 else 0.6,
+                edgecolor="white",
+                linewidth=0.5,
+            )
+            if work.end - work.start > 0.015 * end:
+                middle = 500 * (work.start + work.end)
+                axes.text(middle, rank, str(work.action.micro), ha="center", va="center", color="white", fontsize=7)
+    axes.invert_yaxis()
+
+
+def bubbles(options: Options, mine: Replica, timelines: list[list[Work]]) -> tuple[float, float]:
+    """The measured share of idle time in rank 0's pipeline, and what theory says for stages of this mean time."""
+    here = [works for rank, works in enumerate(timelines) if _place(mine, rank)[0] == (0, 0)]
+    mean = {}
+    for kind in "FBIW":
+        times = [work.end - work.start for works in here for work in works if work.action.kind == kind]
+        mean[kind] = fmean(times) if times else 0.0
+    seconds = {"F": mean["F"], "I": mean["I"] + mean["B"] / 2, "W": mean["W"] + mean["B"] / 2}
+    theory = schedules.bubble_in_theory(options.pipeline, mine.mesh.pp.size, mine.micro_batches, seconds, mine.chunks)
+    return schedules.bubble(here), theory
+
+
+def _place(mine: Replica, rank: int) -> tuple[tuple[int, int], int]:
+    """((dp rank, tp rank), pp rank) of a rank of the world."""
+    at, tp = divmod(rank, mine.mesh.tp.size)
+    pp, dp = divmod(at, mine.mesh.dp.size)
+    return (dp, tp), pp

@@ -1,0 +1,48 @@
+"""What those that live keep of a step that failed."""
+
+import contextlib
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+
+from hpcai.comm.membership import Reserve
+from hpcai.errors import RankFailed
+from hpcai.train import loop
+
+
+class Waited(np.ndarray):
+    """An array that tells of its end."""
+
+
+def test_arrays_of_waits_that_failed_live_until_a_step_is_done(monkeypatch):
+    """The rest of a long message may still arrive in them, after the recovery too."""
+    seen, steps = {}, []
+
+    def between(run):
+        if run.progress.step == 0 and "array" not in seen:
+            array = np.zeros(1 << 20, np.uint8).view(Waited)
+            seen["array"] = weakref.ref(array)
+            raise RankFailed("as if")
+
+    def step(run):
+        steps.append(seen["array"]() is not None)
+        run.progress.step += 1
+
+    monkeypatch.setattr(loop, "_between", between)
+    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(loop, "_finish", lambda run: {})
+    monkeypatch.setattr(loop.recover, "recover", lambda run: None)
+    monkeypatch.setattr(loop.stall, "outlive", lambda: None)
+    monkeypatch.setattr(loop.signals, "cast_into", lambda *_: contextlib.nullcontext())
+    run = SimpleNamespace(
+        options=SimpleNamespace(elastic="shrink", signals=()),
+        reserve=Reserve(None, 2),
+        reporter=SimpleNamespace(close=lambda: None),
+        mine=SimpleNamespace(votes=None),
+        comm=SimpleNamespace(rank=0),
+        progress=SimpleNamespace(step=0),
+        total=2,
+    )
+    assert loop._through(run) == {}
+    assert steps == [True, False]
