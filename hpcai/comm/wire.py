@@ -1,4 +1,4 @@
-"""What carries bytes between ranks. MPI (mpi.py) and queues between threads (threads.py) are wires."""
+"""What carries bytes between ranks. MPI and queues between threads are wires (wires/)."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Replica:
     them, and how and by whom gradients are reduced.
 
     decided, updated: the number and sums of the last step that was decided, and whether the parameters here have it; remembered:
-    what a step began with and changes before it is decided (see elastic.py); encoding: of the data, for predictions;
+    what a step began with and changes before it is decided (see elastic/recover.py); encoding: of the data, for predictions;
     contents: of the data that it learns.
     """
 
