@@ -28,7 +28,9 @@ MODELS = {
     "mlp": "--model mlp --hidden 256,128 --epochs 8",
     "cnn": "--model cnn --channels 8,16 --epochs 3",
 }
-COMMON = "--data fashion-mnist --batch 256 --optimizer sgd --lr 0.2 --schedule cosine --warmup 100 --checkpoint-steps 0"
+COMMON = (
+    "--data fashion-mnist --batch 256 --optimizer sgd --lr 0.2 --lr-schedule cosine --lr-warmup-steps 100 --checkpoint-steps 0"
+)
 SEEDS = (0, 1, 2)
 
 
@@ -54,7 +56,7 @@ def run(out: Path, minutes: float) -> None:
             return
         seed, model, choice, feedback = cell
         with tempfile.TemporaryDirectory() as folder:
-            flags = f"{COMMON} {MODELS[model]} --seed {seed} --compress {choice} --run {folder}/run".split()
+            flags = f"{COMMON} {MODELS[model]} --seed {seed} --compress {choice} --run-dir {folder}/run".split()
             options = parse(flags + ["--no-error-feedback"] * (not feedback))
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 summary = fit(options, comm)

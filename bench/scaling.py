@@ -82,7 +82,7 @@ def splits(ranks: int) -> dict[str, list[str]]:
     found = {f"dp={ranks}{f', ZeRO-{zero}' if zero else ''}": ["--zero", str(zero)] for zero in range(4)}
     found[f"tp={ranks}"] = ["--mesh", f"dp=1,tp={ranks}"]
     found[f"pp={ranks}, 1f1b"] = ["--mesh", f"dp=1,pp={ranks}", "--micro-batches", str(4 * ranks)]
-    found[f"pp={ranks}, zb-h1"] = [*found[f"pp={ranks}, 1f1b"], "--pipeline", "zb-h1"]
+    found[f"pp={ranks}, zb-h1"] = [*found[f"pp={ranks}, 1f1b"], "--pipeline-schedule", "zb-h1"]
     return found
 
 

@@ -23,7 +23,7 @@ def model(data):
 
 
 if __name__ == "__main__":
-    options: dict[str, Any] = {"epochs": 20, "lr": 0.01, "run": "runs/rings"} | dict(word.split("=") for word in sys.argv[1:])
+    options: dict[str, Any] = {"epochs": 20, "lr": 0.01, "run_dir": "runs/rings"} | dict(word.split("=") for word in sys.argv[1:])
     trained = hpcai.fit(model, data, **options)
     if hpcai.init().rank == 0:
         print(trained.predict([[0.1, 0.1], [0.5, 0.2], [0.9, 0.9]]), trained.history[-1]["test_loss"])

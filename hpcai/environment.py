@@ -111,7 +111,7 @@ def unknown(environment: Mapping[str, str] = os.environ) -> str:
 def _options() -> list[str]:
     """Names of the options of hpcai.train. Loaded here alone, and only for names that nothing else explains."""
     options: Any = importlib.import_module("hpcai.train.options.options")
-    return [*options.Options.__dataclass_fields__, "config"]
+    return [*options.Options.__dataclass_fields__, *options.RENAMED, "config"]
 
 
 _said = False

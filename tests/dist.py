@@ -134,7 +134,19 @@ def try_wheel(python, wheel, folder):
     path = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
     said = run("mpirun", "-n", "2", "python", "-m", "hpcai.train", "--steps", STEPS, cwd=here, env=path, timeout=120)
     trained(said, "kernels are not built" not in said and (here / "runs/digits-mlp/summary.json").is_file())
-    submit = ("python", "-m", "hpcai.submit", "--launcher", "mpirun", "--dry-run", "--", "--steps", STEPS, "--run", "by-script")
+    submit = (
+        "python",
+        "-m",
+        "hpcai.submit",
+        "--launcher",
+        "mpirun",
+        "--dry-run",
+        "--",
+        "--steps",
+        STEPS,
+        "--run-dir",
+        "by-script",
+    )
     (here / "train.sbatch").write_text(run(*submit, cwd=here, env=path))
     said = run("bash", "train.sbatch", cwd=here, env=path | {"HPCAI_LAUNCHER_OPTIONS": "-n 2"}, timeout=120)
     site = str(folder / "share/hpcai/slurm/site.sh")

@@ -20,10 +20,10 @@ PIECES = (
     "\u00a0", " ", "  ", "x" * 300, "y" * 5000, "(", ")", "esac", "done", "EOF", "/", "..", ".",
 )  # fmt: skip
 
-TRAINING = ("--run", "--label", "--ignore", "--data-dir", "--metrics", "--trace", "--checkpoints")
+TRAINING = ("--run-dir", "--label-column", "--ignore-columns", "--data-dir", "--metrics-file", "--trace-file", "--checkpoint-dir")
 SUBMITTING = ("--name", "--partition", "--account", "--sbatch=--comment", "--sbatch=--dependency", "--sbatch=-C")
 VARIABLES = (
-    "HPCAI_RUN", "HPCAI_LABEL", "HPCAI_DATA_DIR", "HPCAI_CHECKPOINTS", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_NNODES",
+    "HPCAI_RUN_DIR", "HPCAI_LABEL_COLUMN", "HPCAI_DATA_DIR", "HPCAI_CHECKPOINT_DIR", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_NNODES",
     "SLURM_NTASKS_PER_NODE", "SLURM_CPUS_PER_TASK", "SLURM_ARRAY_JOB_ID", "HPCAI_LAUNCHER", "HPCAI_LAUNCHER_OPTIONS", "HPCAI_SITE",
     "code", "elastic", "unsure", "child", "asked",
 )  # fmt: skip
@@ -122,7 +122,7 @@ def _judge_calls(bin, argv, task):
     assert words[-2:] == ["--resume", "auto"]
     more = words[len(given) : -2]
     assert bool(more) == (task is not None), more
-    assert all(word.startswith(("--label=", "--run=", "--checkpoints=")) for word in more), more
+    assert all(word.startswith(("--label-column=", "--run-dir=", "--checkpoint-dir=")) for word in more), more
 
 
 def _calls(path):

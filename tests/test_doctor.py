@@ -137,7 +137,7 @@ def test_it_predicts_what_each_compression_takes_and_refuses_bad_options_once():
     for flags, words in (
         (["--hidden", "32"], "unknown: --hidden 32"),
         (["--compress", "--model", "zip"], "--model wants one of"),
-        (["--compress", "--data", "csv:absent.csv", "--label", "y"], "there is no file absent.csv"),
+        (["--compress", "--data", "csv:absent.csv", "--label-column", "y"], "there is no file absent.csv"),
     ):
         code, out, err = doctors(2, *flags)
         assert code != 0

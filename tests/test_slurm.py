@@ -38,7 +38,7 @@ class Run:
     def __init__(self, slurm, folder, *options, training=(), steps=10**6, follow=()):
         self.slurm, self.folder, self.config = slurm, folder / "run", folder / "options.yaml"
         self.bound(steps)
-        self.options = [*options, "--", "--config", self.config, *TINY, "--run", self.folder, *training]
+        self.options = [*options, "--", "--config", self.config, *TINY, "--run-dir", self.folder, *training]
         command = [sys.executable, "-m", "hpcai.submit", *follow, *map(str, self.options)]
         self.said = slurm.run(*command, env=environment(), limit=90)
         assert self.said.returncode == 0, self.said.stdout + self.said.stderr
@@ -99,10 +99,10 @@ def short(slurm, tmp_path_factory):
         jobs[name] = Short(slurm.say("sbatch", *asked, *(str(one).format(run=run) for one in command), **more), log, run)
 
     variables = environment(PATH=f"{MPIRUN.parent}:/usr/bin:/bin")
-    queue("train", 1, "slurm/train.sbatch", *TINY, "--steps", "10", "--run", "{run}", cwd=ROOT, env=variables)
+    queue("train", 1, "slurm/train.sbatch", *TINY, "--steps", "10", "--run-dir", "{run}", cwd=ROOT, env=variables)
     queue("bench", 1, "slurm/bench.sbatch", "-e", "4", "-n", "1", "-w", "0", cwd=ROOT, env=variables)
     for launch in WRONG:
-        line = f"{launch} {sys.executable} -m hpcai.train --steps 1 --run {{run}}"
+        line = f"{launch} {sys.executable} -m hpcai.train --steps 1 --run-dir {{run}}"
         queue(launch, 2, f"--wrap={line}", env=environment())
     return jobs
 

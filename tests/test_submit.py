@@ -53,7 +53,7 @@ def test_scripts_are_bash(tmp_path):
 def test_what_is_asked_of_slurm(capsys, tmp_path):
     flags = ["--nodes", 2, "--ranks-per-node", 4, "--time", "2-0", "--partition", "p", "--account", "a", "--gpus-per-rank", 1]
     flags += ["--cpus-per-rank", 3, "--signal-seconds", 60, "--name", "n", "--launcher", "mpirun", "--sbatch=--qos=q"]
-    code, out, _ = run(capsys, *flags, "--dry-run", "--", "--run", tmp_path / "run")
+    code, out, _ = run(capsys, *flags, "--dry-run", "--", "--run-dir", tmp_path / "run")
     assert code == 0
     asked = [line.removeprefix("#SBATCH --") for line in out.splitlines() if line.startswith("#SBATCH")]
     assert asked == [
@@ -73,23 +73,23 @@ def test_what_is_asked_of_slurm(capsys, tmp_path):
     ]
     assert "launcher=mpirun\n" in out
     assert not (tmp_path / "run").exists()
-    plain = run(capsys, "--dry-run", "--", "--run", tmp_path / "run")[1]
+    plain = run(capsys, "--dry-run", "--", "--run-dir", tmp_path / "run")[1]
     assert "gpus" not in plain
     assert "cpus-per-task" not in plain
 
 
 def test_a_sweep_has_a_task_and_a_folder_for_each_combination(capsys, tmp_path):
     flags = ["--sweep", "lr=0.1,0.01", "--sweep", "hidden=64,32;16", "--dry-run"]
-    code, out, _ = run(capsys, *flags, "--", "--run", tmp_path)
+    code, out, _ = run(capsys, *flags, "--", "--run-dir", tmp_path)
     assert code == 0
     assert "#SBATCH --array=0-3" in out
     assert "slurm-%A_%a.log" in out
-    tasks = sweep.runs(["--run", str(tmp_path)], ["lr=0.1,0.01", "hidden=64,32;16"])
+    tasks = sweep.runs(["--run-dir", str(tmp_path)], ["lr=0.1,0.01", "hidden=64,32;16"])
     assert [(one.lr, one.hidden) for _, one in tasks] == [(0.1, (64, 32)), (0.1, (16,)), (0.01, (64, 32)), (0.01, (16,))]
-    assert tasks[1][1].run == str(tmp_path / "lr=0.1,hidden=16")
-    assert len({one.run for _, one in tasks}) == 4
-    tasks = sweep.runs(["--checkpoints", "s3://bucket/all/"], ["seed=0,1"])
-    assert [one.checkpoints for _, one in tasks] == ["s3://bucket/all/seed=0", "s3://bucket/all/seed=1"]
+    assert tasks[1][1].run_dir == str(tmp_path / "lr=0.1,hidden=16")
+    assert len({one.run_dir for _, one in tasks}) == 4
+    tasks = sweep.runs(["--checkpoint-dir", "s3://bucket/all/"], ["seed=0,1"])
+    assert [one.checkpoint_dir for _, one in tasks] == ["s3://bucket/all/seed=0", "s3://bucket/all/seed=1"]
 
 
 def absent_text(folder):
@@ -98,7 +98,7 @@ def absent_text(folder):
 
 def damaged_csv(folder):
     (folder / "t.csv").write_text("x,y\n1,2\none,2\n3,4\n")
-    return ["--data", f"csv:{folder / 't.csv'}", "--label", "y"]
+    return ["--data", f"csv:{folder / 't.csv'}", "--label-column", "y"]
 
 
 def measured(folder, step_ms, made=10, **options):
@@ -130,10 +130,10 @@ BAD = {
     "data absent": ([], absent_text, "there is no file absent.txt"),
     "data unknown": ([], ["--data", "cifar"], "unknown data set"),
     "data damaged": ([], damaged_csv, "'one' is not a number"),
-    "folder": ([], ["--run", "/proc/run"], "nothing can be written to /proc/run"),
-    "metrics": ([], ["--metrics", "/proc/nowhere/m.jsonl"], "nothing can be written to /proc/nowhere"),
-    "checkpoints": ([], ["--checkpoints", "/proc/nowhere"], "nothing can be written to /proc/nowhere"),
-    "metrics of a sweep": (["--sweep", "lr=1,2"], ["--metrics", "m.jsonl"], "one file for all runs"),
+    "folder": ([], ["--run-dir", "/proc/run"], "nothing can be written to /proc/run"),
+    "metrics": ([], ["--metrics-file", "/proc/nowhere/m.jsonl"], "nothing can be written to /proc/nowhere"),
+    "checkpoints": ([], ["--checkpoint-dir", "/proc/nowhere"], "nothing can be written to /proc/nowhere"),
+    "metrics of a sweep": (["--sweep", "lr=1,2"], ["--metrics-file", "m.jsonl"], "one file for all runs"),
     "time": (["--time", "soon"], [], "--time wants minutes"),
     "no time": (["--time", "0"], [], "no time at all"),
     "time shorter than the signal": (["--time", "2:00"], [], "too short for the signal 120 s before its end"),
@@ -145,14 +145,14 @@ BAD = {
     "elastic under srun": (["--launcher", "srun-pmix"], ["--elastic", "shrink"], "srun ends all ranks when one fails"),
     "all ranks spare": (
         ["--nodes", "2"],
-        ["--elastic", "shrink", "--spares", "2"],
-        "--spares 2 of 2 ranks: 2 at least must train",
+        ["--elastic", "shrink", "--spare-ranks", "2"],
+        "--spare-ranks 2 of 2 ranks: 2 at least must train",
     ),
     "sweep of elastic": (["--sweep", "elastic=never,shrink"], [], "cannot vary 'elastic'"),
     "sweep of nothing": (["--sweep", "lr"], [], "--sweep wants OPTION=VALUE"),
     "sweep of an unknown option": (["--sweep", "speed=1,2"], [], "cannot vary 'speed'"),
     "sweep of a misspelt option": (["--sweep", "lrr=1,2"], [], "cannot vary 'lrr' (is lr meant?)"),
-    "sweep of folders": (["--sweep", "run=a,b"], [], "cannot vary 'run'"),
+    "sweep of folders": (["--sweep", "run=a,b"], [], "cannot vary 'run-dir'"),
     "sweep twice": (["--sweep", "lr=1,2", "--sweep", "lr=3"], [], "cannot vary 'lr'"),
     "sweep with a wrong value": (["--sweep", "lr=0.1,fast"], [], "--lr wants a number"),
     "sweep with equal values": (["--sweep", "seed=1,1"], [], "different values"),
@@ -166,7 +166,7 @@ def test_what_would_fail_is_refused_in_one_line_and_leaves_nothing(capsys, tmp_p
     flags, training, words = BAD[case]
     more = training(tmp_path) if callable(training) else training
     before = sorted(tmp_path.rglob("*"))
-    given = [] if "--run" in more else ["--run", str(tmp_path / "run")]
+    given = [] if "--run-dir" in more else ["--run-dir", str(tmp_path / "run")]
     code, out, err = run(capsys, *flags, "--dry-run", "--", *given, *more)
     assert (code, out) == (2, "")
     assert err.startswith("hpcai.submit: error: ")
@@ -178,7 +178,7 @@ def test_what_would_fail_is_refused_in_one_line_and_leaves_nothing(capsys, tmp_p
 @pytest.mark.parametrize("elastic", ["never", "shrink", "grow"])
 def test_the_script_knows_whether_ranks_may_fail(capsys, tmp_path, elastic):
     (tmp_path / "options.yaml").write_text(f"elastic: {elastic}\n")
-    out = run(capsys, "--dry-run", "--", "--run", tmp_path / "run", "--config", tmp_path / "options.yaml")[1]
+    out = run(capsys, "--dry-run", "--", "--run-dir", tmp_path / "run", "--config", tmp_path / "options.yaml")[1]
     assert f"\nelastic={elastic}\n" in out
 
 
@@ -206,7 +206,7 @@ def test_a_job_goes_on_whatever_a_file_says(monkeypatch, tmp_path):
 )
 def test_files_tell_whether_a_run_is_finished(capsys, tmp_path, had, now, steps, found, code):
     """Each epoch of the digits has 12 steps of 128 samples."""
-    given = ["--run", str(tmp_path / "run"), *now]
+    given = ["--run-dir", str(tmp_path / "run"), *now]
     if code == 0 and "--help" not in now:
         assert finished.main(given) == finished.NOT_FINISHED
     measured(tmp_path / "run", 1.0, made=steps, **had)
@@ -248,17 +248,17 @@ OWN = {
 @pytest.mark.parametrize("case", OWN)
 def test_options_of_its_own_are_checked_in_one_line(capsys, tmp_path, case):
     flags, words = OWN[case]
-    code, out, err = run(capsys, *flags, "--dry-run", "--", "--run", tmp_path / "run")
+    code, out, err = run(capsys, *flags, "--dry-run", "--", "--run-dir", tmp_path / "run")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert words in err
 
 
 def test_without_sbatch_only_the_script_is_shown(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    code, out, err = run(capsys, "--", "--run", tmp_path / "run")
+    code, out, err = run(capsys, "--", "--run-dir", tmp_path / "run")
     assert (code, out) == (2, "")
     assert "there is no sbatch on this machine" in err
-    assert run(capsys, "--dry-run", "--", "--run", tmp_path / "run")[0] == 0
+    assert run(capsys, "--dry-run", "--", "--run-dir", tmp_path / "run")[0] == 0
     assert not (tmp_path / "run").exists()
 
 
@@ -277,7 +277,7 @@ def pretend_slurm(monkeypatch, folder, trial="exit 0", **programs):
 
 def test_what_slurm_refuses_is_not_queued_and_leaves_nothing(capsys, tmp_path, monkeypatch):
     pretend_slurm(monkeypatch, tmp_path / "bin", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
-    code, _, err = run(capsys, "--partition", "x", "--", "--run", tmp_path / "run")
+    code, _, err = run(capsys, "--partition", "x", "--", "--run-dir", tmp_path / "run")
     assert code == 2
     assert "Slurm refuses the job: invalid partition specified: x" in err
     assert not (tmp_path / "run").exists()
@@ -286,11 +286,11 @@ def test_what_slurm_refuses_is_not_queued_and_leaves_nothing(capsys, tmp_path, m
 
 def test_the_script_lies_in_the_run_folder_and_job_and_log_are_said(capsys, tmp_path, monkeypatch):
     pretend_slurm(monkeypatch, tmp_path / "bin")
-    code, out, _ = run(capsys, "--", "--run", tmp_path / "run")
+    code, out, _ = run(capsys, "--", "--run-dir", tmp_path / "run")
     assert (code, out) == (0, f"job 7, log {tmp_path / 'run' / 'slurm-7.log'}\n")
     assert (tmp_path / "run" / "train.sbatch").read_text() == (tmp_path / "bin" / "submitted").read_text()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.sbatch"]
-    code, out, _ = run(capsys, "--sweep", "seed=0,1", "--", "--run", tmp_path / "sweep")
+    code, out, _ = run(capsys, "--sweep", "seed=0,1", "--", "--run-dir", tmp_path / "sweep")
     assert out == f"job 7 (2 tasks), log {tmp_path / 'sweep' / 'slurm-7_*.log'}\n"
 
 
@@ -325,7 +325,7 @@ def test_following_ends_with_the_job_as_the_job(capsys, tmp_path, monkeypatch, s
 
 
 def test_the_step_time_is_that_of_the_run_or_of_a_run_like_it(tmp_path):
-    options = parser.parse(["--run", str(tmp_path / "new")])
+    options = parser.parse(["--run-dir", str(tmp_path / "new")])
     assert walltime.measured(options, 2) is None
     measured(tmp_path / "other-model", 5.0, hidden="16")
     measured(tmp_path / "like", 7.0, seed=3, run="like")
@@ -356,7 +356,7 @@ def test_times_are_read_as_slurm_reads_them(text, wanted):
 def test_large_data_is_only_looked_for(tmp_path, monkeypatch):
     flags = damaged_csv(tmp_path)
     monkeypatch.setattr(checks, "SMALL_BYTES", 3)
-    options = parser.parse([*flags, "--run", str(tmp_path / "run")])
+    options = parser.parse([*flags, "--run-dir", str(tmp_path / "run")])
     assert "not known" in checks.check(options, 1, "1:00:00", 120)
 
 
@@ -375,8 +375,8 @@ DAMAGED = {
 def test_a_damaged_summary_is_no_finished_run(tmp_path, case):
     measured(tmp_path / "other", 5.0)
     (tmp_path / "other" / "summary.json").write_text(DAMAGED[case])
-    assert walltime.measured(parser.parse(["--run", str(tmp_path / "new")]), 2) is None
-    assert finished.main(["--run", str(tmp_path / "other")]) == finished.NOT_FINISHED
+    assert walltime.measured(parser.parse(["--run-dir", str(tmp_path / "new")]), 2) is None
+    assert finished.main(["--run-dir", str(tmp_path / "other")]) == finished.NOT_FINISHED
 
 
 @pytest.mark.parametrize(
@@ -392,13 +392,13 @@ def test_a_damaged_summary_is_no_finished_run(tmp_path, case):
 def test_a_damaged_step_time_is_not_taken(tmp_path, line):
     measured(tmp_path / "run", 5.0)
     (tmp_path / "run" / "metrics.jsonl").write_text(f"{line}\n")
-    assert walltime.measured(parser.parse(["--run", str(tmp_path / "run")]), 2) is None
+    assert walltime.measured(parser.parse(["--run-dir", str(tmp_path / "run")]), 2) is None
 
 
 def test_only_the_end_of_metrics_is_read(tmp_path):
     measured(tmp_path / "run", 5.0, made=20_000)
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > walltime.TAIL_BYTES
-    assert walltime.measured(parser.parse(["--run", str(tmp_path / "run")]), 2).steps == 20_000
+    assert walltime.measured(parser.parse(["--run-dir", str(tmp_path / "run")]), 2).steps == 20_000
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
@@ -406,7 +406,7 @@ def test_what_is_no_plain_file_is_not_read(tmp_path, name):
     measured(tmp_path / "other", 5.0)
     (tmp_path / "other" / name).unlink()
     os.mkfifo(tmp_path / "other" / name)
-    assert walltime.measured(parser.parse(["--run", str(tmp_path / "new")]), 2) is None
+    assert walltime.measured(parser.parse(["--run-dir", str(tmp_path / "new")]), 2) is None
     assert slurm._print_new(tmp_path / "other" / name, 0, "") == 0
 
 
@@ -432,14 +432,14 @@ def test_a_jobs_number_is_a_number(tmp_path, monkeypatch, said, job):
 def test_a_folder_with_a_dash_is_no_option_of_sbatch(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pretend_slurm(monkeypatch, tmp_path / "bin")
-    assert run(capsys, "--", "--run=-x")[0] == 0
+    assert run(capsys, "--", "--run-dir=-x")[0] == 0
     assert "--job-name=-x" in (tmp_path / "bin" / "submitted").read_text()
 
 
 def test_a_script_that_cannot_be_written_leaves_nothing(capsys, tmp_path, monkeypatch):
     pretend_slurm(monkeypatch, tmp_path / "bin")
     (tmp_path / "run" / "train.sbatch").mkdir(parents=True)
-    code, _, err = run(capsys, "--", "--run", tmp_path / "run")
+    code, _, err = run(capsys, "--", "--run-dir", tmp_path / "run")
     assert (code, err.count("\n")) == (1, 1)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["train.sbatch"]
 

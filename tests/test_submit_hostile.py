@@ -59,18 +59,18 @@ def test_no_field_of_a_script_takes_what_ends_a_line(field, character):
 
 
 SOURCES = {
-    "an option": (["--run=a\nb"], {}, "here"),
-    "the environment": ([], {"HPCAI_RUN": "a\nb"}, "here"),
+    "an option": (["--run-dir=a\nb"], {}, "here"),
+    "the environment": ([], {"HPCAI_RUN_DIR": "a\nb"}, "here"),
     "a file": (["--config=../options.yaml"], {}, "here"),
-    "the folder's name": (["--run=runs"], {}, "he\nre"),
-    "a folder's name that is not UTF-8": (["--run=runs"], {}, "he\udcffre"),
+    "the folder's name": (["--run-dir=runs"], {}, "he\nre"),
+    "a folder's name that is not UTF-8": (["--run-dir=runs"], {}, "he\udcffre"),
 }
 
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_line_break_is_refused_wherever_it_comes_from(capsys, monkeypatch, tmp_path, source):
     training, env, cwd = SOURCES[source]
-    (tmp_path / "options.yaml").write_text('run: "a\\nb"\n')
+    (tmp_path / "options.yaml").write_text('run_dir: "a\\nb"\n')
     assert outcome(capsys, monkeypatch, tmp_path, ["--dry-run", "--", *training], env, cwd)[0] == 2
 
 

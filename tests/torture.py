@@ -63,7 +63,7 @@ def undisturbed(folder, flags, steps):
     """Final test losses on 2, 3 and 4 ranks."""
     losses = []
     for ranks in (2, 3, 4):
-        chosen = parse([*FLAGS, "--steps", str(steps), *flags, "--checkpoint-steps", "0", "--run", str(folder / "plain")])
+        chosen = parse([*FLAGS, "--steps", str(steps), *flags, "--checkpoint-steps", "0", "--run-dir", str(folder / "plain")])
         with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             losses.append(threads.run(ranks, lambda comm: fit(chosen, comm))[0]["test_loss"])  # noqa: B023
     return min(losses), max(losses)
@@ -106,7 +106,7 @@ def begun(drawn, folder, run, steps):
     """The launcher of one run."""
     spares = SPARES if drawn.replacement == "spares" else 0
     stall_s = STALL_S if drawn.thaws is None else STALL_FROZEN_S
-    flags = [*FLAGS, "--steps", steps, "--stall-timeout", stall_s, *drawn.flags, "--spares", spares, "--run", run]
+    flags = [*FLAGS, "--steps", steps, "--stall-timeout", stall_s, *drawn.flags, "--spare-ranks", spares, "--run-dir", run]
     flags += ["--elastic", "grow" if drawn.replacement == "grow" else "shrink"]
     flags += ["--checkpoint-steps", "40" if drawn.checkpoints else "0"]
     variables = {"TMPDIR": str(folder), "HPCAI_TIMEOUT_S": str(STALL_S)} | ({"HPCAI_NODE": "0"} if drawn.apart else {})

@@ -80,7 +80,7 @@ class Series:
             if entry["runs"] and found.get(file) != size:
                 raise CheckpointError(
                     f"rank 0 does not find the shard that rank {entry['rank']} wrote ({file}, {size:,} bytes); the folder must "
-                    "be on a file system that all nodes share, see --checkpoints"
+                    "be on a file system that all nodes share, see --checkpoint-dir"
                 )
 
     def _superseded(self, following: str) -> list[str]:

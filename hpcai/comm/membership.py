@@ -26,8 +26,8 @@ def training_ranks(ranks: int, spares: int) -> int:
     """How many ranks train. Raises UsageError where those are too few."""
     if spares and ranks - spares < 2:
         raise UsageError(
-            f"--spares {spares} of {counted(ranks, 'rank')}: 2 at least must train, so that a spare rank has one to learn from; "
-            f"start {2 + spares - ranks} more"
+            f"--spare-ranks {spares} of {counted(ranks, 'rank')}: 2 at least must train, so that a spare one can learn "
+            f"from another; start {2 + spares - ranks} more"
         )
     return ranks - spares
 

@@ -162,7 +162,7 @@ class _Reader:
         if rows * a_row > self.room:
             raise DataError(
                 f"{self.path} does not fit into memory: at least {counted(round(rows), 'row')} of {a_row} bytes are "
-                f"{rows * a_row:,.0f} bytes, and {self.room:,} are at hand; leave rows out, or columns with --ignore"
+                f"{rows * a_row:,.0f} bytes, and {self.room:,} are at hand; leave rows out, or columns with --ignore-columns"
             )
 
     def _batches(self, rows: Iterator[tuple[int, list[str]]]) -> Iterator[list[tuple[int, list[str]]]]:
@@ -231,7 +231,7 @@ class _Reader:
         elif WHOLE.fullmatch(cell) and whole(cell) != int(number):
             raise DataError(
                 f"{self._cell(line, place)}: {short(cell)} is a whole number beyond 2^53, which as a feature would be rounded; "
-                f"if it is a name, take it as one with --categorical{self._advice(place)}"
+                f"if it is a name, take it as one with --categorical-columns{self._advice(place)}"
             )
 
     def _refuse_text(self, line: int, place: int, row: list[str]) -> NoReturn:
@@ -250,7 +250,9 @@ class _Reader:
             raise DataError(f"{said}, as others are or --task regression wants; --task classification takes all as classes")
         texts = [self.plan.names[other] for other in self.number_places if other != self.plan.label and not is_number(row[other])]
         given = printable(",".join(texts))
-        raise DataError(f"{said}; --categorical {given} takes such values as categories, --ignore {given} leaves them out")
+        raise DataError(
+            f"{said}; --categorical-columns {given} takes such values as categories, --ignore-columns {given} leaves them out"
+        )
 
     def _new_value(self, column: int, cell: str, line: int) -> int:
         """The number of a text that is new in this spelling."""
@@ -286,13 +288,17 @@ class _Reader:
         said = f"{self.path} column {name!r} has more than {most:,} different values, too many to be"
         if place == self.plan.label:
             raise DataError(f"{said} classes; is it a name? --task classification takes up to {MOST_NAMED_CLASSES:,}")
-        raise DataError(f"{said} categories; leave the column out with --ignore {printable(name)}")
+        raise DataError(f"{said} categories; leave the column out with --ignore-columns {printable(name)}")
 
     def _cell(self, line: int, place: int) -> str:
         return f"{self.path} line {line}, column {self.plan.names[place]!r}"
 
     def _advice(self, place: int) -> str:
-        return "" if place == self.plan.label else f", or leave the column out with --ignore {printable(self.plan.names[place])}"
+        return (
+            ""
+            if place == self.plan.label
+            else f", or leave the column out with --ignore-columns {printable(self.plan.names[place])}"
+        )
 
     def _hint(self, row: list[str]) -> str:
         return "; a cell that holds the delimiter wants quotes" if len(row) > len(self.plan.names) else ""

@@ -89,7 +89,7 @@ def leaks(x: Array, y: Array, names: list[str]) -> tuple[str, ...]:
         correlation = np.abs(target @ z) / np.where(scale > 0, scale, 1.0)
         said += [
             f"column {names[part.start + i]!r} determines the label (correlation {correlation[i]:.4f}); if it is the label in "
-            f"disguise, leave it out with --ignore '{printable(names[part.start + i].split('=')[0])}'"
+            f"disguise, leave it out with --ignore-columns '{printable(names[part.start + i].split('=')[0])}'"
             for i in np.flatnonzero(correlation > 0.9999)
         ]
     return tuple(said[:10])

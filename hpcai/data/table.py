@@ -86,13 +86,13 @@ def _check_asked(path: Path, names: list[str], asked: Asked) -> None:
     """Raise DataError for columns that are not there, or are asked for in two ways."""
     label, unknown = asked.label, sorted(({asked.label} | asked.ignore | asked.categorical) - {None, *names})  # type: ignore[type-var]
     if label is None or unknown:
-        wanted = f"has no column {unknown[0]!r}" if unknown else "needs --label COLUMN, the column to predict"
+        wanted = f"has no column {unknown[0]!r}" if unknown else "needs --label-column COLUMN, the column to predict"
         hint = "; its first line is to name them" if any(map(is_number, names)) else ""
         raise DataError(f"{path} {wanted}; its columns are {listed(names) or '(none: the file is empty)'}{hint}")
     if label in asked.ignore:
-        raise DataError(f"--ignore {label} leaves out the column that --label is to predict")
+        raise DataError(f"--ignore-columns {label} leaves out the column that --label-column is to predict")
     if both := sorted(asked.ignore & asked.categorical):
-        raise DataError(f"column {both[0]!r} is both for --categorical and for --ignore")
+        raise DataError(f"column {both[0]!r} is both for --categorical-columns and for --ignore-columns")
 
 
 def _first_row(head: Header, ahead: list[str]) -> list[str]:
@@ -121,7 +121,7 @@ def _places(path: Path, names: list[str], first: list[str], asked: Asked) -> tup
         if at.setdefault(name, place) != place:
             raise DataError(
                 f"{path}: columns {at[name] + 1} and {place + 1} are both called {name!r}; rename one, or leave out both with "
-                f"--ignore {printable(name)}"
+                f"--ignore-columns {printable(name)}"
             )
     return places, ("its first column, which has no name, is taken for an index and left out",) if index else ()
 

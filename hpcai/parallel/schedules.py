@@ -35,13 +35,14 @@ NAMES = ("gpipe", "1f1b", "interleaved", "zb-h1")
 def plan(name: str, ranks: int, micros: int, chunks: int = 1) -> Plan:
     """The schedule of that name. Raises: UsageError where it cannot be made of so many micro-batches or chunks."""
     if name not in NAMES:
-        raise UsageError(f"--pipeline {name!r} is unknown; there are {', '.join(NAMES)}")
+        raise UsageError(f"--pipeline-schedule {name!r} is unknown; there are {', '.join(NAMES)}")
     if name != "interleaved" and chunks != 1:
-        raise UsageError(f"--chunks {chunks} is for --pipeline interleaved; {name} has one chunk a rank")
+        raise UsageError(f"--pipeline-chunks {chunks} is for --pipeline-schedule interleaved; {name} has one chunk a rank")
     if name == "interleaved" and ranks > 1 and micros % ranks:
         near = max(ranks, micros // ranks * ranks)
         raise UsageError(
-            f"--pipeline interleaved wants --micro-batches divisible by pp={ranks}, got {micros}; take {near} or {near + ranks}"
+            f"--pipeline-schedule interleaved wants --micro-batches divisible by pp={ranks}, got {micros}; "
+            f"take {near} or {near + ranks}"
         )
     return {"gpipe": gpipe, "1f1b": one_f_one_b, "interleaved": interleaved, "zb-h1": zb_h1}[name](ranks, micros, chunks)
 

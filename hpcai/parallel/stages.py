@@ -91,7 +91,8 @@ def cut(costs: Sequence[float], count: int) -> list[slice]:
     n = len(costs)
     if n < count:
         raise UsageError(
-            f"the model has {counted(n, 'group')} of layers, too few for {count} pipeline stages; take pp * --chunks <= {n}"
+            f"the model has {counted(n, 'group')} of layers, too few for {count} pipeline stages; "
+            f"take pp * --pipeline-chunks <= {n}"
         )
     upto = [0.0, *accumulate(costs)]
     best = [[0.0] + [float("inf")] * n]

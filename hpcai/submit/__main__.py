@@ -85,7 +85,7 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
     checks.check_launcher(whole, chosen.launcher)
     ranks = chosen.nodes * chosen.ranks_per_node
     expected = [checks.check(options, ranks, chosen.time, chosen.signal_seconds) for _, options in runs]
-    folder = Path(str(whole.run)).absolute()
+    folder = Path(str(whole.run_dir)).absolute()
     text = script.train(_job(chosen, training, whole, [flags for flags, _ in runs if flags]))
     if chosen.dry_run:
         _print(text)
@@ -121,7 +121,7 @@ def _say(text: str) -> None:
 
 def _job(chosen: argparse.Namespace, training: list[str], whole: Options, tasks: list[list[str]]) -> script.Job:
     """What the script says. Paths are whole, so that it can be submitted again from anywhere but for training's own."""
-    folder = Path(str(whole.run)).absolute()
+    folder = Path(str(whole.run_dir)).absolute()
     return script.Job(
         name=os.path.basename(os.path.abspath(folder)) or "hpcai" if chosen.name is None else chosen.name,
         nodes=chosen.nodes,

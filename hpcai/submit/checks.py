@@ -40,7 +40,7 @@ TAKEN = {
 }
 """Options of sbatch that the script has or depends on, and what sets them here."""
 
-NO_RESUME = "--resume is auto for a job that may be requeued; leave it out, and to start afresh name another folder by --run"
+NO_RESUME = "--resume is auto for a job that may be requeued; leave it out, and to start afresh name another folder by --run-dir"
 
 
 def check_flags(arguments: Sequence[str]) -> None:
@@ -77,17 +77,17 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     """Raise UsageError, in one line, for a run that could not train; returns what is expected of its duration."""
     if options.resume not in ("never", "auto"):  # from a file of options; never is also what is there if nothing is said
         raise UsageError(NO_RESUME)
-    ranks = membership.training_ranks(ranks, options.spares)
+    ranks = membership.training_ranks(ranks, options.spare_ranks)
     build.check(options, ranks)
     if "USR1" not in options.signals:
         raise UsageError(f"the batch script asks training to leave by USR1; add it to --signals {','.join(options.signals)}")
     if options.plot:
         reporter.require_matplotlib()
     dataset = data(options)
-    for folder in [*resume.folders(options), *(Path(path).parent for path in (options.metrics, options.trace) if path)]:
+    for folder in [*resume.folders(options), *(Path(path).parent for path in (options.metrics_file, options.trace_file) if path)]:
         _writable(folder)
     found = walltime.measured(options, ranks)
-    goes_on = found is not None and found.where == Path(str(options.run))
+    goes_on = found is not None and found.where == Path(str(options.run_dir))
     return walltime.check(time, lead_s, found, total_steps(options, dataset), goes_on)
 
 

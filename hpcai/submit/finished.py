@@ -42,7 +42,7 @@ def finished(options: Options) -> bool:
     Raises: UsageError if the number of steps is not known; CheckpointError or OSError for checkpoints that cannot be listed.
     """
     try:
-        summary = walltime.summary(Path(str(options.run)))
+        summary = walltime.summary(Path(str(options.run_dir)))
         had, steps = summary["options"], int(summary["steps"])
     except walltime.UNREADABLE as error:
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):

@@ -51,7 +51,7 @@ def log_pattern(folder: str, name: str) -> str:
     """
     if "\\" in folder:
         raise UsageError(
-            f"Slurm writes no log into a folder with a backslash in its name; name another by --run than {_short(folder)}"
+            f"Slurm writes no log into a folder with a backslash in its name; name another by --run-dir than {_short(folder)}"
         )
     return f"{folder.rstrip('/').replace('%', '%%')}/{name}"
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from hpcai.errors import UsageError, meant
 from hpcai.submit.checks import NAME_BYTES
 from hpcai.train.options import parser
-from hpcai.train.options.options import Options
+from hpcai.train.options.options import RENAMED, Options
 
-OWN = ("run", "resume", "config", "metrics", "trace", "signals", "checkpoints", "elastic")
+OWN = ("run-dir", "resume", "config", "metrics-file", "trace-file", "signals", "checkpoint-dir", "elastic")
 """Options that runs of a sweep cannot differ in: they are the same for all, or follow from the run's folder."""
 
 MOST = 10_000
@@ -32,6 +32,7 @@ def axes(sweeps: Sequence[str]) -> dict[str, list[str]]:
     for text in sweeps:
         name, _, values = text.partition("=")
         name = name.strip().removeprefix("--").replace("_", "-")
+        name = RENAMED.get(name.replace("-", "_"), name).replace("_", "-")
         parts = [part.strip() for part in values.split(";" if ";" in values else ",")]
         if not name or not all(parts) or len(set(parts)) < len(parts):
             raise UsageError(f"--sweep wants OPTION=VALUE,VALUE,... with different values, got {text!r}")
@@ -54,9 +55,11 @@ def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str
     varied = axes(sweeps)
     if not varied:
         return [([], whole)]
-    for name in ("metrics", "trace"):
+    for name in ("metrics_file", "trace_file"):
         if getattr(whole, name):
-            raise UsageError(f"--{name} {getattr(whole, name)} is one file for all runs of --sweep; leave it out")
+            raise UsageError(
+                f"--{name.replace('_', '-')} {getattr(whole, name)} is one file for all runs of --sweep; leave it out"
+            )
     count = math.prod(map(len, varied.values()))
     if count > MOST:
         raise UsageError(f"--sweep makes {count:,} runs of this, and {MOST:,} at most; vary less")
@@ -66,8 +69,8 @@ def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str
         below = ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
         if len(os.fsencode(below)) > NAME_BYTES:
             raise UsageError(f"--sweep names a folder for each run, and {below[:60]!r}... has more than {NAME_BYTES} bytes")
-        flags = [f"--{name}={value}" for name, value in pairs] + [f"--run={Path(str(whole.run)) / below}"]
-        if whole.checkpoints:
-            flags.append(f"--checkpoints={whole.checkpoints.rstrip('/')}/{below}")
+        flags = [f"--{name}={value}" for name, value in pairs] + [f"--run-dir={Path(str(whole.run_dir)) / below}"]
+        if whole.checkpoint_dir:
+            flags.append(f"--checkpoint-dir={whole.checkpoint_dir.rstrip('/')}/{below}")
         found.append((flags, parser.parse([*arguments, *flags])))
     return found

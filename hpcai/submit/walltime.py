@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hpcai.errors import UsageError, counted
-from hpcai.train.options.options import Options
+from hpcai.train.options.options import RENAMED, Options
 from hpcai.train.resume import GPT_IDENTITY, IDENTITY
 
 FEW_STEPS = 5
@@ -25,7 +25,7 @@ LONGEST_S = 366 * 86_400
 TAIL_BYTES, SUMMARY_BYTES = 1 << 16, 1 << 26
 """So much is read of a run's metrics.jsonl, from its end, and of its summary.json."""
 
-ALIKE = ("data", *(name for name in IDENTITY if name != "seed"), *GPT_IDENTITY, "mesh", "compress")
+ALIKE = [RENAMED.get(name, name) for name in ("data", *IDENTITY, *GPT_IDENTITY, "mesh", "compress") if name != "seed"]
 """Options that another run must share for its step time to be taken."""
 
 
@@ -79,7 +79,7 @@ def duration(amount_s: float) -> str:
 
 def measured(options: Options, ranks: int) -> Measured | None:
     """The step time of the run that is gone on with, else of a sibling folder's run that was alike on as many ranks."""
-    folder = Path(options.run or "runs")
+    folder = Path(options.run_dir or "runs")
     own = _read(folder, None, ranks)
     if own is not None:
         return own
@@ -125,7 +125,7 @@ def _end(path: Path, most: int) -> bytes:
 
 
 def _alike(summary: dict, like: Options, ranks: int) -> bool:
-    had = summary["options"]
+    had = {RENAMED.get(name, name): value for name, value in summary["options"].items()}
     wanted = json.loads(json.dumps({name: getattr(like, name) for name in ALIKE}))
     return summary["ranks"] == ranks and all(had.get(name) == value for name, value in wanted.items())
 

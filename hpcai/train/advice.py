@@ -55,8 +55,8 @@ def decided(options: Options, dataset: Dataset, comm: Communicator) -> Options:
 def predicted(options: Options, plain: Replica, comm: Communicator, names: tuple[str, ...]) -> list[Prediction]:
     """A prediction for each choice, of what one step's gradients take. The same on all ranks. Collective."""
     largest = max(4 * (bucket.stop - bucket.start) for bucket in plain.buckets)
-    wire = advice.measure_wire(comm, largest, options.algorithm)
-    options = dataclasses.replace(options, compress_warmup=0)
+    wire = advice.measure_wire(comm, largest, options.allreduce_algorithm)
+    options = dataclasses.replace(options, compress_warmup_steps=0)
     sizes = [bucket.stop - bucket.start for bucket in plain.buckets]
     found = []
     for name in names:

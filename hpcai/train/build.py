@@ -52,15 +52,15 @@ def check(options: Options, ranks: int) -> None:
         gpt.check(gpt_shape(options), axes.tp)
     if axes.pp > 1:
         if options.model == "gpt":
-            cuts.cut([1.0] * (2 * options.layers + 2), axes.pp * (options.chunks or 1))
-        plans.plan(options.pipeline, axes.pp, options.micro_batches, options.chunks or 1)
+            cuts.cut([1.0] * (2 * options.layers + 2), axes.pp * (options.pipeline_chunks or 1))
+        plans.plan(options.pipeline_schedule, axes.pp, options.micro_batches, options.pipeline_chunks or 1)
 
 
 def build_plan(options: Options, mesh: Mesh) -> Plan:
     """The pipeline's schedule; for a single stage, micro-batch after micro-batch."""
     if mesh.pp.size == 1:
         return plans.one_f_one_b(1, options.micro_batches)
-    return plans.plan(options.pipeline, mesh.pp.size, options.micro_batches, options.chunks or 1)
+    return plans.plan(options.pipeline_schedule, mesh.pp.size, options.micro_batches, options.pipeline_chunks or 1)
 
 
 Cut = list[list[int]] | None
@@ -73,12 +73,12 @@ def build_stages(
     """This rank's layers: all, or those of its pipeline stages, cut as given or by the seconds that they take on rank 0; and how
     they were cut. Collective.
     """
-    ranks, chunks = mesh.pp.size, options.chunks or 1
+    ranks, chunks = mesh.pp.size, options.pipeline_chunks or 1
     if ranks == 1:
         kept = tuple(cuts.groups(whole)) if options.recompute else None
         return whole, Stages(whole, (slice(0, len(whole.layers)),), ((),), ((),), kept), None
     cuts.cut([1.0] * len(cuts.groups(whole)), ranks * chunks)
-    plans.plan(options.pipeline, ranks, options.micro_batches, chunks)
+    plans.plan(options.pipeline_schedule, ranks, options.micro_batches, chunks)
     batch = min(options.batch, dataset.train_samples)
     samples = max(1, batch // (mesh.dp.size * options.micro_batches))
     groups = cuts.measure(whole, np.zeros((samples, *dataset.shape), np.int64 if dataset.context else dtype), dtype)
@@ -169,7 +169,7 @@ def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int, copies
         begin, end = slots[first].start, slots[after].start if after < len(slots) else bucket.stop
         places = [(slot.start - begin, slot.shape) for slot in slots[first:after]]
         reducer = named(choices[first], ranks, places=places, seed=options.seed, feedback=not options.no_error_feedback)
-        one = policy(reducer, smallest=options.compress_smallest, warmup=options.compress_warmup)
+        one = policy(reducer, smallest=options.compress_smallest, warmup=options.compress_warmup_steps)
         parts.append((slice(begin - bucket.start, end - bucket.start), one))
     return parts[0][1] if len(parts) == 1 else by_parts(parts)
 
@@ -182,8 +182,8 @@ def _choice(options: Options, name: str) -> str:
 def build_schedule(options: Options, steps: int) -> Schedule:
     """The learning rate's course over `steps` steps."""
     assert options.lr is not None
-    if options.schedule == "cosine":
-        return schedules.cosine(options.lr, steps=steps, warmup=options.warmup)
-    if options.schedule == "step":
-        return schedules.step(options.lr, every=options.decay_steps, warmup=options.warmup)
-    return schedules.constant(options.lr, warmup=options.warmup)
+    if options.lr_schedule == "cosine":
+        return schedules.cosine(options.lr, steps=steps, warmup=options.lr_warmup_steps)
+    if options.lr_schedule == "step":
+        return schedules.step(options.lr, every=options.lr_decay_steps, warmup=options.lr_warmup_steps)
+    return schedules.constant(options.lr, warmup=options.lr_warmup_steps)

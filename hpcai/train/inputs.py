@@ -32,7 +32,7 @@ def named(options: Options) -> Dataset:
         return own.data(options.data)
     where = Path(options.data_dir) if options.data_dir else None
     o = options
-    return sources.load(o.data, where, o.label, o.ignore, o.context, o.categorical, o.task)
+    return sources.load(o.data, where, o.label_column, o.ignore_columns, o.context, o.categorical_columns, o.task)
 
 
 def share(comm: Communicator, load: Callable[[], Dataset], elsewhere: Callable[[], Dataset] | None = None) -> Dataset:

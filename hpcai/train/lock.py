@@ -115,16 +115,20 @@ class Locks:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise UsageError(f"{folder} is a file, where a folder is wanted; give another --run or --checkpoints") from None
+            raise UsageError(
+                f"{folder} is a file, where a folder is wanted; give another --run-dir or --checkpoint-dir"
+            ) from None
         except OSError as error:
-            raise UsageError(f"{folder} cannot be written to: {error.strerror}; give another --run or --checkpoints") from None
+            raise UsageError(
+                f"{folder} cannot be written to: {error.strerror}; give another --run-dir or --checkpoint-dir"
+            ) from None
         path = folder / NAME
         with contextlib.suppress(FileNotFoundError):
             key = _key(path.lstat())
             if key in self._mine:  # the folder of another name
                 return None
             if key in _held and _held[key].pid == os.getpid():
-                return f"{folder} is in use by another run in this process; give another --run"
+                return f"{folder} is in use by another run in this process; give another --run-dir"
         handle = _opened(path)
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,7 +136,8 @@ class Locks:
             if error.errno in TAKEN:
                 said = described(os.pread(handle, MOST_BYTES, 0))
                 os.close(handle)
-                return f"{folder} is in use by another run ({said}); wait for it, end it, or give another --run or --checkpoints"
+                others = "wait for it, end it, or give another --run-dir or --checkpoint-dir"
+                return f"{folder} is in use by another run ({said}); {others}"
             if error.errno not in NO_LOCKS:
                 os.close(handle)
                 raise
@@ -185,7 +190,7 @@ def _opened(path: Path, access: int = os.O_RDWR | os.O_CREAT) -> int:
     handle = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UsageError(f"{path} is no file, as a lock must be; take it away or give another --run")
+        raise UsageError(f"{path} is no file, as a lock must be; take it away or give another --run-dir")
     return handle
 
 

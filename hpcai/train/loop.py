@@ -57,18 +57,19 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
 def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ()) -> Ended:
     """Train as the options say, on all ranks of `comm`.
 
-    Rank 0 writes into `options.run`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png; sinks hear of it there.
+    Rank 0 writes into `options.run_dir`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png; sinks hear of
+    it there.
     Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
     """
     if options.stall_timeout is not None:
         comm.set_timeout(options.stall_timeout)
     recover.check(options, comm)
     stall.outlive(False)  # an earlier run of this process may have; this one does once it has begun
-    reserve = Reserve(comm.wire, training_ranks(comm.size, options.spares), options.spares, options.spares)
-    training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spares else comm
+    reserve = Reserve(comm.wire, training_ranks(comm.size, options.spare_ranks), options.spare_ranks, options.spare_ranks)
+    training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spare_ranks else comm
     if training is None:
         return go_on(*spares.stand_by(options, reserve), sinks)
-    if options.spares:
+    if options.spare_ranks:
         job.adopt(training)
     locks = Locks(resume.folders(options))
     with contextlib.closing(reserve), contextlib.closing(locks):
@@ -76,7 +77,7 @@ def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ())
 
 
 def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks, sinks: Sequence[Sink]) -> Ended:
-    folder = Path(options.run or "runs")
+    folder = Path(options.run_dir or "runs")
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
     if options.elastic == "grow" and dataset.samples is not None:
         own_name.require_names({"--data": options.data})
@@ -90,7 +91,7 @@ def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks,
     if mine.backup is not None:
         mine.backup.renew(mine.state)
 
-    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep), reserve, locks, sinks)
+    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep_checkpoints), reserve, locks, sinks)
     comm.on_root(run.reporter.open)
     if progress.step < run.total:
         on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
@@ -123,7 +124,7 @@ def go_on(
     """`run_to_end` from where others are, for a rank that has joined them (newcomers.join)."""
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
-    saver = Saver(mine, comm, resume.place(told.options), told.options.keep)
+    saver = Saver(mine, comm, resume.place(told.options), told.options.keep_checkpoints)
     locks = Locks(resume.folders(told.options), told.token)
     run = _run(told.options, dataset, told.progress, saver, reserve, locks, sinks)
     run.counted, run.lost, run.failed = told.counted, told.lost, told.failed
@@ -183,7 +184,7 @@ def _finish(run: Run) -> Ended:
     options = run.options
     run.reporter.waiting.settle()
     timelines = trace.gather(run.mine)
-    text = sampling.sample(run.mine, options.context, options.sample, options.seed) if options.sample else b""
+    text = sampling.sample(run.mine, options.context, options.sample_bytes, options.seed) if options.sample_bytes else b""
     summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text))
     last = run.saver.place.path(naming.named(run.progress.step))
     return Ended(summary, run.progress.history, last, run.dataset, run.options)
@@ -261,4 +262,4 @@ def _naming_last_checkpoint(run: Run) -> Iterator[None]:
         good = f"the last good checkpoint is {place.path(last[-1])}" if last else "no checkpoint was written yet"
         short = "fp16" in (run.options.compress, *(choice for _, choice in run.options.compress_layers))
         range_ = "--compress bf16, as fp16 ends at 65504, or " if short else ""
-        raise NonFiniteError(f"{error}; {good}. Try {range_}a smaller --lr or --clip 1") from None
+        raise NonFiniteError(f"{error}; {good}. Try {range_}a smaller --lr or --clip-norm 1") from None

@@ -10,7 +10,8 @@ from hpcai.xp import Array
 class Totals(NamedTuple):
     """What all ranks know when a step is *decided*: its gradients are summed, and what is left needs no further sums.
 
-    A rank that knows them knows that all others have the sums of the gradients, even if one of them fails now (see elastic/recover.py).
+    A rank that knows them knows that all others have the sums of the gradients, even if one of them fails now (see
+    elastic/recover.py).
     """
 
     loss_sum: float

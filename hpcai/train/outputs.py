@@ -11,13 +11,13 @@ from hpcai.train.options.options import Options
 
 def metrics_path(options: Options) -> Path:
     """Where the lines of steps go."""
-    return Path(options.metrics) if options.metrics else Path(options.run or "runs") / "metrics.jsonl"
+    return Path(options.metrics_file) if options.metrics_file else Path(options.run_dir or "runs") / "metrics.jsonl"
 
 
 def files(options: Options) -> list[Path]:
     """All that a run with these options writes, but checkpoints."""
-    folder = Path(options.run or "runs")
-    trace_files = [Path(options.trace)] if options.trace else []
+    folder = Path(options.run_dir or "runs")
+    trace_files = [Path(options.trace_file)] if options.trace_file else []
     pictures = [folder / "loss.png", *(path.with_suffix(".png") for path in trace_files)] if options.plot else []
     return [folder / "summary.json", metrics_path(options), *trace_files, *pictures]
 
@@ -27,7 +27,9 @@ def require_writable(options: Options) -> None:
     paths = [Path(os.path.realpath(path)) for path in files(options)]
     for i, path in enumerate(paths):
         if path in paths[:i]:
-            raise UsageError(f"{path} would be two of the run's files at once; give --metrics and --trace files of their own")
+            raise UsageError(
+                f"{path} would be two of the run's files at once; give --metrics-file and --trace-file files of their own"
+            )
         _try_to_open(path)
 
 

@@ -147,7 +147,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.C
     by_grains = options.compress == "reproducible"
     if by_grains:
         cores.limit_threads(1)  # the same cut of a matrix product everywhere
-    chunks = options.chunks or 1
+    chunks = options.pipeline_chunks or 1
     mine = Replica(
         mesh=mesh,
         whole=whole,
@@ -174,12 +174,12 @@ def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.C
         reducers=reducers,
         reducer_states=[None] if by_grains else states,
         tallies=[Tally() for _ in buckets],
-        grain=options.grain if by_grains else 0,
+        grain=options.fixed_micro_batch if by_grains else 0,
         micro_batches=options.micro_batches,
         chunks=chunks,
-        reduction=options.reduction,
-        algorithm=options.algorithm,
-        clip=options.clip,
+        reduction=options.loss_reduction,
+        algorithm=options.allreduce_algorithm,
+        clip=options.clip_norm,
         cut=cut,
         backup=Backup(units, mesh.dp, optimizer, dtype) if options.redundancy and options.zero and mesh.dp.size > 1 else None,
         encoding=dataset.encoding,

@@ -20,7 +20,7 @@ from hpcai.train.build import Cut
 from hpcai.train.history import Progress
 from hpcai.train.options import own_name, remarks
 from hpcai.train.options.arguments import shown
-from hpcai.train.options.options import Options
+from hpcai.train.options.options import RENAMED, Options
 from hpcai.train.replica import Replica
 from hpcai.train.saving import Saver
 from hpcai.train.state import arrays, residuals
@@ -55,11 +55,11 @@ def place(options: Options) -> Place:
 def folders(options: Options) -> list[Path]:
     """Those that a run writes into and has for itself: its own, and that of its checkpoints unless these are elsewhere."""
     kept = storage.local(_kept(options))
-    return [Path(options.run or "runs"), *([] if kept is None else [kept])]
+    return [Path(options.run_dir or "runs"), *([] if kept is None else [kept])]
 
 
 def _kept(options: Options) -> str | Path:
-    return options.checkpoints or Path(options.run or "runs") / "checkpoints"
+    return options.checkpoint_dir or Path(options.run_dir or "runs") / "checkpoints"
 
 
 def prepare(options: Options, comm: Communicator) -> Place:
@@ -80,7 +80,9 @@ def prepare(options: Options, comm: Communicator) -> Place:
             where.probe()
             where.discard()
         except OSError as error:
-            raise CheckpointError(f"checkpoints cannot be written to {options.checkpoints or options.run}: {error}") from None
+            raise CheckpointError(
+                f"checkpoints cannot be written to {options.checkpoint_dir or options.run_dir}: {error}"
+            ) from None
 
     comm.on_root(lambda: _require_there(options))
     comm.on_root(tried)
@@ -123,7 +125,7 @@ def cut(options: Options, comm: Communicator) -> Cut:
     def find() -> Cut:
         meta = earlier(options) if options.mesh else {}
         same = meta.get("cut") and meta["mesh"]["pp"] == sizes(options.mesh, comm.size).pp
-        return meta["cut"] if same and len(meta["cut"]) == meta["mesh"]["pp"] * (options.chunks or 1) else None
+        return meta["cut"] if same and len(meta["cut"]) == meta["mesh"]["pp"] * (options.pipeline_chunks or 1) else None
 
     return comm.on_root(find)
 
@@ -246,10 +248,11 @@ def meant(path: str) -> tuple[Place, str]:
 
 
 def _refuse_or_set_aside(options: Options, folder: Path) -> None:
-    """A fresh run: what an earlier one wrote is moved aside; where --checkpoints has some it is refused."""
-    if options.checkpoints and place(options).names():
+    """A fresh run: what an earlier one wrote is moved aside; where --checkpoint-dir has some it is refused."""
+    if options.checkpoint_dir and place(options).names():
         raise CheckpointError(
-            f"{options.checkpoints} has checkpoints of an earlier run; go on with --resume auto, or give another --checkpoints"
+            f"{options.checkpoint_dir} has checkpoints of an earlier run; go on with --resume auto, "
+            "or give another --checkpoint-dir"
         )
     if _set_aside(folder):
         said = f"what an earlier run left in {folder} is in its previous-N folders now; --resume auto would have gone on from it"
@@ -284,7 +287,7 @@ def _has_files(folder: Path) -> bool:
 
 def _identity(options: Options, mine: Replica) -> dict[str, Any]:
     names = (*IDENTITY, *GPT_IDENTITY) if options.model == "gpt" else IDENTITY
-    values = {name: getattr(options, name) for name in names}
+    values = {name: getattr(options, RENAMED.get(name, name)) for name in names}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     if own_name.is_own(options.model or ""):  # which may have moved to another module
         values["model"] = mine.whole.name
@@ -314,7 +317,9 @@ def _check(found: Opened, options: Options, mine: Replica) -> None:
 
 def _as_option(name: str, value: Any) -> str:
     """As it is written on the command line."""
-    return shown(f"--{name.replace('_', '-')} {','.join(map(str, value)) if isinstance(value, list) else value}").strip("'")
+    return shown(
+        f"--{RENAMED.get(name, name).replace('_', '-')} {','.join(map(str, value)) if isinstance(value, list) else value}"
+    ).strip("'")
 
 
 def _check_data(found: Opened, mine: Replica) -> None:

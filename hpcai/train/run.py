@@ -63,7 +63,7 @@ class Run:
     @property
     def folder(self) -> Path:
         """Where it writes."""
-        return Path(self.options.run or "runs")
+        return Path(self.options.run_dir or "runs")
 
     @property
     def per_epoch(self) -> int:

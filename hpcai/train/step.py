@@ -55,7 +55,7 @@ def _decide(replica: Replica, x: Array, target: Array, batch: int, step: int) ->
         replica.backup.exchange(replica.grads, replica.owned, whole=replica.zero < 2)
     norm = _norm(replica) / (1.0 if replica.half is None else replica.half.scale)
     if replica.grain and sums is None and math.isfinite(norm):
-        raise NonFiniteError(f"the gradient of a few samples (see --grain) was not finite in step {step + 1}")
+        raise NonFiniteError(f"the gradient of a few samples (see --fixed-micro-batch) was not finite in step {step + 1}")
     return Totals(loss_sum, targets, norm, comm_s, np.array(counted))
 
 

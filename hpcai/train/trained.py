@@ -166,7 +166,7 @@ def fit(
         comm: of the ranks that train; by default all that the launcher started.
         optimizer: "adam" and the like, or an optim.Optimizer, a function of the model that gives one, or its name.
         sinks: what hears the run's events, on rank 0 (see monitor.Sink). after_step, after_epoch: functions of their values.
-        options: those of `python -m hpcai.train`, with underscores: steps=100, compress="int8", zero=1, run="runs/a".
+        options: those of `python -m hpcai.train`, with underscores: steps=100, compress="int8", zero=1, run_dir="runs/a".
             Files and variables that give options to that command are not read.
     Returns: a Trained, on all ranks alike.
     Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError, on all ranks alike.

@@ -180,9 +180,9 @@ BITWISE = {
     "tp, int4": (4, "--mesh dp=2,tp=2 --compress int4 --compress-smallest 1"),
     "tp, pp, powersgd": (8, "--mesh dp=2,tp=2,pp=2 --micro-batches 2 --compress powersgd:2 --compress-smallest 1"),
     "three ranks, owners": (3, "--mesh dp=3 --batch 18 --compress int4 --compress-smallest 1"),
-    "pp, clip": (4, "--mesh dp=2,pp=2 --micro-batches 2 --clip 0.5"),
-    "interleaved, clip": (2, "--mesh pp=2 --layers 4 --micro-batches 2 --pipeline interleaved --clip 0.5"),
-    "zero 3, clip": (3, "--mesh dp=3 --batch 18 --zero 3 --clip 0.5"),
+    "pp, clip": (4, "--mesh dp=2,pp=2 --micro-batches 2 --clip-norm 0.5"),
+    "interleaved, clip": (2, "--mesh pp=2 --layers 4 --micro-batches 2 --pipeline-schedule interleaved --clip-norm 0.5"),
+    "zero 3, clip": (3, "--mesh dp=3 --batch 18 --zero 3 --clip-norm 0.5"),
 }
 
 
@@ -296,7 +296,7 @@ class Slow(Local):
 def test_at_most_one_is_under_way_and_steps_do_not_wait_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "Local", Slow)
     Slow.most = 0
-    flags = ["--hidden", "16", "--checkpoint-steps", "1", "--keep", "9"]
+    flags = ["--hidden", "16", "--checkpoint-steps", "1", "--keep-checkpoints", "9"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
     assert Slow.most == 2  # the two ranks'
     assert len(format.all_in(tmp_path / "run" / "checkpoints")) == 6
@@ -378,7 +378,7 @@ def test_a_disk_that_fills_up_and_is_emptied_again(tmp_path, capsys):
     with owned.disk(tmp_path, "512k") as disk:
         if disk is None:
             pytest.skip("mount is not allowed here")
-        flags = [*SMALL[:-4], "--keep", "1", "--checkpoints", str(disk / "here")]
+        flags = [*SMALL[:-4], "--keep-checkpoints", "1", "--checkpoint-dir", str(disk / "here")]
         train(2, options(tmp_path, *flags, "--steps", "3"))
         (disk / "filler").write_bytes(b"x" * (os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 8192))
         with pytest.raises(CheckpointError, match="No space left on device"):

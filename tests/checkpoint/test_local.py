@@ -254,7 +254,7 @@ def test_a_trial_writes_nothing_but_its_own_file(tmp_path, kind):
 
 def test_a_run_keeps_so_many_beside_what_is_none(tmp_path):
     """Links, files and checkpoints of other steps do not count, and stay."""
-    flags = [*SMALL, "--keep", "2"]
+    flags = [*SMALL, "--keep-checkpoints", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
     place = tmp_path / "run" / "checkpoints"
     shutil.copytree(place / naming.named(3), tmp_path / "elsewhere")
@@ -341,7 +341,7 @@ def test_the_command_ends_in_one_line_for_a_manifest_that_is_a_fifo(twice, tmp_p
         *SMALL,
         "--batch",
         "64",
-        "--run",
+        "--run-dir",
         str(tmp_path / "run"),
         "--resume",
         str(newer),

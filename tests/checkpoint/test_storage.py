@@ -236,10 +236,10 @@ def test_a_shard_ends_with_a_page_so_that_none_of_it_goes_through_the_cache(size
 @pytest.mark.parametrize("split", ["--mesh dp=3 --zero 3", "--mesh dp=3 --compress int8 --compress-smallest 1"])
 def test_a_run_on_a_url_goes_on_bit_for_bit_and_its_bytes_are_those_of_a_folder(tmp_path, bucket, split):
     url = f"{bucket}/{tmp_path.name}"
-    flags = ["--hidden", "16", "--steps", "9", "--keep", "1", "--checkpoint-steps", "6", *split.split()]
+    flags = ["--hidden", "16", "--steps", "9", "--keep-checkpoints", "1", "--checkpoint-steps", "6", *split.split()]
     train(3, options(tmp_path, *flags, run="one"))
-    train(3, options(tmp_path, *flags, "--steps", "6", "--checkpoints", url, run="two"))
-    train(3, options(tmp_path, *flags, "--resume", "auto", "--checkpoints", url, run="two"))
+    train(3, options(tmp_path, *flags, "--steps", "6", "--checkpoint-dir", url, run="two"))
+    train(3, options(tmp_path, *flags, "--resume", "auto", "--checkpoint-dir", url, run="two"))
     place = storage.place(url)
     assert place.names() == ["step-000000009"]
     assert not (tmp_path / "two" / "checkpoints").exists()
@@ -254,9 +254,9 @@ def test_a_run_on_a_url_goes_on_bit_for_bit_and_its_bytes_are_those_of_a_folder(
 
 def test_a_fresh_run_does_not_mix_with_what_a_url_has(tmp_path):
     url = f"memory://{tmp_path}/there"
-    train(1, options(tmp_path, "--steps", "2", "--checkpoints", url))
+    train(1, options(tmp_path, "--steps", "2", "--checkpoint-dir", url))
     with pytest.raises(CheckpointError, match="has checkpoints of an earlier run; go on with --resume auto"):
-        train(2, options(tmp_path, "--steps", "2", "--checkpoints", url))
+        train(2, options(tmp_path, "--steps", "2", "--checkpoint-dir", url))
 
 
 def test_a_place_that_cannot_be_written_is_one_error_before_training(tmp_path, bucket, monkeypatch):
@@ -264,16 +264,16 @@ def test_a_place_that_cannot_be_written_is_one_error_before_training(tmp_path, b
     places = [f"{bucket}-that-is-not-there/run", "nothing://there", str(tmp_path / "file" / "below")]
     for where in places:
         with pytest.raises((CheckpointError, UsageError)) as caught:
-            train(2, options(tmp_path, "--steps", "2", "--checkpoints", where))
+            train(2, options(tmp_path, "--steps", "2", "--checkpoint-dir", where))
         assert where.split("/run")[0] in str(caught.value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match="cannot be written to s3://elsewhere/run"):
-        train(2, options(tmp_path, "--steps", "2", "--checkpoints", "s3://elsewhere/run"))
+        train(2, options(tmp_path, "--steps", "2", "--checkpoint-dir", "s3://elsewhere/run"))
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_without_fsspec_a_url_is_refused_with_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
     with pytest.raises(CheckpointError, match=r"pip install 'hpcai\[s3\]'"):
-        train(2, options(tmp_path, "--checkpoints", "s3://bucket/run"))
-    assert parser.parse(["--checkpoints", "s3://bucket/run"]).checkpoints == "s3://bucket/run"
+        train(2, options(tmp_path, "--checkpoint-dir", "s3://bucket/run"))
+    assert parser.parse(["--checkpoint-dir", "s3://bucket/run"]).checkpoint_dir == "s3://bucket/run"

@@ -81,9 +81,9 @@ def test_reproducible_training_gives_the_same_bits_across_a_link_as_on_one_rank(
     if why := refused():
         pytest.skip(why)
     train = ("-m", "hpcai.train", "--compress", "reproducible", "--steps", "100", "--hidden", "64,32")
-    assert run(1, *train[2:], "--run", tmp_path / "0")[0] == 0
+    assert run(1, *train[2:], "--run-dir", tmp_path / "0")[0] == 0
     for per_host in (1, 2):
-        across(per_host, *train, "--run", tmp_path / str(per_host))
+        across(per_host, *train, "--run-dir", tmp_path / str(per_host))
     one, *others = (format.read(resume.newest(tmp_path / name))[1].arrays for name in ("0", "1", "2"))
     for other in others:
         assert all(array.tobytes() == other[name].tobytes() for name, array in one.items())
@@ -94,7 +94,7 @@ def struck(tmp_path, epochs, **how):
     if why := refused():
         pytest.skip(why)
     sign, run_folder = tmp_path / "now", tmp_path / "run"
-    flags = ["--hidden", "64", "--checkpoint-steps", "20", "--stall-timeout", "4", "--epochs", epochs, "--run", run_folder]
+    flags = ["--hidden", "64", "--checkpoint-steps", "20", "--stall-timeout", "4", "--epochs", epochs, "--run-dir", run_folder]
     process = started(1, "-m", "hpcai.train", *flags, LIMIT_S="60", STRIKE=str(sign), **how)
     wait_for(lambda: process.poll() is not None or (run_folder.exists() and resume.newest(run_folder)), limit=60)
     sign.touch()
@@ -122,7 +122,7 @@ def test_a_lost_host_ends_the_job_and_the_run_goes_on_elsewhere(tmp_path):
     _, seconds, _ = struck(tmp_path, 5000, KILL="1")
     assert seconds < 20
     step = int(resume.newest(tmp_path / "run").name.split("-")[1])
-    flags = ["--hidden", "64", "--steps", step + 5, "--resume", "auto", "--run", tmp_path / "run"]
+    flags = ["--hidden", "64", "--steps", step + 5, "--resume", "auto", "--run-dir", tmp_path / "run"]
     code, _, err = run(2, "--checkpoint-steps", "0", *flags)
     assert code == 0, err
     assert int(resume.newest(tmp_path / "run").name.split("-")[1]) == step + 5

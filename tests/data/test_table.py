@@ -145,7 +145,7 @@ def test_names_are_compared_without_spaces_and_in_one_spelling(load):
 
 TWOFOLD = {
     "label": ("a,y,c,y", "columns 2 and 4 are both called 'y'"),
-    "feature": ("a,b,a,y", "columns 1 and 3 are both called 'a'.*--ignore a"),
+    "feature": ("a,b,a,y", "columns 1 and 3 are both called 'a'.*--ignore-columns a"),
     "but for spaces": ("a , b,a,y", "columns 1 and 3 are both called 'a'"),
     "but for the byte order mark": ("\ufeffa,b,a,y", "columns 1 and 3 are both called 'a'"),
     "but for its spelling": ("\u00e9,b,e\u0301,y", "columns 1 and 3 are both called"),
@@ -166,12 +166,12 @@ def test_columns_of_one_name_may_be_left_out_together(load):
 
 
 ASKED = {
-    "no label": ({"label": None}, "needs --label COLUMN.*a, b, kind"),
+    "no label": ({"label": None}, "needs --label-column COLUMN.*a, b, kind"),
     "unknown label": ({"label": "sort"}, "no column 'sort'; its columns are a, b, kind$"),
     "unknown to ignore": ({"ignore": ["c"]}, "no column 'c'"),
     "unknown category": ({"categorical": ["c"]}, "no column 'c'"),
-    "label left out": ({"ignore": ["kind"]}, "--ignore kind leaves out the column that --label is to predict"),
-    "both": ({"ignore": ["a"], "categorical": ["a"]}, "'a' is both for --categorical and for --ignore"),
+    "label left out": ({"ignore": ["kind"]}, "--ignore-columns kind leaves out the column that --label-column is to predict"),
+    "both": ({"ignore": ["a"], "categorical": ["a"]}, "'a' is both for --categorical-columns and for --ignore-columns"),
     "nothing but a label": ({"ignore": ["a", "b"]}, "1 column; wanted 5 rows .* and a feature"),
 }
 
@@ -204,8 +204,8 @@ def test_columns_may_be_counted(load, names, label):
 
 
 BAD = {
-    "text": ("\n5,", "\nfive,", "line 7, column 'a': 'five' is not a number; --categorical a .*--ignore a"),
-    "two texts": ("\n5,0.5,", "\nfive,six,", "--categorical a,b .*--ignore a,b"),
+    "text": ("\n5,", "\nfive,", "line 7, column 'a': 'five' is not a number; --categorical-columns a .*--ignore-columns a"),
+    "two texts": ("\n5,0.5,", "\nfive,six,", "--categorical-columns a,b .*--ignore-columns a,b"),
     "empty": ("\n5,", "\n,", "line 7, column 'a': '' is not a number; fill it"),
     "many cells": ("\n5,", "\n5,5,", "line 7: 4 cells where the header has 3.*wants quotes"),
     "few cells": ("\n5,", "\n", "line 7: 2 cells where the header has 3$"),
@@ -221,7 +221,11 @@ BAD = {
     "text after a quote": ("\n5,", '\n"5"6,', "line 7: ',' expected after '\"'"),
     "a long cell": ("\n5,", f"\n{'5' * 200_000},", "line 7: field larger than field limit"),
     "many digits": ("\n5,", f"\n{'5' * 5_000},", r"'5+'\.\.\. \(5,000 characters\) is not a finite number"),
-    "too large": ("\n5,", f"\n{BIG + 1},", f"line 7, column 'a': '{BIG + 1}' is a whole number beyond 2.53.*--categorical"),
+    "too large": (
+        "\n5,",
+        f"\n{BIG + 1},",
+        f"line 7, column 'a': '{BIG + 1}' is a whole number beyond 2.53.*--categorical-columns",
+    ),
     "many zeros": ("\n5,", f"\n{'0' * 5_000}{BIG + 1},", r"'0+'\.\.\. \(5,019 characters\) is a whole number beyond"),
     "text in the label": ("\n5,0.5,0", "\n5,0.5,x", "line 7, column 'kind': 'x' is not a number, as others are"),
     "empty label": ("\n5,0.5,0", "\n5,0.5,", "line 7, column 'kind': '' is not a number; fill it, or leave its row out$"),
@@ -377,7 +381,9 @@ def test_categories_may_be_numbers_beyond_2_53_and_all_there_is(load):
 
 
 def test_a_column_of_too_many_values_is_no_category(load):
-    with pytest.raises(DataError, match="column 'a' has more than 1,000 different values, too many to be categories.*--ignore a"):
+    with pytest.raises(
+        DataError, match="column 'a' has more than 1,000 different values, too many to be categories.*--ignore-columns a"
+    ):
         load(csv("a,b,y", lambda i: f"n{i},{i},{i % 2}", 1100), categorical=["a"])
 
 
@@ -444,7 +450,7 @@ def test_memory_is_looked_at_before_it_is_taken(load, monkeypatch):
     monkeypatch.setattr(cells, "available", lambda: needed // 2)
     added, add = [], cells._Reader.add
     monkeypatch.setattr(cells._Reader, "add", lambda self, block: (added.append(block), add(self, block)))
-    with pytest.raises(DataError, match=r"does not fit into memory: at least 1\d,\d\d\d rows of 93 bytes .*--ignore"):
+    with pytest.raises(DataError, match=r"does not fit into memory: at least 1\d,\d\d\d rows of 93 bytes .*--ignore-columns"):
         load(content)
     assert len(added) < 20  # of some 300: it is foreseen
     monkeypatch.setattr(opening, "RATIO", 1e9)

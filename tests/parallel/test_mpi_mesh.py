@@ -16,9 +16,15 @@ from tests.parallel.test_parity import MODEL
 pytestmark = [pytest.mark.mpi, pytest.mark.usefixtures("clean_environment")]
 
 SPLITS = {
-    2: ["tp=2", "pp=2 --pipeline zb-h1", "pp=2 --pipeline interleaved", "dp=2 --zero 3", "dp=2 --zero 1 --overlap always"],
-    3: ["pp=3", "dp=3 --zero 2", "pp=3 --pipeline gpipe --recompute"],
-    4: ["dp=2,tp=2 --zero 1", "tp=2,pp=2", "dp=2,pp=2 --zero 3 --pipeline zb-h1", "tp=4", "pp=4"],
+    2: [
+        "tp=2",
+        "pp=2 --pipeline-schedule zb-h1",
+        "pp=2 --pipeline-schedule interleaved",
+        "dp=2 --zero 3",
+        "dp=2 --zero 1 --overlap always",
+    ],
+    3: ["pp=3", "dp=3 --zero 2", "pp=3 --pipeline-schedule gpipe --recompute"],
+    4: ["dp=2,tp=2 --zero 1", "tp=2,pp=2", "dp=2,pp=2 --zero 3 --pipeline-schedule zb-h1", "tp=4", "pp=4"],
 }
 
 
@@ -41,8 +47,8 @@ def test_a_mesh_of_processes_trains_the_model_of_one(folder, comm, case):
     content = np.random.default_rng(0).choice(np.frombuffer(b"abcd efgh\n", np.uint8), 4000)
     comm.on_root(lambda: text.write_bytes(content.tobytes()))
     flags = ["--data", f"text:{text}", *MODEL, "--batch", "24", "--dtype", "f64", "--steps", "10"]
-    mine = parser.parse([*flags, "--mesh", *splits[case].split(), "--run", str(folder / "mesh")])
-    alone = parser.parse([*flags, "--micro-batches", "1", "--run", str(folder / f"alone{comm.rank}")])
+    mine = parser.parse([*flags, "--mesh", *splits[case].split(), "--run-dir", str(folder / "mesh")])
+    alone = parser.parse([*flags, "--micro-batches", "1", "--run-dir", str(folder / f"alone{comm.rank}")])
     found = fit(mine, comm)
     wanted = threads.run(1, lambda one: fit(alone, one))[0]
     assert found["epoch_losses"] == pytest.approx(wanted["epoch_losses"], rel=1e-10)

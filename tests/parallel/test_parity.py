@@ -19,7 +19,7 @@ STEPS = "20" if os.environ.get("HPCAI_ALL") else "6"
 MESHES = [(1, 1, 1), (4, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2), (1, 1, 4), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
 MODEL = [
     *["--layers", "4", "--width", "16", "--heads", "4", "--context", "12"],
-    *["--steps", STEPS, "--batch", "16", "--micro-batches", "4", "--clip", "1"],
+    *["--steps", STEPS, "--batch", "16", "--micro-batches", "4", "--clip-norm", "1"],
 ]
 DTYPES = {"f64": (1e-10, "adamw"), "f32": (1e-5, "momentum")}
 """How near, relative to the largest of an array; Adam in f32 would make rounding of gradients that are zero into steps."""
@@ -68,7 +68,7 @@ CASES += [(*case, "f32") for case in list(cases())[:: 1 if os.environ.get("HPCAI
 @pytest.mark.parametrize("mesh, schedule, zero, dtype", CASES)
 def test_any_split_trains_the_model_of_one_process(tmp_path, text, alone, mesh, schedule, zero, dtype):
     ranks = int(np.prod([int(part.split("=")[1]) for part in mesh.split(",")]))
-    flags = ["--mesh", mesh, "--pipeline", schedule, "--zero", str(zero), "--bucket-bytes", "5000"]
+    flags = ["--mesh", mesh, "--pipeline-schedule", schedule, "--zero", str(zero), "--bucket-bytes", "5000"]
     assert_same(run(tmp_path, text, dtype, *flags, ranks=ranks), alone(dtype), dtype)
 
 
@@ -77,7 +77,7 @@ VARIANTS = {
     "rms": ["--norm", "rms"],
     "dropout": ["--dropout", "0.2"],
     "recompute": ["--recompute"],
-    "sum": ["--reduction", "sum", "--lr", "1e-4"],
+    "sum": ["--loss-reduction", "sum", "--lr", "1e-4"],
     "uneven": ["--batch", "24"],
 }
 SPLITS = {
@@ -86,7 +86,7 @@ SPLITS = {
     "all": "--mesh dp=2,tp=2,pp=2 --zero 1",
     "zero 2": "--mesh dp=2 --zero 2",
     "zero 3": "--mesh dp=2,tp=2 --zero 3",
-    "interleaved": "--mesh pp=2 --pipeline interleaved",
+    "interleaved": "--mesh pp=2 --pipeline-schedule interleaved",
 }
 
 
@@ -103,7 +103,7 @@ def test_variants_of_the_model_do_not_depend_on_the_split(tmp_path, text, alone,
 @pytest.mark.parametrize("mesh", ["dp=2", "dp=1,tp=2", "dp=1,pp=2", "dp=2,tp=2", "dp=2,pp=2", "dp=2,tp=2,pp=2"])
 def test_any_mesh_has_the_norm_of_one_process_and_clips_alike(tmp_path, text, mesh, more):
     """By sgd, as Adam's steps are the same for gradients of any length; the limit is below each norm."""
-    flags = ["--optimizer", "sgd", "--lr", "0.1", "--clip", "0.5", "--steps", "6", "--layers", "2"]
+    flags = ["--optimizer", "sgd", "--lr", "0.1", "--clip-norm", "0.5", "--steps", "6", "--layers", "2"]
     ranks = int(np.prod([int(part.split("=")[1]) for part in mesh.split(",")]))
     one = run(tmp_path, text, "f64", *flags, *(["--tied"] if more == "--tied" else []), name="one")
     many = run(tmp_path, text, "f64", *flags, *more.split(), "--mesh", mesh, ranks=ranks, name="many")

@@ -12,7 +12,7 @@ from tests.train.test_loop import options
 
 @pytest.mark.parametrize("optimizer", ["adam", "momentum", "sgd"])
 def test_a_backup_has_the_bits_of_the_shard(tmp_path, optimizer):
-    chosen = options(tmp_path, *FLAGS, "--zero", "1", "--redundancy", "1", "--optimizer", optimizer, "--clip", "0.5")
+    chosen = options(tmp_path, *FLAGS, "--zero", "1", "--redundancy", "1", "--optimizer", optimizer, "--clip-norm", "0.5")
 
     def program(comm):
         dataset = load(chosen, comm)

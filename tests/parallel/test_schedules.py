@@ -77,7 +77,7 @@ def test_a_plan_that_waits_for_itself_is_noticed():
     "arguments, words",
     [
         (("interleaved", 4, 6, 2), "--micro-batches divisible by pp=4, got 6; take 4 or 8"),
-        (("1f1b", 4, 6, 2), "--chunks 2 is for --pipeline interleaved"),
+        (("1f1b", 4, 6, 2), "--pipeline-chunks 2 is for --pipeline-schedule interleaved"),
         (("best", 4, 6, 1), "unknown; there are gpipe, 1f1b, interleaved, zb-h1"),
     ],
 )

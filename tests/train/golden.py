@@ -32,18 +32,21 @@ TEXT = b"What stays the same is not to be noticed; what changes is to be found a
 GPT = "--data text:t.txt --layers 2 --width 32 --heads 4 --context 16 --batch 16 --optimizer adamw"
 CONFIGURATIONS = {
     "softmax": (3, "--model softmax --optimizer sgd --batch 100"),
-    "mlp": (2, "--model mlp --hidden 32,16 --optimizer adam --schedule cosine --warmup 3 --clip 0.5"),
+    "mlp": (2, "--model mlp --hidden 32,16 --optimizer adam --lr-schedule cosine --lr-warmup-steps 3 --clip-norm 0.5"),
     "cnn": (2, "--model cnn --channels 4,8 --optimizer nesterov --batch 64"),
     "lamb": (2, "--model mlp --hidden 32 --optimizer lamb --activation gelu --overlap always --bucket-bytes 1000"),
     "gpt": (2, f"{GPT} --dropout 0.1 --tied"),
-    "gpt on a mesh": (4, f"{GPT} --mesh tp=2,pp=2 --pipeline zb-h1 --micro-batches 4 --norm rms"),
-    "gpt, interleaved": (4, f"{GPT} --mesh dp=2,pp=2 --pipeline interleaved --micro-batches 2 --zero 1"),
+    "gpt on a mesh": (4, f"{GPT} --mesh tp=2,pp=2 --pipeline-schedule zb-h1 --micro-batches 4 --norm rms"),
+    "gpt, interleaved": (4, f"{GPT} --mesh dp=2,pp=2 --pipeline-schedule interleaved --micro-batches 2 --zero 1"),
     "ZeRO-1": (3, "--model mlp --hidden 32 --zero 1 --redundancy 1 --optimizer momentum"),
     "ZeRO-3": (2, "--model mlp --hidden 32 --zero 3 --bucket-bytes 1000"),
     "bf16": (2, "--model mlp --hidden 32 --dtype bf16 --zero 2"),
     "f16": (2, "--model mlp --hidden 32 --dtype f16"),
     "int8": (3, "--model mlp --hidden 32 --compress int8 --compress-smallest 1 --zero 1"),
-    "powersgd": (2, "--model mlp --hidden 32 --compress powersgd:2 --compress-smallest 1 --compress-warmup 2 --optimizer sgd"),
+    "powersgd": (
+        2,
+        "--model mlp --hidden 32 --compress powersgd:2 --compress-smallest 1 --compress-warmup-steps 2 --optimizer sgd",
+    ),
     "reproducible": (3, "--model mlp --hidden 32 --compress reproducible"),
     "f64": (4, "--model mlp --hidden 32 --dtype f64 --micro-batches 2 --optimizer adamw"),
 }
@@ -54,7 +57,7 @@ def outcome(ranks: int, flags: str, folder: Path) -> dict[str, Any]:
     """What 20 steps come to: the loss of each, and a digest of all that the checkpoint has."""
     text = folder / "t.txt"
     text.write_bytes(TEXT)
-    options = parser.parse(["--run", str(folder / "run"), "--steps", "20", *flags.replace("t.txt", str(text)).split()])
+    options = parser.parse(["--run-dir", str(folder / "run"), "--steps", "20", *flags.replace("t.txt", str(text)).split()])
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         threads.run(ranks, lambda comm: fit(options, comm))
     newest = resume.newest(folder / "run")

@@ -71,7 +71,7 @@ def good(folder):
     (folder / "text.txt").write_bytes(bytes(random.Random(0).choices(b"abcd efgh\n", k=3000)))
     flags = f"--data text:{folder}/text.txt --layers 2 --width 16 --heads 2 --context 8 --batch 8 --mesh dp=2,tp=2,pp=2 "
     flags += "--micro-batches 2 --compress powersgd:2 --compress-smallest 1 --steps 2 --model gpt"
-    options = parser.parse(["--run", str(folder / "run"), *flags.split()])
+    options = parser.parse(["--run-dir", str(folder / "run"), *flags.split()])
     timed = stages._time  # whose seconds would cut the pipeline elsewhere, and so change what ranks write, from run to run
     stages._time = lambda *part, **how: (1.0, timed(*part, **how)[1])
     try:

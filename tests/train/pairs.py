@@ -80,7 +80,7 @@ def attempt_pairs(folder, pairs, seed, limit_s=float("inf")):
     rng, wrong, killed, made, began = random.Random(seed), [], 0, 0, time.monotonic()
     program = folder / "held_run.py"
     program.write_text(PROGRAM.format(held=HELD_S))
-    chosen = parse([*FLAGS, "--steps", "20", "--run", str(folder / "earlier")])
+    chosen = parse([*FLAGS, "--steps", "20", "--run-dir", str(folder / "earlier")])
     with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
         threads.run(1, lambda comm: fit(chosen, comm))
     for made in range(1, pairs + 1):
@@ -103,14 +103,14 @@ def attempt(rng, folder, program, ranks, kill):
         shutil.rmtree(folder / name, ignore_errors=True)
     if rng.random() < 0.5:
         shutil.copytree(folder / "earlier", run)
-    shared = ["--checkpoints", folder / "shared", "--resume", "auto"] if rng.random() < 0.25 else []
+    shared = ["--checkpoint-dir", folder / "shared", "--resume", "auto"] if rng.random() < 0.25 else []
     flags = [shared or (["--resume", "auto"] if rng.random() < 0.5 else []) for _ in range(2)]
     runs = [run, folder / "other" if shared and flags[1] is shared else run]
     if shared:
         flags = [shared, shared]
-    both = [begin(ranks, program, until, "--run", runs[0], *flags[0])]
+    both = [begin(ranks, program, until, "--run-dir", runs[0], *flags[0])]
     time.sleep(rng.uniform(0, LONGEST_OFFSET_S))
-    both.append(begin(ranks, program, until, "--run", runs[1], *flags[1]))
+    both.append(begin(ranks, program, until, "--run-dir", runs[1], *flags[1]))
     try:
         if kill:
             time.sleep(rng.uniform(0, LONGEST_LIFE_S))
@@ -118,7 +118,7 @@ def attempt(rng, folder, program, ranks, kill):
                 end(process, program)
             for process in both:
                 process.communicate(timeout=LIMIT_S)
-            return judged_after(begin(ranks, program, program, "--run", run, *(shared or ["--resume", "auto"])))
+            return judged_after(begin(ranks, program, program, "--run-dir", run, *(shared or ["--resume", "auto"])))
         return judged(both, until, runs)
     finally:
         for process in both:
@@ -141,7 +141,7 @@ def judged(both, until, runs):
     if len(lines) != 1 or "is in use by another run (process" not in lines[0] or "Traceback" in said[0]:
         return f"said {said}"
     (winner,) = [where for (process, _, _), where in zip(ended, runs, strict=True) if process.returncode == 0]
-    return judged_files(winner, "--checkpoints" in both[0].args)
+    return judged_files(winner, "--checkpoint-dir" in both[0].args)
 
 
 def judged_after(process):

@@ -46,7 +46,18 @@ def test_a_slow_wire_makes_it_compress_and_a_free_one_does_not(tmp_path, wire, c
 
 def test_a_warmup_does_not_hide_what_compression_takes(tmp_path, wire):
     wire(1e-5)
-    flags = ["--compress", "auto", "--compress-warmup", "100", "--compress-smallest", "1", "--steps", "3", "--hidden", "64,64"]
+    flags = [
+        "--compress",
+        "auto",
+        "--compress-warmup-steps",
+        "100",
+        "--compress-smallest",
+        "1",
+        "--steps",
+        "3",
+        "--hidden",
+        "64,64",
+    ]
     assert train(2, options(tmp_path, *flags))["options"]["compress"] != "none"
 
 

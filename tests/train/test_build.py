@@ -18,7 +18,7 @@ def test_colour_images_train_alike_in_both_orders(tmp_path):
     np.savez(tmp_path / "first.npz", x=x.transpose(0, 3, 1, 2), y=y)
 
     def train(order, *flags, ranks=2):
-        given = ["--data", f"npz:{tmp_path / order}.npz", "--run", str(tmp_path / order), "--model", "cnn", "--channels", "4"]
+        given = ["--data", f"npz:{tmp_path / order}.npz", "--run-dir", str(tmp_path / order), "--model", "cnn", "--channels", "4"]
         chosen = parser.parse([*given, "--batch", "8", "--steps", "6", *flags])
         threads.run(ranks, lambda comm: fit(chosen, comm))
         return format.read(resume.newest(tmp_path / order))[1].arrays["params"]

@@ -20,7 +20,7 @@ pytestmark = needs_mpirun
 
 
 def test_a_run_shows_its_result_and_writes_its_files(tmp_path):
-    code, out, err = run(2, "--epochs", "3", "--batch", "64", "--run", tmp_path)
+    code, out, err = run(2, "--epochs", "3", "--batch", "64", "--run-dir", tmp_path)
     assert code == 0, err
     assert out.count("test accuracy") == 1
     assert str(tmp_path / "summary.json") in out
@@ -42,7 +42,7 @@ def test_reproducible_training_gives_the_same_bits_on_any_number_of_processes(tm
     flags = ["--compress", "reproducible", "--steps", "100", "--hidden", "64,32", "--checkpoint-steps", "0"]
     found = []
     for ranks in (1, 2, 3, 4, 7):
-        code, _, err = run(ranks, *flags, "--run", tmp_path / str(ranks))
+        code, _, err = run(ranks, *flags, "--run-dir", tmp_path / str(ranks))
         assert code == 0, err
         arrays = format.read(resume.newest(tmp_path / str(ranks)))[1].arrays
         found.append({name: array.tobytes() for name, array in arrays.items()})
@@ -51,7 +51,7 @@ def test_reproducible_training_gives_the_same_bits_on_any_number_of_processes(tm
 
 def csv(tmp_path, text):
     (tmp_path / "t.csv").write_text(text)
-    return ["--data", f"csv:{tmp_path / 't.csv'}", "--label", "y"]
+    return ["--data", f"csv:{tmp_path / 't.csv'}", "--label-column", "y"]
 
 
 def short_text(tmp_path):
@@ -74,7 +74,7 @@ def corrupt_checkpoint(tmp_path):
 
 def in_the_way(tmp_path):
     (tmp_path / "file").touch()
-    return ["--run", tmp_path / "file" / "below"]
+    return ["--run-dir", tmp_path / "file" / "below"]
 
 
 BAD = {
@@ -86,8 +86,8 @@ BAD = {
     "ragged CSV": (lambda p: csv(p, "x,y\n1,2\n1\n3,4\n"), 1, "1 cell where the header has 2"),
     "batch below ranks": (lambda p: ["--batch", "2"], 2, "smaller than the number of ranks, 3"),
     "unwritable folder": (in_the_way, 2, "file"),
-    "unwritable metrics": (lambda p: ["--metrics", "/proc/metrics.jsonl"], 2, "/proc"),
-    "unwritable trace": (lambda p: ["--trace", "/proc/trace.json"], 2, "/proc"),
+    "unwritable metrics": (lambda p: ["--metrics-file", "/proc/metrics.jsonl"], 2, "/proc"),
+    "unwritable trace": (lambda p: ["--trace-file", "/proc/trace.json"], 2, "/proc"),
     "mesh that does not fit": (lambda p: ["--mesh", "tp=2"], 2, "there are 3"),
     "tp of a model without": (lambda p: ["--mesh", "tp=3"], 2, "tensor parallelism is for --model gpt"),
     "text that is too short": (short_text, 1, "has 5 bytes"),
@@ -100,7 +100,7 @@ BAD = {
 def test_bad_input_is_one_clear_line_and_a_code_on_all_ranks(tmp_path, case):
     make, wanted, words = BAD[case]
     begin = time.perf_counter()
-    code, out, err = run(3, "--run", tmp_path / "run", *make(tmp_path), limit=20)
+    code, out, err = run(3, "--run-dir", tmp_path / "run", *make(tmp_path), limit=20)
     assert time.perf_counter() - begin < 20
     assert code == wanted, err
     lines = [line for line in err.splitlines() if LINE in line]
@@ -112,7 +112,7 @@ def test_bad_input_is_one_clear_line_and_a_code_on_all_ranks(tmp_path, case):
 
 def disturbed(tmp_path, strike, *flags):
     """A long run that `strike(process)` hits after its first checkpoint; returns (exit code, seconds to the end, stderr)."""
-    process = start(3, "--epochs", "400", "--checkpoint-steps", "20", "--hidden", "64", "--run", tmp_path / "run", *flags)
+    process = start(3, "--epochs", "400", "--checkpoint-steps", "20", "--hidden", "64", "--run-dir", tmp_path / "run", *flags)
     wait_for(lambda: resume.newest(tmp_path / "run"))
     begin = time.perf_counter()
     strike(process)
@@ -143,8 +143,8 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_bitwise(tmp_path, victim
     wait_for(lambda: names_in_memory() <= before)  # others have names there for moments
     step = int(resume.newest(tmp_path / "run").name.split("-")[1])
     flags = ["--steps", step + 60, "--checkpoint-steps", "20", "--hidden", "64", *more]
-    assert run(3, *flags, "--resume", "auto", "--run", tmp_path / "run")[0] == 0
-    assert run(3, *flags, "--run", tmp_path / "whole")[0] == 0
+    assert run(3, *flags, "--resume", "auto", "--run-dir", tmp_path / "run")[0] == 0
+    assert run(3, *flags, "--run-dir", tmp_path / "whole")[0] == 0
     (mine, whole) = (format.read(resume.newest(tmp_path / name))[1].arrays for name in ("run", "whole"))
     assert mine.keys() == whole.keys()
     assert all(mine[name].tobytes() == whole[name].tobytes() for name in whole)

@@ -46,7 +46,7 @@ def refusal(ranks, *flags):
 )
 def test_it_is_one_line_at_once_and_nothing_is_taken(tmp_path, ranks, flags, words):
     begin = time.perf_counter()
-    said = refusal(ranks, *flags.split(), "--run", tmp_path / "run")
+    said = refusal(ranks, *flags.split(), "--run-dir", tmp_path / "run")
     assert words in said
     assert "\n" not in said
     assert "GB are free in" in said
@@ -56,7 +56,7 @@ def test_it_is_one_line_at_once_and_nothing_is_taken(tmp_path, ranks, flags, wor
 
 @pytest.mark.parametrize("mesh", ["", "tp=2", "pp=2", "tp=2,pp=2"])
 def test_a_language_model_on_any_mesh(tmp_path, text, mesh):
-    flags = [*text, "--layers", "1000", "--width", "1048576", "--micro-batches", "2", "--run", tmp_path / "run"]
+    flags = [*text, "--layers", "1000", "--width", "1048576", "--micro-batches", "2", "--run-dir", tmp_path / "run"]
     said = refusal(4, *flags, "--mesh", mesh)
     assert "a --mesh with more tp or pp" in said
 
@@ -91,7 +91,7 @@ def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
 
 def test_ranks_of_a_node_are_counted_together_and_groups_apart(tmp_path, monkeypatch):
     """Each of four ranks fits alone, in pairs they fit, all four on one node do not."""
-    options = parser.parse(["--hidden", "64", "--run", str(tmp_path / "run"), "--steps", "1"])
+    options = parser.parse(["--hidden", "64", "--run-dir", str(tmp_path / "run"), "--steps", "1"])
     elements, largest, states = fits._parameters(options, sources.digits())
     assert states == 2
     one = fits.needed(options, elements, largest, sizes("", 4), states)

@@ -14,8 +14,8 @@ FLAGS = ["--compress", "reproducible", "--steps", "100", "--batch", "50"]
 SETUPS = {
     "mlp": ["--hidden", "16,8"],
     "cnn": ["--model", "cnn", "--channels", "4,4", "--steps", "12"],
-    "large grain": ["--hidden", "16", "--grain", "20", "--optimizer", "lamb", "--clip", "0.5"],
-    "grain of one": ["--model", "softmax", "--grain", "1", "--steps", "20"],
+    "large grain": ["--hidden", "16", "--fixed-micro-batch", "20", "--optimizer", "lamb", "--clip-norm", "0.5"],
+    "grain of one": ["--model", "softmax", "--fixed-micro-batch", "1", "--steps", "20"],
 }
 
 
@@ -41,9 +41,9 @@ def test_dropout_drops_the_same_elements_on_any_number_of_ranks_and_without_grai
     (tmp_path / "text.txt").write_bytes(bytes(np.random.default_rng(0).integers(97, 123, 2000, np.uint8)))
     flags = ["--data", f"text:{tmp_path / 'text.txt'}", "--layers", "1", "--width", "8", "--heads", "2", "--context", "8"]
     flags += ["--batch", "12", "--steps", "6", "--dropout", "0.4", "--optimizer", "sgd", "--lr", "0.1"]
-    one = train(1, options(tmp_path, *flags, "--compress", "reproducible", "--grain", "2", run="one"))
+    one = train(1, options(tmp_path, *flags, "--compress", "reproducible", "--fixed-micro-batch", "2", run="one"))
     for ranks in (2, 3):
-        train(ranks, options(tmp_path, *flags, "--compress", "reproducible", "--grain", "2", run=f"run{ranks}"))
+        train(ranks, options(tmp_path, *flags, "--compress", "reproducible", "--fixed-micro-batch", "2", run=f"run{ranks}"))
         assert arrays(tmp_path, f"run{ranks}") == arrays(tmp_path, "one")
     for ranks, more in ((1, []), (2, []), (1, ["--micro-batches", "3"])):
         plain = train(ranks, options(tmp_path, *flags, *more, run="plain"))

@@ -227,7 +227,7 @@ def test_who_cannot_take_over_warns_in_a_line_and_goes_on(tmp_path, capsys, monk
 
 
 def options(tmp_path, *flags):
-    return parser.parse(["--run", str(tmp_path / "run"), "--hidden", "8", "--steps", "3", *flags])
+    return parser.parse(["--run-dir", str(tmp_path / "run"), "--hidden", "8", "--steps", "3", *flags])
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def options(tmp_path, *flags):
         ("run", []),
         ("run", ["--resume", "auto"]),
         ("run/checkpoints", []),
-        ("elsewhere", ["--checkpoints", "elsewhere", "--resume", "auto"]),
-        ("run/checkpoints", ["--checkpoints", "run/checkpoints", "--run", "other"]),
+        ("elsewhere", ["--checkpoint-dir", "elsewhere", "--resume", "auto"]),
+        ("run/checkpoints", ["--checkpoint-dir", "run/checkpoints", "--run-dir", "other"]),
     ],
 )
 def test_a_run_is_refused_on_all_ranks_and_touches_nothing(tmp_path, holder, held, flags, monkeypatch):
@@ -293,7 +293,7 @@ def test_of_two_runs_in_one_folder_one_trains(tmp_path):
 
 @ulfm
 def test_when_rank_0_dies_the_next_one_takes_the_lock(tmp_path):
-    flags = ["--epochs", "4000", "--hidden", "32", "--elastic", "shrink", "--run", tmp_path / "run"]
+    flags = ["--epochs", "4000", "--hidden", "32", "--elastic", "shrink", "--run-dir", tmp_path / "run"]
     process = start(3, *flags, launcher=["--with-ft", "ulfm"], errors=tmp_path / "stderr")
 
     def holder_of(folder):
@@ -319,8 +319,8 @@ def test_when_rank_0_dies_the_next_one_takes_the_lock(tmp_path):
 
 def test_a_folder_of_checkpoints_is_locked_whatever_its_spelling(tmp_path):
     for spelt in (f"{tmp_path}/kept", f"file://{tmp_path}/kept"):
-        assert resume.folders(parser.parse(["--run", str(tmp_path), "--checkpoints", spelt]))[1] == tmp_path / "kept"
-    assert resume.folders(parser.parse(["--run", str(tmp_path), "--checkpoints", "s3://bucket/kept"])) == [tmp_path]
+        assert resume.folders(parser.parse(["--run-dir", str(tmp_path), "--checkpoint-dir", spelt]))[1] == tmp_path / "kept"
+    assert resume.folders(parser.parse(["--run-dir", str(tmp_path), "--checkpoint-dir", "s3://bucket/kept"])) == [tmp_path]
 
 
 def test_who_waits_for_a_lock_says_so_once_and_not_at_once(tmp_path, monkeypatch, capsys):

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 
 
 def options(tmp_path, *flags, run="run"):
-    return parser.parse(["--run", str(tmp_path / run), "--batch", "64", *flags])
+    return parser.parse(["--run-dir", str(tmp_path / run), "--batch", "64", *flags])
 
 
 def train(ranks, chosen):
@@ -44,12 +44,12 @@ def final(tmp_path, run="run"):
     [
         "--model softmax --optimizer sgd --batch 100",
         "--model mlp --hidden 16 --optimizer momentum --batch 37",
-        "--model mlp --hidden 16,8 --activation gelu --optimizer adamw --batch 64 --schedule cosine --warmup 5 --clip 0.5",
-        "--model cnn --channels 4 --optimizer nesterov --batch 10 --reduction sum --lr 0.001",
+        "--model mlp --hidden 16,8 --activation gelu --optimizer adamw --batch 64 --lr-schedule cosine --lr-warmup-steps 5 --clip-norm 0.5",
+        "--model cnn --channels 4 --optimizer nesterov --batch 10 --loss-reduction sum --lr 0.001",
         "--model mlp --hidden 16 --optimizer lamb --batch 360",
         "--model mlp --hidden 16 --bucket-bytes 64 --optimizer adam",
         "--model mlp --hidden 16 --bucket-bytes 64 --optimizer adam --overlap always",
-        "--model mlp --hidden 16 --algorithm halving_doubling",
+        "--model mlp --hidden 16 --allreduce-algorithm halving_doubling",
     ],
 )
 def test_any_number_of_ranks_gives_the_parameters_of_one(tmp_path, flags):
@@ -110,7 +110,7 @@ def test_reduction_sum_is_the_mean_times_the_batch(tmp_path):
             "10",
             "--dtype",
             "f64",
-            "--reduction",
+            "--loss-reduction",
             reduction,
             run=reduction,
         )
@@ -139,7 +139,7 @@ COMPRESSIONS = ["bf16", "fp16", "fp8", "int8", "int8sum", "int4", "sign", "topk:
 
 @pytest.mark.parametrize("compress", COMPRESSIONS)
 def test_going_on_with_compression_is_bitwise_the_undisturbed_run(tmp_path, compress):
-    flags = ["--compress", compress, "--compress-smallest", "100", "--compress-warmup", "3", "--bucket-bytes", "2000"]
+    flags = ["--compress", compress, "--compress-smallest", "100", "--compress-warmup-steps", "3", "--bucket-bytes", "2000"]
     flags += ["--hidden", "16,16", "--checkpoint-steps", "10", "--overlap", "always"]
     summary = train(3, options(tmp_path, *flags, "--steps", "30", run="whole"))
     assert summary["compression"]["name"] == f"{compress}, error feedback"
@@ -213,7 +213,7 @@ def test_compression_can_begin_or_end_at_a_resume(tmp_path):
 def test_until_the_warmup_is_over_nothing_is_compressed(tmp_path):
     for name, flags in (
         ("plain", []),
-        ("warm", ["--compress", "sign", "--compress-warmup", "12"]),
+        ("warm", ["--compress", "sign", "--compress-warmup-steps", "12"]),
         ("cold", ["--compress", "sign"]),
     ):
         train(2, options(tmp_path, *flags, "--compress-smallest", "1", "--steps", "12", run=name))
@@ -271,7 +271,7 @@ def test_an_error_within_backward_is_what_is_seen_and_the_step_can_be_made_again
 
 def test_metrics_and_summary_have_their_keys(tmp_path):
     pytest.importorskip("matplotlib")
-    summary = train(2, options(tmp_path, "--epochs", "1", "--metrics", str(tmp_path / "m.jsonl"), "--plot"))
+    summary = train(2, options(tmp_path, "--epochs", "1", "--metrics-file", str(tmp_path / "m.jsonl"), "--plot"))
     keys = {
         "ranks",
         "seed",
@@ -324,7 +324,7 @@ def test_checkpoints_behind_a_link_are_moved_aside_there(tmp_path):
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    train(1, options(tmp_path, "--steps", "50", "--checkpoint-steps", "10", "--keep", "3"))
+    train(1, options(tmp_path, "--steps", "50", "--checkpoint-steps", "10", "--keep-checkpoints", "3"))
     assert [p.name for p in format.all_in(tmp_path / "run" / "checkpoints")] == [
         "step-000000040",
         "step-000000046",
@@ -417,7 +417,7 @@ def test_refusals(tmp_path):
         with pytest.raises(error):
             train(ranks, options(tmp_path, *flags))
     with pytest.raises(UsageError, match="cannot be written to: Not a directory"):
-        train(2, parser.parse(["--run", str(tmp_path / "file" / "run")]))
+        train(2, parser.parse(["--run-dir", str(tmp_path / "file" / "run")]))
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

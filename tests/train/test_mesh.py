@@ -43,7 +43,18 @@ def text(tmp_path):
         (8, ["--mesh", "pp=8"], "6 groups of layers, too few for 8 pipeline stages"),
         (
             4,
-            ["--layers", "1", "--mesh", "pp=2,dp=2", "--pipeline", "interleaved", "--micro-batches", "4", "--chunks", "3"],
+            [
+                "--layers",
+                "1",
+                "--mesh",
+                "pp=2,dp=2",
+                "--pipeline-schedule",
+                "interleaved",
+                "--micro-batches",
+                "4",
+                "--pipeline-chunks",
+                "3",
+            ],
             "too few for 6",
         ),
         (2, ["--mesh", "pp=2", "--micro-batches", "3"], "--batch 16 is not divisible by --micro-batches 3"),
@@ -52,7 +63,11 @@ def text(tmp_path):
             ["--micro-batches", "16"],
             "--batch 16 does not divide into 16 micro-batches on each of dp=2 ranks; it would with --batch 32",
         ),
-        (2, ["--mesh", "pp=2", "--pipeline", "interleaved", "--micro-batches", "1"], "divisible by pp=2, got 1; take 2 or 4"),
+        (
+            2,
+            ["--mesh", "pp=2", "--pipeline-schedule", "interleaved", "--micro-batches", "1"],
+            "divisible by pp=2, got 1; take 2 or 4",
+        ),
         (6, ["--mesh", "dp=2,tp=2"], "there are 6"),
         (2, ["--mesh", "dp=2,sp=1"], "--mesh wants dp=N,tp=N,pp=N"),
         (2, ["--mesh", "pp=2", "--compress", "reproducible", "--dtype", "f32"], "--compress reproducible is for whole models"),
@@ -60,7 +75,7 @@ def text(tmp_path):
         (2, ["--mesh", "tp=2", "--optimizer", "lamb"], "lamb wants norms of whole arrays"),
         (2, ["--mesh", "tp=2", "--overlap", "always"], "--overlap always is for dp alone"),
         (2, ["--mesh", "pp=2", "--tied", "--zero", "2"], "keeps the embedding on two stages"),
-        (2, ["--chunks", "2", "--pipeline", "interleaved"], "--chunks 2 is for pipelines"),
+        (2, ["--pipeline-chunks", "2", "--pipeline-schedule", "interleaved"], "--pipeline-chunks 2 is for pipelines"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_anything_is_written(tmp_path, text, ranks, flags, words):
@@ -77,14 +92,14 @@ def test_what_does_not_fit_is_one_line_before_anything_is_written(tmp_path, text
         (["--zero", "4"], "--zero wants a whole number from 0 to 3, got '4'"),
         (["--zero", "2", "--compress", "int8", "--dtype", "f32"], "keeps no whole gradient"),
         (["--zero", "1", "--optimizer", "lamb"], "--zero 1 cuts them"),
-        (["--recompute", "--pipeline", "zb-h1"], "leave --recompute out"),
+        (["--recompute", "--pipeline-schedule", "zb-h1"], "leave --recompute out"),
         (["--model", "mlp"], "is text, which --model mlp does not learn"),
         (["--data", "digits", "--model", "gpt"], "--model gpt learns text"),
         (["--micro-batches", "0"], "--micro-batches wants a whole number from 1"),
-        (["--compress", "reproducible", "--dtype", "f32", "--trace", "t.json"], "leave --trace out"),
-        (["--chunks", "2"], "--chunks is for --pipeline interleaved"),
-        (["--sample", "-1"], "--sample wants a whole number from 0"),
-        (["--pipeline", "2f2b"], "--pipeline wants one of gpipe, 1f1b, interleaved, zb-h1, got '2f2b'"),
+        (["--compress", "reproducible", "--dtype", "f32", "--trace-file", "t.json"], "leave --trace-file out"),
+        (["--pipeline-chunks", "2"], "--pipeline-chunks is for --pipeline-schedule interleaved"),
+        (["--sample-bytes", "-1"], "--sample-bytes wants a whole number from 0"),
+        (["--pipeline-schedule", "2f2b"], "--pipeline-schedule wants one of gpipe, 1f1b, interleaved, zb-h1, got '2f2b'"),
     ],
 )
 def test_what_makes_no_sense_anywhere_is_refused_when_it_is_read(tmp_path, text, flags, words):
@@ -107,7 +122,12 @@ def test_a_model_of_few_layers_has_few_stages(tmp_path):
     "model", [["--model", "mlp", "--hidden", "16,8"], ["--model", "cnn", "--channels", "4"], ["--model", "softmax"]]
 )
 @pytest.mark.parametrize(
-    "split", ["--mesh pp=2,dp=1 --micro-batches 4", "--mesh pp=2,dp=1 --pipeline zb-h1 --micro-batches 4", "--mesh dp=2 --zero 3"]
+    "split",
+    [
+        "--mesh pp=2,dp=1 --micro-batches 4",
+        "--mesh pp=2,dp=1 --pipeline-schedule zb-h1 --micro-batches 4",
+        "--mesh dp=2 --zero 3",
+    ],
 )
 def test_other_models_take_pipelines_and_shards(tmp_path, model, split):
     if "softmax" in model and "pp" in split:
@@ -132,7 +152,7 @@ def test_other_models_take_pipelines_and_shards(tmp_path, model, split):
 )
 def test_a_checkpoint_fits_any_mesh(tmp_path, text, before, after):
     """Six steps, three on one mesh and three on another, end where six on one process do."""
-    flags = [*text, "--tied", "--micro-batches", "2", "--clip", "1", "--batch", "24"]
+    flags = [*text, "--tied", "--micro-batches", "2", "--clip-norm", "1", "--batch", "24"]
     tied = [*flags] if "zero" not in before[1] + after[1] else [flag for flag in flags if flag != "--tied"]
     train(1, options(tmp_path, *tied, run="one"))
     (ranks, mesh), (others, other) = before, after
@@ -142,7 +162,9 @@ def test_a_checkpoint_fits_any_mesh(tmp_path, text, before, after):
         np.testing.assert_allclose(final(tmp_path, "two")[name], array, rtol=0, atol=1e-10, err_msg=name)
 
 
-@pytest.mark.parametrize("mesh", ["dp=2,tp=2,pp=2 --zero 1", "dp=4,tp=1,pp=1 --zero 3", "dp=1,tp=1,pp=4 --pipeline zb-h1"])
+@pytest.mark.parametrize(
+    "mesh", ["dp=2,tp=2,pp=2 --zero 1", "dp=4,tp=1,pp=1 --zero 3", "dp=1,tp=1,pp=4 --pipeline-schedule zb-h1"]
+)
 def test_the_same_mesh_goes_on_bit_for_bit(tmp_path, text, mesh):
     ranks = 8 if "tp=2" in mesh else 4
     flags = [*text, "--dropout", "0.1", "--micro-batches", "4", "--mesh", *mesh.split()]
@@ -172,16 +194,16 @@ def test_memory_is_what_the_formula_says(tmp_path, text, stage, optimizer, state
 
 @pytest.mark.parametrize("mesh, ranks", [("dp=1", 1), ("tp=2,dp=1", 2), ("dp=1,tp=2,pp=2", 4), ("dp=2 --zero 3", 2)])
 def test_any_mesh_writes_the_same_sample(tmp_path, text, mesh, ranks, capsys):
-    train(ranks, options(tmp_path, *text, "--lr", "0.01", "--sample", "40", "--mesh", *mesh.split()))
+    train(ranks, options(tmp_path, *text, "--lr", "0.01", "--sample-bytes", "40", "--mesh", *mesh.split()))
     written = capsys.readouterr().out.split("\n\n", 1)[1]
-    train(1, options(tmp_path, *text, "--lr", "0.01", "--sample", "40", run="other"))
+    train(1, options(tmp_path, *text, "--lr", "0.01", "--sample-bytes", "40", run="other"))
     assert written == capsys.readouterr().out.split("\n\n", 1)[1]
 
 
 def test_the_timeline_is_chromes_and_idle_time_is_reported(tmp_path, text):
     pytest.importorskip("matplotlib")
     trace = tmp_path / "trace" / "t.json"
-    flags = ["--mesh", "dp=2,pp=2", "--pipeline", "zb-h1", "--micro-batches", "4", "--trace", str(trace), "--plot"]
+    flags = ["--mesh", "dp=2,pp=2", "--pipeline-schedule", "zb-h1", "--micro-batches", "4", "--trace-file", str(trace), "--plot"]
     summary = train(4, options(tmp_path, *text, *flags))
     events = json.loads(trace.read_text())["traceEvents"]
     assert len(events) == 4 * 3 * 4
@@ -222,7 +244,7 @@ HALVES = {
     "zero 1": (2, ["--mesh", "dp=2", "--zero", "1"]),
     "zero 2": (2, ["--mesh", "dp=2", "--zero", "2"]),
     "zero 3": (2, ["--mesh", "dp=2", "--zero", "3"]),
-    "all": (8, ["--mesh", "dp=2,tp=2,pp=2", "--zero", "1", "--pipeline", "zb-h1"]),
+    "all": (8, ["--mesh", "dp=2,tp=2,pp=2", "--zero", "1", "--pipeline-schedule", "zb-h1"]),
 }
 
 
@@ -292,7 +314,20 @@ def test_arrays_that_tensor_parallel_ranks_all_have_stay_the_same_bits(tmp_path,
 @pytest.mark.parametrize("zero", ["0", "1"])
 def test_two_copies_of_a_tied_embedding_stay_the_same_bits_on_a_ring(tmp_path, text, zero, monkeypatch):
     monkeypatch.setenv("HPCAI_NODE", "0")
-    flags = [*text, "--batch", "12", "--dtype", "f32", "--mesh", "dp=3,pp=2", "--tied", "--zero", zero, "--algorithm", "ring"]
+    flags = [
+        *text,
+        "--batch",
+        "12",
+        "--dtype",
+        "f32",
+        "--mesh",
+        "dp=3,pp=2",
+        "--tied",
+        "--zero",
+        zero,
+        "--allreduce-algorithm",
+        "ring",
+    ]
     chosen = options(tmp_path, *flags)
 
     def program(comm):
@@ -334,7 +369,7 @@ def test_steps_of_warm_up_are_counted_on_across_checkpoints_of_a_mesh(tmp_path, 
         "int8",
         "--compress-smallest",
         "1",
-        "--compress-warmup",
+        "--compress-warmup-steps",
         "4",
     ]
     train(4, options(tmp_path, *flags, run="one"))
@@ -346,7 +381,7 @@ def test_steps_of_warm_up_are_counted_on_across_checkpoints_of_a_mesh(tmp_path, 
 
 def test_a_finished_run_has_no_step_to_trace(tmp_path, text, capsys):
     pytest.importorskip("matplotlib")
-    flags = [*text, "--resume", "auto", "--trace", str(tmp_path / "t.json"), "--plot"]
+    flags = [*text, "--resume", "auto", "--trace-file", str(tmp_path / "t.json"), "--plot"]
     train(1, options(tmp_path, *text))
     (tmp_path / "run" / "summary.json").unlink()
     train(1, options(tmp_path, *flags))

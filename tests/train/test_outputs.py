@@ -34,24 +34,24 @@ def file(path):
 
 
 PLACES = {
-    "trace is a folder": (["--trace", "x"], "x", folder, "x is a folder, where a file is to be written"),
-    "trace is a FIFO": (["--trace", "x"], "x", fifo, "x is no file"),
-    "trace below a file": (["--trace", "x/t.json"], "x", file, "x"),
-    "trace in a circle of links": (["--trace", "x"], "x", circle, "x"),
-    "trace of a long name": (["--trace", "x" * 300], "y", file, "File name too long"),
-    "trace where nothing can be": (["--trace", "/proc/t.json"], "y", file, "/proc/t.json"),
-    "picture of the trace is a folder": (["--plot", "--trace", "x.json"], "x.png", folder, "x.png is a folder"),
+    "trace is a folder": (["--trace-file", "x"], "x", folder, "x is a folder, where a file is to be written"),
+    "trace is a FIFO": (["--trace-file", "x"], "x", fifo, "x is no file"),
+    "trace below a file": (["--trace-file", "x/t.json"], "x", file, "x"),
+    "trace in a circle of links": (["--trace-file", "x"], "x", circle, "x"),
+    "trace of a long name": (["--trace-file", "x" * 300], "y", file, "File name too long"),
+    "trace where nothing can be": (["--trace-file", "/proc/t.json"], "y", file, "/proc/t.json"),
+    "picture of the trace is a folder": (["--plot", "--trace-file", "x.json"], "x.png", folder, "x.png is a folder"),
     "picture of the loss is a folder": (["--plot"], "run/loss.png", folder, "loss.png is a folder"),
-    "metrics are a folder": (["--metrics", "x"], "x", folder, "x is a folder"),
-    "metrics are a FIFO": (["--metrics", "x"], "x", fifo, "x is no file"),
-    "metrics are a device": (["--metrics", "/dev/zero"], "y", file, "/dev/zero is no file"),
+    "metrics are a folder": (["--metrics-file", "x"], "x", folder, "x is a folder"),
+    "metrics are a FIFO": (["--metrics-file", "x"], "x", fifo, "x is no file"),
+    "metrics are a device": (["--metrics-file", "/dev/zero"], "y", file, "/dev/zero is no file"),
     "summary is a folder": ([], "run/summary.json", folder, "summary.json is a folder"),
     "run is a file": ([], "run", file, "run is a file, where a folder is wanted"),
-    "run below a file": (["--run", "x/run"], "x", file, "x"),
-    "checkpoints are a file": (["--checkpoints", "x"], "x", file, "x is a file, where a folder is wanted"),
+    "run below a file": (["--run-dir", "x/run"], "x", file, "x"),
+    "checkpoints are a file": (["--checkpoint-dir", "x"], "x", file, "x is a file, where a folder is wanted"),
     "checkpoints in the run are a file": ([], "run/checkpoints", file, "checkpoints is a file"),
-    "one file for two": (["--metrics", "x", "--trace", "./x"], "y", file, "x would be two of the run's files at once"),
-    "metrics are the summary": (["--metrics", "run/summary.json"], "y", file, "summary.json would be two"),
+    "one file for two": (["--metrics-file", "x", "--trace-file", "./x"], "y", file, "x would be two of the run's files at once"),
+    "metrics are the summary": (["--metrics-file", "run/summary.json"], "y", file, "summary.json would be two"),
 }
 
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_written_is_refused_before_the_first_step(tmp_path, monke
     monkeypatch.setattr(loop, "train_step", lambda *a: pytest.fail("a step was made"))
     make(tmp_path / name)
     before = {path: what for path, what in contents(tmp_path).items() if what is not None}
-    options = parser.parse(["--run", "run", "--hidden", "8", "--steps", "2", *flags])
+    options = parser.parse(["--run-dir", "run", "--hidden", "8", "--steps", "2", *flags])
 
     def program(comm):
         with pytest.raises((HpcaiError, OSError)) as caught:
@@ -86,12 +86,12 @@ def test_a_trial_leaves_files_links_and_other_runs_as_they_are(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.jsonl").write_text("old\n")
     (tmp_path / "link").symlink_to("target.json")
-    require_writable(parser.parse(["--run", "run", "--metrics", "m.jsonl", "--trace", "link"]))
+    require_writable(parser.parse(["--run-dir", "run", "--metrics-file", "m.jsonl", "--trace-file", "link"]))
     assert (tmp_path / "m.jsonl").read_text() == "old\n"
     assert (tmp_path / "link").is_symlink()
     assert not (tmp_path / "target.json").exists()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == []
-    require_writable(parser.parse(["--run", "run", "--metrics", os.devnull]))
+    require_writable(parser.parse(["--run-dir", "run", "--metrics-file", os.devnull]))
 
 
 def test_a_folder_that_is_read_only_is_refused(tmp_path, monkeypatch):
@@ -100,4 +100,4 @@ def test_a_folder_that_is_read_only_is_refused(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(0o500)
     with pytest.raises(UsageError, match="Permission"):
-        require_writable(parser.parse(["--run", str(tmp_path / "run")]))
+        require_writable(parser.parse(["--run-dir", str(tmp_path / "run")]))

@@ -38,7 +38,7 @@ def layers(tmp_path):
         ("--zero 2", 2),
         ("--zero 3", 3),
         ("--overlap always", 2),
-        ("--batch 31 --clip 0.5", 4),
+        ("--batch 31 --clip-norm 0.5", 4),
     ],
 )
 @pytest.mark.parametrize("program", ["Program", "Summing", "Silent"])
@@ -156,7 +156,7 @@ def test_objects_have_no_name_and_functions_theirs():
 
 def test_runs_are_called_after_what_they_train(tmp_path):
     chosen = parser.parse(["--model", "package.mine:net", "--data", "work/sets.py:points"])
-    assert chosen.run == "runs/points-net"
+    assert chosen.run_dir == "runs/points-net"
     assert chosen.lr == 1e-3
 
 

@@ -24,7 +24,7 @@ def table(path, rows, header="a,b,y"):
 
 
 def train(tmp_path, data, steps, *flags, ranks=2):
-    given = ["--run", str(tmp_path / "run"), "--batch", "16", "--hidden", "4", "--label", "y", "--resume", "auto"]
+    given = ["--run-dir", str(tmp_path / "run"), "--batch", "16", "--hidden", "4", "--label-column", "y", "--resume", "auto"]
     chosen = parser.parse([*given, "--data", data, "--steps", str(steps), *flags])
     return threads.run(ranks, lambda comm: fit(chosen, comm))[-1]
 
@@ -35,7 +35,7 @@ def test_the_same_data_go_on_under_another_name_and_form(tmp_path):
     for i, path in enumerate((tmp_path / "there" / "two.csv.gz", tmp_path / "there" / ".." / "one.csv")):
         assert train(tmp_path, table(path, ROWS), 4 + i)["steps"] == 4 + i
     wider = table(tmp_path / "three.csv", [[*row, 5] for row in ROWS], header="a,b,y,c")
-    assert train(tmp_path, wider, 6, "--ignore", "c")["steps"] == 6
+    assert train(tmp_path, wider, 6, "--ignore-columns", "c")["steps"] == 6
 
 
 CHANGES = {
@@ -62,7 +62,7 @@ def test_another_column_to_predict_is_other_data(tmp_path):
     data = table(tmp_path / "t.csv", ROWS)
     train(tmp_path, data, 3, ranks=1)
     with pytest.raises(CheckpointError, match=r"2 classes \(now 11\)"):
-        train(tmp_path, data, 6, "--label", "b", ranks=1)
+        train(tmp_path, data, 6, "--label-column", "b", ranks=1)
 
 
 def test_a_checkpoint_that_does_not_say_its_data_goes_on_with_a_word(tmp_path, monkeypatch, capsys):
@@ -121,12 +121,12 @@ ABSENT = {
 
 @pytest.mark.parametrize("where", ABSENT, ids=lambda where: where.__name__)
 def test_a_path_without_a_checkpoint_is_refused_with_what_is_there_and_nothing_is_written(tmp_path, where):
-    threads.run(1, lambda comm: fit(absent_options(tmp_path, "--run", f"{tmp_path}/run", "--checkpoint-steps", "2"), comm))
+    threads.run(1, lambda comm: fit(absent_options(tmp_path, "--run-dir", f"{tmp_path}/run", "--checkpoint-steps", "2"), comm))
     path = where(tmp_path)
 
     def program(comm):
         with pytest.raises(CheckpointError) as refused:
-            fit(absent_options(tmp_path, "--run", f"{tmp_path}/new", "--resume", str(path)), comm)
+            fit(absent_options(tmp_path, "--run-dir", f"{tmp_path}/new", "--resume", str(path)), comm)
         return str(refused.value)
 
     one, other = threads.run(2, program)

@@ -35,7 +35,7 @@ def steps(*numbers):
 
 
 def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_branch_of_the_later(tmp_path, capsys):
-    flags = ["--hidden", "16", "--checkpoint-steps", "3", "--keep", "9"]
+    flags = ["--hidden", "16", "--checkpoint-steps", "3", "--keep-checkpoints", "9"]
     train(2, options(tmp_path, *flags, "--steps", "12"))
     older = str(tmp_path / "run" / "checkpoints" / naming.named(6))
     train(2, options(tmp_path, *flags, "--steps", "6", "--resume", older))
@@ -55,7 +55,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_branch_of_the_la
 
 def test_a_run_on_a_url_leaves_the_branch_of_the_later_too(tmp_path):
     url = f"memory://{tmp_path}/there"
-    flags = ["--hidden", "16", "--checkpoint-steps", "3", "--keep", "9", "--checkpoints", url]
+    flags = ["--hidden", "16", "--checkpoint-steps", "3", "--keep-checkpoints", "9", "--checkpoint-dir", url]
     train(2, options(tmp_path, *flags, "--steps", "9"))
     train(2, options(tmp_path, *flags, "--steps", "5", "--resume", f"{url}/{naming.named(3)}"))
     assert storage.place(url).names() == steps(3, 5)
@@ -111,7 +111,7 @@ def test_a_checkpoint_is_dropped_only_where_another_is_durable(tmp_path, monkeyp
 
     monkeypatch.setattr(local, "_sync_folder", synced)
     monkeypatch.setattr(local, "_move", moved)
-    train(2, options(tmp_path, *SMALL, "--steps", "6", "--checkpoint-steps", "1", "--keep", str(keep)))
+    train(2, options(tmp_path, *SMALL, "--steps", "6", "--checkpoint-steps", "1", "--keep-checkpoints", str(keep)))
     assert there(tmp_path) == steps(*range(7 - keep, 7))
     assert dropped == steps(*range(1, 7 - keep))
 
@@ -130,7 +130,7 @@ def test_what_a_folder_has_is_synced_before_the_name_it_is_found_by(tmp_path, mo
 
 
 def test_a_broken_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path):
-    flags = [*SMALL, "--keep", "2"]
+    flags = [*SMALL, "--keep-checkpoints", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
     place = tmp_path / "run" / "checkpoints"
     (place / naming.named(6)).rename(place / naming.named(2))  # an older one now, of a manifest that is whole
@@ -144,7 +144,7 @@ def test_a_broken_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path):
 
 
 def test_a_broken_newest_one_is_set_aside(tmp_path):
-    flags = [*SMALL, "--keep", "2"]
+    flags = [*SMALL, "--keep-checkpoints", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
     flipped(tmp_path / "run" / "checkpoints" / naming.named(6) / "shard-00000-of-00002.safetensors", 3000)
     train(2, options(tmp_path, *flags, "--steps", "5", "--resume", "auto"))

@@ -69,7 +69,7 @@ def test_it_is_killed_and_goes_on(tmp_path, then):
 
 def test_the_same_by_its_name_on_the_command_line(tmp_path):
     own = ["--model", f"{SCRIPT}:model", "--data", f"{SCRIPT}:data"]
-    flags = ["--lr", "0.01", "--epochs", "2", "--zero", "1", "--run", str(tmp_path / "command")]
+    flags = ["--lr", "0.01", "--epochs", "2", "--zero", "1", "--run-dir", str(tmp_path / "command")]
     code, _, err = run(2, *own, *flags)
     assert code == 0, err
     code, _, err = script(2, tmp_path / "script", epochs=2, zero=1)
@@ -82,7 +82,7 @@ def test_the_same_by_its_name_on_the_command_line(tmp_path):
 def test_ranks_that_are_started_later_make_it_too(tmp_path):
     """By the functions' names."""
     launcher, said = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"], tmp_path / "stderr"
-    own = ["--model", f"{SCRIPT}:model", "--data", f"{SCRIPT}:data", "--run", str(tmp_path / "run")]
+    own = ["--model", f"{SCRIPT}:model", "--data", f"{SCRIPT}:data", "--run-dir", str(tmp_path / "run")]
     process = start(3, *own, "--epochs", "100000", "--lr", "0.01", "--elastic", "grow", launcher=launcher, errors=said)
     try:
         wait_for(lambda: trains(tmp_path / "run"), limit=60)

@@ -54,7 +54,7 @@ def test_every_step_goes_as_far_as_the_gradient_or_the_limit(tmp_path, ranks, fl
     common = ["--model", "softmax", "--optimizer", "sgd", *flags.split()]
     first = threads.run(ranks, steps, options(tmp_path, *common))[0][0][0]
     limit = share_of_the_norm and share_of_the_norm * first
-    seen = threads.run(ranks, steps, options(tmp_path, *common, *(["--clip", repr(float(limit))] if limit else [])))
+    seen = threads.run(ranks, steps, options(tmp_path, *common, *(["--clip-norm", repr(float(limit))] if limit else [])))
     rel = 1e-3 if "f16" in flags else 1e-9
     for length, moved, reported, parallel in seen[0]:
         assert reported == pytest.approx(length, rel=rel)
@@ -86,11 +86,11 @@ def test_a_micro_batch_knows_the_number_of_its_first_sample(first, n, count, beg
         (3, "--micro-batches 1"),
         (4, "--micro-batches 1"),
         (3, "--micro-batches 2"),
-        (1, "--compress reproducible --grain 4"),
-        (2, "--compress reproducible --grain 4"),
-        (3, "--compress reproducible --grain 4"),
-        (3, "--compress reproducible --grain 1"),
-        (7, "--compress reproducible --grain 8"),
+        (1, "--compress reproducible --fixed-micro-batch 4"),
+        (2, "--compress reproducible --fixed-micro-batch 4"),
+        (3, "--compress reproducible --fixed-micro-batch 4"),
+        (3, "--compress reproducible --fixed-micro-batch 1"),
+        (7, "--compress reproducible --fixed-micro-batch 8"),
     ],
 )
 def test_every_forward_says_the_number_of_its_first_sample_and_the_step(tmp_path, ranks, flags, monkeypatch):

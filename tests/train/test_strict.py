@@ -64,10 +64,10 @@ def test_a_run_whose_test_loss_is_not_finite(tmp_path, monkeypatch, capsys, regr
         "--steps",
         "2",
         "--plot",
-        "--trace",
+        "--trace-file",
         str(tmp_path / "t.json"),
     ]
-    options = parser.parse([*flags, "--run", str(tmp_path / "run")])
+    options = parser.parse([*flags, "--run-dir", str(tmp_path / "run")])
     (found,) = threads.run(1, lambda comm: fit(options, comm))
     written = json.loads((tmp_path / "run/summary.json").read_text(), **STRICT)
     assert written == found

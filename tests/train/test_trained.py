@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 
 def trained(tmp_path, ranks=2, model="softmax", data=mine.points, run="run", **options):
     """What all ranks have."""
-    chosen = {"run": tmp_path / run, "steps": 30, "batch": 32, "lr": 0.05} | options
+    chosen = {"run_dir": tmp_path / run, "steps": 30, "batch": 32, "lr": 0.05} | options
     return threads.run(ranks, lambda comm: hpcai.fit(model, data, comm, **chosen))
 
 
@@ -77,7 +77,7 @@ def test_data_may_be_too(tmp_path):
 
 def test_of_arrays_only_rank_0s_are_read(tmp_path):
     x, y = mine.points()
-    chosen = {"run": tmp_path / "run", "steps": 3}
+    chosen = {"run_dir": tmp_path / "run", "steps": 3}
     threads.run(2, lambda comm: hpcai.fit("softmax", (x, y) if comm.rank == 0 else (None, None), comm, **chosen))
 
 
@@ -184,7 +184,9 @@ def test_what_makes_no_sense_is_refused_in_a_line(tmp_path, options, words):
 
 
 def test_options_may_be_numpys_and_paths(tmp_path):
-    found = trained(tmp_path, 1, batch=np.int64(16), lr=np.float32(0.5), hidden=(8,), signals=["USR1"], metrics=tmp_path / "m")[0]
+    found = trained(
+        tmp_path, 1, batch=np.int64(16), lr=np.float32(0.5), hidden=(8,), signals=["USR1"], metrics_file=tmp_path / "m"
+    )[0]
     assert (found.options.batch, found.options.lr) == (16, 0.5)
     with pytest.raises(DataError, match="there is no file"):
         trained(tmp_path, 1, data=f"csv:{tmp_path}/absent.csv")

@@ -30,6 +30,7 @@ class Parser(argparse.ArgumentParser):
     def meant(self, argument: str) -> str:
         """Which option may be meant by an argument that is none, to be put behind a refusal."""
         names = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
+        names = [name for name in names if self._option_string_actions[f"--{name}"].help != argparse.SUPPRESS]
         return meant(argument.lstrip("-").partition("=")[0], names).replace("(is ", "(is --")
 
     def error(self, message: str) -> NoReturn:

@@ -27,8 +27,9 @@ def check(o: Options) -> None:
             "--compress reproducible is for all arrays; leave --compress-layers out",
         ),
         (
-            o.compress == "reproducible" and o.batch > o.grain * MOST,
-            f"--compress reproducible sums up to {MOST} grains; --grain {o.grain} is too small for --batch {o.batch}",
+            o.compress == "reproducible" and o.batch > o.fixed_micro_batch * MOST,
+            f"--compress reproducible sums up to {MOST} grains; "
+            f"--fixed-micro-batch {o.fixed_micro_batch} is too small for --batch {o.batch}",
         ),
         *_refused_elastic(o),
         *((name not in known_signals(), f"--signals knows {', '.join(known_signals())}; got {name}") for name in o.signals),
@@ -37,8 +38,9 @@ def check(o: Options) -> None:
             "--signals: KILL and STOP cannot be handled, and INT (Ctrl-C) always means to leave",
         ),
         (
-            bool(o.label or o.ignore or o.categorical) and not o.data.startswith("csv:"),
-            f"--label, --ignore and --categorical name columns of --data csv:PATH, got {o.data}{_with_kind(o.data, 'csv')}",
+            bool(o.label_column or o.ignore_columns or o.categorical_columns) and not o.data.startswith("csv:"),
+            f"--label-column, --ignore-columns and --categorical-columns name columns of --data csv:PATH, "
+            f"got {o.data}{_with_kind(o.data, 'csv')}",
         ),
         (
             o.task is not None and not o.data.startswith(("csv:", "npz:")),
@@ -62,15 +64,19 @@ def _with_kind(data: str, *kinds: str) -> str:
 def _refused_elastic(o: Options) -> list[tuple[bool, str]]:
     """What makes no sense where ranks may fail."""
     return [
-        (o.spares > 0 and o.elastic == "never", "--spares take the places of ranks that fail: give --elastic shrink or grow too"),
+        (
+            o.spare_ranks > 0 and o.elastic == "never",
+            "--spare-ranks take the places of ranks that fail: give --elastic shrink or grow too",
+        ),
         (bool(o.redundancy) and not o.zero, "--redundancy is for shards: without --zero every rank has everything"),
         (
             bool(o.redundancy) and (o.zero == 3 or o.dtype in ("bf16", "f16")),
             "--redundancy keeps optimizer state, not parameters; take --zero 1 or 2 and --dtype f32 or f64",
         ),
         (
-            o.elastic != "never" and o.algorithm == "mpi",
-            f"--elastic {o.elastic}: the library's own sums are not to be trusted when a rank fails; leave --algorithm mpi out",
+            o.elastic != "never" and o.allreduce_algorithm == "mpi",
+            f"--elastic {o.elastic}: the library's own sums are not to be trusted when a rank fails; "
+            "leave --allreduce-algorithm mpi out",
         ),
         (
             o.elastic != "never" and (o.zero == 3 or (o.zero > 0 and o.dtype in ("bf16", "f16"))),
@@ -92,13 +98,13 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
             text and o.model in ("softmax", "mlp", "cnn"),
             f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt",
         ),
-        (o.sample > 0 and o.model != "gpt", f"--sample {o.sample} writes text, so it is for --model gpt"),
-        (grains and bool(o.trace), "--compress reproducible has no micro-batches to trace; leave --trace out"),
+        (o.sample_bytes > 0 and o.model != "gpt", f"--sample-bytes {o.sample_bytes} writes text, so it is for --model gpt"),
+        (grains and bool(o.trace_file), "--compress reproducible has no micro-batches to trace; leave --trace-file out"),
         (grains and o.dtype != "f32", f"--compress reproducible works on f32; leave --dtype {o.dtype} out"),
         (o.batch % o.micro_batches > 0, f"--batch {o.batch} is not divisible by --micro-batches {o.micro_batches}"),
         (
-            o.pipeline != "interleaved" and (o.chunks or 1) != 1,
-            f"--chunks is for --pipeline interleaved; {o.pipeline} has one stage a rank",
+            o.pipeline_schedule != "interleaved" and (o.pipeline_chunks or 1) != 1,
+            f"--pipeline-chunks is for --pipeline-schedule interleaved; {o.pipeline_schedule} has one stage a rank",
         ),
         (
             o.zero > 1 and o.compress != "none",
@@ -106,11 +112,14 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
         ),
         (o.zero > 0 and o.optimizer == "lamb", f"--optimizer lamb wants norms of whole arrays, --zero {o.zero} cuts them"),
         (grains and o.zero > 0, "--compress reproducible sums whole gradients as integers; leave --zero out"),
-        (grains and o.micro_batches > 1, "--compress reproducible has its own small parts (--grain); leave --micro-batches out"),
+        (
+            grains and o.micro_batches > 1,
+            "--compress reproducible has its own small parts (--fixed-micro-batch); leave --micro-batches out",
+        ),
         (o.zero > 1 and o.overlap == "always", f"--zero {o.zero} reduces gradients within backward; leave --overlap always out"),
         (
-            o.recompute and o.pipeline == "zb-h1",
-            "--pipeline zb-h1 puts weights' gradients off and needs their activations; leave --recompute out",
+            o.recompute and o.pipeline_schedule == "zb-h1",
+            "--pipeline-schedule zb-h1 puts weights' gradients off and needs their activations; leave --recompute out",
         ),
     ]
 
@@ -143,7 +152,10 @@ def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
             o.compress == "auto" and split,
             f"--mesh {mesh}: --compress auto predicts for dp alone; name a choice, as in --compress int8",
         ),
-        (pp == 1 and (o.chunks or 1) > 1, f"--chunks {o.chunks} is for pipelines, and pp=1 in --mesh {mesh}"),
+        (
+            pp == 1 and (o.pipeline_chunks or 1) > 1,
+            f"--pipeline-chunks {o.pipeline_chunks} is for pipelines, and pp=1 in --mesh {mesh}",
+        ),
     ]
     for wrong, message in refuse:
         if wrong:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import sys
 import typing
 from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from hpcai.errors import UsageError, meant
 from hpcai.train.options import optionsfile, readers
 from hpcai.train.options.arguments import Parser, refusal, shown
+from hpcai.train.options.options import GROUPS, RENAMED
 from hpcai.train.options.readers import Reader
 
 
@@ -25,6 +27,7 @@ def given(kind: type, description: str, arguments: Sequence[str], variables: Map
     """
     flags = vars(_parser(kind, description).parse_args(list(arguments)))
     printing, files = flags.pop("print_config"), flags.pop("config")
+    flags = _by_new_names(flags, _flag)
     if empty := [name for name, value in variables.items() if not value]:
         raise UsageError(f"${variable(empty[0])} is empty; give it a value or unset it")
     paths = [_path(_flag("config"), path) for path in files or []]
@@ -33,9 +36,24 @@ def given(kind: type, description: str, arguments: Sequence[str], variables: Map
     found: dict[str, Any] = {}
     for path in paths:
         found |= _from_file(kind, path)
-    found |= {name: _read(kind, name, value, f"${variable(name)}") for name, value in variables.items() if name != "config"}
+    rest = _by_new_names(
+        {name: value for name, value in variables.items() if name != "config"}, lambda name: f"${variable(name)}"
+    )
+    found |= {name: _read(kind, name, value, f"${variable(name)}") for name, value in rest.items()}
     found |= {name: _read(kind, name, value, _flag(name)) for name, value in flags.items()}
     return found, printing
+
+
+def _by_new_names(values: Mapping[str, Any], as_written: Callable[[str], str]) -> dict[str, Any]:
+    """Values whose options have had another name, under the new one; a line on stderr says so of each."""
+    found = dict(values)
+    for old in [name for name in values if name in RENAMED]:
+        new = RENAMED[old]
+        if new in found:
+            raise _refusal(f"{as_written(old)} is the earlier name of {as_written(new)}; give one of them, not both")
+        print(f"hpcai.train: {as_written(old)} is called {as_written(new)} now", file=sys.stderr, flush=True)
+        found[new] = found.pop(old)
+    return found
 
 
 @functools.cache
@@ -66,11 +84,16 @@ def variable(name: str) -> str:
 def _parser(kind: type, description: str) -> Parser:
     """It leaves all values as they are given: readers read them, whichever way they come."""
     parser = Parser("hpcai.train", description)
+    parser.usage = "mpirun -n RANKS python -m hpcai.train [--OPTION VALUE ...]"
+    groups = {name: parser.add_argument_group(name, about) for name, about in GROUPS.items()}
     for field in dataclasses.fields(kind):
         reader = readers_of(kind)[field.name]
         of_flags: dict[str, Any] = {"nargs": "?", "const": "true"} if reader is readers.flag else {}
         said = f"{field.metadata['help']}{_in_brackets(reader, field.default)}".replace("%", "%%")
-        parser.add_argument(_flag(field.name), dest=field.name, metavar="X", default=SUPPRESS, help=said, **of_flags)
+        group = groups[field.metadata["group"]]
+        group.add_argument(_flag(field.name), dest=field.name, metavar="X", default=SUPPRESS, help=said, **of_flags)
+    for old in RENAMED:
+        parser.add_argument(_flag(old), dest=old, default=SUPPRESS, help=SUPPRESS)
     parser.add_argument("--config", action="append", metavar="FILE", help="YAML file of options; of several the later ones win")
     parser.add_argument("--print_config", "--print-config", action="store_true", help="print the options as such a file and end")
     return parser
@@ -79,12 +102,12 @@ def _parser(kind: type, description: str) -> Parser:
 def _from_file(kind: type, path: str) -> dict[str, Any]:
     """The options that a file gives; what is null there is not given."""
     found = {}
-    for key, value in optionsfile.read(path).items():
-        name = key.replace("-", "_")
+    values = {key.replace("-", "_"): value for key, value in optionsfile.read(path).items()}
+    for name, value in _by_new_names(values, lambda name: f"{name} in {path}").items():
         if name == "config":
             raise UsageError(f"--config {path} names another file of options; give each by a --config of its own")
         if name not in readers_of(kind):
-            raise _refusal(f"--config {path} has {shown(key)}, which is no option{meant(name, readers_of(kind))}")
+            raise _refusal(f"--config {path} has {shown(name)}, which is no option{meant(name, readers_of(kind))}")
         if value is not None:
             found[name] = _read(kind, name, value, f"{name} in {path}")
     return found
@@ -93,7 +116,7 @@ def _from_file(kind: type, path: str) -> dict[str, Any]:
 def from_python(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a program gives, as Python has them: paths and numbers of numpy too. Raises: UsageError, one line."""
     found = {}
-    for name, value in values.items():
+    for name, value in _by_new_names(values, str).items():
         if name not in readers_of(kind):
             raise _refusal(f"there is no option {shown(name)}{meant(name, readers_of(kind))}")
         if value is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,123 +24,200 @@ from hpcai.train.options.readers import (
 )
 
 
-def option(default: Any, text: str, kind: Reader | None = None) -> Any:
-    """A field with its help text, and how to read it where its type alone does not say: bounds, or a form of its own."""
-    return dataclasses.field(default=default, metadata={"help": text, "reader": kind})
+def option(group: str, default: Any, text: str, kind: Reader | None = None) -> Any:
+    """A field of a group, with its help text, and how to read it where its type alone does not say: bounds, or a form."""
+    return dataclasses.field(default=default, metadata={"help": text, "reader": kind, "group": group})
+
+
+GROUPS = {
+    "data": "what is learnt from",
+    "model": "what learns",
+    "optimizer": "how parameters change",
+    "length": "how long",
+    "parallelism": "how ranks share the work",
+    "compression": "how gradients travel",
+    "output": "what is written beside checkpoints",
+    "checkpoints": "how a run goes on later",
+    "failures": "how a run goes on without ranks, or ends",
+}
+"""The groups of --help, with what they are about."""
+
+RENAMED = {
+    "run": "run_dir",
+    "checkpoints": "checkpoint_dir",
+    "keep": "keep_checkpoints",
+    "clip": "clip_norm",
+    "schedule": "lr_schedule",
+    "warmup": "lr_warmup_steps",
+    "decay_steps": "lr_decay_steps",
+    "metrics": "metrics_file",
+    "trace": "trace_file",
+    "label": "label_column",
+    "ignore": "ignore_columns",
+    "categorical": "categorical_columns",
+    "chunks": "pipeline_chunks",
+    "pipeline": "pipeline_schedule",
+    "spares": "spare_ranks",
+    "sample": "sample_bytes",
+    "grain": "fixed_micro_batch",
+    "reduction": "loss_reduction",
+    "algorithm": "allreduce_algorithm",
+    "compress_warmup": "compress_warmup_steps",
+}
+"""Earlier names of options, which are still read, with a line that says the new ones."""
+
+_data = functools.partial(option, "data")
+_model = functools.partial(option, "model")
+_optimizer = functools.partial(option, "optimizer")
+_length = functools.partial(option, "length")
+_parallelism = functools.partial(option, "parallelism")
+_compression = functools.partial(option, "compression")
+_output = functools.partial(option, "output")
+_checkpoints = functools.partial(option, "checkpoints")
+_failures = functools.partial(option, "failures")
 
 
 @dataclass(frozen=True)
 class Options:
     """Everything that a training run depends on."""
 
-    data: str = option(
+    # data
+    data: str = _data(
         "digits",
         "data set: digits, fashion-mnist, mnist, csv:PATH, npz:PATH, text:PATH, or package.module:function that makes one",
     )
-    data_dir: str | None = option(None, "folder with data files (else $HPCAI_DATA if that is one, then /usr/share/datasets)")
-    label: str | None = option(None, "csv: the column to predict")
-    ignore: tuple[str, ...] = option((), "csv: columns to leave out, A,B,...", names)
-    categorical: tuple[str, ...] = option((), "csv: columns whose values are names, taken as one-hot: A,B,...", names)
-    task: Literal["classification", "regression"] | None = option(
+    data_dir: str | None = _data(None, "folder with data files (else $HPCAI_DATA if that is one, then /usr/share/datasets)")
+    label_column: str | None = _data(None, "csv: the column to predict")
+    ignore_columns: tuple[str, ...] = _data((), "csv: columns to leave out, A,B,...", names)
+    categorical_columns: tuple[str, ...] = _data((), "csv: columns whose values are names, taken as one-hot: A,B,...", names)
+    task: Literal["classification", "regression"] | None = _data(
         None, "csv, npz: whether labels are classes or a quantity (by themselves texts and few whole numbers are classes)"
     )
-    model: str | None = option(
+    batch: int = _data(128, "samples in a step, over all ranks", whole(1))
+
+    # model
+    model: str | None = _model(
         None,
         "model (mlp; for text gpt, which is for text alone); a function makes one's own, and may want the data set",
         choice_or_own("softmax", "mlp", "cnn", "gpt"),
     )
-    hidden: tuple[int, ...] = option((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
-    channels: tuple[int, ...] = option((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
-    image_channels: Literal["last", "first"] | None = option(
+    hidden: tuple[int, ...] = _model((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
+    channels: tuple[int, ...] = _model((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
+    image_channels: Literal["last", "first"] | None = _model(
         None, "cnn: whether an image of the data is (height, width, channels) or (channels, height, width) (last)"
     )
-    activation: Literal["relu", "gelu"] = option("relu", "mlp: activation")
-    layers: int = option(4, "gpt: blocks", whole(1, 1000))
-    width: int = option(128, "gpt: width of the residual stream", whole(1, 1 << 20))
-    heads: int = option(4, "gpt: attention heads", whole(1, 1 << 20))
-    context: int = option(128, "gpt: bytes that a prediction can see", whole(1, 1 << 20))
-    norm: Literal["layer", "rms"] = option("layer", "gpt: LayerNorm or RMSNorm")
-    tied: bool = option(False, "gpt: the scores' matrix is that of the embedding")
-    dropout: float = option(
+    activation: Literal["relu", "gelu"] = _model("relu", "mlp: activation")
+    layers: int = _model(4, "gpt: blocks", whole(1, 1000))
+    width: int = _model(128, "gpt: width of the residual stream", whole(1, 1 << 20))
+    heads: int = _model(4, "gpt: attention heads", whole(1, 1 << 20))
+    context: int = _model(128, "gpt: bytes that a prediction can see", whole(1, 1 << 20))
+    norm: Literal["layer", "rms"] = _model("layer", "gpt: LayerNorm or RMSNorm")
+    tied: bool = _model(False, "gpt: the scores' matrix is that of the embedding")
+    dropout: float = _model(
         0.0, "gpt: share of activations that is dropped after each branch in training", number(least=0, below=1)
     )
-    sample: int = option(0, "gpt: bytes of text to write at the end", whole(0, 1 << 30))
-    mesh: str = option("", "ranks of each axis, dp=N,tp=N,pp=N; one left out takes what remains (all dp)", text_or_nothing)
-    micro_batches: int = option(
-        1, "parts of a rank's batch that are computed in turn: pipelining, or gradient accumulation", whole(1, 4096)
-    )
-    pipeline: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = option("1f1b", "schedule of pipeline stages")
-    chunks: int | None = option(None, "interleaved: stages a rank (2)", whole(1, 10_000))
-    zero: int = option(
-        0, "what data-parallel ranks share out: 1 optimizer state, 2 gradients too, 3 parameters too (ZeRO)", whole(0, 3)
-    )
-    recompute: bool = option(False, "compute activations again in backward instead of keeping them")
-    trace: str | None = option(
-        None, "file for the last step's timeline in Chrome's trace format; with --plot a picture beside it"
-    )
-    epochs: int | None = option(None, "passes over the training data (20 unless --steps is given)", whole(1))
-    steps: int | None = option(None, "stop after this many steps", whole(1))
-    batch: int = option(128, "samples in a step, over all ranks", whole(1))
-    optimizer: str = option("adam", "optimizer", choice_or_own("sgd", "momentum", "nesterov", "adam", "adamw", "lamb"))
-    lr: float | None = option(
+    sample_bytes: int = _model(0, "gpt: bytes of text to write at the end", whole(0, 1 << 30))
+    loss_reduction: Literal["mean", "sum"] = _model("mean", "gradient of the mean or of the sum of the losses in a global batch")
+    seed: int = _model(0, "seed of initial parameters and of the order of samples", whole(0, 2**64 - 1))
+
+    # optimizer
+    optimizer: str = _optimizer("adam", "optimizer", choice_or_own("sgd", "momentum", "nesterov", "adam", "adamw", "lamb"))
+    lr: float | None = _optimizer(
         None,
         "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw and one's own 0.001; lamb 0.005)",
         number(above=0, most=MOST_F32),
     )
-    momentum: float | None = option(None, "for sgd (0), momentum and nesterov (0.9)", number(least=0, below=1))
-    weight_decay: float | None = option(None, "weight decay (adamw, lamb 0.01; others 0)", number(least=0, most=MOST_F32))
-    schedule: Literal["constant", "cosine", "step"] = option("constant", "course of the learning rate")
-    warmup: int = option(0, "steps of linear warm-up")
-    decay_steps: int = option(1000, "schedule step: multiply the learning rate by 0.1 every so many steps", whole(1))
-    clip: float = option(0.0, "limit of the gradient's global norm (0: none)", number(least=0, most=MOST_F32))
-    reduction: Literal["mean", "sum"] = option("mean", "gradient of the mean or of the sum of the losses in a global batch")
-    seed: int = option(0, "seed of initial parameters and of the order of samples", whole(0, 2**64 - 1))
-    dtype: Literal["f32", "f64", "bf16", "f16"] = option(
+    momentum: float | None = _optimizer(None, "for sgd (0), momentum and nesterov (0.9)", number(least=0, below=1))
+    weight_decay: float | None = _optimizer(None, "weight decay (adamw, lamb 0.01; others 0)", number(least=0, most=MOST_F32))
+    lr_schedule: Literal["constant", "cosine", "step"] = _optimizer("constant", "course of the learning rate")
+    lr_warmup_steps: int = _optimizer(0, "steps of linear warm-up")
+    lr_decay_steps: int = _optimizer(1000, "schedule step: multiply the learning rate by 0.1 every so many steps", whole(1))
+    clip_norm: float = _optimizer(0.0, "limit of the gradient's global norm (0: none)", number(least=0, most=MOST_F32))
+
+    # length
+    epochs: int | None = _length(None, "passes over the training data (20 unless --steps is given)", whole(1))
+    steps: int | None = _length(None, "stop after this many steps", whole(1))
+
+    # parallelism
+    mesh: str = _parallelism("", "ranks of each axis, dp=N,tp=N,pp=N; one left out takes what remains (all dp)", text_or_nothing)
+    micro_batches: int = _parallelism(
+        1, "parts of a rank's batch that are computed in turn: pipelining, or gradient accumulation", whole(1, 4096)
+    )
+    pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = _parallelism("1f1b", "schedule of pipeline stages")
+    pipeline_chunks: int | None = _parallelism(None, "interleaved: stages a rank (2)", whole(1, 10_000))
+    zero: int = _parallelism(
+        0, "what data-parallel ranks share out: 1 optimizer state, 2 gradients too, 3 parameters too (ZeRO)", whole(0, 3)
+    )
+    recompute: bool = _parallelism(False, "compute activations again in backward instead of keeping them")
+    dtype: Literal["f32", "f64", "bf16", "f16"] = _parallelism(
         "f32", "arithmetic; bf16, f16: what is stored and sent, with a master copy and arithmetic in f32"
     )
-    algorithm: Literal["auto", "node", "hierarchical", "ring", "halving_doubling", "mpi"] = option(
-        "auto", "all-reduce (auto: shared memory on a node, else by the cost model; mpi: the library's own)"
-    )
-    overlap: Literal["auto", "always", "never"] = option(
+    overlap: Literal["auto", "always", "never"] = _parallelism(
         "auto", "reduce gradients on a thread while backward computes the next (auto: where ranks span nodes)"
     )
-    bucket_bytes: int | None = option(
+    bucket_bytes: int | None = _parallelism(
         None, "gradients are reduced in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)", whole(1)
     )
-    compress: str = option("none", f"how gradients travel: {', '.join(CHOICES)}, or auto (what is predicted to be quickest)")
-    compress_layers: tuple[tuple[str, str], ...] = option(
+    allreduce_algorithm: Literal["auto", "node", "hierarchical", "ring", "halving_doubling", "mpi"] = _parallelism(
+        "auto", "all-reduce (auto: shared memory on a node, else by the cost model; mpi: the library's own)"
+    )
+
+    # compression
+    compress: str = _compression(
+        "none", f"how gradients travel: {', '.join(CHOICES)}, or auto (what is predicted to be quickest)"
+    )
+    compress_layers: tuple[tuple[str, str], ...] = _compression(
         (), "other choices for some arrays: PATTERN=CHOICE,..., as in linear1.*=none,conv*=int4; the first that fits", patterns
     )
-    compress_warmup: int = option(0, "steps before compression begins")
-    compress_smallest: int = option(4096, "gradients that are reduced together travel uncompressed if they are fewer elements")
-    no_error_feedback: bool = option(False, "forget what compression loses instead of adding it to the next step")
-    grain: int = option(8, "compress reproducible: samples that are computed together, whatever the number of ranks", whole(1))
-    run: str | None = option(None, "folder for everything that is written (runs/DATA-MODEL)")
-    metrics: str | None = option(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
-    plot: bool = option(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
-    resume: str = option("never", "never, auto (the newest checkpoint that is whole, if any), or the path or URL of one", resumed)
-    checkpoint_steps: int = option(500, "write a checkpoint every so many steps, and at each epoch's end (0: only at the end)")
-    checkpoints: str | None = option(None, "where checkpoints go: a folder or a URL, as s3://bucket/run (the run's folder)")
-    keep: int = option(2, "checkpoints to keep", whole(1))
-    elastic: Literal["never", "shrink", "grow"] = option(
+    compress_warmup_steps: int = _compression(0, "steps before compression begins")
+    compress_smallest: int = _compression(
+        4096, "gradients that are reduced together travel uncompressed if they are fewer elements"
+    )
+    no_error_feedback: bool = _compression(False, "forget what compression loses instead of adding it to the next step")
+    fixed_micro_batch: int = _compression(
+        8, "compress reproducible: samples that are computed together, whatever the number of ranks", whole(1)
+    )
+
+    # output
+    run_dir: str | None = _output(None, "folder for everything that is written (runs/DATA-MODEL)")
+    metrics_file: str | None = _output(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
+    plot: bool = _output(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
+    trace_file: str | None = _output(
+        None, "file for the last step's timeline in Chrome's trace format; with --plot a picture beside it"
+    )
+
+    # checkpoints
+    resume: str = _checkpoints(
+        "never", "never, auto (the newest checkpoint that is whole, if any), or the path or URL of one", resumed
+    )
+    checkpoint_steps: int = _checkpoints(
+        500, "write a checkpoint every so many steps, and at each epoch's end (0: only at the end)"
+    )
+    checkpoint_dir: str | None = _checkpoints(
+        None, "where checkpoints go: a folder or a URL, as s3://bucket/run (the run's folder)"
+    )
+    keep_checkpoints: int = _checkpoints(2, "checkpoints to keep", whole(1))
+    signals: tuple[str, ...] = _checkpoints(
+        ("USR1", "TERM"),
+        "signals at which all ranks write a checkpoint and leave with exit code 85: NAME,... or none",
+        signal_names,
+    )
+
+    # failures
+    elastic: Literal["never", "shrink", "grow"] = _failures(
         "never",
         "when ranks fail, go on from memory without them, or with others in their place (mpirun --with-ft ulfm)",
     )
-    spares: int = option(
+    spare_ranks: int = _failures(
         0, "with --elastic: ranks, the last of those started, that wait to take the places of ones that fail; two must train"
     )
-    redundancy: int | None = option(
+    redundancy: int | None = _failures(
         None,
         "copies of each shard of --zero that other ranks keep, so that it is not lost with its rank (1 with --elastic)",
         whole(0, 1),
     )
-    stall_timeout: float | None = option(
+    stall_timeout: float | None = _failures(
         None,
         "seconds that ranks wait for one that does not come, before they say what it does and end the job (300)",
         number(above=0, most=environment.MOST_S, what="seconds"),
-    )
-    signals: tuple[str, ...] = option(
-        ("USR1", "TERM"),
-        "signals at which all ranks write a checkpoint and leave with exit code 85: NAME,... or none",
-        signal_names,
     )

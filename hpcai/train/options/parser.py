@@ -8,9 +8,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from hpcai import environment
 from hpcai.data import sources
 from hpcai.train.options import checks, given, own_name
-from hpcai.train.options.options import Options
+from hpcai.train.options.options import RENAMED, Options
 
 _DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
 
@@ -49,6 +50,7 @@ def asks_only(arguments: Sequence[str]) -> bool:
 def _variables() -> dict[str, str]:
     """The variables that give options, and the file of options; $HPCAI_DATA may be a folder instead of a data set."""
     names = ["config", *(field.name for field in dataclasses.fields(Options) if field.name != "data" or sources.variable()[0])]
+    names += [name for name in RENAMED if name.upper() not in environment.VARIABLES]
     return {name: os.environ[given.variable(name)] for name in names if given.variable(name) in os.environ}
 
 
@@ -61,8 +63,8 @@ def _filled(o: Options) -> Options:
         epochs=o.epochs if o.epochs is not None or o.steps is not None else 20,
         lr=o.lr if o.lr is not None else _LR.get(o.optimizer, 1e-3),
         redundancy=o.redundancy if o.redundancy is not None else int(o.elastic != "never" and o.zero > 0),
-        chunks=o.chunks if o.chunks is not None else 2 if o.pipeline == "interleaved" else 1,
-        run=o.run or f"runs/{own_name.called(o.data)}-{own_name.called(model)}",
+        pipeline_chunks=o.pipeline_chunks if o.pipeline_chunks is not None else 2 if o.pipeline_schedule == "interleaved" else 1,
+        run_dir=o.run_dir or f"runs/{own_name.called(o.data)}-{own_name.called(model)}",
     )
     checks.check(filled)
     return filled

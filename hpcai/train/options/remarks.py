@@ -10,27 +10,27 @@ from hpcai.errors import counted
 from hpcai.parallel.mesh import Sizes
 from hpcai.train import strict
 from hpcai.train.options import effects
-from hpcai.train.options.options import Options
+from hpcai.train.options.options import RENAMED, Options
 
 MATTER = (
     "lr",
     "momentum",
     "weight_decay",
-    "schedule",
-    "warmup",
-    "decay_steps",
-    "clip",
+    "lr_schedule",
+    "lr_warmup_steps",
+    "lr_decay_steps",
+    "clip_norm",
     "compress",
     "compress_layers",
-    "compress_warmup",
+    "compress_warmup_steps",
     "compress_smallest",
     "no_error_feedback",
-    "grain",
+    "fixed_micro_batch",
 )
 """Options that may differ from a checkpoint's and change what comes out; others change the last bits, or nothing."""
 
 LENGTH = ("epochs", "steps")
-"""These change the course of --schedule cosine."""
+"""These change the course of --lr-schedule cosine."""
 
 
 def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int) -> list[str]:
@@ -50,16 +50,18 @@ def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int
             f"--steps {o.steps} ends the run before --epochs {o.epochs}, which would be {counted(by_epochs, 'step')}",
         ),
         (
-            o.warmup >= total,
-            f"--warmup {o.warmup} is as long as the run of {length} or longer: the learning rate rises until the end",
+            o.lr_warmup_steps >= total,
+            f"--lr-warmup-steps {o.lr_warmup_steps} is as long as the run of {length} or longer: the learning rate "
+            "rises until the end",
         ),
         (
-            o.schedule == "step" and o.decay_steps >= total,
-            f"--schedule step with --decay-steps {o.decay_steps} never lowers the learning rate in {length}",
+            o.lr_schedule == "step" and o.lr_decay_steps >= total,
+            f"--lr-schedule step with --lr-decay-steps {o.lr_decay_steps} never lowers the learning rate in {length}",
         ),
         (
-            o.compress != "none" and o.compress_warmup >= total,
-            f"--compress-warmup {o.compress_warmup} is as long as the run of {length} or longer: nothing is compressed",
+            o.compress != "none" and o.compress_warmup_steps >= total,
+            f"--compress-warmup-steps {o.compress_warmup_steps} is as long as the run of {length} or longer: "
+            "nothing is compressed",
         ),
     ]
     return [*effects.idle(o, axes), *(words for true, words in told if true)]
@@ -80,8 +82,8 @@ def changed(before: Any, options: Options) -> str:
     """
     if not isinstance(before, Mapping):
         return ""
-    now = recorded(options)
-    names = (*MATTER, *LENGTH) if options.schedule == "cosine" else MATTER
+    now, before = recorded(options), {RENAMED.get(name, name): value for name, value in before.items()}
+    names = (*MATTER, *LENGTH) if options.lr_schedule == "cosine" else MATTER
     told = [
         f"--{name.replace('_', '-')} {_shown(now[name])} (was {_shown(before[name])})"
         for name in names

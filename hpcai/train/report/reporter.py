@@ -54,7 +54,7 @@ class Reporter:
     ):
         self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
         self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
-        self.folder, self.locks, self.sinks, self.heard = Path(options.run or "runs"), locks, sinks, list[Sink]()
+        self.folder, self.locks, self.sinks, self.heard = Path(options.run_dir or "runs"), locks, sinks, list[Sink]()
         self.metrics_path = outputs.metrics_path(options)
         self.first = progress.step
         self.started = self.epoch_started = perf_counter()
@@ -120,7 +120,7 @@ class Reporter:
         """After ranks failed: which of how many, how long until the others went on, and how many spare ones are left."""
         now, step = self.comm.size, self.progress.step
         self.note_recovery(lost, before, seconds)
-        left = f"; {spares} spare left" if self.options.spares else ""
+        left = f"; {spares} spare left" if self.options.spare_ranks else ""
         failed = f"{some(lost)} of {before} failed" if lost else "some waited in vain, but none failed"
         self.say(f"{failed}; {now} {'goes' if now == 1 else 'go'} on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
 
@@ -182,8 +182,8 @@ class Reporter:
             title = f"{self.dataset.name}, {self.mine.model.name}, {counted(self.comm.size, 'rank')}"
             plot(self.metrics_path, summary["epoch_losses"], self.per_epoch, self.folder / "loss.png", title)
             written.append(self.folder / "loss.png")
-        if self.options.trace:
-            written += self._trace(Path(self.options.trace), timelines)
+        if self.options.trace_file:
+            written += self._trace(Path(self.options.trace_file), timelines)
         print(summaries.table(summary, written), flush=True)
         say(text)
         return summary
@@ -196,7 +196,7 @@ class Reporter:
         trace.write(path, timelines, self.mine)
         if not self.options.plot:
             return [path]
-        trace.picture(path.with_suffix(".png"), timelines, f"{self.mine.model.name}, {self.options.pipeline}, one step")
+        trace.picture(path.with_suffix(".png"), timelines, f"{self.mine.model.name}, {self.options.pipeline_schedule}, one step")
         return [path, path.with_suffix(".png")]
 
     def close(self) -> None:

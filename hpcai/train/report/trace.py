@@ -101,7 +101,7 @@ def bubbles(options: Options, mine: Replica, timelines: list[list[Work]]) -> tup
         times = [work.end - work.start for works in here for work in works if work.action.kind == kind]
         mean[kind] = fmean(times) if times else 0.0
     seconds = {"F": mean["F"], "I": mean["I"] + mean["B"] / 2, "W": mean["W"] + mean["B"] / 2}
-    theory = schedules.bubble_in_theory(options.pipeline, mine.mesh.pp.size, mine.micro_batches, seconds, mine.chunks)
+    theory = schedules.bubble_in_theory(options.pipeline_schedule, mine.mesh.pp.size, mine.micro_batches, seconds, mine.chunks)
     return schedules.bubble(here), theory
 
 

@@ -156,7 +156,7 @@ def test_training_that_stalls_says_so_once_and_ends_within_its_limit(tmp_path):
         "loop.train_step = late\nsys.exit(__main__.main())\n"
     )
     begin = time.perf_counter()
-    process = start(2, "--stall-timeout", "4", "--steps", "5", "--run", tmp_path / "run", program=(str(program),))
+    process = start(2, "--stall-timeout", "4", "--steps", "5", "--run-dir", tmp_path / "run", program=(str(program),))
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
     assert time.perf_counter() - begin < 25

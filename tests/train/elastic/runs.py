@@ -27,7 +27,7 @@ ulfm = pytest.mark.skipif(bool(without_ulfm()), reason=without_ulfm() or "-")
 
 def struck(tmp_path, strikes, *flags, ranks=4, elastic="shrink", run="run", **variables):
     """Run under mpirun --with-ft ulfm; returns (exit code, stderr). Every strike must have been made."""
-    flags = [*FLAGS, "--elastic", elastic, *flags, "--run", tmp_path / run]
+    flags = [*FLAGS, "--elastic", elastic, *flags, "--run-dir", tmp_path / run]
     launcher = ["--with-ft", "ulfm", *(["--prtemca", RECOVERABLE, "1"] if elastic == "grow" else [])]
     made = tmp_path / "strikes"
     made.write_text("")

@@ -91,7 +91,7 @@ def test_a_rank_that_is_frozen_while_a_run_starts_ends_it_with_85(rank, when):
 @ulfm
 def test_ranks_end_with_their_launcher_frozen_ones_too(tmp_path):
     """By themselves the kernel would thaw them, and they go on alone."""
-    flags = ["--elastic", "shrink", "--epochs", "4000", "--hidden", "24", "--run", tmp_path / "run"]
+    flags = ["--elastic", "shrink", "--epochs", "4000", "--hidden", "24", "--run-dir", tmp_path / "run"]
     process = start(2, *flags, launcher=["--with-ft", "ulfm"])
     wait_for(lambda: trains(tmp_path / "run"))
     ranks = [(pid, host.started(pid)) for pid in children(process)]

@@ -66,7 +66,7 @@ def test_ranks_that_fail_while_new_ones_come_cost_nothing_either(tmp_path, undis
 )
 def test_spare_ranks_take_the_places_of_those_that_failed(tmp_path, undisturbed, strikes, split, ranks):
     """Also when a spare one fails in that, or while it waits, or is frozen, or one whose place it gets is frozen and ended."""
-    code, err = struck(tmp_path, strikes, "--spares", "2", *split.split(), ranks=6)
+    code, err = struck(tmp_path, strikes, "--spare-ranks", "2", *split.split(), ranks=6)
     assert code == 0, err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [one["ranks"] for one in summary.get("recoveries", [])] == ranks
@@ -80,7 +80,7 @@ def test_spare_ranks_take_the_places_of_those_that_failed(tmp_path, undisturbed,
 @pytest.mark.parametrize("then", ["4 decided 14", "3 starting 7"])
 def test_where_spare_ranks_do_not_suffice_new_ones_are_started(tmp_path, undisturbed, then):
     """Also when one fails before that, which the spare one meets too that has just come."""
-    code, err = struck(tmp_path, f"1 backward 7 2 backward 7 {then}", "--spares", "1", ranks=5, elastic="grow")
+    code, err = struck(tmp_path, f"1 backward 7 2 backward 7 {then}", "--spare-ranks", "1", ranks=5, elastic="grow")
     assert code == 0, err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == 4
     np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
@@ -89,10 +89,10 @@ def test_where_spare_ranks_do_not_suffice_new_ones_are_started(tmp_path, undistu
 @ulfm
 def test_spare_ranks_end_with_the_others(tmp_path):
     """By the signal to leave, which the launcher gives to all; and when all that trained were killed."""
-    flags = ["--elastic", "shrink", "--spares", "2", "--epochs", "4000", "--hidden", "24", "--checkpoint-steps", "20"]
+    flags = ["--elastic", "shrink", "--spare-ranks", "2", "--epochs", "4000", "--hidden", "24", "--checkpoint-steps", "20"]
     for strike, code, words in ((None, 85, "asked to leave"), (signal.SIGKILL, 85, "all ranks that trained have ended")):
         run = tmp_path / str(code) / words[:3]
-        process = start(4, *flags, "--run", run, launcher=["--with-ft", "ulfm"])
+        process = start(4, *flags, "--run-dir", run, launcher=["--with-ft", "ulfm"])
         wait_for(lambda: trains(run))  # noqa: B023
         time.sleep(1)
         if strike is None:
@@ -110,14 +110,14 @@ def test_spare_ranks_end_with_the_others(tmp_path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--elastic", "shrink", "--spares", "2"], "--spares 2 of 2 ranks: 2 at least must train"),
-        (["--elastic", "shrink", "--spares", "1"], "so that a spare rank has one to learn from; start 1 more"),
-        (["--spares", "1"], "give --elastic shrink or grow too"),
-        (["--elastic", "shrink", "--spares", "-1"], "--spares wants a whole number from 0, got '-1'"),
+        (["--elastic", "shrink", "--spare-ranks", "2"], "--spare-ranks 2 of 2 ranks: 2 at least must train"),
+        (["--elastic", "shrink", "--spare-ranks", "1"], "so that a spare rank has one to learn from; start 1 more"),
+        (["--spare-ranks", "1"], "give --elastic shrink or grow too"),
+        (["--elastic", "shrink", "--spare-ranks", "-1"], "--spare-ranks wants a whole number from 0, got '-1'"),
     ],
 )
 def test_spare_ranks_that_cannot_be_are_refused(tmp_path, flags, words):
-    process = start(2, *FLAGS, *flags, "--run", tmp_path / "run", launcher=["--with-ft", "ulfm"])
+    process = start(2, *FLAGS, *flags, "--run-dir", tmp_path / "run", launcher=["--with-ft", "ulfm"])
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert words in err
@@ -127,7 +127,7 @@ def test_spare_ranks_that_cannot_be_are_refused(tmp_path, flags, words):
 @ulfm
 def test_a_signal_to_leave_survives_a_failure_and_reaches_new_ranks(tmp_path):
     """A rank dies while all write the checkpoint with which they leave."""
-    flags = ["--elastic", "grow", "--run", tmp_path / "run", "--epochs", "400", "--hidden", "24", "--checkpoint-steps", "0"]
+    flags = ["--elastic", "grow", "--run-dir", tmp_path / "run", "--epochs", "400", "--hidden", "24", "--checkpoint-steps", "0"]
     launcher = ["--with-ft", "ulfm", "--prtemca", RECOVERABLE, "1"]
     process = start(
         3, "2", "leaving", "0", "--", *flags, program=(PROGRAM,), launcher=launcher, STRIKES=str(tmp_path / "strikes")

@@ -51,7 +51,7 @@ def test_a_rank_that_dies_anywhere_costs_nothing(tmp_path, undisturbed, strikes,
         ("0 backward 7 2 deciding 21", "", 0),
         ("3 reducing 7", "--zero 1", 0),
         ("1 backward 7 3 recovering 7", "--zero 1", 0),
-        ("1 decided 7 3 updated 14", "--zero 2 --bucket-bytes 4000 --spares 1", 1),
+        ("1 decided 7 3 updated 14", "--zero 2 --bucket-bytes 4000 --spare-ranks 1", 1),
     ],
 )
 def test_where_ranks_share_no_memory_it_costs_nothing_either(tmp_path, undisturbed, strikes, split, more):
@@ -98,7 +98,7 @@ def test_shards_that_are_lost_with_both_copies_end_the_run_with_the_way_to_go_on
     [("shrink", [], "mpirun --with-ft ulfm"), ("grow", ["--with-ft", "ulfm"], f"--with-ft ulfm --prtemca {RECOVERABLE} 1")],
 )
 def test_without_the_launchers_consent_it_is_refused(tmp_path, elastic, launcher, words):
-    process = start(2, *FLAGS, "--elastic", elastic, "--run", tmp_path / "run", launcher=launcher)
+    process = start(2, *FLAGS, "--elastic", elastic, "--run-dir", tmp_path / "run", launcher=launcher)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert words in err

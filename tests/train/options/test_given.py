@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import time
 import typing
 
@@ -13,7 +14,7 @@ import pytest
 from hpcai.errors import UsageError
 from hpcai.train.__main__ import main
 from hpcai.train.options import given, optionsfile, parser, readers
-from hpcai.train.options.options import Options
+from hpcai.train.options.options import GROUPS, RENAMED, Options
 from tests.train.valid_configs import VALID
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -87,7 +88,7 @@ def test_numbers(name):
 
 
 def test_numbers_that_are_cast_fit():
-    for name in ("lr", "weight_decay", "clip"):
+    for name in ("lr", "weight_decay", "clip_norm"):
         assert "to 3e+38" in refused_value(name, "1e39")
 
 
@@ -104,7 +105,7 @@ def test_flags_take_words(name, monkeypatch):
 TEXTS = [name for name in of_type(str) if name != "mesh"]
 
 
-@pytest.mark.parametrize("name", [*TEXTS, "ignore", "signals"])
+@pytest.mark.parametrize("name", [*TEXTS, "ignore_columns", "signals"])
 def test_texts_have_one_line(name):
     for value in ("a\nb", "a\0b", "a\rb", "\x1b[2J", "a\u2028b", "a\udc80", "a" * 5000):
         assert f"--{name.replace('_', '-')} wants " in refused_value(name, value)
@@ -176,11 +177,11 @@ def test_flags_win_over_variables_and_those_over_files(tmp_path, monkeypatch):
     (tmp_path / "first.yaml").write_text("lr: 0.5\nbatch: 7\nkeep: 9\nseed: 1\n")
     (tmp_path / "then.yaml").write_text("seed: 2\n")
     monkeypatch.setenv("HPCAI_BATCH", "8")
-    monkeypatch.setenv("HPCAI_KEEP", "8")
+    monkeypatch.setenv("HPCAI_KEEP_CHECKPOINTS", "8")
     monkeypatch.setenv("HPCAI_CONFIG", str(tmp_path / "absent.yaml"))
     files = [f"--config={tmp_path / name}.yaml" for name in ("first", "then")]
-    options = parser.parse([*files, "--keep", "6"])
-    assert (options.lr, options.batch, options.keep, options.seed) == (0.5, 8, 6, 2)
+    options = parser.parse([*files, "--keep-checkpoints", "6"])
+    assert (options.lr, options.batch, options.keep_checkpoints, options.seed) == (0.5, 8, 6, 2)
 
 
 @pytest.mark.parametrize("text", VALID)
@@ -192,8 +193,8 @@ def test_a_right_file_of_options_is_right(tmp_path, text):
 def test_words_and_numbers_in_a_file_are_not_taken_for_others(tmp_path):
     text = "data: csv:x\nresume: no\noverlap: no\nelastic: off\nlabel: no\nignore: [1, on, 2026-01-01]\nlr: 1e-3\nsignals: none\n"
     options = parser.parse(written(tmp_path, text))
-    assert (options.resume, options.overlap, options.elastic, options.label) == ("never", "never", "never", "no")
-    assert (options.ignore, options.lr, options.signals) == (("1", "on", "2026-01-01"), 1e-3, ())
+    assert (options.resume, options.overlap, options.elastic, options.label_column) == ("never", "never", "never", "no")
+    assert (options.ignore_columns, options.lr, options.signals) == (("1", "on", "2026-01-01"), 1e-3, ())
     assert parser.parse(written(tmp_path, "overlap: yes\n")).overlap == "always"
     assert "batch in" in refused(written(tmp_path, "batch: 010\n"))
 
@@ -219,27 +220,27 @@ BAD_FILES = {
     "deep lists": ("hidden: " + "[" * 30_000 + "]" * 30_000, "is nested deeper than 5 levels"),
     "deep mappings": ("{a: " * 10_000 + "}" * 10_000, "is nested deeper than 5 levels"),
     "deep blocks": ("- " * 30_000 + "x\n", "is nested deeper than 5 levels"),
-    "one long value": ("run: " + "x" * 60_000, "run in"),
+    "one long value": ("run_dir: " + "x" * 60_000, "run_dir in"),
     "a long key": ("? " + "x" * 60_000 + "\n: 1\n", "which is no option"),
     "another file": ("config: other.yaml\n", "names another file of options"),
     "merge": ("<<: {lr: 0.1}\n", "no option"),
     "a name twice": ("lr: 0.1\nlr: 0.2\n", "has 'lr' twice (line 2)"),
     "a name that is a list": ("[1]: 2\n", "a name that is no text (line 1)"),
     "two documents": ("lr: 1\n---\nlr: 2\n", "is no YAML in line 2"),
-    "Python": ("run: !!python/object/apply:os.system [touch x]\n", "has the tag"),
-    "own tag": ("run: !mine x\n", "has the tag"),
+    "Python": ("run_dir: !!python/object/apply:os.system [touch x]\n", "has the tag"),
+    "own tag": ("run_dir: !mine x\n", "has the tag"),
     "empty": ("", "is empty"),
     "comments alone": ("# lr: 1\n", "is empty"),
     "null": ("null\n", "one that starts with 'null"),
     "a list": ("- lr\n", "one that starts with '- lr"),
     "a tab": ("lr:\t1\n\tbatch: 2\n", "is no YAML in line"),
-    "open quote": ("run: 'x\n", "is no YAML in line"),
+    "open quote": ("run_dir: 'x\n", "is no YAML in line"),
     "binary": (bytes(range(256)) * 10, "is not a text in UTF-8"),
-    "control characters": (b"run: \x01\n", "is no YAML"),
+    "control characters": (b"run_dir: \x01\n", "is no YAML"),
     "UTF-16": ("lr: 1\n".encode("utf-16"), "is not a text in UTF-8"),
     "nested options": ("train: {lr: 1}\n", "'train', which is no option"),
     "mapping as a value": ("lr: {a: 1}\n", "lr in"),
-    "a list as a text": ("run: [a]\n", "run in"),
+    "a list as a text": ("run_dir: [a]\n", "run_dir in"),
     "an escape": ('"a\\u001b[2J": 1\n', "is no option"),
 }
 
@@ -295,7 +296,7 @@ MISSPELT = [
     (["--optimizer", "adamm"], "got 'adamm' (is adam meant?)"),
     (["--optimizer", "SGD"], "got 'SGD' (is sgd meant?)"),
     (["--model", "mpl"], "(is mlp meant?)"),
-    (["--pipeline", "zbh1"], "(is zb-h1 meant?)"),
+    (["--pipeline-schedule", "zbh1"], "(is zb-h1 meant?)"),
     (["--compress", "int-8"], "(is int8 meant?)"),
     (["--compress", "top-k:0.1"], "(is topk meant?)"),
 ]
@@ -320,5 +321,40 @@ def test_misspelt_keys_of_files_and_values_of_variables_too(tmp_path, monkeypatc
     assert "'bacth', which is no option (is batch meant?)" in refused(["--config", str(path)])
     path.write_text("optimizer: adamm\n")
     assert "(is adam meant?)" in refused(["--config", str(path)])
-    monkeypatch.setenv("HPCAI_SCHEDULE", "cosin")
-    assert "$HPCAI_SCHEDULE wants one of constant, cosine, step, got 'cosin' (is cosine meant?)" in refused([])
+    monkeypatch.setenv("HPCAI_LR_SCHEDULE", "cosin")
+    assert "$HPCAI_LR_SCHEDULE wants one of constant, cosine, step, got 'cosin' (is cosine meant?)" in refused([])
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_earlier_name_is_read_and_the_new_one_said(old, capsys, tmp_path, monkeypatch):
+    new, flag = RENAMED[old], "--" + old.replace("_", "-")
+    value = {"spares": "0", "chunks": "1", "schedule": "cosine", "pipeline": "gpipe", "reduction": "sum", "algorithm": "ring"}
+    value = value.get(old, "" if old in ("label", "ignore", "categorical", "sample", "trace") else "7")
+    if not value:
+        pytest.skip("wants other options beside it")
+    wanted = getattr(parser.parse([f"--{new.replace('_', '-')}={value}"]), new)
+    assert capsys.readouterr().err == ""
+    assert getattr(parser.parse([f"{flag}={value}"]), new) == wanted
+    assert capsys.readouterr().err == f"hpcai.train: {flag} is called --{new.replace('_', '-')} now\n"
+    (tmp_path / "options.yaml").write_text(f"{old}: {value}\n")
+    assert getattr(parser.parse(["--config", str(tmp_path / "options.yaml")]), new) == wanted
+    assert getattr(parser.of({old: value}), new) == wanted
+    assert len(re.findall(rf"hpcai.train: {old} .*is called {new}", capsys.readouterr().err)) == 2
+    if old != "algorithm":  # a variable of its own, which communicators read
+        monkeypatch.setenv(f"HPCAI_{old.upper()}", value)
+        assert getattr(parser.parse([]), new) == wanted
+        assert f"$HPCAI_{old.upper()} is called $HPCAI_{new.upper()} now" in capsys.readouterr().err
+
+
+def test_an_earlier_name_and_the_new_one_are_refused_together():
+    assert "--clip is the earlier name of --clip-norm; give one of them, not both" in refused(["--clip", "1", "--clip-norm", "2"])
+
+
+def test_help_has_its_options_in_groups_and_no_earlier_names(capsys):
+    with pytest.raises(SystemExit):
+        parser.parse(["--help"])
+    out = capsys.readouterr().out
+    places = [out.index(f"\n{name}:") for name in GROUPS]
+    assert places == sorted(places)
+    assert "--clip-norm" in out
+    assert not any(f"  --{old.replace('_', '-')} " in out for old in RENAMED)

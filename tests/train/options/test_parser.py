@@ -13,8 +13,8 @@ def test_defaults_depend_on_other_options():
     assert parser.parse([]).epochs == 20
     assert parser.parse(["--steps", "5"]).epochs is None
     assert parser.parse(["--optimizer", "sgd"]).lr == 0.1
-    assert parser.parse(["--data", "csv:some/table.csv.gz", "--model", "softmax"]).run == "runs/table-softmax"
-    assert parser.parse(["--data", "mnist"]).run == "runs/mnist-mlp"
+    assert parser.parse(["--data", "csv:some/table.csv.gz", "--model", "softmax"]).run_dir == "runs/table-softmax"
+    assert parser.parse(["--data", "mnist"]).run_dir == "runs/mnist-mlp"
 
 
 def test_flags_win_over_variables_and_those_over_the_file(tmp_path, monkeypatch):
@@ -81,7 +81,7 @@ def test_hidden(text, numbers):
         (["--momentum", "1.5"], "--momentum wants a number from 0 below 1, got '1.5'"),
         (["--momentum", "0.9", "--optimizer", "adam"], "adam has its own"),
         (["--config", "absent.yaml"], "absent.yaml"),
-        (["--keep", "0"], "--keep"),
+        (["--keep-checkpoints", "0"], "--keep-checkpoints"),
         (["--seed", "-1"], "--seed wants a whole number from 0 to"),
         (["--seed", str(10**23)], "--seed wants a whole number from 0 to"),
         (
@@ -104,9 +104,9 @@ def test_hidden(text, numbers):
         (["--compress", "int8", "--compress-layers", "linear1.weight=zip"], "got 'zip'"),
         (["--compress", "reproducible", "--compress-layers", "linear1.weight=int8"], "is for all arrays"),
         (["--compress", "reproducible", "--dtype", "f64"], "works on f32"),
-        (["--compress", "reproducible", "--grain", "0"], "--grain wants a whole number from 1"),
-        (["--compress", "reproducible", "--grain", "1", "--batch", "100000"], "--grain 1 is too small"),
-        (["--compress-warmup", "-1"], "--compress-warmup"),
+        (["--compress", "reproducible", "--fixed-micro-batch", "0"], "--fixed-micro-batch wants a whole number from 1"),
+        (["--compress", "reproducible", "--fixed-micro-batch", "1", "--batch", "100000"], "--fixed-micro-batch 1 is too small"),
+        (["--compress-warmup-steps", "-1"], "--compress-warmup-steps"),
         (["--bucket-bytes", "0"], "--bucket-bytes wants a whole number from 1"),
         (["--overlap", "perhaps"], "--overlap wants one of auto, always, never, got 'perhaps'"),
         (["--signals", "USR1,QUUX"], "got QUUX"),

@@ -30,7 +30,7 @@ def late(monkeypatch):
 
 @pytest.mark.parametrize("flags", ["", "--mesh dp=3", "--zero 1"])
 def test_a_late_rank_is_named_with_its_cost(tmp_path, late, flags):
-    chosen = parser.parse(["--run", str(tmp_path), "--steps", str(STEPS), "--hidden", "16", "--batch", "60", *flags.split()])
+    chosen = parser.parse(["--run-dir", str(tmp_path), "--steps", str(STEPS), "--hidden", "16", "--batch", "60", *flags.split()])
     said = threads.run(3, lambda comm: fit(chosen, comm))[0]["waiting"]
     assert said["late_rank"] == 1
     assert len(said["waited_s"]) == 3
@@ -139,7 +139,7 @@ def test_a_cost_is_shown_from_a_twentieth_of_the_time_on(share, shown):
 
 
 def test_one_rank_waits_for_nobody(tmp_path):
-    chosen = parser.parse(["--run", str(tmp_path), "--steps", "3", "--hidden", "16"])
+    chosen = parser.parse(["--run-dir", str(tmp_path), "--steps", "3", "--hidden", "16"])
     said = threads.run(1, lambda comm: fit(chosen, comm))[0]
     assert "waiting" not in said
     assert "waiting" not in summary.table(said, [])
