@@ -96,7 +96,7 @@ def test_the_mpijob_resumes_with_options_that_there_are_on_as_many_ranks_as_slot
     assert parsed.resume == "auto"
     assert parsed.run_dir.startswith(launcher["volumeMounts"][0]["mountPath"])
     assert f"mpirun -n {spec['slotsPerWorker'] * spec['mpiReplicaSpecs']['Worker']['replicas']} " in line
-    subprocess.run_dir([*launcher["command"][:1], "-n", "-c", line], check=True)
+    subprocess.run([*launcher["command"][:1], "-n", "-c", line], check=True)
 
 
 def test_the_apptainer_definition_installs_an_extra_that_there_is():
@@ -111,5 +111,5 @@ def test_the_apptainer_definition_installs_an_extra_that_there_is():
 def test_the_apptainer_definition_refuses_an_extra_that_there_is_not(extra, code):
     """The first lines of %post, before anything is installed."""
     lines = (FOLDER / "hpcai.def").read_text().split("%post")[1].split("apt-get")[0].replace("{{ extra }}", extra)
-    done = subprocess.run_dir(["bash", "-c", lines], capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (code, bool(code))
