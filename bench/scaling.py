@@ -29,10 +29,11 @@ from hpcai.comm.communicator import Communicator
 from hpcai.nn import gpt, models
 from hpcai.parallel import schedules, stages
 from hpcai.parallel.mesh import Sizes
+from hpcai.strategies.sharded import memory_bytes
 from hpcai.train.build import build_optimizer
 from hpcai.train.options.options import Options
 from hpcai.train.options.parser import parse
-from hpcai.train.replica import memory_bytes, replica
+from hpcai.train.replica import replica
 from hpcai.train.step import train_step
 
 CONTEXT, NODE = 128, 8
@@ -97,7 +98,7 @@ def side(options: Options, flags: list[str], comm: Communicator) -> tuple[Callab
     share = slice(options.batch * dp.rank // dp.size, options.batch * (dp.rank + 1) // dp.size)
     x, y = (rng.integers(0, 256, (options.batch, CONTEXT))[share] for _ in range(2))
     count = iter(range(1 << 30))
-    return lambda: train_step(mine, x, y, options.batch, next(count), 1e-3), sum(memory_bytes(mine).values())
+    return lambda: train_step(mine, x, y, options.batch, next(count), 1e-3), sum(memory_bytes(mine.buffers).values())
 
 
 def strong(options: Options, comm: Communicator, costs: Costs, blocks: int) -> None:

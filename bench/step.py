@@ -30,6 +30,8 @@ from hpcai.arena import views
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.nn import models
+from hpcai.strategies.sharded import Sharded
+from hpcai.strategies.strategy import part
 from hpcai.train.build import build_model
 from hpcai.train.options.options import Options
 from hpcai.train.options.parser import parse
@@ -101,7 +103,9 @@ def hpcai_side(
     """One step of hpcai, and a list that collects where its time goes."""
     mine = replica(options, dataset, comm)
     parts: list[tuple[float, ...]] = []
-    update = mine.optimizer.update
+    base = part(mine.state, Sharded)
+    assert base is not None
+    update = base.optimizer.update
     spent = [0.0]
 
     def timed(*arguments: Any) -> None:
@@ -109,7 +113,7 @@ def hpcai_side(
         update(*arguments)
         spent[0] = perf_counter() - begin
 
-    mine.optimizer = mine.optimizer._replace(update=timed)
+    base.optimizer = base.optimizer._replace(update=timed)
     count = [0]
 
     def step() -> float:

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "reduce": {"comm", "compress", "ops", "xp", "arena", "errors"},
     "checkpoint": {"arena", "xp", "errors"},
     "parallel": {"errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim"},
+    "strategies": {"errors", "xp", "arena", "ops", "comm", "reduce", "nn", "optim", "parallel"},
     "train": {
         *(
             "errors",
@@ -41,6 +42,7 @@ MAY_IMPORT = {
             "parallel",
             "data",
             "checkpoint",
+            "strategies",
             "environment",
             "monitor",
         )

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcai.comm.communicator import Communicator
 from hpcai.errors import UsageError, counted
 from hpcai.nn import models
 from hpcai.nn.models import Model
+from hpcai.parallel.mesh import Mesh
 from hpcai.xp import Array
 
 REPEATS = 3
@@ -111,3 +113,23 @@ def cut(costs: Sequence[float], count: int) -> list[slice]:
         found.append(slice(at[end], end))
         end = at[end]
     return found[::-1]
+
+
+class TiedParameter(NamedTuple):
+    """A slice of the parameters that is also on another pipeline stage, and a communicator of the two."""
+
+    comm: Communicator
+    where: slice
+
+
+def tied_parameter(model: Model, whole: Model, mesh: Mesh) -> TiedParameter | None:
+    """Where the first and the last stage both have the embedding. Collective."""
+    owner = next((layer.shares for layer in whole.layers if layer.shares), None)
+    if owner is None or mesh.pp.size == 1:
+        return None
+    comm = mesh.pp.split(0 if mesh.pp.rank in (0, mesh.pp.size - 1) else None)
+    if comm is None:
+        return None
+    name = models.borrowed(model, whole) or f"{owner}.token"
+    slot = next(slot for slot in model.layout.slots if slot.name == name)
+    return TiedParameter(comm, slice(slot.start, slot.stop))

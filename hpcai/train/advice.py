@@ -16,6 +16,8 @@ from hpcai.errors import UsageError, counted
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Prediction
 from hpcai.reduce.combine import exact
+from hpcai.strategies.sharded import Sharded
+from hpcai.strategies.strategy import part
 from hpcai.train import fits, resume
 from hpcai.train.build import build_reducers
 from hpcai.train.options import checks
@@ -70,14 +72,15 @@ def computing_s(mine: Replica, options: Options, dataset: Dataset, comm: Communi
     index = sharding.shard(np.arange(min(options.batch, dataset.train_samples)), comm.rank, comm.size)
     rows = np.empty((0 if dataset.context else len(index), dataset.x_train.shape[-1]), mine.params.dtype)
     x, target = take(dataset, index, rows)
-    times = []
+    times, base = [], part(mine.state, Sharded)
+    assert base is not None
     for step in range(12):
         comm.barrier()
         begin = perf_counter()
         mine.pipeline.run(
             mine.plan, cut(x, target, 0, mine.micro_batches), mine.weights, mine.gradients, 1.0 / options.batch, step
         )
-        mine.optimizer.update(mine.params, mine.grads, mine.state, step, 1e-6, 1.0)
+        base.optimizer.update(mine.params, mine.buffers.grads, mine.buffers.optimizer, step, 1e-6, 1.0)
         times.append(perf_counter() - begin)
     return float(comm.allreduce(np.array([statistics.median(times[2:])]), "max")[0])
 
@@ -94,7 +97,7 @@ def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
     predictions = predicted(options, plain, comm, ALL)
     lines = [
         f"{plain.model.name} on {dataset.name}, batch {options.batch} on {counted(comm.size, 'rank')}: "
-        f"{plain.grads.nbytes:,} bytes of gradient in {counted(len(plain.buckets), 'bucket')}; "
+        f"{plain.buffers.grads.nbytes:,} bytes of gradient in {counted(len(plain.buckets), 'bucket')}; "
         f"forward, backward and optimizer take {1e3 * computing:.2f} ms",
         "",
         "| --compress | sent by a rank | coding | wire | step | speed |",

@@ -14,7 +14,7 @@ from hpcai.data import memory
 from hpcai.data.dataset import Dataset
 from hpcai.errors import UsageError
 from hpcai.parallel import mesh as meshes
-from hpcai.train import build, precision
+from hpcai.train import build, rounding
 from hpcai.train.options.options import Options
 from hpcai.xp import DTYPES
 
@@ -57,7 +57,7 @@ def needed(options: Options, elements: int, largest: int, axes: meshes.Sizes, st
     """
     here, dp = elements / (axes.tp * axes.pp), axes.dp
     stored = np.dtype(DTYPES[options.dtype]).itemsize
-    half = options.dtype in precision.STORAGE
+    half = options.dtype in rounding.STORAGE
     whole = 4 if half else stored
     shard = [here / dp if options.zero >= stage else here for stage in (1, 2, 3)]  # of optimizer state, gradients, parameters
     kept = shard[2] * stored + shard[1] * (stored if options.zero < 2 else whole) + shard[0] * states * whole

@@ -18,6 +18,8 @@ from hpcai.nn import models
 from hpcai.nn.sequence import Moment
 from hpcai.ops import integers
 from hpcai.reduce import reproducible
+from hpcai.strategies.reproducible import Reproducible
+from hpcai.strategies.strategy import part
 from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
@@ -26,15 +28,16 @@ MARGIN = 8
 
 
 def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[list[float], float] | None:
-    """replica.grads = the sum over all grains of all ranks; returns the loss with the votes, and the seconds that communication
-    took. Collective.
+    """The gradients = their sums over all grains of all ranks; returns the loss with the votes, and the seconds that
+    communication took. Collective.
 
     x, target: this rank's whole grains of a global batch of `batch` samples. Returns None where a gradient is not finite.
     """
-    comm = replica.mesh.dp
+    comm, kept = replica.mesh.dp, part(replica.state, Reproducible)
+    assert kept is not None
     first = sharding.first(batch, comm.rank, comm.size, replica.grain)
     while True:
-        exponent = replica.reducer_states[0]
+        exponent = kept.exponent
         guess = 0 if exponent is None else exponent
         sums, losses, largest = _pass(replica, x, target, scale, Moment(step, first), reproducible.unit_for(guess), 2.0**guess)
         before = perf_counter()
@@ -42,11 +45,11 @@ def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float
         if not math.isfinite(largest):
             return None
         needed = reproducible.exponent_of(largest) + MARGIN
-        replica.reducer_states[0] = needed
+        kept.exponent = needed
         if largest < 2.0**guess and (largest == 0 or needed > guess - 2 * MARGIN):
             break
     comm.allreduce(sums, algorithm=replica.algorithm)
-    integers.from_fixed_into(replica.grads, sums, reproducible.unit_for(guess))
+    integers.from_fixed_into(replica.buffers.grads, sums, reproducible.unit_for(guess))
     every = comm.allgather_object((losses, replica.votes.copy()))
     counted = sum(cast for _, cast in every)
     return [math.fsum(loss for some, _ in every for loss in some), *counted], perf_counter() - before
@@ -59,22 +62,22 @@ def _pass(
 
     What reaches the limit is not added; nor does anything after it matter but the largest magnitude.
     """
-    sums, losses, largest = np.zeros(replica.grads.size, np.int64), [], 0.0
+    sums, losses, largest = np.zeros(replica.buffers.grads.size, np.int64), [], 0.0
     caches = models.caches(replica.model)
     for start in range(0, len(x), replica.grain):
-        part = slice(start, start + replica.grain)
+        samples = slice(start, start + replica.grain)
         with np.errstate(all="ignore"):
             here = moment._replace(first=moment.first + start)
-            y = models.forward(replica.model, replica.weights, caches, x[part], moment=here)
+            y = models.forward(replica.model, replica.weights, caches, x[samples], moment=here)
             dy = np.empty_like(y)
-            loss, _ = replica.model.loss.evaluate(dy, y, target[part], scale)
+            loss, _ = replica.model.loss.evaluate(dy, y, target[samples], scale)
             replica.gradients.begin()
             models.backward(replica.model, replica.weights, replica.gradients, caches, dy, replica.gradients.filled)
-        size = reproducible.largest_magnitude(replica.grads)
+        size = reproducible.largest_magnitude(replica.buffers.grads)
         losses.append(float(loss))
         largest = size if math.isnan(size) else max(largest, size)
         if math.isnan(largest):
             break
         if largest < limit:
-            integers.add_fixed_into(sums, replica.grads, unit)
+            integers.add_fixed_into(sums, replica.buffers.grads, unit)
     return sums, losses, largest

@@ -88,8 +88,6 @@ def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks,
     options = advice.decided(options, dataset, comm)
     mine = replica(options, dataset, comm, resume.cut(options, comm))
     progress = resume.start(options, mine, comm, folder)
-    if mine.backup is not None:
-        mine.backup.renew(mine.state)
 
     run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep_checkpoints), reserve, locks, sinks)
     comm.on_root(run.reporter.open)
@@ -198,7 +196,7 @@ def _step(run: Run) -> None:
     index = sharding.shard(batch, dp.rank, dp.size, mine.grain or 1)
     x, target = take(dataset, index, run.rows, phase=sharding.phase(dataset.context, options.seed, at // run.per_epoch))
     if options.elastic != "never":
-        recover.remember(mine, at)
+        mine.undo.remember(at, mine.kept())
     with run.reporter.waiting.counted():
         outcome = train_step(mine, x, target, len(batch), at, run.schedule(at))
     run.completed(outcome)

@@ -7,20 +7,6 @@ from typing import NamedTuple
 from hpcai.xp import Array
 
 
-class Totals(NamedTuple):
-    """What all ranks know when a step is *decided*: its gradients are summed, and what is left needs no further sums.
-
-    A rank that knows them knows that all others have the sums of the gradients, even if one of them fails now (see
-    elastic/recover.py).
-    """
-
-    loss_sum: float
-    targets: int
-    grad_norm: float
-    comm_s: float
-    votes: Array
-
-
 class Report(NamedTuple):
     """What one step did, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds, votes."""
 

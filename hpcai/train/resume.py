@@ -23,8 +23,7 @@ from hpcai.train.options.arguments import shown
 from hpcai.train.options.options import RENAMED, Options
 from hpcai.train.replica import Replica
 from hpcai.train.saving import Saver
-from hpcai.train.state import arrays, residuals
-from hpcai.xp import Array
+from hpcai.train.state import arrays
 
 WRITTEN = ("checkpoints", "metrics.jsonl", "summary.json", "loss.png")
 """What a run puts into its folder."""
@@ -140,6 +139,7 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
     candidates = comm.on_root(lambda: [name for _, name in _candidates(options)])
     if not candidates:
         comm.on_root(lambda: _refuse_or_set_aside(options, folder))
+        mine.strategy.restored(mine.state)
         return Progress()
     failures: list[str] = []
     for name in candidates:
@@ -173,7 +173,7 @@ def _tried(name: str, options: Options, mine: Replica, comm: Communicator) -> tu
     found = None
     try:
         source = opened[0] if opened else Opened(_named(options)[0], name, manifest)
-        found = _Found(source, arrays.read(mine, source), residuals.read(mine, source))
+        found = _Found(source, arrays.read(mine, source))
     except (CheckpointError, OSError) as error:
         failure = str(error)
     failure = next((one for one in comm.allgather_object(failure) if one), "")
@@ -184,17 +184,13 @@ class _Found(NamedTuple):
     """What a rank has read of a checkpoint."""
 
     source: Opened
-    arrays: dict[str, Array]
-    kept: residuals.Kept | None
+    read: arrays.Read
 
 
 def _restored(found: _Found, mine: Replica) -> Progress:
     meta = found.source.meta
-    if mine.half is not None and meta["loss_scale"]:
-        mine.half.scale, mine.half.good = meta["loss_scale"]
-    arrays.restore(mine, found.arrays)
     here, counters = arrays.number(mine), meta["counters"]
-    residuals.restore(mine, found.kept, counters[here if here < len(counters) else 0])
+    arrays.restore(mine, found.read, counters[here if here < len(counters) else 0], meta["loss_scale"])
     return Progress.of(meta["progress"])
 
 
@@ -214,7 +210,7 @@ def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> N
     """Start to write a checkpoint; see Saver.save."""
     meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": progress.fields()}
     meta |= {"compress": options.compress, "cut": mine.cut, "data": mine.contents, "options": remarks.recorded(options)}
-    meta["loss_scale"] = None if mine.half is None else [mine.half.scale, mine.half.good]
+    meta["loss_scale"] = next((one.counter for one in mine.kept() if one.name == "loss_scale"), None)
     if mine.encoding is not None:
         meta["encoding"] = mine.encoding
     saver.save(progress.step, meta)
@@ -292,7 +288,7 @@ def _identity(options: Options, mine: Replica) -> dict[str, Any]:
     if own_name.is_own(options.model or ""):  # which may have moved to another module
         values["model"] = mine.whole.name
     return values | {
-        "optimizer": mine.optimizer.name,
+        "optimizer": mine.optimizer_name,
         "parameters": [[s.name, list(s.shape)] for s in arrays.whole_layout(mine.whole).slots],
     }
 
@@ -310,9 +306,9 @@ def _check(found: Opened, options: Options, mine: Replica) -> None:
         raise CheckpointError(
             f"checkpoint {found.path} was made with {said}; give the same options, or start afresh without --resume"
         )
-    for name, array in arrays.arrays_of(mine).items():
-        if found.dtypes.get(name) != array.dtype:
-            raise CheckpointError(f"checkpoint {found.path} has no array {name} of {array.dtype}")
+    for one in mine.kept():
+        if one.held in ("all", "shard") and one.array is not None and found.dtypes.get(one.name) != one.array.dtype:
+            raise CheckpointError(f"checkpoint {found.path} has no array {one.name} of {one.array.dtype}")
 
 
 def _as_option(name: str, value: Any) -> str:

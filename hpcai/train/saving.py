@@ -25,7 +25,7 @@ from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
 from hpcai.train import votes
 from hpcai.train.replica import Replica
-from hpcai.train.state import arrays, residuals
+from hpcai.train.state import arrays
 from hpcai.xp import Array
 
 LONGEST_PAUSE_S = 0.05
@@ -71,8 +71,8 @@ class Saver:
         if not self._layouts and self._begin(naming.named(step)):
             return
         self._step, self._meta = step, meta | {"mesh": self.mine.mesh.sizes._asdict(), "ranks": self.comm.size}
-        self._image.fill(arrays.runs(self.mine) + residuals.runs(self.mine))
-        counters = residuals.counters(self.mine) if self.mine.mesh.dp.rank == 0 else None
+        self._image.fill(arrays.runs(self.mine))
+        counters = arrays.counters(self.mine) if self.mine.mesh.dp.rank == 0 else None
         entry = {"rank": self.comm.rank, "layout": arrays.number(self.mine), "counters": counters}
         self.mine.votes[votes.OF_CHECKPOINTS] = 0
         write = functools.partial(_write, self.place, naming.named(step), self._image, entry, self.comm.size)

@@ -15,7 +15,7 @@ FILES = {
     "checkpoints": [
         "hpcai/checkpoint/*.py",
         "hpcai/train/state/arrays.py",
-        "hpcai/train/state/residuals.py",
+        "hpcai/train/state/undo.py",
         *(f"hpcai/train/{name}.py" for name in ("history", "lock", "resume", "saving", "votes")),
     ],
     "recovery": [

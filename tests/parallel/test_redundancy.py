@@ -3,6 +3,8 @@
 import pytest
 
 from hpcai.comm import threads
+from hpcai.strategies.redundant import Redundant
+from hpcai.strategies.strategy import part
 from hpcai.train.inputs import load
 from hpcai.train.replica import replica
 from hpcai.train.step import train_step
@@ -21,7 +23,7 @@ def test_a_backup_has_the_bits_of_the_shard(tmp_path, optimizer):
             share = slice(10 * comm.rank, 10 * comm.rank + 10)
             train_step(mine, dataset.x_train[share].astype("f8"), dataset.y_train[share], 10 * comm.size, at, 0.1)
         mine.mesh.dp.barrier()
-        return mine.state, mine.backup.state
+        return mine.buffers.optimizer, part(mine.state, Redundant).backup.state
 
     for ranks in (2, 3):
         found = threads.run(ranks, program)

@@ -15,8 +15,9 @@ from hpcai.comm.wires.mpi import MpiWire
 from hpcai.errors import RankFailed
 from hpcai.train import loop, step
 from hpcai.train.__main__ import main
-from hpcai.train.elastic import newcomers, recover
+from hpcai.train.elastic import newcomers
 from hpcai.train.state import transfer
+from hpcai.train.state.undo import Undo
 
 OTHERS_SHRINK_S = 0.1
 """Where a rank ends while others are still in MPI_Comm_shrink, Open MPI 5.0.11 may crash on those (in ompi_comm_revoke_local)."""
@@ -76,13 +77,13 @@ AFTERWARDS = ("shrunk", "welcomed")
 if __name__ == "__main__":
     cut = sys.argv.index("--")
     strikes = sys.argv[1:cut]
-    remember = recover.remember
+    remember = Undo.remember
 
-    def note(mine, at):
+    def note(undo, at, kept):
         begun["at"] = at
-        remember(mine, at)
+        remember(undo, at, kept)
 
-    recover.remember = note
+    Undo.remember = note
     if os.environ.get("BLIND"):
         watch.frozen = list
     for rank, phase, at in zip(*[iter(strikes)] * 3, strict=True):

@@ -7,6 +7,8 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data import sources
 from hpcai.reduce.advice import KINDS, Curve, Wire
 from hpcai.reduce.policy import Parts
+from hpcai.strategies.compressed import Compressed
+from hpcai.strategies.strategy import part
 from hpcai.train import advice
 from hpcai.train.inputs import share
 from hpcai.train.options import parser
@@ -86,10 +88,10 @@ def test_layers_can_have_their_own_choice(tmp_path):
         return replica(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)
 
     mine = threads.run(2, program)[0]
-    assert [reducer.name for reducer in mine.reducers] == [
+    assert [reducer.name for reducer in part(mine.state, Compressed).reducers] == [
         "none and bf16, error feedback and int8, error feedback and topk:0.5, error feedback"
     ]
-    assert isinstance(mine.reducer_states[0], Parts)
+    assert isinstance(part(mine.state, Compressed).states[0], Parts)
     flags += ["--checkpoint-steps", "10"]
     train(2, options(tmp_path, *flags, "--steps", "30", run="whole"))
     train(2, options(tmp_path, *flags, "--steps", "17", run="cut"))

@@ -11,11 +11,12 @@ from hpcai.comm import threads
 from hpcai.data import sources
 from hpcai.errors import UsageError
 from hpcai.parallel.mesh import sizes
+from hpcai.strategies.sharded import memory_bytes
 from hpcai.train import fits
 from hpcai.train.inputs import share
 from hpcai.train.loop import fit
 from hpcai.train.options import parser
-from hpcai.train.replica import memory_bytes, replica
+from hpcai.train.replica import replica
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -78,8 +79,8 @@ def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
             def program(comm, chosen=chosen, axes=axes):
                 dataset = share(comm, lambda: sources.load(chosen.data, None, None, (), chosen.context))
                 mine = replica(chosen, dataset, comm)
-                kept = memory_bytes(mine)
-                computed = mine.half.computed.nbytes if mine.half is not None and mine.half.computed is not None else 0
+                kept = memory_bytes(mine.buffers)
+                computed = 0 if mine.buffers.computed is None else mine.buffers.computed.nbytes
                 elements, _, states = fits._parameters(chosen, dataset)
                 initial = elements / (axes.tp * axes.pp) * 4 if chosen.zero == 3 else 0
                 wanted = fits.needed(chosen, elements, 0, axes, states) - initial

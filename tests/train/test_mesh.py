@@ -11,9 +11,14 @@ from hpcai.comm import threads
 from hpcai.errors import DataError, UsageError
 from hpcai.nn import models
 from hpcai.parallel import stages, zero
-from hpcai.train import precision, resume
+from hpcai.strategies import mixed
+from hpcai.strategies.mixed import Mixed
+from hpcai.strategies.sharded import Sharded, memory_bytes
+from hpcai.strategies.strategy import part
+from hpcai.strategies.tied import Tied
+from hpcai.train import resume
 from hpcai.train.inputs import load
-from hpcai.train.replica import memory_bytes, replica
+from hpcai.train.replica import replica
 from hpcai.train.step import train_step
 from tests.train.test_loop import final, options, train
 
@@ -184,8 +189,8 @@ def test_memory_is_what_the_formula_says(tmp_path, text, stage, optimizer, state
 
     def program(comm):
         mine = replica(chosen, load(chosen, comm), comm)
-        largest = 4 * max(unit.stop - unit.start for unit in mine.units)
-        return memory_bytes(mine), mine.model.layout.size, largest
+        largest = 4 * max(unit.stop - unit.start for unit in part(mine.state, Sharded).setup.units)
+        return memory_bytes(mine.buffers), mine.model.layout.size, largest
 
     for found, n, largest in threads.run(4, program):
         assert sum(found.values()) == pytest.approx(zero.memory_in_theory(n, 4, stage, 4, states, largest), rel=0.02)
@@ -275,13 +280,13 @@ def test_16_bits_go_on_bit_for_bit(tmp_path, text, split):
 
 
 def test_a_step_whose_gradients_overflow_f16_is_left_out_and_the_scale_is_halved(tmp_path, text, monkeypatch):
-    monkeypatch.setattr(precision, "FIRST_SCALE", 2.0**40)
+    monkeypatch.setattr(mixed, "FIRST_SCALE", 2.0**40)
     summary = train(2, options(tmp_path, *text, "--dtype", "f16", "--steps", "40", "--lr", "1e-2"))
     meta = format.read(resume.newest(tmp_path / "run"))[1].meta
     assert meta["loss_scale"][0] < 2.0**30
     assert summary["epoch_losses"][-1] < 5.4
-    monkeypatch.setattr(precision, "GROW_AFTER", 3)
-    monkeypatch.setattr(precision, "FIRST_SCALE", 1.0)
+    monkeypatch.setattr(mixed, "GROW_AFTER", 3)
+    monkeypatch.setattr(mixed, "FIRST_SCALE", 1.0)
     train(2, options(tmp_path, *text, "--dtype", "f16", run="other"))
     assert format.read(resume.newest(tmp_path / "other"))[1].meta["loss_scale"] == [4.0, 0]
 
@@ -332,7 +337,7 @@ def test_two_copies_of_a_tied_embedding_stay_the_same_bits_on_a_ring(tmp_path, t
 
     def program(comm):
         mine = five_steps(chosen, comm, 4)
-        return mine.params[mine.borrowed.where].tobytes()
+        return mine.params[part(mine.state, Tied).parameter.where].tobytes()
 
     assert len(set(threads.run(6, program))) == 1
 
@@ -342,14 +347,14 @@ def test_a_step_at_which_f16s_scale_grows_is_no_shorter(tmp_path, text, monkeypa
     chosen = options(tmp_path, *flags)
 
     def moved(grow_after):
-        monkeypatch.setattr(precision, "GROW_AFTER", grow_after)
+        monkeypatch.setattr(mixed, "GROW_AFTER", grow_after)
 
         def program(comm):
             mine = replica(chosen, load(chosen, comm), comm)
             before = mine.params.copy()
             x, y = np.random.default_rng(0).integers(0, 256, (2, 16, 8))
             done = train_step(mine, x, y, 16, 0, 0.1)
-            return done.grad_norm, float(np.linalg.norm(mine.params - before)), mine.half.scale
+            return done.grad_norm, float(np.linalg.norm(mine.params - before)), part(mine.state, Mixed).scale
 
         return threads.run(1, program)[0]
 

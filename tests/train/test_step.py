@@ -7,6 +7,8 @@ from hpcai.comm import threads
 from hpcai.data import sharding, sources
 from hpcai.data.dataset import take
 from hpcai.nn import models
+from hpcai.strategies.mixed import Mixed
+from hpcai.strategies.strategy import part
 from hpcai.train.inputs import share
 from hpcai.train.replica import replica
 from hpcai.train.step import cut, train_step
@@ -17,10 +19,10 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 BATCH, STEPS, LR = 30, 4, 0.5
 
 
-def norm(mine, gradients):
+def norm(mine, gradients, shards):
     """Of the whole gradient, from the pieces that this rank updates."""
     squares = mine.mesh.world.allgather_object(sum(float(np.square(piece).sum()) for piece in gradients))
-    return np.sqrt(sum(squares) if mine.zero else squares[0])
+    return np.sqrt(sum(squares) if shards else squares[0])
 
 
 def steps(comm, chosen):
@@ -32,13 +34,12 @@ def steps(comm, chosen):
     for step in range(STEPS):
         index = sharding.shard(sharding.global_batch(dataset.train_samples, BATCH, 0, step), comm.rank, comm.size)
         x, target = take(dataset, index, np.empty((len(index), dataset.x_train.shape[-1]), mine.params.dtype))
-        before, scale = mine.params.copy(), 1.0 if mine.half is None else mine.half.scale
+        before, scale = mine.params.copy(), getattr(part(mine.state, Mixed), "scale", 1.0)
         reported = train_step(mine, x, target, BATCH, step, LR).grad_norm
-        gradients = [mine.grads[piece.flat if mine.zero < 2 else piece.shard].astype(np.float64) / scale for piece in mine.owned]
-        whole = mine.zero < 3 and mine.half is None
-        places = [piece.flat if whole else piece.shard for piece in mine.owned]
-        changes = [(before[at].astype(np.float64) - mine.params[at]) / LR for at in places]
-        length, moved = norm(mine, gradients), norm(mine, changes)
+        places, shards = mine.buffers.places, chosen.zero > 0
+        gradients = [mine.buffers.grads[place.grads].astype(np.float64) / scale for place in places]
+        changes = [(before[place.params].astype(np.float64) - mine.params[place.params]) / LR for place in places]
+        length, moved = norm(mine, gradients, shards), norm(mine, changes, shards)
         parallel = all(np.allclose(c, g * (moved / length), atol=1e-5) for c, g in zip(changes, gradients, strict=True))
         seen.append((length, moved, reported, parallel))
     return seen

@@ -62,8 +62,9 @@ def child(folder, options, seed, said):
         saver = Saver(mine, comm, place, keep=2)
         while True:
             step += 1
-            for name, array in arrays.arrays_of(mine).items():
-                array[...] = value(step, name)
+            for one in mine.kept():
+                if one.held in ("all", "shard"):
+                    one.array[...] = value(step, one.name)
             resume.save(options, mine, Progress(step), saver)
             if step % 2:  # as steps do; else as at the end
                 while saver._writing is not None:

@@ -9,18 +9,14 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launch import cores
 from hpcai.data.dataset import Dataset
 from hpcai.errors import LaunchError, RankFailed
-from hpcai.parallel import zero
 from hpcai.train.history import Progress
 from hpcai.train.inputs import named, share
 from hpcai.train.options.options import Options
-from hpcai.train.outcome import Totals
-from hpcai.train.replica import Replica, replica
+from hpcai.train.replica import Decided, Replica
 from hpcai.train.run import Part, Run
 from hpcai.train.state import transfer
 from hpcai.xp import Array
@@ -93,9 +89,8 @@ def _welcomed(run: Run, comm: Communicator) -> Part:
     before = run.reporter.recoveries, run.lost, run.failed
     comm.allgather_object(Invitation(run.options, *now, run.reserve.wanted, cores.core_share(), *before, run.reporter.token))
     share(comm, lambda: run.dataset)
-    fresh = replica(transfer.unmeshed(run.options), run.dataset, comm)
-    transfer.carry_over(run.mine, fresh, set(range(run.comm.size)))
-    transfer.equal(fresh)
+    alive = set(range(run.comm.size))
+    fresh = transfer.rebuilt(run.options, run.dataset, comm, run.mine, alive, run.mine.decided, joined=True)
     return Part(comm, fresh, run.progress)
 
 
@@ -104,7 +99,7 @@ class Invitation(NamedTuple):
 
     options: Options
     progress: Progress
-    decided: tuple[int, Totals] | None
+    decided: Decided
     counted: Array
     wanted: int
     cores: int
@@ -122,14 +117,4 @@ def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
     assert isinstance(told, Invitation)
     cores.limit_threads(told.cores)
     dataset = share(comm, lambda: None, lambda: named(told.options))
-    fresh = replica(transfer.unmeshed(told.options), dataset, comm)
-    if fresh.zero:
-        for array in (fresh.params, *fresh.state.values()):
-            whole = np.zeros(fresh.model.layout.size, array.dtype)
-            transfer.add_bits(whole, comm)
-            array[:] = whole if array is fresh.params else zero.scatter(whole, fresh.owned)
-        if fresh.backup is not None:
-            fresh.backup.renew(fresh.state)
-    transfer.equal(fresh)
-    fresh.decided, fresh.updated = told.decided, True
-    return told, dataset, fresh
+    return told, dataset, transfer.rebuilt(told.options, dataset, comm, None, set(), told.decided, joined=True)

@@ -22,22 +22,23 @@ from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
 from hpcai.errors import NonFiniteError, RankFailed, RanksLost, StallError, UsageError
+from hpcai.strategies.mixed import skips_overflow
 from hpcai.train import step
 from hpcai.train.elastic import newcomers
 from hpcai.train.history import Progress
 from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
-from hpcai.train.outcome import Report, Totals
-from hpcai.train.replica import Replica, replica
+from hpcai.train.outcome import Report
+from hpcai.train.replica import Decided
 from hpcai.train.run import Part, Run
-from hpcai.train.state import residuals, transfer
+from hpcai.train.state import transfer
 
 
 class Told(NamedTuple):
     """What a rank that lives tells the others: its rank until now, and the last step that it saw decided."""
 
     rank: int
-    decided: tuple[int, Totals] | None
+    decided: Decided
 
 
 def recover(run: Run) -> None:
@@ -129,17 +130,16 @@ def _rebuilt(run: Run, comm: Communicator, told: list[Told]) -> Part:
     _level(run, told)
     histories = comm.allgather_object(dataclasses.asdict(run.progress))
     progress = Progress(**max(histories, key=lambda one: len(one["history"])))
-    fresh = replica(transfer.unmeshed(run.options), run.dataset, comm)
-    transfer.carry_over(run.mine, fresh, alive)
+    fresh = transfer.rebuilt(run.options, run.dataset, comm, run.mine, alive, run.mine.decided, joined=False)
     return Part(comm, fresh, progress)
 
 
 def _require_shards(run: Run, alive: set[int]) -> None:
-    if not run.mine.zero:
+    kept, size = run.mine.kept(), run.comm.size
+    if all(one.held != "shard" for one in kept):
         return
-    size = run.comm.size
-    copies = [{rank, (rank + 1) % size} if run.mine.backup is not None else {rank} for rank in range(size)]
-    lost = [rank for rank in range(size) if not copies[rank] & alive]
+    copied = any(one.held == "copy" for one in kept)
+    lost = [rank for rank in range(size) if not {rank, (rank + 1) % size if copied else rank} & alive]
     if lost:
         raise RanksLost(
             f"rank {lost[0]}'s share of the optimizer state is lost: the ranks that had a copy failed together; start again with "
@@ -153,21 +153,15 @@ def _level(run: Run, told: list[Told]) -> None:
     decided = max((one.decided for one in told if one.decided is not None), key=lambda one: one[0], default=None)
     if decided is not None and decided[0] == at:
         totals = decided[1]
-        if mine.half is None and not math.isfinite(totals.grad_norm):
+        if not math.isfinite(totals.grad_norm) and not skips_overflow(mine.state):  # update would ask all ranks where
             raise NonFiniteError(f"the gradient became infinite in step {at + 1}")
         if mine.decided is None or mine.decided[0] != at:
             mine.decided, mine.updated = decided, False
         if not mine.updated:
             step.update(mine, totals, at, run.schedule(at))
         run.completed(Report(totals.loss_sum, totals.targets, totals.grad_norm, totals.comm_s, totals.comm_s, totals.votes))
-    elif mine.remembered is not None and mine.remembered[0] == at:
-        mine.reducer_states[:] = residuals.copied(mine.remembered[1])
-
-
-def remember(mine: Replica, at: int) -> None:
-    """Keep what step `at` changes before it is decided, so that the step can be repeated: what reducers remember."""
-    if mine.reducers or mine.grain:
-        mine.remembered = at, residuals.copied(mine.reducer_states, mine.remembered[1] if mine.remembered else None)
+    else:
+        mine.undo.take_back(at, mine.kept())
 
 
 def check(options: Options, comm: Communicator) -> None:

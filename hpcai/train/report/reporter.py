@@ -22,13 +22,16 @@ from hpcai.data.dataset import Dataset, constant_score
 from hpcai.errors import UsageError, counted
 from hpcai.monitor import Event, Sink
 from hpcai.parallel.schedules import Work
+from hpcai.strategies.compressed import Compressed
+from hpcai.strategies.sharded import memory_bytes
+from hpcai.strategies.strategy import part
 from hpcai.train import outputs, resume, strict
 from hpcai.train.history import Progress
 from hpcai.train.lock import Locks
 from hpcai.train.options import remarks
 from hpcai.train.options.options import Options
 from hpcai.train.outcome import Report
-from hpcai.train.replica import Replica, memory_bytes
+from hpcai.train.replica import Replica
 from hpcai.train.report import summary as summaries
 from hpcai.train.report import trace
 from hpcai.train.report.metrics import KEPT_STEPS, Metrics, lines
@@ -219,7 +222,7 @@ class Reporter:
             "versions": {"hpcai": hpcai.__version__, "python": platform.python_version(), "numpy": np.__version__},
             "mpi": self.comm.wire.describe(),
             "mesh": self.mine.mesh.sizes._asdict(),
-            "memory": memory_bytes(self.mine),
+            "memory": memory_bytes(self.mine.buffers),
             "steps": self.progress.step,
             "parameters": sum(slot.stop - slot.start for slot in whole_layout(self.mine.whole).slots),
             "epoch_losses": [record["loss"] for record in self.progress.history],
@@ -243,7 +246,7 @@ class Reporter:
             summary["bubble"], summary["bubble_in_theory"] = trace.bubbles(self.options, self.mine, timelines)
         if self.recoveries:
             summary["recoveries"] = self.recoveries
-        if self.mine.reducers:
+        if part(self.mine.state, Compressed) is not None:
             summary["compression"] = summaries.compression(self.mine, self.comm)
         if squared:
             summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit

@@ -10,11 +10,13 @@ import numpy as np
 
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import counted
+from hpcai.reduce import states
 from hpcai.reduce.counting import Sent, sent_bytes
+from hpcai.strategies.compressed import Compressed
+from hpcai.strategies.strategy import part
 from hpcai.train import strict
 from hpcai.train.replica import Replica
 from hpcai.train.report import stragglers
-from hpcai.train.state import residuals
 
 SHOWN_BUCKETS = 8
 
@@ -105,10 +107,12 @@ def compression(mine: Replica, comm: Communicator) -> dict[str, Any]:
     error: the norm of what this rank still owes over that of the mean that was delivered; None without a memory.
     """
     buckets, ranks = [], comm.size
-    for where, tally, state in zip(mine.buckets, mine.tallies, mine.reducer_states, strict=True):
+    reduced = part(mine.state, Compressed)
+    assert reduced is not None
+    for where, tally, state in zip(reduced.buckets, reduced.tallies, reduced.states, strict=True):
         sent = sum(sent_bytes(call, ranks) for call in tally.calls)
         plain = sent_bytes(Sent("allreduce", 4 * (where.stop - where.start)), ranks)
-        owed, norm = residuals.norm(state, comm), float(np.linalg.norm(mine.grads[where]))
+        owed, norm = states.norm(state, comm), float(np.linalg.norm(mine.buffers.grads[where]))
         buckets.append(
             {
                 "elements": where.stop - where.start,
@@ -118,7 +122,7 @@ def compression(mine: Replica, comm: Communicator) -> dict[str, Any]:
                 "error": None if owed is None or not norm else owed / norm,
             }
         )
-    names = dict.fromkeys(reducer.name for reducer in mine.reducers)
+    names = dict.fromkeys(reducer.name for reducer in reduced.reducers)
     total = {key: sum(one[key] for one in buckets) for key in ("elements", "sent_bytes", "plain_bytes", "coding_ms")}
     return {"name": " and ".join(names), **total, "buckets": buckets}
 

@@ -1,10 +1,13 @@
 """What a rank keeps from step to step, as runs of flat arrays that a checkpoint can put together again on any mesh.
 
 A whole array is flat, in the layout of the model on a single rank. Every rank's arrays are pieces of it: some of the layers
-(pipeline), a part of each array (tensor), a shard of that (ZeRO).
+(pipeline), a part of each array (tensor), a shard of that (ZeRO). Each thing that is kept says itself which ranks have it
+(strategies.strategy.Kept), so that writing, reading and filling are one loop each.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,10 +18,12 @@ from hpcai.checkpoint.boxes import Part
 from hpcai.checkpoint.format import Laid, Opened
 from hpcai.checkpoint.shards import Run
 from hpcai.comm.algorithms import schedule
+from hpcai.comm.communicator import Communicator
 from hpcai.nn import models
 from hpcai.nn.models import Model
-from hpcai.parallel.zero import GatheredParameters
-from hpcai.train.replica import Replica, publish
+from hpcai.reduce.combine import share
+from hpcai.strategies.strategy import Kept
+from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
 SMALLEST_SHARD_BYTES = 1 << 20
@@ -30,73 +35,165 @@ def whole_layout(model: Model) -> Layout:
     return arena.layout({name: p.whole or p.shape for name, p in models.parameters(model).items()})
 
 
-def laid(mine: Replica) -> Laid:
+def laid(replica: Replica) -> Laid:
     """How this rank's flat arrays are laid out."""
-    by_number = dict(zip(mine.whole.numbers, models.parameters(mine.whole), strict=True))
+    by_number = dict(zip(replica.whole.numbers, models.parameters(replica.whole), strict=True))
     found = []
-    own = zip(models.parameters(mine.model).values(), mine.model.numbers, mine.model.layout.slots, strict=True)
+    own = zip(models.parameters(replica.model).values(), replica.model.numbers, replica.model.layout.slots, strict=True)
     for parameter, number, slot in own:
         shape = parameter.whole or parameter.shape
         cuts = (*parameter.part, *[slice(None)] * (len(shape) - len(parameter.part)))
         box = tuple(cut.indices(n)[:2] for cut, n in zip(cuts, shape, strict=True))
         found.append(Part(by_number[number], shape, box, slot.start))
-    return Laid(mine.model.layout.size, tuple(found))
+    return Laid(replica.model.layout.size, tuple(found))
 
 
-def number(mine: Replica) -> int:
+def number(replica: Replica) -> int:
     """This rank's layout among the mesh's: ranks that differ along dp alone have the same."""
-    return mine.mesh.pp.rank * mine.mesh.tp.size + mine.mesh.tp.rank
+    return replica.mesh.pp.rank * replica.mesh.tp.size + replica.mesh.tp.rank
 
 
-def arrays_of(mine: Replica) -> dict[str, Array]:
-    """What this rank keeps from step to step: parameters and optimizer state, whole or in shards."""
-    return {"params": mine.params} | {f"optimizer.{name}": array for name, array in mine.state.items()}
-
-
-def runs(mine: Replica) -> list[Run]:
-    """What this rank writes of parameters and optimizer state: its shard, and its chunk of what all have. No copies."""
-    arrays, found = arrays_of(mine), []
-    shared_bytes = sum(array.nbytes for name, array in arrays.items() if not _sharded(mine, name))
-    writers = max(1, min(mine.mesh.dp.size, shared_bytes // SMALLEST_SHARD_BYTES))
-    for name, array in arrays.items():
-        if _sharded(mine, name):
-            found += [Run(name, piece.flat.start, array[piece.shard]) for piece in mine.owned]
-        elif mine.mesh.dp.rank < writers:
-            own = schedule.split(array.size, writers, mine.mesh.dp.rank)
-            found.append(Run(name, own.start, array[own]))
+def runs(replica: Replica) -> list[Run]:
+    """What this rank writes. No copies."""
+    dp, kept, found = replica.mesh.dp, replica.kept(), list[Run]()
+    shared_bytes = sum(one.array.nbytes for one in kept if one.array is not None and one.held == "all")
+    writers = max(1, min(dp.size, shared_bytes // SMALLEST_SHARD_BYTES))
+    for one in kept:
+        array = one.array
+        if array is None:
+            continue
+        if one.held == "all" and dp.rank < writers:
+            chunk = schedule.split(array.size, writers, dp.rank)
+            found.append(Run(one.name, chunk.start, array[chunk]))
+        elif one.held == "shard":
+            found += [Run(one.name, piece.flat.start, array[piece.shard]) for piece in one.pieces]
+        elif one.held == "own":
+            found.append(Run(f"{one.name}.{dp.rank}", one.start, array))
+        elif one.held == "owner":
+            chunk = share(array.size, dp.size, dp.rank)
+            found.append(Run(one.name, one.start + chunk.start, array[chunk]))
+        elif one.held == "common" and dp.rank == 0:
+            found.append(Run(one.name, 0, array.reshape(-1)))
     return found
 
 
-def read(mine: Replica, source: Opened) -> dict[str, Array]:
-    """From a checkpoint what this rank must have of parameters and optimizer state: its shards, and its chunks of what all have,
-    which `restore` gathers. Nothing of `mine` changes. Raises: CheckpointError.
+def counters(replica: Replica) -> list[Any]:
+    """What a manifest keeps of reducers beside their arrays, as JSON."""
+    return [one.counter for one in replica.kept() if one.held == "counter" and one.name != "loss_scale"]
+
+
+class Read(NamedTuple):
+    """What one rank has read of a checkpoint: an array, or None, for each thing that is kept, and what it owes in all, flat."""
+
+    arrays: list[Array | None]
+    owed: Array | None
+
+
+def read(replica: Replica, source: Opened) -> Read:
+    """From a checkpoint what this rank must have: its shards, its chunk of what all have, what it should remember. Nothing of the
+    replica changes. Raises: CheckpointError.
     """
-    own, found = laid(mine), {}
-    for name, array in arrays_of(mine).items():
-        flat = np.zeros(own.size, array.dtype)  # of which only the pages that are filled take memory
-        wanted = _wanted(mine, name)
-        format.fill(flat, name, own, wanted, source, like=number(mine))
-        found[name] = np.concatenate([flat[one] for one in wanted])
-    return found
+    reader = _Reader(replica, source)
+    return Read([reader.array(one) for one in replica.kept()], reader.flat("owed") if reader.remembers else None)
 
 
-def restore(mine: Replica, given: dict[str, Array]) -> None:
-    """Fill this rank's arrays from what `read` gave every rank. Collective among data-parallel ranks."""
-    for name, array in arrays_of(mine).items():
-        if _sharded(mine, name):
-            array[...] = given[name]
-        else:
-            array[mine.mesh.dp.chunk(array.size)] = given[name]
-            mine.mesh.dp.allgather(array)
-    if mine.half is not None:
-        publish(mine)
-    elif isinstance(mine.weights, GatheredParameters):
-        mine.weights.forget()
+class _Reader:
+    """Reads for one rank, flat arrays in its own layout."""
+
+    def __init__(self, replica: Replica, source: Opened):
+        self.replica, self.source, self.laid, self.here = replica, source, laid(replica), number(replica)
+        self.writers = sum(name.startswith("memory.") for name in source.dtypes)
+        self.remembers = self.writers > 0 and any(one.held == "own" for one in replica.kept())
+        self._flat: dict[str, Array] = {}
+
+    def array(self, one: Kept) -> Array | None:
+        """What `one` is to be filled with; None where it stays as it is."""
+        if one.held == "all":
+            return self._pieces(one, [self.replica.mesh.dp.chunk(self.laid.size)])
+        if one.held == "shard":
+            return self._pieces(one, [piece.flat for piece in one.pieces])
+        if one.held == "common":
+            same = self.here < len(self.source.layouts) and self.source.layouts[self.here] == self.laid
+            return self.source.whole(one.name, self.here) if same and one.name in self.source.names(self.here) else None
+        if one.held in ("own", "owner") and self.remembers:
+            assert one.array is not None
+            flat = self._memory(one.name) if one.held == "own" else self.flat(one.name)
+            return flat[one.start : one.start + one.array.size]
+        return None
+
+    def _pieces(self, one: Kept, wanted: list[slice]) -> Array:
+        assert one.array is not None
+        flat = np.zeros(self.laid.size, one.array.dtype)  # of which only the pages that are filled take memory
+        format.fill(flat, one.name, self.laid, wanted, self.source, like=self.here)
+        return np.concatenate([flat[where] for where in wanted])
+
+    def _memory(self, name: str) -> Array:
+        """This rank's own, of as many ranks; else the mean of all of them, so that what is owed to the gradient stays."""
+        dp = self.replica.mesh.dp
+        if self.writers == dp.size:
+            return self.flat(f"{name}.{dp.rank}")
+        if name not in self._flat:
+            total = np.zeros(self.laid.size)
+            for rank in range(self.writers):
+                total += self._read(f"{name}.{rank}")
+            self._flat[name] = (total / self.writers).astype(np.float32)
+        return self._flat[name]
+
+    def flat(self, name: str) -> Array:
+        """A flat array of which ranks wrote some runs; zero elsewhere."""
+        if name not in self._flat:
+            self._flat[name] = self._read(name)
+        return self._flat[name]
+
+    def _read(self, name: str) -> Array:
+        made = np.zeros(self.laid.size, np.float32)
+        if name in self.source.dtypes:
+            format.fill(made, name, self.laid, [slice(0, made.size)], self.source, partial=True, like=self.here)
+        return made
 
 
-def _wanted(mine: Replica, name: str) -> list[slice]:
-    return [piece.flat for piece in mine.owned] if _sharded(mine, name) else [mine.mesh.dp.chunk(mine.model.layout.size)]
+def restore(replica: Replica, found: Read, counted: list[Any], loss_scale: Any) -> None:
+    """Fill what this rank keeps from what `read` gave every rank, and from counters. Collective among data-parallel ranks."""
+    dp, kept = replica.mesh.dp, replica.kept()
+    owners = {one.start for one in kept if one.held == "owner"}
+    for one, array in zip(kept, found.arrays, strict=True):
+        if array is not None and one.array is not None:
+            _fill(one, array, dp)
+        if one.held == "all":
+            dp.allgather(one.array)
+        elif one.held == "own" and found.owed is not None and one.array is not None and one.start not in owners:
+            np.add(one.array, found.owed[one.start : one.start + one.array.size], out=one.array)  # each takes what owners owed
+    put_counters(kept, counted, loss_scale)
+    replica.strategy.restored(replica.state)
 
 
-def _sharded(mine: Replica, name: str) -> bool:
-    return mine.zero > (2 if name == "params" and mine.half is None else 0)
+def _fill(one: Kept, array: Array, dp: Communicator) -> None:
+    assert one.array is not None
+    if one.held == "all":
+        one.array[dp.chunk(one.array.size)] = array
+    elif one.held == "owner":
+        own = share(array.size, dp.size, dp.rank)
+        one.array[own] = array[own]
+    elif one.held == "shard":
+        at = 0
+        for piece in one.pieces:
+            size = piece.shard.stop - piece.shard.start
+            one.array[piece.shard] = array[at : at + size]
+            at += size
+    elif one.array.size == array.size:
+        one.array[...] = array.reshape(one.array.shape)
+
+
+def put_counters(kept: list[Kept], counted: list[Any], loss_scale: Any) -> None:
+    """Give counters of another run of the same kind; of more or fewer buckets each gets that of its place, or the last."""
+    reducers = [one for one in kept if one.held == "counter" and one.name != "loss_scale"]
+    for one, value in [*zip(reducers, _stretched(counted, len(reducers)), strict=False)]:
+        assert one.put is not None
+        one.put(value)
+    for one in kept:
+        if one.name == "loss_scale" and one.put is not None:
+            one.put(loss_scale)
+
+
+def _stretched(values: list[Any], count: int) -> list[Any]:
+    return [values[min(i, len(values) - 1)] for i in range(count)] if values else []

@@ -1,4 +1,8 @@
-"""A replica among other ranks, filled from one before or from a peer's."""
+"""A replica among other ranks, filled from one before or from a peer's: one loop over what is kept.
+
+What ranks owe to the gradient goes on: a rank's gradient is scaled by the number of ranks, as the mean divides by it, and so is
+what it owes of that. What a rank that is gone owed is gone with it.
+"""
 
 from __future__ import annotations
 
@@ -7,63 +11,102 @@ import dataclasses
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
-from hpcai.parallel import zero
+from hpcai.data.dataset import Dataset
+from hpcai.reduce.combine import share
+from hpcai.strategies.strategy import Kept
 from hpcai.train.options.options import Options
-from hpcai.train.replica import Replica, publish
-from hpcai.train.state import residuals
+from hpcai.train.replica import Decided, Replica, replica
 from hpcai.xp import Array
 
 
-def carry_over(old: Replica, fresh: Replica, alive: set[int]) -> None:
-    """Fill a replica among other ranks from the one before. Collective."""
-    for name, array in {"params": fresh.params, **fresh.state}.items():
-        kept = old.params if name == "params" else old.state[name]
-        if not old.zero:
-            array[:] = kept
-            continue
-        whole = _whole(old, name, kept, alive, fresh.mesh.dp)
-        array[:] = whole if name == "params" else zero.scatter(whole, fresh.owned)
-    residuals.carry_over(old, fresh)
-    if fresh.half is not None and old.half is not None:
-        fresh.half.scale, fresh.half.good = old.half.scale, old.half.good
-        publish(fresh)
-    if fresh.backup is not None:
-        fresh.backup.renew(fresh.state)
-    fresh.votes, fresh.decided, fresh.updated = old.votes, old.decided, True
+def rebuilt(
+    options: Options, dataset: Dataset, comm: Communicator, old: Replica | None, alive: set[int], decided: Decided, joined: bool
+) -> Replica:
+    """A replica among the ranks of `comm`, at the same step. Collective among them.
+
+    old: this rank's replica before, whose ranks `alive` are here too, first; None on a rank that was not there. decided: the last
+    step that was. joined: whether there are such ranks. Raises: RankFailed.
+    """
+    fresh = replica(dataclasses.replace(options, mesh=""), dataset, comm)
+    carry_over(old, fresh, alive)
+    if joined:
+        equal(fresh)
+    fresh.strategy.restored(fresh.state)
+    fresh.decided, fresh.updated = decided, True
+    if old is not None:
+        fresh.votes = old.votes
+    return fresh
 
 
-def _whole(old: Replica, name: str, kept: Array, alive: set[int], comm: Communicator) -> Array:
+def carry_over(old: Replica | None, fresh: Replica, alive: set[int]) -> None:
+    """Fill what a fresh replica keeps from this rank's before, if it had one, and the others'. Collective."""
+    dp, before = fresh.mesh.dp, [] if old is None else old.kept()
+    by_name = {one.name: one for one in before if one.held in ("all", "shard", "common", "counter")}
+    owed = _owed(old, dp.size)
+    same = old is not None and old.buckets == fresh.buckets
+    for one in fresh.kept():
+        known = by_name.get(one.name)
+        if one.held == "shard":
+            _cut_anew(one, _whole(one, fresh.model.layout.size, before, alive, dp))
+        elif one.held == "all" and known is not None and one.array is not None:
+            one.array[:] = known.array
+        elif one.held == "own" and owed is not None and one.array is not None:
+            one.array[:] = owed[one.start : one.start + one.array.size]
+        elif one.held == "common" and same and known is not None and one.array is not None and known.array is not None:
+            if one.array.shape == known.array.shape:
+                one.array[...] = known.array
+        elif one.held == "counter" and one.put is not None:
+            first = by_name.get("reducer.0") if one.name.startswith("reducer.") and not same else known
+            if first is not None:
+                one.put(first.counter)
+
+
+def _owed(old: Replica | None, ranks: int) -> Array | None:
+    """What this rank owed, as an owner too, flat, for gradients of so many ranks."""
+    if old is None or not (remembered := [one for one in old.kept() if one.held in ("own", "owner")]):
+        return None
+    dp, flat = old.mesh.dp, np.zeros(old.model.layout.size, np.float32)
+    for one in remembered:
+        assert one.array is not None
+        part = flat[one.start : one.start + one.array.size]
+        if one.held == "own":
+            part[:] = one.array
+        else:
+            mine = share(part.size, dp.size, dp.rank)
+            part[mine] += np.float32(dp.size) * one.array[mine]
+    flat *= np.float32(ranks / dp.size)
+    return flat
+
+
+def _whole(one: Kept, size: int, before: list[Kept], alive: set[int], comm: Communicator) -> Array:
     """A flat array from the shards of the ranks that live, and the copies that they have of others. Collective.
 
     Added as integers, so that every bit stays: each element is zero on all ranks but one.
     """
-    whole = np.zeros(old.model.layout.size, kept.dtype)
-    for piece in old.owned:
-        whole[piece.flat] = kept[piece.flat if name == "params" else piece.shard]
-    if old.backup is not None and old.backup.left not in alive:
-        for piece in old.backup.owned:
-            whole[piece.flat] = old.params[piece.flat] if name == "params" else old.backup.state[name][piece.shard]
-    add_bits(whole, comm)
+    assert one.array is not None
+    whole = np.zeros(size, one.array.dtype)
+    for known in before:
+        if known.name == one.name and (known.held == "shard" or (known.held == "copy" and known.of not in alive)):
+            for piece in known.pieces:
+                assert known.array is not None
+                whole[piece.flat] = known.array[piece.shard]
+    comm.allreduce(whole.view(np.int32 if whole.itemsize == 4 else np.int64))
     return whole
 
 
-def add_bits(whole: Array, comm: Communicator) -> None:
-    """Sum arrays of which each element is zero on all ranks but one, so that every bit stays. Collective."""
-    comm.allreduce(whole.view(np.int32 if whole.itemsize == 4 else np.int64))
+def _cut_anew(one: Kept, whole: Array) -> None:
+    assert one.array is not None
+    for piece in one.pieces:
+        one.array[piece.shard] = whole[piece.flat]
 
 
 def equal(fresh: Replica) -> None:
-    """Give new ranks what all others have alike. Collective."""
-    dp = fresh.mesh.dp
-    if not fresh.zero:
-        for array in (fresh.params, *fresh.state.values()):
-            dp.broadcast(array)
-    if fresh.half is not None:
-        fresh.half.scale, fresh.half.good = dp.allgather_object((fresh.half.scale, fresh.half.good))[0]
-        publish(fresh)
-    residuals.equal(fresh)
-
-
-def unmeshed(options: Options) -> Options:
-    """Options for any number of ranks."""
-    return dataclasses.replace(options, mesh="")
+    """Give new ranks what all others have alike, from rank 0. Collective."""
+    dp, kept = fresh.mesh.dp, fresh.kept()
+    for one in kept:
+        if one.held in ("all", "common"):
+            dp.broadcast(one.array)
+    counters = dp.allgather_object({one.name: one.counter for one in kept if one.held == "counter"})[0]
+    for one in kept:
+        if one.put is not None:
+            one.put(counters[one.name])

@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from hpcai.comm import threads
+from hpcai.reduce import states
 from hpcai.reduce.combine import owed
+from hpcai.strategies.compressed import Compressed
+from hpcai.strategies.strategy import part
 from hpcai.train.inputs import load
 from hpcai.train.replica import replica
-from hpcai.train.state import residuals
+from hpcai.train.state import transfer
 from hpcai.train.step import train_step
 from tests.train.test_loop import options
 
@@ -17,25 +20,10 @@ CODECS = ["int8", "sign", "powersgd:2", "topk:0.1", "int8sum", "bf16"]
 def part_of_the_mean(mine):
     """What this rank owes to it."""
     flat, comm = np.zeros(mine.params.size), mine.mesh.dp
-    for bucket, state in zip(mine.buckets, mine.reducer_states, strict=True):
-        for start, kept in residuals._remembered(state, bucket.start):
+    for bucket, state in zip(mine.buckets, part(mine.state, Compressed).states, strict=True):
+        for start, kept in states.remembered(state, bucket.start):
             flat[start : start + kept.memory.size] = owed(kept, comm) / comm.size
     return flat
-
-
-def test_a_copy_is_made_in_the_arrays_of_an_earlier_one_where_they_fit():
-    state = [(np.arange(3.0), 7), np.ones((2, 2))]
-    first = residuals.copied(state)
-    second = residuals.copied(state, first)
-    assert second[0][0] is first[0][0]
-    assert second[1] is first[1]
-    assert second[0][0] is not state[0][0]
-    for other in (None, [], [(np.zeros(3), 0)], [None, None], [(np.zeros(4), 0), np.zeros(4)], "ab", [(1, 2), 3]):
-        made = residuals.copied(state, other)
-        assert made[0][0].tolist() == [0.0, 1.0, 2.0]
-        assert made[0][1] == 7
-        assert made[1].tolist() == [[1.0, 1.0], [1.0, 1.0]]
-        assert made[0][0] is not state[0][0]
 
 
 @pytest.mark.parametrize("compress", CODECS)
@@ -56,7 +44,7 @@ def test_what_is_owed_weighs_as_much_among_another_number_of_ranks(tmp_path, com
         fresh = replica(chosen, dataset, then)
         if comm.rank >= live:
             return part_of_the_mean(fresh), np.zeros(fresh.params.size)
-        residuals.carry_over(mine, fresh)
+        transfer.carry_over(mine, fresh, set(range(live)))
         return part_of_the_mean(fresh), part_of_the_mean(mine)
 
     found = [pair for pair in threads.run(max(before, after), program) if pair is not None]

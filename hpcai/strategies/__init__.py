@@ -1,0 +1,1 @@
+"""How replicas of one model agree: strategies, which compose."""

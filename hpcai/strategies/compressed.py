@@ -1,0 +1,73 @@
+"""Gradients that travel as reducers make them do: fewer bytes, and what is lost is remembered for the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpcai import arena
+from hpcai.reduce import states
+from hpcai.reduce.counting import Tally
+from hpcai.reduce.reducer import Reducer
+from hpcai.strategies.sharded import Sharded
+from hpcai.strategies.strategy import Kept, Setup, State, Strategy, Totals, Wrapped, wrapping
+
+
+@dataclass
+class Compressed(Wrapped):
+    """A reducer for each bucket, its state, and what it did. gaps: elements of the layout that belong to no parameter."""
+
+    buckets: list[slice]
+    reducers: Sequence[Reducer]
+    states: list[Any]
+    gaps: list[slice]
+    tallies: list[Tally] = field(default_factory=list)
+
+
+def compressed(inner: Strategy, reducers: Sequence[Reducer]) -> Strategy:
+    """`inner`, whose gradients are means that `reducers` take, one for each bucket, instead of sums."""
+
+    def init(inner_state: State, setup: Setup) -> Compressed:
+        grads = inner_state.buffers.grads
+        made = [reducer.init(grads[bucket]) for reducer, bucket in zip(reducers, setup.buckets, strict=True)]
+        return Compressed(
+            inner_state, setup.buckets, reducers, made, arena.gaps(setup.model.layout), [Tally() for _ in setup.buckets]
+        )
+
+    def filled(state: Compressed, i: int) -> None:
+        base: Sharded = state.inner
+        bucket = base.buffers.grads[state.buckets[i]]
+        with state.tallies[i].of(base.setup.mesh.dp, base.setup.algorithm) as counted:
+            mean, _, state.states[i] = state.reducers[i].reduce(bucket, counted, state.states[i])
+        if mean is not bucket:
+            bucket[:] = mean
+
+    def settle(state: Compressed, totals: Totals) -> Totals:
+        for gap in state.gaps:  # what a codec made of the elements that belong to no parameter
+            state.buffers.grads[gap] = 0
+        return inner.settle(state.inner, totals)
+
+    return wrapping(inner, init)._replace(
+        scale=lambda state: inner.scale(state.inner) * state.inner.setup.mesh.dp.size,
+        filled=filled,
+        settle=settle,
+        kept=lambda state: [*inner.kept(state.inner), *_kept(state)],
+    )
+
+
+def _kept(state: Compressed) -> list[Kept]:
+    """What ranks remember of each bucket, what its ranks share, and its counters."""
+    found = []
+    for i, (bucket, one) in enumerate(zip(state.buckets, state.states, strict=True)):
+        for start, remembered in states.remembered(one, bucket.start):
+            found.append(Kept("memory", "own", remembered.memory, start=start, early=True))
+            if (owed := states.owed_by_owner(remembered)) is not None:
+                found.append(Kept("owed", "owner", owed, start=start, early=True))
+        found += [Kept(f"reducer.{i}.{k}", "common", array, early=True) for k, array in enumerate(states.common(one))]
+
+        def put(counter: Any, i: int = i) -> None:
+            state.states[i] = states.with_counters(state.states[i], counter)
+
+        found.append(Kept(f"reducer.{i}", "counter", counter=states.counters(one), put=put, early=True))
+    return found

@@ -1,0 +1,48 @@
+"""Parameters that two pipeline stages both have, as a language model's embedding is its matrix of scores too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hpcai import ops
+from hpcai.parallel.stages import TiedParameter
+from hpcai.strategies.strategy import Setup, State, Strategy, Totals, Wrapped, wrapping
+
+
+@dataclass
+class Tied(Wrapped):
+    """Which parameters, and with whom."""
+
+    parameter: TiedParameter
+
+
+def tied(inner: Strategy, parameter: TiedParameter, shards: bool) -> Strategy:
+    """`inner`, where this rank and another stage's sum the gradients of a slice that both have.
+
+    shards: whether ranks update shards: then that sum comes first, while the gradients are whole, and parameters are sent after
+    the update, since shards of the two copies were summed in different orders. Else it comes last, so that both copies get the
+    same bits.
+    """
+
+    def init(inner_state: State, setup: Setup) -> Tied:
+        return Tied(inner_state, parameter)
+
+    def filled(state: Tied, i: int) -> None:
+        if shards and i == 0:
+            parameter.comm.allreduce(state.buffers.gradients.flat[parameter.where])
+        inner.filled(state.inner, i)
+
+    def settle(state: Tied, totals: Totals) -> Totals:
+        if not shards:
+            parameter.comm.allreduce(state.buffers.grads[parameter.where])
+        return inner.settle(state.inner, totals)
+
+    def share(state: Tied) -> None:
+        inner.share(state.inner)
+        if shards:
+            buffers = state.buffers
+            parameter.comm.broadcast(buffers.stored[parameter.where])
+            if buffers.computed is not None:
+                ops.cast_into(buffers.computed[parameter.where], buffers.stored[parameter.where])
+
+    return wrapping(inner, init)._replace(filled=filled, settle=settle, share=share)
