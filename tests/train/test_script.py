@@ -23,7 +23,7 @@ pytestmark = [
 
 def script(ranks, folder, **options):
     """Its exit code and what it says."""
-    words = [f"{name}={value}" for name, value in ({"run": folder} | options).items()]
+    words = [f"{name}={value}" for name, value in ({"run_dir": folder} | options).items()]
     return run(ranks, *words, program=(SCRIPT,), limit=100)
 
 
@@ -45,7 +45,7 @@ def test_it_is_killed_and_goes_on(tmp_path, then):
     code, _, err = script(2, tmp_path / "whole", epochs=80, **options)
     assert code == 0, err
     words = [f"{name}={value}" for name, value in options.items()]
-    process = start(2, f"run={tmp_path / 'killed'}", "epochs=100000", *words, program=(SCRIPT,))
+    process = start(2, f"run_dir={tmp_path / 'killed'}", "epochs=100000", *words, program=(SCRIPT,))
     try:
         wait_for(lambda: (tmp_path / "killed").exists() and resume.newest(tmp_path / "killed"), limit=60)
         os.kill(children(process, b"own_model.py")[1], signal.SIGKILL)

@@ -111,7 +111,7 @@ def test_spare_ranks_end_with_the_others(tmp_path):
     "flags, words",
     [
         (["--elastic", "shrink", "--spare-ranks", "2"], "--spare-ranks 2 of 2 ranks: 2 at least must train"),
-        (["--elastic", "shrink", "--spare-ranks", "1"], "so that a spare rank has one to learn from; start 1 more"),
+        (["--elastic", "shrink", "--spare-ranks", "1"], "so that a spare one can learn from another; start 1 more"),
         (["--spare-ranks", "1"], "give --elastic shrink or grow too"),
         (["--elastic", "shrink", "--spare-ranks", "-1"], "--spare-ranks wants a whole number from 0, got '-1'"),
     ],
@@ -143,7 +143,8 @@ def test_a_signal_to_leave_survives_a_failure_and_reaches_new_ranks(tmp_path):
 
 STUCK = """
 import ctypes
-from hpcai.comm import job, mpi
+from hpcai.comm import job
+from hpcai.comm.wires import mpi
 job.JOINING_S = 0.5
 mpi.load = lambda: ctypes.PyDLL(None).sleep(30)  # like MPI_Init in mpi4py's import: no other thread of Python gets its turn
 job.merged()
