@@ -15,19 +15,20 @@ HOUSE = Path(hpcai.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "xp": set(),
+    "entry": set(),
     "arena": {"xp"},
     "ops": {"xp", "errors"},
     "environment": {"errors"},
-    "comm": {"ops", "xp", "errors", "environment"},
+    "comm": {"entry", "ops", "xp", "errors", "environment"},
     "monitor": {"errors"},
-    "nn": {"ops", "xp", "arena", "errors"},
-    "optim": {"ops", "xp", "arena", "errors"},
-    "data": {"ops", "xp", "errors"},
-    "compress": {"ops", "xp", "errors"},
-    "reduce": {"comm", "compress", "ops", "xp", "arena", "errors"},
+    "nn": {"entry", "ops", "xp", "arena", "errors"},
+    "optim": {"entry", "ops", "xp", "arena", "errors"},
+    "data": {"entry", "ops", "xp", "errors"},
+    "compress": {"entry", "ops", "xp", "errors"},
+    "reduce": {"entry", "comm", "compress", "ops", "xp", "arena", "errors"},
     "checkpoint": {"arena", "xp", "errors"},
-    "parallel": {"errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim"},
-    "strategies": {"errors", "xp", "arena", "ops", "comm", "reduce", "nn", "optim", "parallel"},
+    "parallel": {"entry", "errors", "xp", "arena", "ops", "comm", "compress", "reduce", "nn", "optim"},
+    "strategies": {"entry", "errors", "xp", "arena", "ops", "comm", "reduce", "nn", "optim", "parallel"},
     "train": {
         *(
             "errors",
@@ -42,6 +43,7 @@ MAY_IMPORT = {
             "parallel",
             "data",
             "checkpoint",
+            "entry",
             "strategies",
             "environment",
             "monitor",
@@ -58,10 +60,14 @@ WITHIN = {
     "train/options": {
         "errors",
         "environment",
+        "entry",
+        "comm/algorithms/table",
         "data/sources",
+        "nn/table",
+        "optim/table",
+        "parallel/mesh",
         "reduce/named",
         "reduce/reproducible",
-        "parallel/mesh",
         "train/strict",
     },
 }
@@ -117,7 +123,16 @@ def test_folders_within_rooms_import_only_what_the_plan_allows(folder):
         for module in imports(path):
             name = module.replace(".", "/").removeprefix("hpcai/")
             if module.startswith("hpcai.") and ((HOUSE / name).is_dir() or (HOUSE / f"{name}.py").exists()):
-                of_all = name in ("comm", "train", "data", "reduce", "parallel")  # from hpcai.comm import call
+                of_all = name in (
+                    "comm",
+                    "train",
+                    "data",
+                    "reduce",
+                    "parallel",
+                    "nn",
+                    "optim",
+                    "comm/algorithms",
+                )  # from hpcai.comm import call
                 assert of_all or any(f"{name}/".startswith(f"{one}/") for one in allowed), f"{path} imports {module}"
 
 

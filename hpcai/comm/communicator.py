@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hpcai.comm import call, message, select
-from hpcai.comm.algorithms import halving, hierarchical, pairwise, ring, schedule
+from hpcai.comm.algorithms import hierarchical, pairwise, ring, schedule
+from hpcai.comm.algorithms.table import ALGORITHMS
 from hpcai.comm.background import Foreground, Request, of_this_thread
 from hpcai.comm.diagnosis import stacks, stall
 from hpcai.comm.door import Door, alone
@@ -414,14 +415,7 @@ class Communicator:
     def _allreduce_over_wire(self, flat: Array, op: str, algorithm: str) -> None:
         if algorithm == "auto":
             algorithm = select.choose(flat.nbytes, self.selection().shape, self.selection().constants)
-        if algorithm == "mpi":
-            self.wire.library_allreduce(flat, op)  # type: ignore[attr-defined]
-        elif algorithm == "halving_doubling":
-            halving.allreduce(flat, self.wire, op)
-        elif algorithm == "hierarchical" and (two := self._two_levels()) is not None:
-            hierarchical.allreduce(flat, two, op)
-        else:
-            ring.allreduce(flat, self.wire, op)
+        ALGORITHMS["ring" if algorithm == "node" else algorithm].run(flat, self.wire, self._two_levels, op)
 
     def selection(self) -> select.Choice:
         """By what "auto" chooses between algorithms over the wire. The first call is collective."""

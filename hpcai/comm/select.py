@@ -14,17 +14,15 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Sequence
-from math import log2
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from hpcai.comm.algorithms.table import ALGORITHMS, Shape
 from hpcai.comm.wire import Wire
 from hpcai.comm.wires import ulfm
 from hpcai.xp import Array
-
-ALGORITHMS = ("ring", "halving_doubling", "hierarchical", "mpi")
 
 
 class Constants(NamedTuple):
@@ -40,37 +38,13 @@ class Constants(NamedTuple):
     library_byte_s: float = 0.0
 
 
-class Shape(NamedTuple):
-    """How many nodes, how many ranks on each (0: nodes of different sizes), how many in all."""
-
-    nodes: int
-    per_node: int
-    ranks: int
-
-
 def terms(algorithm: str, nbytes: int, shape: Shape) -> list[float]:
     """What each of the constants is multiplied by, for an all-reduce of `nbytes` bytes.
 
     >>> terms("ring", 1000, Shape(nodes=2, per_node=1, ranks=2))
     [2, 1000.0, 0, 0, 0, 0, 0]
     """
-    ranks = shape.ranks
-    moved = 2 * nbytes * (ranks - 1) / ranks
-    if algorithm == "ring":
-        return [2 * (ranks - 1), moved, 0, 0, 0, 0, 0]  # folds hide behind the wire
-    if algorithm == "halving_doubling":
-        power = 1 << (ranks.bit_length() - 1)
-        beyond = ranks > power
-        # Near ranks exchange most; only what is left when the partner is on another node goes over the network.
-        local = min(power, shape.per_node & -shape.per_node or 1)
-        network = 2 * nbytes * (power / local - 1) / (power / local) + 2 * nbytes * beyond
-        folded = nbytes * (power - 1) / power + nbytes * beyond
-        on_node = 2 * nbytes * (local - 1) / local  # by messages, which copy twice
-        return [2 * log2(power) + 2 * beyond, network, folded, 0, on_node, 0, 0]
-    if algorithm == "hierarchical":
-        rail = 2 * (shape.nodes - 1)
-        return [rail, nbytes * rail / shape.nodes, 0, 2, nbytes, 0, 0]
-    return [0, 0, 0, 0, 0, 1, nbytes]
+    return ALGORITHMS[algorithm].cost(nbytes, shape)
 
 
 def predict(algorithm: str, nbytes: int, shape: Shape, constants: Constants) -> float:
@@ -80,12 +54,8 @@ def predict(algorithm: str, nbytes: int, shape: Shape, constants: Constants) -> 
 
 def candidates(shape: Shape, constants: Constants) -> list[str]:
     """The algorithms that can run on this shape and of which something is known."""
-    names = ["ring", "halving_doubling"]
-    if shape.nodes > 1 and shape.per_node > 1:
-        names.append("hierarchical")
-    if constants.library_byte_s:
-        names.append("mpi")
-    return names
+    known = [name for name in ALGORITHMS if name != "mpi" or constants.library_byte_s]
+    return [name for name in known if ALGORITHMS[name].can(shape)]
 
 
 def choose(nbytes: int, shape: Shape, constants: Constants) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,51 @@ from hpcai.data.places import expanded, first_there
 from hpcai.data.targets import Task
 from hpcai.errors import DataError, UsageError, meant
 
-NAMES = ("digits", "fashion-mnist", "mnist", "csv:PATH", "npz:PATH", "text:PATH")
 _ENDINGS = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".npz": "npz", ".txt": "text", ".md": "text"}
+
+
+class Asked(NamedTuple):
+    """What of a source is wanted: columns of tables, the length of a text's samples, whether labels are classes."""
+
+    label: str | None = None
+    ignore: Sequence[str] = ()
+    context: int = 128
+    categorical: Sequence[str] = ()
+    task: Task | None = None
+
+
+class Source(NamedTuple):
+    """A row. files(spec, folder) -> the files of a data set, found but not read; load(spec, files, asked) -> the data set."""
+
+    about: str
+    files: Callable[[str, Path | None], list[Path]]
+    load: Callable[[str, list[Path], Asked], Dataset]
+
+
+def _one_file(spec: str, folder: Path | None) -> list[Path]:
+    """The file that stands behind the kind, as it is or below the folder."""
+    place = expanded(Path(spec.partition(":")[2]))
+    places = [place] if place.is_absolute() or folder is None else [place, folder / place]
+    if found := first_there(places):
+        return [found]
+    raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")
+
+
+def _table(spec: str, found: list[Path], asked: Asked) -> Dataset:
+    return table.load(found[0], asked.label, asked.ignore, asked.categorical, asked.task)
+
+
+SOURCES = {
+    "digits": Source("8x8 digits, in the package", lambda spec, folder: [], lambda spec, found, asked: digits()),
+    "fashion-mnist": Source("28x28 clothes", idx.files, lambda spec, found, asked: idx.load(spec, found)),
+    "mnist": Source("28x28 digits", idx.files, lambda spec, found, asked: idx.load(spec, found)),
+    "csv:PATH": Source("a table, also .gz, with commas, semicolons or tabs", _one_file, _table),
+    "npz:PATH": Source("arrays of numpy", _one_file, lambda spec, found, asked: npz.load(found[0], asked.task)),
+    "text:PATH": Source("text, byte by byte", _one_file, lambda spec, found, asked: text.load(found[0], asked.context)),
+}
+"""Name -> row; a name with a colon wants a path behind it."""
+
+NAMES = tuple(SOURCES)
 _KINDS = tuple(name.partition(":")[0] for name in NAMES)
 
 
@@ -50,14 +94,20 @@ def load(
 
     Raises: UsageError for an unknown name, DataError for data that is absent or damaged.
     """
-    found, kind = files(spec, folder), spec.partition(":")[0]
-    if spec == "digits":
-        return digits()
-    if spec in idx.SHA256:
-        return idx.load(spec, found)
-    if kind == "text":
-        return text.load(found[0], context)
-    return table.load(found[0], label, ignore, categorical, task) if kind == "csv" else npz.load(found[0], task)
+    found = files(spec, folder)
+    return _named(spec).load(spec, found, Asked(label, ignore, context, categorical, task))
+
+
+def _named(spec: str) -> Source:
+    """The row of a data set. Raises: UsageError for an unknown name."""
+    kind, colon, path = spec.partition(":")
+    name = f"{kind}:PATH" if colon and path else spec
+    if name in SOURCES:
+        return SOURCES[name]
+    said = f" (is {whole} meant?)" if (whole := with_kind(spec)) else meant(kind, _KINDS)
+    for one, full in zip(_KINDS, NAMES, strict=True):
+        said = said.replace(f"is {one} meant", f"is {full} meant")
+    raise UsageError(f"unknown data set {spec!r}{said}; there are {', '.join(NAMES)}")
 
 
 def files(spec: str, folder: Path | None = None) -> list[Path]:
@@ -65,22 +115,8 @@ def files(spec: str, folder: Path | None = None) -> list[Path]:
 
     Raises: UsageError for an unknown name, DataError for files that are absent.
     """
-    kind, _, path = spec.partition(":")
-    folder = expanded(folder) if folder else variable()[1]
-    if spec == "digits":
-        return []
-    if spec in idx.SHA256:
-        return idx.files(spec, folder)
-    if kind in ("csv", "npz", "text") and path:
-        place = expanded(Path(path))
-        places = [place] if place.is_absolute() or folder is None else [place, folder / place]
-        if found := first_there(places):
-            return [found]
-        raise DataError(f"{spec}: there is no file {' or '.join(str(place) for place in places)}")
-    said = f" (is {whole} meant?)" if (whole := with_kind(spec)) else meant(kind, _KINDS)
-    for one, name in zip(_KINDS, NAMES, strict=True):
-        said = said.replace(f"is {one} meant", f"is {name} meant")
-    raise UsageError(f"unknown data set {spec!r}{said}; there are {', '.join(NAMES)}")
+    row = _named(spec)
+    return row.files(spec, expanded(folder) if folder else variable()[1])
 
 
 def with_kind(spec: str, kind: str = "") -> str:

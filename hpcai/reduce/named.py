@@ -1,4 +1,4 @@
-"""Reducers by the names that --compress knows."""
+"""Reducers by the names that --compress knows: CODECS is their table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
+from hpcai.entry import Entry
 from hpcai.errors import UsageError, meant
 from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
 from hpcai.reduce.integer_sum import integer_sum
@@ -14,17 +15,68 @@ from hpcai.reduce.power_sgd import Place, power_sgd
 from hpcai.reduce.reducer import Reducer
 from hpcai.reduce.reproducible import reproducible
 
-PLAIN: dict[str, Callable[[], Codec]] = {
-    "bf16": cast.bf16,
-    "fp16": cast.fp16,
-    "fp8": quantize.fp8,
-    "int8": quantize.int8,
-    "int4": quantize.int4,
-    "sign": sign.sign,
-}
-WITH_RATIO: dict[str, Callable[[float], Codec]] = {"topk": top_k.top_k, "randomk": random_k.random_k}
 _RATIO = re.compile(r"([0-9]*\.)?[0-9]+(e-?[0-9]{1,3})?")
-CHOICES = ("none", *PLAIN, "int8sum", *(f"{name}:RATIO" for name in WITH_RATIO), "powersgd:RANK", "reproducible")
+Make = Callable[[str, int, Sequence[Place], int], Reducer]
+
+
+def _plainly(reducer: Callable[[], Reducer]) -> Make:
+    """A reducer that loses nothing, or keeps its own account."""
+    return lambda value, ranks, places, seed: reducer()
+
+
+def _whole(codec: Callable[[], Codec]) -> Make:
+    """A codec without an argument, in the way that is cheapest for so many ranks."""
+
+    def make(value: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
+        return by_gather(codec()) if ranks <= 2 else by_scatter(codec())
+
+    return make
+
+
+def _of_a_ratio(name: str, codec: Callable[[float], Codec], combined: Callable[[Codec], Reducer]) -> Make:
+    """A codec that sends a share of the elements."""
+
+    def make(value: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
+        try:
+            return combined(codec(float(value) if _RATIO.fullmatch(value) else 0.0))
+        except ValueError:
+            given = f"{name}:{value}".rstrip(":")
+            raise UsageError(
+                f"--compress {name} wants a ratio above 0 and up to 1, as in {name}:0.01; got {given[:60]!r}"
+            ) from None
+
+    return make
+
+
+def _power_sgd(value: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
+    if not re.fullmatch("[1-9][0-9]{0,8}", value):
+        given = f"powersgd:{value}".rstrip(":")
+        raise UsageError(f"--compress powersgd wants an approximation rank of 1 at least, as in powersgd:4; got {given[:60]!r}")
+    return power_sgd(int(value), places, seed=seed)
+
+
+CODECS = {
+    "none": Entry("as they are", _plainly(exact)),
+    "bf16": Entry("bfloat16", _whole(cast.bf16)),
+    "fp16": Entry("IEEE half precision", _whole(cast.fp16)),
+    "fp8": Entry("8-bit floating point (e4m3) with a scale for each block", _whole(quantize.fp8), source="arXiv:2209.05433"),
+    "int8": Entry("8-bit levels with a scale for each block", _whole(quantize.int8), source="arXiv:1610.02132"),
+    "int4": Entry("4-bit levels with a scale for each block", _whole(quantize.int4), source="arXiv:1610.02132"),
+    "sign": Entry("signs with a scale for each block", _whole(sign.sign), source="arXiv:1802.04434"),
+    "int8sum": Entry("8-bit levels that are summed as integers on the way", _plainly(integer_sum)),
+    "topk:RATIO": Entry(
+        "the largest elements of each block", _of_a_ratio("topk", top_k.top_k, by_gather), source="arXiv:1704.05021"
+    ),
+    "randomk:RATIO": Entry(
+        "elements that all ranks draw alike", _of_a_ratio("randomk", random_k.random_k, by_sum), source="arXiv:1809.07599"
+    ),
+    "powersgd:RANK": Entry("low-rank factors of matrices", _power_sgd, source="arXiv:1905.13727"),
+    "reproducible": Entry("as integers: the same bits for any number of ranks", _plainly(reproducible)),
+}
+"""Name, with its argument in capitals -> row. `make(value, ranks, places, seed)` gives a Reducer; see `named`."""
+
+CHOICES = tuple(CODECS)
+_BY_BASE = {name.partition(":")[0]: name for name in CODECS}
 
 
 def named(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:
@@ -33,43 +85,10 @@ def named(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 0,
     places: the arrays in the flat one that is to be reduced, for powersgd. feedback: with a memory for what is lost, where
     something is. Raises: UsageError, naming the choices.
     """
-    if name == "none":
-        return exact()
-    if name == "reproducible":
-        return reproducible()
-    reducer = _without_memory(name, ranks, places, seed)
-    return error_feedback(reducer) if feedback else reducer
-
-
-def _without_memory(name: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
-    if name == "int8sum":
-        return integer_sum()
-    if name.partition(":")[0] == "powersgd":
-        return power_sgd(_approximation_rank(name), places, seed=seed)
-    codec = _codec(name)
-    if codec.name.startswith("randomk"):
-        return by_sum(codec)
-    sparse = codec.name.startswith("topk")
-    return by_gather(codec) if sparse or ranks <= 2 else by_scatter(codec)
-
-
-def _approximation_rank(name: str) -> int:
-    text = name.partition(":")[2]
-    if not re.fullmatch("[1-9][0-9]{0,8}", text):
-        raise UsageError(f"--compress powersgd wants an approximation rank of 1 at least, as in powersgd:4; got {name[:60]!r}")
-    return int(text)
-
-
-def _codec(name: str) -> Codec:
     base, colon, value = name.partition(":")
-    if base in PLAIN and not colon:
-        return PLAIN[base]()
-    if base in WITH_RATIO:
-        try:
-            return WITH_RATIO[base](float(value) if _RATIO.fullmatch(value) else 0.0)
-        except ValueError:
-            raise UsageError(
-                f"--compress {base} wants a ratio above 0 and up to 1, as in {base}:0.01; got {name[:60]!r}"
-            ) from None
-    near = meant(base, [choice.partition(":")[0] for choice in CHOICES])
-    raise UsageError(f"--compress wants one of {', '.join(CHOICES)}; got {name[:60]!r}{near}")
+    full = _BY_BASE.get(base, "")
+    if not full or (colon and ":" not in full):
+        near = meant(base, list(_BY_BASE))
+        raise UsageError(f"--compress wants one of {', '.join(CHOICES)}; got {name[:60]!r}{near}")
+    reducer: Reducer = CODECS[full].make(value, ranks, places, seed)
+    return error_feedback(reducer) if feedback and full not in ("none", "reproducible") else reducer

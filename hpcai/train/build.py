@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 
 import numpy as np
 
+from hpcai import entry
 from hpcai.arena import Layout
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
@@ -14,9 +15,11 @@ from hpcai.errors import UsageError
 from hpcai.nn import gpt, models
 from hpcai.nn.models import Model
 from hpcai.nn.split import WHOLE, Split
-from hpcai.optim import optimizers, schedules
+from hpcai.nn.table import MODELS, shape
+from hpcai.optim import schedules
 from hpcai.optim.optimizers import Optimizer
 from hpcai.optim.schedules import Schedule
+from hpcai.optim.table import OPTIMIZERS
 from hpcai.parallel import mesh as meshes
 from hpcai.parallel import schedules as plans
 from hpcai.parallel import stages as cuts
@@ -40,8 +43,7 @@ def build_mesh(options: Options, comm: Communicator) -> Mesh:
 
 def gpt_shape(options: Options) -> gpt.Shape:
     """The gpt that the options describe, over bytes."""
-    o = options
-    return gpt.Shape(o.layers, o.width, o.heads, o.context, norm=o.norm, tied=o.tied, dropout=o.dropout)
+    return shape(**entry.values(MODELS["gpt"], options))
 
 
 def check(options: Options, ranks: int) -> None:
@@ -119,30 +121,19 @@ def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Mod
     assert options.model is not None
     if own_name.is_own(options.model):
         return own.fitting(own.model(options.model, dataset), options.recompute, options.dtype)
-    if options.model == "gpt":
-        return gpt.gpt(gpt_shape(options), options.seed, split)
-    loss = models.default_loss(dataset.classes)
-    if options.model == "softmax":
-        return models.softmax(dataset.shape, dataset.outputs, loss)
-    if options.model == "mlp":
-        return models.mlp(dataset.shape, dataset.outputs, loss, options.hidden, options.activation)
-    return models.cnn(dataset.shape, dataset.outputs, loss, options.channels, image_channels=options.image_channels)
+    row, loss = MODELS[options.model], models.default_loss(dataset.classes)
+    made: Model = row.make(dataset.shape, dataset.outputs, loss, split, options.seed, **entry.values(row, options))
+    return made
 
 
 def build_optimizer(options: Options, model: Model) -> Optimizer:
-    """The optimizer that the options name; sgd with momentum is momentum."""
+    """The optimizer that the options name."""
     if own_name.is_own(options.optimizer):
         return own.optimizer(options.optimizer, model)
-    name = "momentum" if options.optimizer == "sgd" and options.momentum else options.optimizer
-    decay = options.weight_decay if options.weight_decay is not None else 0.01 if name in ("adamw", "lamb") else 0.0
-    mu = 0.9 if options.momentum is None else options.momentum
-    if name == "sgd":
-        return optimizers.sgd(weight_decay=decay)
-    if name in ("momentum", "nesterov"):
-        return (optimizers.momentum if name == "momentum" else optimizers.nesterov)(mu=mu, weight_decay=decay)
-    if name == "lamb":
-        return optimizers.lamb(model.layout, weight_decay=decay)
-    return optimizers.adam(weight_decay=decay, decoupled=name == "adamw")
+    row = OPTIMIZERS[options.optimizer]
+    given = {name: value for name, value in entry.values(row, options).items() if name != "lr"}
+    made: Optimizer = row.make(model.layout, **given)
+    return made
 
 
 def build_reducers(

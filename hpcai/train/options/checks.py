@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from hpcai.data import sources
 from hpcai.errors import UsageError
+from hpcai.nn.table import MODELS
+from hpcai.optim.table import OPTIMIZERS
+from hpcai.parallel.mesh import Sizes
 from hpcai.reduce.named import named
 from hpcai.reduce.reproducible import MOST
 from hpcai.train.options import own_name
@@ -17,8 +20,8 @@ def check(o: Options) -> None:
         named(choice, 1)
     refuse = [
         (
-            o.momentum is not None and o.optimizer not in ("sgd", "momentum", "nesterov"),
-            f"--momentum is for sgd, momentum and nesterov; {o.optimizer} has its own",
+            o.momentum is not None and o.optimizer not in _taking("momentum"),
+            f"--momentum is for {', '.join(_taking('momentum'))}; {o.optimizer} has its own",
         ),
         (o.compress != "none" and o.dtype != "f32", f"--compress {o.compress} works on f32; leave --dtype {o.dtype} out"),
         (o.compress_layers and o.compress == "none", "--compress-layers makes exceptions from --compress; give that too"),
@@ -50,9 +53,21 @@ def check(o: Options) -> None:
         (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
         *_refused_splits(o),
     ]
-    for wrong, message in refuse:
+    for wrong, message in [*refuse, *_refused_by_entries(o, None)]:
         if wrong:
             raise UsageError(message)
+
+
+def _refused_by_entries(o: Options, axes: Sizes | None) -> list[tuple[bool, str]]:
+    """What the rows of tables that the options name say themselves."""
+    rows = [OPTIMIZERS.get(o.optimizer), MODELS.get(o.model or "")]
+    said = [row.refuses(o, axes) for row in rows if row is not None]
+    return [(bool(one), one) for one in said]
+
+
+def _taking(option: str) -> list[str]:
+    """The optimizers that an option acts with."""
+    return [name for name, row in OPTIMIZERS.items() if option in row.options]
 
 
 def _with_kind(data: str, *kinds: str) -> str:
@@ -110,7 +125,6 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
             o.zero > 1 and o.compress != "none",
             f"--zero {o.zero} keeps no whole gradient that --compress {o.compress} could encode with its memory; take --zero 1",
         ),
-        (o.zero > 0 and o.optimizer == "lamb", f"--optimizer lamb wants norms of whole arrays, --zero {o.zero} cuts them"),
         (grains and o.zero > 0, "--compress reproducible sums whole gradients as integers; leave --zero out"),
         (
             grains and o.micro_batches > 1,
@@ -130,7 +144,6 @@ def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
     split = tp > 1 or pp > 1
     refuse = [
         (tp > 1 and o.model != "gpt", f"--mesh {mesh}: tensor parallelism is for --model gpt; {o.model} takes dp and pp"),
-        (tp > 1 and o.optimizer == "lamb", "--optimizer lamb wants norms of whole arrays, which tp cuts"),
         (
             o.batch % (dp * o.micro_batches) > 0 and o.micro_batches > 1 and (split or o.elastic == "never"),
             f"--batch {o.batch} does not divide into {o.micro_batches} micro-batches on each of dp={dp} ranks; "
@@ -157,6 +170,6 @@ def check_mesh(o: Options, dp: int, tp: int, pp: int) -> None:
             f"--pipeline-chunks {o.pipeline_chunks} is for pipelines, and pp=1 in --mesh {mesh}",
         ),
     ]
-    for wrong, message in refuse:
+    for wrong, message in [*refuse, *_refused_by_entries(o, Sizes(dp, tp, pp))]:
         if wrong:
             raise UsageError(message)

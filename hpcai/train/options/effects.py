@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from hpcai.nn.table import MODELS
 from hpcai.parallel.mesh import Sizes
 from hpcai.train.options.options import Options
 
@@ -44,6 +45,10 @@ def _also(one: Belongs, other: Belongs) -> Belongs:
     return Belongs(lambda o, axes: one.acts(o, axes) and other.acts(o, axes), f"{one.to} and {other.to}", instead)
 
 
+def _models_with(option: str) -> list[str]:
+    return [name for name, row in MODELS.items() if option in row.options]
+
+
 _CODECS = Belongs(
     lambda o, axes: o.compress not in ("none", "reproducible"),
     "a codec of --compress",
@@ -61,9 +66,7 @@ _WHOLE = Belongs(
 )
 
 OF: dict[str, Belongs] = {
-    **dict.fromkeys(("hidden", "activation"), _with("model", "mlp")),
-    "channels": _with("model", "cnn"),
-    **dict.fromkeys(("layers", "width", "heads", "norm", "tied", "dropout"), _with("model", "gpt")),
+    **{name: _with("model", *_models_with(name)) for row in MODELS.values() for name in row.options if name != "image_channels"},
     "context": Belongs(lambda o, axes: o.data.startswith("text:"), "--data text:PATH", lambda o, axes: f"--data {o.data}"),
     "lr_decay_steps": _with("lr_schedule", "step"),
     **dict.fromkeys(("compress_warmup_steps", "compress_smallest", "no_error_feedback"), _CODECS),

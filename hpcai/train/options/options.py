@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hpcai import environment
+from hpcai.comm.algorithms.table import ALGORITHMS
+from hpcai.data.sources import SOURCES
+from hpcai.entry import defaults
+from hpcai.nn.table import MODELS
+from hpcai.optim.table import OPTIMIZERS
 from hpcai.reduce.named import CHOICES
 from hpcai.train.options.readers import (
     MOST_F32,
     Reader,
+    choice,
     choice_or_own,
     names,
     number,
@@ -66,6 +72,9 @@ RENAMED = {
 }
 """Earlier names of options, which are still read, with a line that says the new ones."""
 
+OWN_LR = 1e-3
+"""The learning rate of an optimizer of one's own, if none is given."""
+
 _data = functools.partial(option, "data")
 _model = functools.partial(option, "model")
 _optimizer = functools.partial(option, "optimizer")
@@ -84,7 +93,7 @@ class Options:
     # data
     data: str = _data(
         "digits",
-        "data set: digits, fashion-mnist, mnist, csv:PATH, npz:PATH, text:PATH, or package.module:function that makes one",
+        f"data set: {', '.join(SOURCES)}, or package.module:function that makes one",
     )
     data_dir: str | None = _data(None, "folder with data files (else $HPCAI_DATA if that is one, then /usr/share/datasets)")
     label_column: str | None = _data(None, "csv: the column to predict")
@@ -99,7 +108,7 @@ class Options:
     model: str | None = _model(
         None,
         "model (mlp; for text gpt, which is for text alone); a function makes one's own, and may want the data set",
-        choice_or_own("softmax", "mlp", "cnn", "gpt"),
+        choice_or_own(*MODELS),
     )
     hidden: tuple[int, ...] = _model((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
     channels: tuple[int, ...] = _model((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
@@ -121,14 +130,16 @@ class Options:
     seed: int = _model(0, "seed of initial parameters and of the order of samples", whole(0, 2**64 - 1))
 
     # optimizer
-    optimizer: str = _optimizer("adam", "optimizer", choice_or_own("sgd", "momentum", "nesterov", "adam", "adamw", "lamb"))
+    optimizer: str = _optimizer("adam", "optimizer", choice_or_own(*OPTIMIZERS))
     lr: float | None = _optimizer(
         None,
-        "learning rate (sgd 0.1; momentum, nesterov 0.02; adam, adamw and one's own 0.001; lamb 0.005)",
+        f"learning rate ({defaults(OPTIMIZERS, 'lr')}; one's own {OWN_LR})",
         number(above=0, most=MOST_F32),
     )
-    momentum: float | None = _optimizer(None, "for sgd (0), momentum and nesterov (0.9)", number(least=0, below=1))
-    weight_decay: float | None = _optimizer(None, "weight decay (adamw, lamb 0.01; others 0)", number(least=0, most=MOST_F32))
+    momentum: float | None = _optimizer(None, f"momentum ({defaults(OPTIMIZERS, 'momentum')})", number(least=0, below=1))
+    weight_decay: float | None = _optimizer(
+        None, f"weight decay ({defaults(OPTIMIZERS, 'weight_decay')})", number(least=0, most=MOST_F32)
+    )
     lr_schedule: Literal["constant", "cosine", "step"] = _optimizer("constant", "course of the learning rate")
     lr_warmup_steps: int = _optimizer(0, "steps of linear warm-up")
     lr_decay_steps: int = _optimizer(1000, "schedule step: multiply the learning rate by 0.1 every so many steps", whole(1))
@@ -158,8 +169,10 @@ class Options:
     bucket_bytes: int | None = _parallelism(
         None, "gradients are reduced in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)", whole(1)
     )
-    allreduce_algorithm: Literal["auto", "node", "hierarchical", "ring", "halving_doubling", "mpi"] = _parallelism(
-        "auto", "all-reduce (auto: shared memory on a node, else by the cost model; mpi: the library's own)"
+    allreduce_algorithm: str = _parallelism(
+        "auto",
+        "all-reduce (auto: shared memory on a node, else by the cost model; mpi: the library's own)",
+        choice("auto", "node", *ALGORITHMS),
     )
 
     # compression

@@ -10,8 +10,9 @@ from typing import Any
 
 from hpcai import environment
 from hpcai.data import sources
+from hpcai.optim.table import OPTIMIZERS
 from hpcai.train.options import checks, given, own_name
-from hpcai.train.options.options import RENAMED, Options
+from hpcai.train.options.options import OWN_LR, RENAMED, Options
 
 _DESCRIPTION = """Train a model on all ranks that the launcher started, synchronously and data-parallel:
 
@@ -19,9 +20,6 @@ _DESCRIPTION = """Train a model on all ranks that the launcher started, synchron
 
 Every option can also stand in the YAML file given to --config or in a variable HPCAI_OPTION (HPCAI_LR=0.1, HPCAI_DATA_DIR);
 flags win over variables, variables over the file. $HPCAI_DATA is a data set, like --data, or a folder, like HPCAI_DATA_DIR."""
-
-
-_LR = {"sgd": 0.1, "momentum": 0.02, "nesterov": 0.02, "adam": 1e-3, "adamw": 1e-3, "lamb": 5e-3}
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -61,10 +59,15 @@ def _filled(o: Options) -> Options:
         o,
         model=model,
         epochs=o.epochs if o.epochs is not None or o.steps is not None else 20,
-        lr=o.lr if o.lr is not None else _LR.get(o.optimizer, 1e-3),
+        lr=o.lr if o.lr is not None else _default_lr(o.optimizer),
         redundancy=o.redundancy if o.redundancy is not None else int(o.elastic != "never" and o.zero > 0),
         pipeline_chunks=o.pipeline_chunks if o.pipeline_chunks is not None else 2 if o.pipeline_schedule == "interleaved" else 1,
         run_dir=o.run_dir or f"runs/{own_name.called(o.data)}-{own_name.called(model)}",
     )
     checks.check(filled)
     return filled
+
+
+def _default_lr(optimizer: str) -> float:
+    row = OPTIMIZERS.get(optimizer)
+    return OWN_LR if row is None else float(row.options["lr"])
