@@ -180,7 +180,7 @@ def test_models_of_ones_own_go_through_hpcais_loss_or_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"class_weights": "rde=2"}, "names 'rde', which is no class of the data .is red meant...; classes are blue, green, red"),
+        ({"class_weights": "rde=2"}, "names 'rde', which is no class of the data .is red meant..; classes are blue, green, red"),
         ({"class_weights": [1, 2]}, "2 weights for 3 classes .blue, green, red.; give one for each"),
         ({"class_weights": "red=1,green=2,red=3"}, "wants balanced, NAME=W"),
         ({"class_weights": "red=1,2"}, "wants balanced, NAME=W"),
