@@ -7,15 +7,19 @@ from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
+from hpcai.data.dataset import Dataset
 from hpcai.errors import UsageError
 from hpcai.train.report.metrics import lines
 
 UNITS = {
-    "softmax_cross_entropy": "cross-entropy, nats",
-    "token_cross_entropy": "cross-entropy, nats per byte",
-    "mean_squared_error": "squared error, in variances of the target",
+    "softmax_cross_entropy": "nats a sample",
+    "token_cross_entropy": "nats a token",
+    "mean_squared_error": "squared deviations of the target",
 }
-"""The losses that are known by name, with what they count."""
+"""The unit of losses that are known by name; that of squared errors where targets are scaled."""
+
+DECADE = 10.0
+"""Losses that differ by this factor at least are drawn on a logarithmic axis."""
 
 
 def require_matplotlib() -> None:
@@ -26,16 +30,22 @@ def require_matplotlib() -> None:
         raise UsageError("--plot needs matplotlib: pip install 'hpcai[plot]'")
 
 
-def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, loss: str = "", target: str = "") -> None:
+def unit(loss: str, dataset: Dataset) -> str:
+    """In what a loss of that name is counted; empty where that is not known."""
+    known = loss != "mean_squared_error" or ((dataset.encoding or {}).get("label") or {}).get("kind") == "number"
+    return UNITS.get(loss, "") if known else ""
+
+
+def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, unit: str = "", target: str = "") -> None:
     """The loss of every step, the mean of every epoch and that on test data; below, test accuracy, or errors of quantities in the
     target's unit, where there are such. A PNG.
 
-    history: the records of epochs. loss: its name, for its unit. target: the name of what is predicted.
+    history: the records of epochs. unit: of the loss. target: the name of what is predicted.
     """
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     records = [json.loads(line) for line in lines(metrics)]
     below = _scores(history)
@@ -55,14 +65,15 @@ def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, l
     top.plot(middles, means, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
     top.plot(ends, tests, color="tab:orange", marker="s", markersize=4, label="test")
     shown = [value for value in means + tests if isfinite(value)]
-    top.set(ylabel=f"loss ({UNITS[loss]})" if loss in UNITS else "loss", title=title)
-    top.set_yscale("log" if min(shown, default=0) > 0 else "linear")
+    top.set(ylabel=f"loss ({unit})" if unit else "loss", title=title)
+    top.set_yscale("log" if shown and min(shown) > 0 and max(shown) / min(shown) >= DECADE else "linear")
     top.legend()
     if below:
         _draw_scores(every[1, 0], ends, below, target)
     for axes in every[:, 0]:
         axes.grid(alpha=0.3, which="both")
     every[-1, 0].set_xlabel("step")
+    every[-1, 0].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
@@ -75,16 +86,14 @@ def _scores(history: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def _draw_scores(axes: Any, ends: list[int], scores: dict[str, list[float]], target: str) -> None:
-    words = {"test_accuracy": "accuracy", "test_mae": "mean absolute error", "test_rmse": "root mean square error"}
-    markers = {"test_accuracy": "s", "test_mae": "v", "test_rmse": "s"}
-    for key, values in scores.items():
-        axes.plot(ends, values, marker=markers[key], markersize=4, label=f"test: {words[key]}")
     if "test_accuracy" in scores:
-        axes.set(ylabel="accuracy (share of test samples)")
-        axes.yaxis.set_major_formatter("{x:.0%}")
-    else:
-        axes.set(ylabel=f"error (unit of {target})" if target else "error (unit of the target)")
-        axes.set_ylim(bottom=0)
+        axes.plot(ends, scores["test_accuracy"], color="tab:orange", marker="s", markersize=4)
+        axes.set_ylabel("test accuracy (fraction)")
+        return
+    for key, words, color in (("test_mae", "mean absolute", "tab:green"), ("test_rmse", "root mean square", "tab:orange")):
+        axes.plot(ends, scores.get(key, [nan] * len(ends)), color=color, marker="s", markersize=4, label=words)
+    axes.set(ylabel=f"test error (unit of {target or 'the target'})", ylim=(0, None))
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.legend()
 
 

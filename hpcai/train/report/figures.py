@@ -201,4 +201,17 @@ def words(record: dict[str, Any], target: str) -> str:
         return ""
     r2 = record["test_r2"]
     fit = "" if r2 is None else f", R2 {r2:.4f}" if math.isfinite(r2) else ", R2 not finite"
-    return f"test{f' {_short(target)}' if target else ''}: MAE {record['test_mae']:.4g}, RMSE {record['test_rmse']:.4g}{fit}"
+    return (
+        f"test{f' {_short(target)}' if target else ''}: MAE {amount(record['test_mae'])}, RMSE {amount(record['test_rmse'])}{fit}"
+    )
+
+
+def amount(value: float | None) -> str:
+    """A quantity as people write it.
+
+    >>> amount(1234567.8), amount(12.3456), amount(None)
+    ('1,234,568', '12.35', 'not finite')
+    """
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e10 else f"{value:.4g}"

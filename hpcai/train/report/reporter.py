@@ -186,8 +186,8 @@ class Reporter:
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
             title = f"{self.dataset.name}, {self.mine.model.name}, {counted(self.comm.size, 'rank')}"
-            loss, target = self.mine.whole.loss.name, self.dataset.target_name
-            curve.plot(self.metrics_path, self.progress.history, self.folder / "loss.png", title, loss, target)
+            unit, target = curve.unit(self.mine.whole.loss.name, self.dataset), self.dataset.target_name
+            curve.plot(self.metrics_path, self.progress.history, self.folder / "loss.png", title, unit, target)
             written.append(self.folder / "loss.png")
         if self.options.trace_file:
             written += self._trace(Path(self.options.trace_file), timelines)

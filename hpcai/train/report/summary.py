@@ -17,6 +17,7 @@ from hpcai.strategies.strategy import part
 from hpcai.train import strict
 from hpcai.train.replica import Replica
 from hpcai.train.report import stragglers
+from hpcai.train.report.figures import amount
 
 SHOWN_BUCKETS = 8
 
@@ -50,7 +51,7 @@ def table(summary: dict[str, Any], written: list[Path], target: str = "") -> str
     if summary.get("test_r2") is not None:
         rows.append(("test R2", f"{_shown(summary['test_r2'])}   (a constant predictor: 0)"))
     if "test_rmse" in summary:
-        mae, rmse = (_shown(summary[key], ".4g") for key in ("test_mae", "test_rmse"))
+        mae, rmse = (amount(summary[key]) for key in ("test_mae", "test_rmse"))
         rows.append(("test error", f"mean absolute {mae}, root mean square {rmse}   (in the unit of {target or 'the target'})"))
     if summary["test_accuracy"] is not None:
         constant = summary["constant_score"]
