@@ -20,7 +20,8 @@ class Dataset(NamedTuple):
     and a sample is a window of `context` bytes. notes: what was taken of the data, for the head of a run. encoding: JSON-able,
     what a prediction needs of it: {"label": {"kind": "classes", "values": [...]}} and the like (see targets.py, columns.py).
     contents: what a checkpoint keeps of the arrays (see contents.py). samples: for training and testing, objects that hand out
-    what is not in memory (see samples.py); the arrays have no rows then.
+    what is not in memory (see samples.py); the arrays have no rows then. class_weights: (classes,) f64, for a loss that weighs
+    its targets by them.
     """
 
     name: str
@@ -39,11 +40,24 @@ class Dataset(NamedTuple):
     encoding: dict[str, Any] | None = None
     contents: dict[str, Any] | None = None
     samples: tuple[Any, Any] | None = None
+    class_weights: Array | None = None
 
     @property
     def outputs(self) -> int:
         """How many numbers a model predicts for a row."""
         return self.classes or 1
+
+    @property
+    def class_names(self) -> list[str]:
+        """The labels as the data have them, else their numbers."""
+        label = (self.encoding or {}).get("label") or {}
+        names = [str(value) for value in label["values"]] if label.get("kind") == "classes" else []
+        return names + [str(i) for i in range(len(names), self.classes)]
+
+    @property
+    def target_name(self) -> str:
+        """What is predicted, by the name of its column, if it has one."""
+        return str(((self.encoding or {}).get("label") or {}).get("name", ""))
 
     @property
     def train_samples(self) -> int:

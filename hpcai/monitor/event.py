@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 class Event(NamedTuple):
     """Something that happened on all ranks, said on rank 0.
 
-    kind: "step" (loss, lr, grad_norm, samples_per_s, step_ms, comm_ms, epoch), "epoch" (loss, test_loss, test_accuracy, epoch),
-    "recovery" (lost, of, ranks, seconds) or "end" (the summary). step: how many were done; values: by name, as JSON has them.
+    kind: "step" (loss, lr, grad_norm, samples_per_s, step_ms, comm_ms, epoch), "epoch" (loss, test_loss, test_accuracy, epoch; of
+    quantities test_mae, test_rmse, test_r2), "recovery" (lost, of, ranks, seconds) or "end" (the summary). step: how many were
+    done; values: by name, as JSON has them.
     """
 
     kind: Literal["step", "epoch", "recovery", "end"]

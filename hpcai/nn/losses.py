@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from hpcai import ops
+from hpcai.errors import UsageError
 from hpcai.nn.split import WHOLE, Split
 from hpcai.ops.door import refuse_outside, takes
 from hpcai.xp import Array
@@ -16,17 +17,45 @@ from hpcai.xp import Array
 class Loss(NamedTuple):
     """evaluate(dy, y, target, scale) writes dy = scale * gradient of the sum and returns (sum of losses, correct rows).
 
-    counts: whether it tells which rows are correct; without, there is no accuracy.
+    counts: whether it tells which rows are correct; without, there is no accuracy. weights: of classes, (classes,) f64, by which
+    the rows' losses in that sum are multiplied; a mean over rows is then the sum divided by the sum of their targets' weights.
     """
 
     name: str
     evaluate: Callable[[Array, Array, Array, float], tuple[float, int]]
     counts: bool = True
+    weights: Array | None = None
 
 
-def softmax_cross_entropy() -> Loss:
-    """-log softmax(y)[target] for each row; y (b, classes), target (b,) i64. A row is correct if its largest y is the target."""
-    return Loss("softmax_cross_entropy", ops.softmax_cross_entropy_into)
+def softmax_cross_entropy(weights: Sequence[float] | Array | None = None) -> Loss:
+    """-log softmax(y)[target] for each row; y (b, classes), target (b,) i64. A row is correct if its largest y is the target.
+
+    weights: of the classes, from 0, one for each; without, all weigh the same. In training the mean over a global batch is
+    sum(weights[target] * loss) / sum(weights[target]), as of torch.nn.CrossEntropyLoss(weight), whatever ranks and micro-batches
+    share it; but a batch whose targets all have the weight 0 has the loss 0 and no gradient.
+    Raises: UsageError for weights that are none.
+
+    >>> softmax_cross_entropy(weights=[1, 4]).weights
+    array([1., 4.])
+    """
+    if weights is None:
+        return Loss("softmax_cross_entropy", ops.softmax_cross_entropy_into)
+    given = np.array(weights, np.float64)
+    if given.ndim != 1 or not np.isfinite(given).all() or not (given >= 0).all() or not given.any():
+        raise UsageError(
+            f"weights of shape {given.shape} are not those of classes; "
+            "wanted is a finite number from 0 for each, not all of them 0"
+        )
+
+    def evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
+        return ops.weighted_softmax_cross_entropy_into(dy, y, target, given, scale)
+
+    return Loss("softmax_cross_entropy", evaluate, weights=given)
+
+
+def weights_of(loss: Loss, target: Array) -> list[float]:
+    """What these targets weigh together, where classes have weights; nothing where they have none."""
+    return [] if loss.weights is None else [float(loss.weights[target].sum())]
 
 
 def mean_squared_error() -> Loss:

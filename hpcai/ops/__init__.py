@@ -29,6 +29,7 @@ _FUSED = (
     "gelu_into",
     "gelu_backward_into",
     "softmax_cross_entropy_into",
+    "weighted_softmax_cross_entropy_into",
     "mean_squared_error_into",
     "im2col_into",
     "col2im_into",

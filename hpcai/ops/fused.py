@@ -148,6 +148,32 @@ def softmax_cross_entropy_into(dlogits: Array, logits: Array, labels: Array, sca
 
 
 @_compile
+def _weighted_softmax_cross_entropy(dlogits, logits, labels, weights, scale):
+    total, correct = 0.0, 0
+    for i in range(logits.shape[0]):
+        row, weight = slice(i, i + 1), weights[labels[i]]
+        loss, right = _softmax_cross_entropy(dlogits[row], logits[row], labels[row], scale * weight)
+        total += weight * loss
+        correct += right
+    return total, correct
+
+
+@takes(
+    dlogits="T b classes",
+    logits="T b classes",
+    labels="i64 b <classes",
+    weights="f64 classes",
+    writes="dlogits",
+    where={"classes": "one class at least"},
+)
+def weighted_softmax_cross_entropy_into(
+    dlogits: Array, logits: Array, labels: Array, weights: Array, scale: float
+) -> tuple[float, int]:
+    """softmax_cross_entropy_into where a row's loss, and so its gradient, is multiplied by its label's weight."""
+    return _weighted_softmax_cross_entropy(dlogits, logits, labels, weights, float(scale))
+
+
+@_compile
 def _mean_squared_error(dy, y, target, scale):
     total = 0.0
     for i in range(y.shape[0]):

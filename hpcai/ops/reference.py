@@ -98,6 +98,15 @@ def softmax_cross_entropy_into(dlogits, logits, labels, scale):
     return float(loss.sum()), int((logits.argmax(1) == labels).sum())
 
 
+def weighted_softmax_cross_entropy_into(dlogits, logits, labels, weights, scale):
+    """softmax_cross_entropy_into with row i's loss and gradient multiplied by weights[labels[i]]."""
+    wide, rows = logits.astype(np.float64), np.arange(len(labels))
+    log_z = np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1)) + wide.max(1)
+    _, correct = softmax_cross_entropy_into(dlogits, logits, labels, 1.0)
+    dlogits *= (weights[labels] * scale)[:, None]
+    return float((weights[labels] * (log_z - wide[rows, labels])).sum()), correct
+
+
 def mean_squared_error_into(dy, y, target, scale):
     """dy = 2 (y - target) / columns * scale; returns the sum over rows of the mean squared error, and 0."""
     difference = y.astype(np.float64) - target

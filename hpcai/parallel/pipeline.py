@@ -98,21 +98,23 @@ class Pipeline:
         scale: float,
         step: int | None,
         filled: Callable[[int], None] = lambda layer: None,
+        seen: Callable[[Array, Array], None] = lambda y, target: None,
     ) -> tuple[float, int]:
         """Work through the plan; returns the sums of losses and of correct predictions, which only the last stage's rank has.
 
         plan: for as many micro-batches as there are. grads: gradients are written there; None if the plan has forwards only.
-        step: of training, or None: evaluation. filled(i): layer i has its gradients of all micro-batches. Collective.
+        step: of training, or None: evaluation. filled(i): layer i has its gradients of all micro-batches. seen(y, target):
+        on the last stage's rank, what was predicted for a micro-batch. Collective.
         """
-        return _Run(self, plan, micros, params, grads, scale, step, filled).all()
+        return _Run(self, plan, micros, params, grads, scale, step, filled, seen).all()
 
 
 class _Run:
     """One pass through a plan."""
 
-    def __init__(self, pipeline, plan, micros, params, grads, scale, step, filled):
+    def __init__(self, pipeline, plan, micros, params, grads, scale, step, filled, seen):
         self.pipeline, self.plan, self.micros, self.params, self.grads = pipeline, plan, micros, params, grads
-        self.scale, self.step, self.report = scale, step, filled
+        self.scale, self.step, self.report, self.seen = scale, step, filled, seen
         self.stages, self.comm, self.count = pipeline.stages, pipeline.comm, pipeline.count
         self.model: Model = self.stages.model
         self.slots: dict[tuple[int, int], _Slot] = {}
@@ -149,6 +151,7 @@ class _Run:
         if stage == self.count - 1 and micro.target is None:
             self.pipeline.output = y
         elif stage == self.count - 1:
+            self.seen(y, micro.target)
             dy = self.dy[action.micro] = buffer(y.shape, y)
             loss, correct = self.model.loss.evaluate(dy, y, micro.target, self.scale)
             self.loss += loss

@@ -33,7 +33,7 @@ def redundant(inner: Strategy, whole: bool) -> Strategy:
 
     def update(state: Redundant, totals: Totals, step: int, lr: float) -> None:
         inner.update(state.inner, totals, step, lr)
-        factor = clip.factor(totals.grad_norm, state.base.setup.clip)
+        factor = clip.factor(totals.grad_norm, state.base.setup.clip) * totals.factor
         state.backup.update(state.buffers.params, state.base.optimizer, step, lr, factor)
 
     def kept(state: Redundant) -> list[Kept]:

@@ -42,7 +42,7 @@ def sharded(stage: int, left_out: Sequence[slice] = ()) -> Strategy:
         init=lambda setup: _init(setup, stage, left_out),
         scale=lambda state: 1.0,
         filled=(_summed, _scattered, _left_alone, _left_alone)[stage],
-        settle=lambda state, totals: totals._replace(grad_norm=_norm(state, stage)),
+        settle=lambda state, totals: totals._replace(grad_norm=totals.factor * _norm(state, stage)),
         update=update,
         share=(_nothing, _gathered, _gathered, _forgotten)[stage],
         kept=lambda state: _kept(state, stage),
@@ -125,7 +125,8 @@ def update(state: Sharded, totals: Totals, step: int, lr: float) -> None:
     """This rank's part of the parameters. Not collective, unless it raises: NonFiniteError, on all ranks."""
     if not math.isfinite(totals.grad_norm):
         raise _non_finite_gradient(state, step)
-    buffers, factor = state.buffers, clip.factor(totals.grad_norm, state.setup.clip) * state.unscale
+    buffers = state.buffers
+    factor = clip.factor(totals.grad_norm, state.setup.clip) * state.unscale * totals.factor
     for place in buffers.places:
         own = {name: array[place.state] for name, array in buffers.optimizer.items()}
         state.optimizer.update(buffers.params[place.params], wide(buffers.grads[place.grads]), own, step, lr, factor)

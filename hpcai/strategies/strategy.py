@@ -58,7 +58,8 @@ class Totals(NamedTuple):
     """What all ranks know when a step is *decided*: its gradients are summed, and what is left needs no further sums.
 
     A rank that knows them knows that all others have the sums of the gradients, even if one of them fails now (see
-    elastic/recover.py).
+    elastic/recover.py). factor: what its gradients are still to be multiplied by when they are used; loss_sum has been, and
+    grad_norm is when a strategy has settled it.
     """
 
     loss_sum: float
@@ -66,6 +67,7 @@ class Totals(NamedTuple):
     grad_norm: float
     comm_s: float
     votes: Array
+    factor: float = 1.0
 
 
 class Place(NamedTuple):

@@ -17,7 +17,7 @@ from hpcai.submit import walltime
 from hpcai.train import build, inputs, resume
 from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
-from hpcai.train.report import reporter
+from hpcai.train.report import curve
 
 SMALL_BYTES = 256 << 20
 """Data up to this size is read as training would; of more it is only seen that the files are there."""
@@ -82,7 +82,7 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
     if "USR1" not in options.signals:
         raise UsageError(f"the batch script asks training to leave by USR1; add it to --signals {','.join(options.signals)}")
     if options.plot:
-        reporter.require_matplotlib()
+        curve.require_matplotlib()
     dataset = data(options)
     for folder in [*resume.folders(options), *(Path(path).parent for path in (options.metrics_file, options.trace_file) if path)]:
         _writable(folder)

@@ -29,7 +29,7 @@ from hpcai.parallel.schedules import Plan
 from hpcai.reduce.named import named
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
-from hpcai.train import own
+from hpcai.train import class_weights, own
 from hpcai.train.options import checks, own_name
 from hpcai.train.options.options import Options
 
@@ -117,7 +117,14 @@ def overlaps(options: Options, mesh: Mesh) -> bool:
 
 
 def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:
-    """The model that the options name, for this data's shape and classes; of a gpt the part that `split` says."""
+    """The model that the options name, for this data's shape and classes and their weights; of a gpt the part that `split` says.
+
+    Raises: UsageError.
+    """
+    return class_weights.weighing(_build_model(options, dataset, split), options, dataset)
+
+
+def _build_model(options: Options, dataset: Dataset, split: Split) -> Model:
     assert options.model is not None
     if own_name.is_own(options.model):
         return own.fitting(own.model(options.model, dataset), options.recompute, options.dtype)

@@ -15,6 +15,7 @@ import numpy as np
 
 from hpcai.data import sharding
 from hpcai.nn import models
+from hpcai.nn.losses import weights_of
 from hpcai.nn.sequence import Moment
 from hpcai.ops import integers
 from hpcai.reduce import reproducible
@@ -28,8 +29,8 @@ MARGIN = 8
 
 
 def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[list[float], float] | None:
-    """The gradients = their sums over all grains of all ranks; returns the loss with the votes, and the seconds that
-    communication took. Collective.
+    """The gradients = their sums over all grains of all ranks; returns the loss with the votes, behind them the
+    targets' weight where classes have weights, and the seconds that communication took. Collective.
 
     x, target: this rank's whole grains of a global batch of `batch` samples. Returns None where a gradient is not finite.
     """
@@ -50,9 +51,13 @@ def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float
             break
     comm.allreduce(sums, algorithm=replica.algorithm)
     integers.from_fixed_into(replica.buffers.grads, sums, reproducible.unit_for(guess))
-    every = comm.allgather_object((losses, replica.votes.copy()))
-    counted = sum(cast for _, cast in every)
-    return [math.fsum(loss for some, _ in every for loss in some), *counted], perf_counter() - before
+    grains = [target[start : start + replica.grain] for start in range(0, len(x), replica.grain)]
+    weights = [weight for grain in grains for weight in weights_of(replica.model.loss, grain)]
+    every = comm.allgather_object((losses, replica.votes.copy(), weights))
+    counted = [*sum(cast for _, cast, _ in every)]
+    if replica.model.loss.weights is not None:
+        counted.append(math.fsum(weight for *_, some in every for weight in some))
+    return [math.fsum(loss for some, *_ in every for loss in some), *counted], perf_counter() - before
 
 
 def _pass(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 
@@ -23,13 +25,16 @@ class Progress:
         self.loss_sum += loss_sum
         self.samples += samples
 
-    def close_epoch(self, test_loss: float, test_accuracy: float | None) -> dict[str, Any]:
-        """Turn the running sums into an epoch's record."""
+    def close_epoch(
+        self, test_loss: float, test_accuracy: float | None, more: Mapping[str, float | None] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """Turn the running sums into an epoch's record, with what else was found."""
         record = {
             "step": self.step,
             "loss": self.loss_sum / self.samples,
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
+            **more,
         }
         self.history.append(record)
         self.loss_sum, self.samples = 0.0, 0

@@ -17,7 +17,7 @@ from hpcai.errors import DataError, UsageError
 from hpcai.train import build, own
 from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
-from hpcai.train.report import reporter
+from hpcai.train.report import curve
 from hpcai.xp import Array
 
 
@@ -79,7 +79,7 @@ def prepare(options: Options, ranks: int) -> Dataset:
     """On rank 0, before anything is written: refuse what cannot work, and load the data."""
     build.check(options, ranks)
     if options.plot:
-        reporter.require_matplotlib()
+        curve.require_matplotlib()
     dataset = named(options)
     _check_range(options, dataset)
     if own_name.is_own(options.model or "") or own_name.is_own(options.optimizer):

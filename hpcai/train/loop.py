@@ -22,15 +22,17 @@ from hpcai.errors import HpcaiError, NonFiniteError, RankFailed
 from hpcai.monitor import Sink
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, fits, inputs, outputs, resume, sampling, signals
+from hpcai.train import advice, class_weights, fits, inputs, outputs, resume, sampling, signals
 from hpcai.train.build import build_schedule
 from hpcai.train.elastic import newcomers, recover, spares
 from hpcai.train.history import Progress
 from hpcai.train.lock import Locks
 from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
+from hpcai.train.outcome import Evaluation
 from hpcai.train.replica import Replica, replica
 from hpcai.train.report import trace
+from hpcai.train.report.figures import MOST_LISTED, Figures, by_class, in_units
 from hpcai.train.report.reporter import Reporter
 from hpcai.train.run import Run, room
 from hpcai.train.saving import Saver, on_root_beside
@@ -79,6 +81,7 @@ def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ())
 def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks, sinks: Sequence[Sink]) -> Ended:
     folder = Path(options.run_dir or "runs")
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
+    dataset = class_weights.decided(options, dataset, comm)
     if options.elastic == "grow" and dataset.samples is not None:
         own_name.require_names({"--data": options.data})
     _hold(locks, comm)
@@ -183,9 +186,20 @@ def _finish(run: Run) -> Ended:
     run.reporter.waiting.settle()
     timelines = trace.gather(run.mine)
     text = sampling.sample(run.mine, options.context, options.sample_bytes, options.seed) if options.sample_bytes else b""
-    summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text))
+    figures = _figures(run)
+    summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text, figures))
     last = run.saver.place.path(naming.named(run.progress.step))
     return Ended(summary, run.progress.history, last, run.dataset, run.options)
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    """Of the last evaluation, what the summary says of single classes or outputs. Collective."""
+    if run.evaluated is None and not run.dataset.context:  # nothing was left to do, or ranks failed that had a part in it
+        run.evaluated = evaluate(run.mine, run.dataset)
+    if (found := run.evaluated) is None:
+        return {}
+    of_outputs = {"outputs": found.outputs[:MOST_LISTED]} if len(found.outputs) > 1 else {}
+    return by_class(found.counts, run.dataset.class_names, run.comm) | of_outputs
 
 
 def _step(run: Run) -> None:
@@ -208,7 +222,7 @@ def _between(run: Run) -> None:
     run.saver.heard(run.counted)
     epoch_ends, run_ends = progress.step % run.per_epoch == 0, progress.step == run.total
     if epoch_ends and progress.samples:
-        run.reporter.epoch(progress.close_epoch(*evaluate(run.mine, run.dataset)))
+        _close_epoch(run)
     leave = None if run_ends else signals.check(run.counted, progress.step)
     due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
     if (run_ends or leave or due) and run.written < progress.step:
@@ -220,18 +234,24 @@ def _between(run: Run) -> None:
     if leave and run.saver.finish():  # said already; older checkpoints are there
         leave = signals.check(run.counted, progress.step, written=False)
     if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
-        run.reporter.epoch(progress.close_epoch(*evaluate(run.mine, run.dataset)))
+        _close_epoch(run)
     if leave is not None:
         raise leave
 
 
-def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
-    """Mean loss and accuracy (None for regression) on the test samples, which data-parallel ranks share out. Collective."""
+def _close_epoch(run: Run) -> None:
+    """Evaluate, and end the epoch with its record."""
+    run.evaluated = found = evaluate(run.mine, run.dataset)
+    run.reporter.epoch(run.progress.close_epoch(found.loss, found.accuracy, found.quantities))
+
+
+def evaluate(mine: Replica, dataset: Dataset) -> Evaluation:
+    """The model on the test samples, which data-parallel ranks share out. Collective."""
     mesh, n = mine.mesh, dataset.test_samples
     most = max(1, EVALUATION_BATCH // dataset.targets_a_sample)
     index = sharding.shard(np.arange(n), mesh.dp.rank, mesh.dp.size)
     rounds = -(-max(mesh.dp.allgather_object(len(index))) // most)
-    rows, sums = room(dataset, most, mine), np.zeros(2)
+    rows, sums, figures = room(dataset, most, mine), np.zeros(2), Figures(dataset, mine.whole)
     # All micro-batches at once would keep all their inputs; as many as there are stages fill a pipeline.
     depth = 2 * mesh.pp.size if mesh.pp.size > 1 else 1
     for start in range(0, rounds, depth):
@@ -240,11 +260,16 @@ def evaluate(mine: Replica, dataset: Dataset) -> tuple[float, float | None]:
             x, target = take(dataset, index[one * most : (one + 1) * most], rows, train=False)
             micros.append(Micro(x.copy() if depth > 1 else x, target, 0))
         plan = schedules.forwards(mesh.pp.size, len(micros), mine.chunks)
-        sums += mine.evaluation.run(plan, micros, mine.weights, None, 0.0, None)
-    sums *= mesh.tp.rank == 0
+        sums += mine.evaluation.run(plan, micros, mine.weights, None, 0.0, None, seen=figures.add)
+    sums = np.concatenate([sums, figures.weight]) * (mesh.tp.rank == 0)
     mesh.world.allreduce(sums)
-    sums /= n * dataset.targets_a_sample
-    return float(sums[0]), float(sums[1]) if dataset.classes and mine.whole.loss.counts else None
+    targets = n * dataset.targets_a_sample
+    weight = float(sums[2]) if len(figures.weight) else targets
+    quantities, outputs = dict[str, float | None](), list[dict[str, float | None]]()
+    if not dataset.classes and figures.predicts:
+        quantities, outputs = in_units(mesh.world.allgather_object(figures.quantities), dataset.target_unit)
+    accuracy = float(sums[1]) / targets if dataset.classes and mine.whole.loss.counts else None
+    return Evaluation(float(sums[0]) / weight if weight else 0.0, accuracy, quantities, outputs, figures.counts)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What a step came to, as all ranks know it."""
+"""What a step and an evaluation came to, as all ranks know it."""
 
 from __future__ import annotations
 
@@ -16,3 +16,17 @@ class Report(NamedTuple):
     step_s: float
     comm_s: float
     votes: Array
+
+
+class Evaluation(NamedTuple):
+    """What a model is worth on test data.
+
+    loss: the mean, by weight where classes have weights. accuracy: None where nothing is right or wrong. quantities, outputs: of
+    all outputs together and of each, in the target's unit (see report/figures.py). counts: this rank's, of classes.
+    """
+
+    loss: float
+    accuracy: float | None
+    quantities: dict[str, float | None]
+    outputs: list[dict[str, float | None]]
+    counts: Array | None

@@ -16,7 +16,7 @@ from hpcai.optim.schedules import Schedule
 from hpcai.train import votes
 from hpcai.train.history import Progress
 from hpcai.train.options.options import Options
-from hpcai.train.outcome import Report
+from hpcai.train.outcome import Evaluation, Report
 from hpcai.train.replica import Replica
 from hpcai.train.report.reporter import Reporter
 from hpcai.train.saving import Saver
@@ -55,6 +55,8 @@ class Run:
     """When that was noticed, in seconds since 1970."""
     repeated: int = -1
     """The step after which all that live had last to begin anew, though none had failed."""
+    evaluated: Evaluation | None = None
+    """What these ranks found of the model last; None after others of them failed, or came."""
     rows: Array = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
@@ -75,7 +77,8 @@ class Run:
         self.comm, self.mine, self.progress = part
 
     def resized(self) -> None:
-        """Make room for this rank's samples of a batch, after the number of ranks has changed."""
+        """Make room for this rank's samples of a batch, after the number of ranks has changed; what others found is lost."""
+        self.evaluated = None
         grain = self.mine.grain or 1
         batch = min(self.options.batch, self.dataset.train_samples)
         grains = -(-batch // grain)

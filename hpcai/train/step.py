@@ -10,7 +10,7 @@ import numpy as np
 
 from hpcai.data import sharding
 from hpcai.errors import NonFiniteError
-from hpcai.nn import models
+from hpcai.nn import losses, models
 from hpcai.parallel.pipeline import Micro
 from hpcai.parallel.zero import GatheredParameters
 from hpcai.strategies.strategy import Totals
@@ -39,15 +39,28 @@ def _decide(replica: Replica, x: Array, target: Array, batch: int, step: int) ->
     targets = batch * (target.shape[1] if target.ndim == 2 and target.dtype.kind == "i" else 1)
     scale = replica.strategy.scale(replica.state) * (1.0 if replica.reduction == "sum" else 1.0 / targets)
 
-    # Gradients are sums over samples, scaled by the global count, so that every sample weighs the same whatever its rank.
+    # Gradients are sums over samples, scaled by the global count, so that every sample weighs the same whatever its rank. What
+    # targets weigh in all, where classes have weights, is summed with the loss, and gradients are divided by it at the update.
     sums = grains.sum_into(replica, x, target, batch, scale, step) if replica.grain else None
     (loss_sum, *counted), comm_s = sums or _sum_into(replica, x, target, batch, scale, step)
+    loss_sum, factor = _by_weight(replica, loss_sum, counted, targets)
     if not math.isfinite(loss_sum):
         raise _non_finite_loss(replica, x, step, loss_sum)
-    totals = replica.strategy.settle(replica.state, Totals(loss_sum, targets, math.nan, comm_s, np.array(counted)))
+    totals = replica.strategy.settle(replica.state, Totals(loss_sum, targets, math.nan, comm_s, np.array(counted), factor))
     if replica.grain and sums is None and math.isfinite(totals.grad_norm):
         raise NonFiniteError(f"the gradient of a few samples (see --fixed-micro-batch) was not finite in step {step + 1}")
     return totals
+
+
+def _by_weight(replica: Replica, loss_sum: float, counted: list[float], targets: int) -> tuple[float, float]:
+    """The loss of so many targets, and the factor of gradients: where classes have weights, for the mean by the weight of the
+    batch's targets, which is taken from the end of `counted`.
+    """
+    if replica.model.loss.weights is None:
+        return loss_sum, 1.0
+    weight = counted.pop()
+    factor = targets / weight if weight else 0.0
+    return loss_sum * factor, 1.0 if replica.reduction == "sum" else factor
 
 
 def update(replica: Replica, totals: Totals, step: int, lr: float) -> None:
@@ -65,10 +78,10 @@ def _share(replica: Replica) -> float:
 
 def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[list[float], float]:
     """The replica's gradients = their sums over data-parallel ranks, or this rank's shard of them; returns the loss with the
-    votes, and the seconds that communication took after backward.
+    votes, behind them the targets' weight where classes have weights, and the seconds that communication took after backward.
     """
     mesh, waiting = replica.mesh, list(range(len(replica.buckets)))
-    total = np.array([0.0, *replica.votes])
+    total = np.array([0.0, *replica.votes, *[0.0] * (replica.model.loss.weights is not None)])
 
     def reduce_filled(layer: int) -> None:
         while waiting and replica.buckets[waiting[0]].start >= replica.starts[layer]:
@@ -85,6 +98,8 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
         for i in waiting:
             replica.carrier.start(_reduce, replica, i)
         total[0] *= mesh.tp.rank == 0  # tensor-parallel ranks all have the sum
+        if mesh.tp.rank == mesh.pp.rank == 0:  # all ranks of a model have the same targets
+            total[len(replica.votes) + 1 :] = losses.weights_of(replica.model.loss, target)
         replica.carrier.start(mesh.world.allreduce, total)
         replica.carrier.wait()
     except BaseException as error:

@@ -91,6 +91,14 @@ class Trained:
         """Arrays by name, read from the last checkpoint when they are first asked for. Raises: CheckpointError."""
         return load(self.checkpoint).parameters
 
+    @property
+    def confusion(self) -> Array | None:
+        """(classes, classes) counts of test samples, by class and by what was predicted; None where there are no classes, or more
+        than 100. In the order of summary["classes"], which has precision, recall, f1 and support of each.
+        """
+        found = self.summary.get("confusion")
+        return None if found is None else np.array(found)
+
     def save(self, path: str | Path) -> None:
         """Write the parameters to FILE.npz or FILE.safetensors. Every rank that calls it writes. Raises: UsageError, OSError."""
         ending = Path(path).suffix

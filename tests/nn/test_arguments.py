@@ -128,6 +128,7 @@ def strided(name, *arrays):
 
 LOSSES = {
     "softmax_cross_entropy": (losses.softmax_cross_entropy(), np.array([0, 3, 1]), 4),
+    "softmax_cross_entropy with weights": (losses.softmax_cross_entropy([1, 0, 2, 0.5]), np.array([0, 3, 1]), 4),
     "mean_squared_error": (losses.mean_squared_error(), f(3, 4).astype(np.float64), None),
     "token_cross_entropy": (losses.token_cross_entropy(tokens=4), np.array([[0, 3, 1]]), 4),
 }

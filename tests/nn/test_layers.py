@@ -81,6 +81,7 @@ def test_smaller_batches_reuse_the_cache_without_trace(name):
     "loss, target",
     [
         (losses.softmax_cross_entropy(), np.array([0, 4, 2])),
+        (losses.softmax_cross_entropy([0.5, 1, 0, 1, 3]), np.array([0, 4, 2])),
         (losses.mean_squared_error(), np.arange(15.0).reshape(3, 5)),
     ],
 )

@@ -70,6 +70,11 @@ CASES = {
     "gelu_into": ({"out": f(3, 4), "x": f(3, 4)}, (), set()),
     "gelu_backward_into": ({"dx": f(3, 4), "dy": f(3, 4), "x": f(3, 4)}, (), set()),
     "softmax_cross_entropy_into": ({"dlogits": f(3, 4), "logits": f(3, 4), "labels": i(0, 3, 1)}, (1.0,), set()),
+    "weighted_softmax_cross_entropy_into": (
+        {"dlogits": f(3, 4), "logits": f(3, 4), "labels": i(0, 3, 1), "weights": wide(4)},
+        (1.0,),
+        set(),
+    ),
     "mean_squared_error_into": ({"dy": f(3, 4), "y": f(3, 4), "target": wide(3, 4)}, (1.0,), {("target", "other dtype")}),
     "im2col_into": ({"cols": f(2 * 4 * 3, 18), "x": f(2, 4, 3, 2)}, (3, 1), set()),
     "col2im_into": ({"dx": f(2, 4, 3, 2), "cols": f(2 * 4 * 3, 18)}, (3, 1), set()),
@@ -151,6 +156,7 @@ CASES = {
 LIMITS = {
     "gather_into": {"index": 5},
     "softmax_cross_entropy_into": {"labels": 4},
+    "weighted_softmax_cross_entropy_into": {"labels": 4},
     "max_pool_backward_into": {"winner": 4},
     "scatter_add_into": {"index": 9},
     "scatter_zero_into": {"index": 9},

@@ -74,6 +74,23 @@ def test_softmax_cross_entropy_survives_extremes(dtype):
 
 
 @pytest.mark.parametrize("dtype", F)
+@pytest.mark.parametrize("b", [0, 1, 7])
+def test_weighted_softmax_cross_entropy(dtype, b):
+    logits, labels = (rng().normal(size=(b, 4)) * 30).astype(dtype), rng(1).integers(0, 4, b)
+    weights, plain = np.array([0.0, 0.5, 3.0, 1.0]), np.empty_like(logits)
+    found = np.empty_like(logits)
+    loss, correct = fused.weighted_softmax_cross_entropy_into(found, logits, labels, weights, 0.25)
+    assert correct == fused.softmax_cross_entropy_into(plain, logits, labels, 0.25)[1]
+    if b:
+        wanted = np.empty_like(logits)
+        assert loss == pytest.approx(reference.weighted_softmax_cross_entropy_into(wanted, logits, labels, weights, 0.25)[0])
+        close(found, wanted, dtype)
+    same = fused.weighted_softmax_cross_entropy_into(found, logits, labels, np.ones(4), 0.25)
+    assert same == fused.softmax_cross_entropy_into(plain, logits, labels, 0.25)
+    np.testing.assert_array_equal(found, plain)
+
+
+@pytest.mark.parametrize("dtype", F)
 def test_mean_squared_error(dtype):
     y, target = rng().normal(size=(2, 6, 3))
     y = y.astype(dtype)

@@ -12,6 +12,7 @@ from hpcai.comm import threads
 from hpcai.train import loop, strict
 from hpcai.train.loop import fit
 from hpcai.train.options import parser
+from hpcai.train.outcome import Evaluation
 from hpcai.train.report import summary
 from hpcai.train.report.metrics import Metrics
 
@@ -55,7 +56,9 @@ def test_a_run_whose_test_loss_is_not_finite(tmp_path, monkeypatch, capsys, regr
     pytest.importorskip("matplotlib")
     x = np.random.default_rng(0).normal(size=(40, 3))
     np.savez(tmp_path / "d.npz", x=x, y=x[:, 0] if regression else np.arange(40) % 2)
-    monkeypatch.setattr(loop, "evaluate", lambda mine, dataset: (float("inf"), None if regression else 0.5))
+    quantities = {"test_mae": float("inf"), "test_rmse": float("nan"), "test_r2": float("nan")} if regression else {}
+    found = Evaluation(float("inf"), None if regression else 0.5, quantities, [], None)
+    monkeypatch.setattr(loop, "evaluate", lambda mine, dataset: found)
     flags = [
         "--data",
         f"npz:{tmp_path / 'd.npz'}",

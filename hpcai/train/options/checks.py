@@ -51,6 +51,14 @@ def check(o: Options) -> None:
         ),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
         (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
+        (
+            o.class_weights is not None and o.data.startswith("text:"),
+            f"--class-weights are for classes; --data {o.data} is text, so leave them out",
+        ),
+        (
+            o.class_weights is not None and o.task == "regression",
+            "--class-weights are for classes; leave them out with --task regression",
+        ),
         *_refused_splits(o),
     ]
     for wrong, message in [*refuse, *_refused_by_entries(o, None)]:

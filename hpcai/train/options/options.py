@@ -19,6 +19,7 @@ from hpcai.train.options.readers import (
     Reader,
     choice,
     choice_or_own,
+    class_weights,
     names,
     number,
     patterns,
@@ -127,6 +128,12 @@ class Options:
     )
     sample_bytes: int = _model(0, "gpt: bytes of text to write at the end", whole(0, 1 << 30))
     loss_reduction: Literal["mean", "sum"] = _model("mean", "gradient of the mean or of the sum of the losses in a global batch")
+    class_weights: str | tuple[float, ...] | tuple[tuple[str, float], ...] | None = _model(
+        None,
+        "weights of classes in the loss: balanced (rare ones weigh more: samples / (classes * samples of the class)), by the "
+        "labels as the data have them (1 for others), or in the order of the labels",
+        class_weights,
+    )
     seed: int = _model(0, "seed of initial parameters and of the order of samples", whole(0, 2**64 - 1))
 
     # optimizer

@@ -149,6 +149,32 @@ def _pair(part: Any) -> list[Any]:
     return part.split("=") if isinstance(part, str) else list(part) if isinstance(part, (list, tuple)) else []
 
 
+def class_weights(value: Any) -> str | tuple[float, ...] | tuple[tuple[str, float], ...]:
+    """balanced, NAME=W,NAME=W,... or W,W,..., weights being numbers from 0, not all of them 0"""
+    if isinstance(value, str) and value.strip() == "balanced":
+        return "balanced"
+    parts = _parts([[key, one] for key, one in value.items()] if isinstance(value, dict) else _plain(value))
+    pairs = [part.rsplit("=", 1) if isinstance(part, str) and "=" in part else _plain(part) for part in parts]
+    named = [isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs]
+    weights = [_weight(pair[-1] if with_name else pair) for pair, with_name in zip(pairs, named, strict=True)]
+    if not any(weights) or any(named) != all(named):
+        raise ValueError
+    if not any(named):
+        return tuple(weights)
+    labels = [text(str(pair[0]).strip()) for pair in pairs]
+    if len(set(labels)) < len(labels):
+        raise ValueError
+    return tuple(zip(labels, weights, strict=True))
+
+
+_weight = number(least=0, most=MOST_F32)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and numbers of numpy as Python's."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def signal_names(value: Any) -> tuple[str, ...]:
     """names of signals separated by commas, as in USR1,TERM, or none"""
     given = tuple(name.upper().removeprefix("SIG") for name in names(value))

@@ -26,6 +26,7 @@ MATTER = (
     "compress_smallest",
     "no_error_feedback",
     "fixed_micro_batch",
+    "class_weights",
 )
 """Options that may differ from a checkpoint's and change what comes out; others change the last bits, or nothing."""
 

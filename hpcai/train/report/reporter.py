@@ -8,7 +8,7 @@ import platform
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from math import isfinite, log, nan, sqrt
+from math import isfinite, log
 from pathlib import Path
 from time import perf_counter, time
 from typing import Any, Literal
@@ -19,7 +19,7 @@ import hpcai
 from hpcai.comm.call import some
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset, constant_score
-from hpcai.errors import UsageError, counted
+from hpcai.errors import counted
 from hpcai.monitor import Event, Sink
 from hpcai.parallel.schedules import Work
 from hpcai.strategies.compressed import Compressed
@@ -32,9 +32,9 @@ from hpcai.train.options import remarks
 from hpcai.train.options.options import Options
 from hpcai.train.outcome import Report
 from hpcai.train.replica import Replica
+from hpcai.train.report import curve, figures, trace
 from hpcai.train.report import summary as summaries
-from hpcai.train.report import trace
-from hpcai.train.report.metrics import KEPT_STEPS, Metrics, lines
+from hpcai.train.report.metrics import KEPT_STEPS, Metrics
 from hpcai.train.report.progress_line import ProgressLine
 from hpcai.train.report.stragglers import Waiting
 from hpcai.train.state.arrays import whole_layout
@@ -163,13 +163,16 @@ class Reporter:
             return
         accuracy, number = record["test_accuracy"], len(self.progress.history)
         score = f"test loss {record['test_loss']:.4f}" + ("" if accuracy is None else f"   test accuracy {accuracy:.4f}")
+        score += f"   {said}" if (said := figures.words(record, self.dataset.target_name)) else ""
         seconds = perf_counter() - self.epoch_started
         self.line.lasting(f"epoch {number:>3}/{self.line.epochs}   loss {record['loss']:.4f}   {score}   {seconds:.1f} s")
         self.epoch_started = perf_counter()
         self._tell("epoch", record | {"epoch": number})
 
-    def finish(self, timelines: list[list[Work]], text: bytes) -> dict[str, Any]:
-        """Write the summary, the plot and the trace, print the table and a text. On rank 0; returns the summary."""
+    def finish(self, timelines: list[list[Work]], text: bytes, found: dict[str, Any]) -> dict[str, Any]:
+        """Write the summary, with what was found of classes or outputs, the plot and the trace, print the tables and a text. On
+        rank 0; returns the summary.
+        """
         self._close_metrics()
         path = self.folder / "summary.json"
         earlier = summaries.read(path) if not self.reports and self.progress.step == self.first else {}
@@ -177,17 +180,20 @@ class Reporter:
             self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
             say(text)
             return earlier
-        summary = json.loads(strict.dumps(self._summary(timelines)))
+        summary = json.loads(strict.dumps(self._summary(timelines) | found))
         summaries.write(path, summary)
         self._tell("end", summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
             title = f"{self.dataset.name}, {self.mine.model.name}, {counted(self.comm.size, 'rank')}"
-            plot(self.metrics_path, summary["epoch_losses"], self.per_epoch, self.folder / "loss.png", title)
+            unit, target = curve.unit(self.mine.whole.loss.name, self.dataset), self.dataset.target_name
+            curve.plot(self.metrics_path, self.progress.history, self.folder / "loss.png", title, unit, target)
             written.append(self.folder / "loss.png")
         if self.options.trace_file:
             written += self._trace(Path(self.options.trace_file), timelines)
-        print(summaries.table(summary, written), flush=True)
+        print(summaries.table(summary, written, self.dataset.target_name), flush=True)
+        if by_class := figures.table(summary, self.dataset.classes):
+            print(f"\n{by_class}", flush=True)
         say(text)
         return summary
 
@@ -214,8 +220,6 @@ class Reporter:
 
     def _summary(self, timelines: list[list[Work]]) -> dict[str, Any]:
         last = self.progress.history[-1]
-        squared = not self.dataset.classes and self.mine.whole.loss.name == "mean_squared_error"
-        constant = constant_score(self.dataset)
         summary = {
             "ranks": self.comm.size,
             "seed": self.options.seed,
@@ -229,7 +233,7 @@ class Reporter:
             "epoch_test_accuracies": [record["test_accuracy"] for record in self.progress.history],
             "test_loss": last["test_loss"],
             "test_accuracy": last["test_accuracy"],
-            "constant_score": constant,
+            "constant_score": constant_score(self.dataset),
             "samples_per_s": self._samples_per_s(),
             "step_ms": 1e3 * self._median("step_s"),
             "comm_ms": 1e3 * self._median("comm_s"),
@@ -248,11 +252,7 @@ class Reporter:
             summary["recoveries"] = self.recoveries
         if part(self.mine.state, Compressed) is not None:
             summary["compression"] = summaries.compression(self.mine, self.comm)
-        if squared:
-            summary["test_rmse"] = sqrt(last["test_loss"]) * self.dataset.target_unit
-        if squared and constant is not None:
-            summary["test_r2"] = 1 - last["test_loss"] / constant if constant else 0.0
-        return summary
+        return summary | {key: last[key] for key in ("test_mae", "test_rmse", "test_r2") if key in last}
 
     def _samples_per_s(self, last: int | None = None) -> float:
         """Over the last steps, the very first left out, in which kernels are compiled or loaded."""
@@ -267,37 +267,3 @@ def say(text: bytes) -> None:
     """A sample of text, below the table."""
     if text:
         print(f"\n{text.decode('utf-8', 'replace')}", flush=True)
-
-
-def require_matplotlib() -> None:
-    """Raise UsageError before training, not after it, if --plot cannot be served."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib: pip install 'hpcai[plot]'")
-
-
-def plot(metrics: Path, epoch_losses: list[float | None], steps_per_epoch: int, path: Path, title: str) -> None:
-    """The loss of every step and the mean of every epoch, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    records = [json.loads(line) for line in lines(metrics)]
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    losses = [nan if loss is None else loss for loss in epoch_losses]
-    of_steps = [nan if r["loss"] is None else r["loss"] for r in records]
-    axes.plot([r["step"] for r in records], of_steps, color="0.75", linewidth=0.8, label="step")
-    at = [steps_per_epoch * (i + 0.5) for i in range(len(epoch_losses))]
-    axes.plot(at, losses, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
-    axes.set(
-        xlabel="step",
-        ylabel="training loss",
-        title=title,
-        yscale="log" if min(filter(isfinite, losses), default=0) > 0 else "linear",
-    )
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)

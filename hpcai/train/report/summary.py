@@ -17,6 +17,7 @@ from hpcai.strategies.strategy import part
 from hpcai.train import strict
 from hpcai.train.replica import Replica
 from hpcai.train.report import stragglers
+from hpcai.train.report.figures import amount
 
 SHOWN_BUCKETS = 8
 
@@ -37,8 +38,8 @@ def read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def table(summary: dict[str, Any], written: list[Path]) -> str:
-    """The final table, for stdout."""
+def table(summary: dict[str, Any], written: list[Path], target: str = "") -> str:
+    """The final table, for stdout. target: the name of what is predicted, if it has one."""
     unit = "bytes" if "bits_per_byte" in summary else "samples"
     rows = [
         ("ranks", f"{summary['ranks']}{_axes(summary['mesh'])} ({summary['mpi']})"),
@@ -47,10 +48,11 @@ def table(summary: dict[str, Any], written: list[Path]) -> str:
         ("training loss", _shown(summary["epoch_losses"][-1]) if summary["epoch_losses"] else "-"),
         ("test loss", f"{_shown(summary['test_loss'])}{_bits(summary)}"),
     ]
-    if "test_r2" in summary:
+    if summary.get("test_r2") is not None:
         rows.append(("test R2", f"{_shown(summary['test_r2'])}   (a constant predictor: 0)"))
     if "test_rmse" in summary:
-        rows.append(("test error", f"{_shown(summary['test_rmse'], '.4g')} (root mean square, in the label's unit)"))
+        mae, rmse = (amount(summary[key]) for key in ("test_mae", "test_rmse"))
+        rows.append(("test error", f"mean absolute {mae}, root mean square {rmse}   (in the unit of {target or 'the target'})"))
     if summary["test_accuracy"] is not None:
         constant = summary["constant_score"]
         beside = "" if constant is None else f"   (a constant predictor: {constant:.4f})"

@@ -101,6 +101,7 @@ REFUSED = {
     "compress_layers": "--compress-layers a=int8",
     "spare_ranks": "--spare-ranks 1",
     "redundancy": "--redundancy 1",
+    "class_weights": "--task regression --data csv:a --label-column b --class-weights balanced",
 }
 
 ALWAYS = (

@@ -126,7 +126,7 @@ def test_a_rank_that_became_the_first_after_the_last_step_writes_a_summary_of_it
     def program(comm):
         late = reporter(tmp_path, comm, chosen, 23)
         late.open()
-        return late.finish([], b"")["steps"]
+        return late.finish([], b"", {})["steps"]
 
     assert threads.run(1, program) == [23]
     assert "nothing was left" not in capsys.readouterr().err
@@ -136,7 +136,7 @@ def test_a_rank_that_became_the_first_after_the_last_step_writes_a_summary_of_it
         late = reporter(tmp_path, comm, chosen, 23)
         late.first = 20  # this run made steps, though this rank has no reports of them
         late.open()
-        return late.finish([], b"")
+        return late.finish([], b"", {})
 
     assert "own" not in threads.run(1, went_on)[0]
     assert json.loads(path.read_text())["steps"] == 23

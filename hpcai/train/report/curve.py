@@ -1,0 +1,101 @@
+"""The picture of a run: its loss, and below it what it came to on test data, over steps."""
+
+from __future__ import annotations
+
+import json
+from math import inf, isfinite, nan
+from pathlib import Path
+from typing import Any
+
+from hpcai.data.dataset import Dataset
+from hpcai.errors import UsageError
+from hpcai.train.report.metrics import lines
+
+UNITS = {
+    "softmax_cross_entropy": "nats a sample",
+    "token_cross_entropy": "nats a token",
+    "mean_squared_error": "squared deviations of the target",
+}
+"""The unit of losses that are known by name; that of squared errors where targets are scaled."""
+
+DECADE = 10.0
+"""Losses that differ by this factor at least are drawn on a logarithmic axis."""
+
+
+def require_matplotlib() -> None:
+    """Raise UsageError before training, not after it, if --plot cannot be served."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise UsageError("--plot needs matplotlib: pip install 'hpcai[plot]'")
+
+
+def unit(loss: str, dataset: Dataset) -> str:
+    """In what a loss of that name is counted; empty where that is not known."""
+    known = loss != "mean_squared_error" or ((dataset.encoding or {}).get("label") or {}).get("kind") == "number"
+    return UNITS.get(loss, "") if known else ""
+
+
+def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, unit: str = "", target: str = "") -> None:
+    """The loss of every step, the mean of every epoch and that on test data; below, test accuracy, or errors of quantities in the
+    target's unit, where there are such. A PNG.
+
+    history: the records of epochs. unit: of the loss. target: the name of what is predicted.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    records = [json.loads(line) for line in lines(metrics)]
+    below = _scores(history)
+    figure, every = pyplot.subplots(
+        1 + bool(below),
+        figsize=(7, 6 if below else 4),
+        layout="constrained",
+        sharex=True,
+        squeeze=False,
+        height_ratios=[3, 2][: 1 + bool(below)],
+    )
+    top, ends = every[0, 0], [record["step"] for record in history]
+    starts = [0, *ends][: len(ends)]
+    means, tests = ([_number(record.get(key)) for record in history] for key in ("loss", "test_loss"))
+    top.plot([r["step"] for r in records], [_number(r["loss"]) for r in records], color="0.75", linewidth=0.8, label="step")
+    middles = [(a + b) / 2 for a, b in zip(starts, ends, strict=True)]
+    top.plot(middles, means, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
+    top.plot(ends, tests, color="tab:orange", marker="s", markersize=4, label="test")
+    shown = [value for value in means + tests if isfinite(value)]
+    top.set(ylabel=f"loss ({unit})" if unit else "loss", title=title)
+    top.set_yscale("log" if shown and min(shown) > 0 and max(shown) / min(shown) >= DECADE else "linear")
+    top.legend()
+    if below:
+        _draw_scores(every[1, 0], ends, below, target)
+    for axes in every[:, 0]:
+        axes.grid(alpha=0.3, which="both")
+    every[-1, 0].set_xlabel("step")
+    every[-1, 0].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _scores(history: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """What epochs came to on test data, by its key, beside the loss."""
+    keys = ("test_accuracy", "test_mae", "test_rmse")
+    found = {key: [_number(record.get(key)) for record in history] for key in keys}
+    return {key: values for key, values in found.items() if any(map(isfinite, values))}
+
+
+def _draw_scores(axes: Any, ends: list[int], scores: dict[str, list[float]], target: str) -> None:
+    if "test_accuracy" in scores:
+        axes.plot(ends, scores["test_accuracy"], color="tab:orange", marker="s", markersize=4)
+        axes.set_ylabel("test accuracy (fraction)")
+        return
+    for key, words, color in (("test_mae", "mean absolute", "tab:green"), ("test_rmse", "root mean square", "tab:orange")):
+        axes.plot(ends, scores.get(key, [nan] * len(ends)), color=color, marker="s", markersize=4, label=words)
+    axes.set(ylabel=f"test error (unit of {target or 'the target'})", ylim=(0, None))
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.legend()
+
+
+def _number(value: float | None) -> float:
+    return nan if value is None or abs(value) == inf else float(value)
