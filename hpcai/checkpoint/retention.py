@@ -49,7 +49,7 @@ class Series:
             shards = [{k: v for k, v in entry.items() if k != "counters"} for entry in entries if entry["runs"]]
             meta = what.meta | {"counters": [counters[i] for i in range(len(what.layouts))]}
             manifest = format.manifest(what.step, meta, what.layouts, shards)
-            superseded = attempt(lambda: self._superseded(name)) or []
+            superseded = attempt(lambda: self._superseded(name, what.meta)) or []
             gone = self.place.commit(name, manifest, superseded if self.keep > 1 else [])
         except BaseException as error:
             attempt(lambda: self.place.discard(name))
@@ -83,9 +83,11 @@ class Series:
                     "be on a file system that all nodes share, see --checkpoint-dir"
                 )
 
-    def _superseded(self, following: str) -> list[str]:
-        """Those that are too many beside the next one. Broken ones do not count, and stay."""
-        others = [name for name in self.place.names() if name != following and self.has(name)]
+    def _superseded(self, following: str, meta: dict[str, Any]) -> list[str]:
+        """Those that are too many beside the next one. Broken ones do not count, and stay; so does the best."""
+        best = meta["progress"].get("best")
+        spared = {following, naming.named(best["step"])} if best is not None and meta.get("keeps_best") else {following}
+        others = [name for name in self.place.names() if name not in spared and self.has(name)]
         return others[: max(0, len(others) - (self.keep - 1))]
 
 

@@ -8,16 +8,18 @@ import numpy as np
 
 from hpcai.data.dataset import Dataset
 from hpcai.data.targets import Targets, Task, classes_of, targets
+from hpcai.data.validation import Validation, held_out, split_tests
 from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 Named = dict[str, Array]
 
 
-def dataset(name: str, parts: Named, task: Task | None = None) -> Dataset:
+def dataset(name: str, parts: Named, task: Task | None = None, validation: Validation | None = None) -> Dataset:
     """x_train, x_test: (n, ...) numbers or booleans; y_train, y_test: (n,) numbers, booleans or texts, whose values are classes.
 
     Bytes are scaled to [-1, 1]; other numbers are taken as they are, in f32, and booleans as 0 and 1. task: see targets.py.
+    validation: what is held out of the training rows, before anything is measured on them.
 
     Raises: DataError that says which arrays do not belong together, or which value is none for a model.
     """
@@ -31,10 +33,12 @@ def dataset(name: str, parts: Named, task: Task | None = None) -> Dataset:
             f"{name}: x_train is {x_train.dtype}, x_test {x_test.dtype}, but bytes (uint8) are scaled and others are not; "
             "give both one dtype"
         )
+    parts, held = _held_out(parts, task, validation)
+    x_train, x_test = parts["x_train"], parts["x_test"]
     y = _targets(name, parts["y_train"].reshape(-1), parts["y_test"].reshape(-1), task)
     as_bytes = x_train.dtype == np.uint8
     rows = {key: _rows(name, key, parts[key]) for key in ("x_train", "x_test")}
-    return Dataset(
+    made = Dataset(
         name,
         rows["x_train"],
         y.train,
@@ -49,6 +53,20 @@ def dataset(name: str, parts: Named, task: Task | None = None) -> Dataset:
         notes=(f"y: {y.said}",),
         encoding={"label": y.encoding},
     )
+    return split_tests(made, held)
+
+
+def _held_out(parts: Named, task: Task | None, wanted: Validation | None) -> tuple[Named, int]:
+    """The four arrays where the last rows for testing, so many, are for validation."""
+    if wanted is None:
+        return parts, 0
+    labels = parts["y_train"].reshape(-1)
+    train, held = held_out(len(labels), wanted, None if task == "regression" else labels)
+    found = {f"{key}_train": parts[f"{key}_train"][train] for key in "xy"}
+    behind = {key: (parts[f"{key}_test"], parts[f"{key}_train"][held]) for key in "xy"}
+    found["x_test"] = np.concatenate(behind["x"])
+    found["y_test"] = np.concatenate([one.reshape(-1) for one in behind["y"]])
+    return found, len(held)
 
 
 def check_pair(name: str, pair: Named, least: int = 2) -> None:

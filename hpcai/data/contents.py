@@ -28,6 +28,8 @@ def contents(dataset: Dataset) -> Contents:
         f"test {dataset.unit}": len(dataset.x_test),
         "classes": dataset.classes,
     }
+    if dataset.x_validation is not None:
+        numbers[f"validation {dataset.unit}"] = len(dataset.x_validation)
     if not dataset.context:  # which is no property of a text
         numbers["values a sample"] = list(dataset.shape)
     if names := [one for one in ((dataset.encoding or {}).get("label") or {}).get("values", []) if isinstance(one, str)]:

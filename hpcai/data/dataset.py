@@ -19,9 +19,9 @@ class Dataset(NamedTuple):
     regression (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty,
     and a sample is a window of `context` bytes. notes: what was taken of the data, for the head of a run. encoding: JSON-able,
     what a prediction needs of it: {"label": {"kind": "classes", "values": [...]}} and the like (see targets.py, columns.py).
-    contents: what a checkpoint keeps of the arrays (see contents.py). samples: for training and testing, objects that hand out
-    what is not in memory (see samples.py); the arrays have no rows then. class_weights: (classes,) f64, for a loss that weighs
-    its targets by them.
+    contents: what a checkpoint keeps of the arrays (see contents.py). samples: for training, testing and, if wanted,
+    validation, objects that hand out what is not in memory (see samples.py); the arrays have no rows then. class_weights:
+    (classes,) f64, for a loss that weighs its targets by them.
     """
 
     name: str
@@ -39,8 +39,24 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...] = ()
     encoding: dict[str, Any] | None = None
     contents: dict[str, Any] | None = None
-    samples: tuple[Any, Any] | None = None
+    samples: tuple[Any, ...] | None = None
     class_weights: Array | None = None
+    x_validation: Array | None = None
+    y_validation: Array | None = None
+
+    @property
+    def validates(self) -> bool:
+        """Whether some samples are for validation."""
+        return self.x_validation is not None or (self.samples is not None and len(self.samples) > 2)
+
+    @property
+    def validating(self) -> Dataset:
+        """This data set with the samples for validation in the place of those for testing."""
+        if self.samples is not None:
+            return self._replace(samples=(self.samples[0], self.samples[2]))
+        assert self.x_validation is not None
+        assert self.y_validation is not None
+        return self._replace(x_test=self.x_validation, y_test=self.y_validation)
 
     @property
     def outputs(self) -> int:

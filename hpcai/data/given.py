@@ -10,11 +10,19 @@ from hpcai.data import arrays
 from hpcai.data.dataset import Dataset, hold_out
 from hpcai.data.samples import Samples, taken
 from hpcai.data.targets import Task
+from hpcai.data.validation import Validation
 from hpcai.errors import DataError
 
 
 def from_arrays(
-    x: Any, y: Any, x_test: Any = None, y_test: Any = None, *, task: Task | None = None, name: str = "arrays"
+    x: Any,
+    y: Any,
+    x_test: Any = None,
+    y_test: Any = None,
+    *,
+    task: Task | None = None,
+    name: str = "arrays",
+    validation: Validation | None = None,
 ) -> Dataset:
     """A data set of arrays in memory, as npz:PATH reads them.
 
@@ -24,6 +32,7 @@ def from_arrays(
         x_test, y_test: the same for testing; without them a fixed fifth of the rows is held out, and n is 10 at least.
         task: "classification" or "regression"; without it texts and few whole numbers are classes.
         name: for the head of a run.
+        validation: what is held out of the rows for training; fit holds out what its option says, of (x, y) as they are.
     Raises: DataError that says which arrays do not belong together, or which value is none for a model.
 
     >>> found = from_arrays(np.arange(40.0).reshape(20, 2), np.arange(20) % 2)
@@ -35,11 +44,11 @@ def from_arrays(
     pair = {"x": np.asarray(x), "y": np.asarray(y)}
     if x_test is not None:
         parts = {"x_train": pair["x"], "y_train": pair["y"], "x_test": np.asarray(x_test), "y_test": np.asarray(y_test)}
-        return arrays.dataset(name, parts, task)
+        return arrays.dataset(name, parts, task, validation)
     arrays.check_pair(name, pair, least=10)
     train, test = hold_out(len(pair["x"]))
     parts = {f"{key}_{side}": array[index] for side, index in (("train", train), ("test", test)) for key, array in pair.items()}
-    return arrays.dataset(name, parts, task)
+    return arrays.dataset(name, parts, task, validation)
 
 
 def from_samples(train: Samples, test: Samples, *, classes: int = 0, name: str = "samples") -> Dataset:

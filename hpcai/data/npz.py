@@ -14,6 +14,7 @@ from hpcai.data import arrays, opening
 from hpcai.data.dataset import Dataset, hold_out
 from hpcai.data.memory import available
 from hpcai.data.targets import Task
+from hpcai.data.validation import Validation
 from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
@@ -26,7 +27,7 @@ _PART_BYTES = 1 << 20
 _MOST_NAMES = 10
 
 
-def load(path: Path, task: Task | None = None) -> Dataset:
+def load(path: Path, task: Task | None = None, validation: Validation | None = None) -> Dataset:
     """Arrays x (n, ...) and y (n,), of which a fifth is for testing, or x_train, y_train, x_test and y_test (see arrays.py).
 
     Raises: DataError for what is no such archive, is damaged, or has arrays that do not belong together.
@@ -36,7 +37,7 @@ def load(path: Path, task: Task | None = None) -> Dataset:
         if "x" in found:
             arrays.check_pair(f"npz:{path}", found, least=10)
             found = _parted(**found)
-        return arrays.dataset(f"npz:{path}", found, task)
+        return arrays.dataset(f"npz:{path}", found, task, validation)
     except MemoryError:
         raise DataError(f"{path} does not fit into memory, of which {available():,} bytes are at hand") from None
 

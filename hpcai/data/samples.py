@@ -24,7 +24,7 @@ class Samples(Protocol):
         """
 
 
-def taken(samples: tuple[Samples, Samples], index: Array, dtype: Any, train: bool = True) -> tuple[Array, Array]:
+def taken(samples: tuple[Samples, ...], index: Array, dtype: Any, train: bool = True) -> tuple[Array, Array]:
     """(x, target) of these samples, x in this dtype if it has floats. Raises: DataError for anything but a row for each."""
     source = samples[0 if train else 1]
     asked = index if len(index) else np.zeros(1, np.int64)  # a share may be empty, of which few objects think

@@ -15,6 +15,7 @@ from hpcai.data import idx, npz, table, text
 from hpcai.data.dataset import Dataset
 from hpcai.data.places import expanded, first_there
 from hpcai.data.targets import Task
+from hpcai.data.validation import Validation, split
 from hpcai.errors import DataError, UsageError, meant
 
 _ENDINGS = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".npz": "npz", ".txt": "text", ".md": "text"}
@@ -28,6 +29,7 @@ class Asked(NamedTuple):
     context: int = 128
     categorical: Sequence[str] = ()
     task: Task | None = None
+    validation: Validation | None = None
 
 
 class Source(NamedTuple):
@@ -48,7 +50,7 @@ def _one_file(spec: str, folder: Path | None) -> list[Path]:
 
 
 def _table(spec: str, found: list[Path], asked: Asked) -> Dataset:
-    return table.load(found[0], asked.label, asked.ignore, asked.categorical, asked.task)
+    return table.load(found[0], asked.label, asked.ignore, asked.categorical, asked.task, asked.validation)
 
 
 SOURCES = {
@@ -56,7 +58,7 @@ SOURCES = {
     "fashion-mnist": Source("28x28 clothes", idx.files, lambda spec, found, asked: idx.load(spec, found)),
     "mnist": Source("28x28 digits", idx.files, lambda spec, found, asked: idx.load(spec, found)),
     "csv:PATH": Source("a table, also .gz, with commas, semicolons or tabs", _one_file, _table),
-    "npz:PATH": Source("arrays of numpy", _one_file, lambda spec, found, asked: npz.load(found[0], asked.task)),
+    "npz:PATH": Source("arrays of numpy", _one_file, lambda spec, found, asked: npz.load(found[0], asked.task, asked.validation)),
     "text:PATH": Source("text, byte by byte", _one_file, lambda spec, found, asked: text.load(found[0], asked.context)),
 }
 """Name -> row; a name with a colon wants a path behind it."""
@@ -86,16 +88,19 @@ def load(
     context: int = 128,
     categorical: Sequence[str] = (),
     task: Task | None = None,
+    validation: Validation | None = None,
 ) -> Dataset:
     """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH (see table.py), npz:PATH
     (see npz.py) or text:PATH (see text.py), of which a sample is `context` bytes.
 
-    Files are looked for in `folder`, else in the folder that is $HPCAI_DATA.
+    Files are looked for in `folder`, else in the folder that is $HPCAI_DATA. validation: what is held out of the training
+    samples.
 
     Raises: UsageError for an unknown name, DataError for data that is absent or damaged.
     """
     found = files(spec, folder)
-    return _named(spec).load(spec, found, Asked(label, ignore, context, categorical, task))
+    made = _named(spec).load(spec, found, Asked(label, ignore, context, categorical, task, validation))
+    return split(made, validation)
 
 
 def _named(spec: str) -> Source:

@@ -19,6 +19,7 @@ from hpcai.data.dataset import Dataset, hold_out
 from hpcai.data.numerals import is_number
 from hpcai.data.opening import opened, printable
 from hpcai.data.targets import MOST_CLASSES, MOST_NAMED_CLASSES, Targets, Task, classes_of, targets
+from hpcai.data.validation import Validation, held_out, split_tests
 from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
@@ -30,14 +31,20 @@ FEWEST_ROWS = 5
 
 
 def load(
-    path: Path, label: str | None, ignore: Sequence[str] = (), categorical: Sequence[str] = (), task: Task | None = None
+    path: Path,
+    label: str | None,
+    ignore: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    task: Task | None = None,
+    validation: Validation | None = None,
 ) -> Dataset:
     """A table with a header line; `label` names the column to predict, `ignore` columns to leave out, `categorical` columns
     whose values are names. Plain or compressed (see opening.py), UTF-8 or UTF-16, separated by commas, semicolons, tabs or bars.
 
     Numbers are standardised with the training rows' mean and deviation, categories become one-hot; a fifth of the rows, by a
-    fixed shuffle, is for testing. A label of texts, or of few whole numbers, makes a classification, any other a regression (its
-    target standardised too); `task` says otherwise (see targets.py).
+    fixed shuffle, is for testing, and what `validation` wants of the others for that. A label of texts, or of few whole
+    numbers, makes a classification, any other a regression (its target standardised too); `task` says otherwise (see
+    targets.py).
 
     Raises: DataError that names line and column of a cell, a ragged row, an unknown or twofold column, or says what the file is.
     """
@@ -46,6 +53,7 @@ def load(
         {plain_name(name) for name in ignore},
         {plain_name(name) for name in categorical},
         task,
+        validation,
     )
     kind: Kind | None = "any" if wanted.label in wanted.categorical else None
     for _ in range(3):
@@ -64,6 +72,7 @@ class Asked(NamedTuple):
     ignore: set[str]
     categorical: set[str]
     task: Task | None
+    validation: Validation | None
 
 
 def _load(path: Path, file: TextIO, notes: tuple[str, ...], asked: Asked, kind: Kind | None) -> Dataset:
@@ -79,7 +88,7 @@ def _load(path: Path, file: TextIO, notes: tuple[str, ...], asked: Asked, kind: 
             f"{path} has {counted(cells.rows, 'row')} and {counted(len(places), 'column')}; "
             f"wanted {FEWEST_ROWS} rows (a fifth is for testing) and a feature beside the label at least"
         )
-    return _dataset(path, plan, cells, asked.task, (*notes, *head.notes, *more))
+    return _dataset(path, plan, cells, asked, (*notes, *head.notes, *more))
 
 
 def _check_asked(path: Path, names: list[str], asked: Asked) -> None:
@@ -149,18 +158,20 @@ def _plan(head: Header, places: list[int], first: list[str], asked: Asked, kind:
     return Plan(head.names, head.delimiter, kinds | {where: kind}, most, where, given)
 
 
-def _dataset(path: Path, plan: Plan, cells: Cells, task: Task | None, notes: tuple[str, ...]) -> Dataset:
-    train, test = hold_out(cells.rows)
+def _dataset(path: Path, plan: Plan, cells: Cells, asked: Asked, notes: tuple[str, ...]) -> Dataset:
+    train, test, held = _parted(plan, cells, asked)
     label = plan.names[plan.label]
     try:
-        y = _label(plan, cells, task, train, test)
+        y = _label(plan, cells, asked.task, train, test)
     except DataError as error:
         raise DataError(f"{path} column {label!r}: {error}") from None
     numbers, texts = ([plan.names[p] for p in plan.places(number) if p != plan.label] for number in (True, False))
     x = features(cells, numbers, texts, train, test)
     width = counted(x.train.shape[1], "feature")
-    said = f"{path.name}: {counted(len(train), 'row')} for training, {len(test):,} for testing, {width}"
-    return Dataset(
+    said = f"{path.name}: {counted(len(train), 'row')} for training, {len(test) - held:,} for testing, {width}"
+    if held:
+        said += f", {held:,} for validation"
+    made = Dataset(
         f"csv:{path}",
         x.train,
         y.train,
@@ -173,6 +184,19 @@ def _dataset(path: Path, plan: Plan, cells: Cells, task: Task | None, notes: tup
         notes=(said, *notes, *x.notes, f"label {label!r}: {y.said}"),
         encoding=described(x.encoding, {"name": label} | y.encoding),
     )
+    return split_tests(made, held)
+
+
+def _parted(plan: Plan, cells: Cells, asked: Asked) -> tuple[Array, Array, int]:
+    """Rows for training, and those for testing with, behind them, so many for validation: nothing is measured on these."""
+    train, test = hold_out(cells.rows)
+    if asked.validation is None:
+        return train, test, 0
+    number = plan.kinds[plan.label] == "number"
+    labels = cells.numbers[:, -1] if number else cells.codes[-1]
+    stratified = None if asked.task == "regression" else labels[train]
+    kept, held = held_out(len(train), asked.validation, stratified)
+    return train[kept], np.concatenate([test, train[held]]), len(held)
 
 
 def _label(plan: Plan, cells: Cells, task: Task | None, train: Array, test: Array) -> Targets:

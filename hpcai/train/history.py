@@ -6,18 +6,21 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 
 @dataclass
 class Progress:
-    """Steps done, a record for each finished epoch, and the running sums of the current one."""
+    """Steps done, a record for each finished epoch, the running sums of the current one; the best epoch by the figure that
+    decides, and how many have ended since (see best.py).
+    """
 
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     loss_sum: float = 0.0
     samples: int = 0
+    best: dict[str, Any] | None = None
+    waited: int = 0
 
     def add(self, loss_sum: float, samples: int) -> None:
         """Count one step."""
@@ -25,30 +28,32 @@ class Progress:
         self.loss_sum += loss_sum
         self.samples += samples
 
-    def close_epoch(
-        self, test_loss: float, test_accuracy: float | None, more: Mapping[str, float | None] = MappingProxyType({})
-    ) -> dict[str, Any]:
-        """Turn the running sums into an epoch's record, with what else was found."""
-        record = {
-            "step": self.step,
-            "loss": self.loss_sum / self.samples,
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            **more,
-        }
+    def record(self, found: Mapping[str, float | None]) -> dict[str, Any]:
+        """What the epoch has come to, with what was found on other data than the training's."""
+        return {"step": self.step, "loss": self.loss_sum / self.samples, **found}
+
+    def close_epoch(self, record: dict[str, Any]) -> None:
+        """Keep its record, and begin another."""
         self.history.append(record)
         self.loss_sum, self.samples = 0.0, 0
-        return record
 
     def fields(self) -> dict[str, Any]:
         """For a manifest: JSON, which has no number that is not finite."""
-        return dataclasses.asdict(self) | {"history": [{k: _as_json(v) for k, v in one.items()} for one in self.history]}
+        found = dataclasses.asdict(self) | {"history": [_plain(one) for one in self.history]}
+        return found | {"best": None if self.best is None else _plain(self.best)}
 
     @classmethod
     def of(cls, fields: dict[str, Any]) -> Progress:
         """From a manifest."""
         history = [{k: float(v) if isinstance(v, str) else v for k, v in one.items()} for one in fields["history"]]
-        return cls(**fields | {"history": history})
+        best = fields.get("best")
+        if best is not None and isinstance(best["value"], str):
+            best = best | {"value": float(best["value"])}
+        return cls(**fields | {"history": history, "best": best})
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: _as_json(v) for k, v in record.items()}
 
 
 def _as_json(value: Any) -> Any:

@@ -13,8 +13,9 @@ from hpcai.comm.communicator import Communicator
 from hpcai.data import sources
 from hpcai.data.contents import contents
 from hpcai.data.dataset import Dataset
+from hpcai.data.validation import Validation
 from hpcai.errors import DataError, UsageError
-from hpcai.train import build, own
+from hpcai.train import best, build, own
 from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
 from hpcai.train.report import curve
@@ -28,11 +29,12 @@ def load(options: Options, comm: Communicator) -> Dataset:
 
 def named(options: Options) -> Dataset:
     """The same, on this rank alone."""
+    held = None if options.validation is None else Validation(options.validation, options.seed)
     if own_name.is_own(options.data):
-        return own.data(options.data)
+        return own.data(options.data, held)
     where = Path(options.data_dir) if options.data_dir else None
     o = options
-    return sources.load(o.data, where, o.label_column, o.ignore_columns, o.context, o.categorical_columns, o.task)
+    return sources.load(o.data, where, o.label_column, o.ignore_columns, o.context, o.categorical_columns, o.task, held)
 
 
 def share(comm: Communicator, load: Callable[[], Dataset], elsewhere: Callable[[], Dataset] | None = None) -> Dataset:
@@ -56,7 +58,7 @@ def share(comm: Communicator, load: Callable[[], Dataset], elsewhere: Callable[[
     return described._replace(samples=samples, **arrays)
 
 
-def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, Any] | None:
+def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, ...] | None:
     """This rank's objects that hand out samples. Collective. Raises: on all ranks, the first one's error."""
     found, failure = None, None
     try:
@@ -72,7 +74,8 @@ def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, Any]
 
 
 def _arrays(dataset: Dataset) -> dict[str, Any]:
-    return {name: getattr(dataset, name) for name in ("x_train", "y_train", "x_test", "y_test")}
+    names = ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validation")
+    return {name: array for name in names if (array := getattr(dataset, name)) is not None}
 
 
 def prepare(options: Options, ranks: int) -> Dataset:
@@ -82,6 +85,7 @@ def prepare(options: Options, ranks: int) -> Dataset:
         curve.require_matplotlib()
     dataset = named(options)
     _check_range(options, dataset)
+    best.require(options, dataset)
     if own_name.is_own(options.model or "") or own_name.is_own(options.optimizer):
         build.build_optimizer(options, build.build_model(options, dataset))
     for note in dataset.notes:

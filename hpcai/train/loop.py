@@ -22,7 +22,7 @@ from hpcai.errors import HpcaiError, NonFiniteError, RankFailed
 from hpcai.monitor import Sink
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
-from hpcai.train import advice, class_weights, fits, inputs, outputs, resume, sampling, signals
+from hpcai.train import advice, best, class_weights, fits, inputs, outputs, resume, sampling, signals
 from hpcai.train.build import build_schedule
 from hpcai.train.elastic import newcomers, recover, spares
 from hpcai.train.history import Progress
@@ -174,7 +174,7 @@ def _through(run: Run) -> Ended:
 def _train(run: Run) -> None:
     """All steps that are left, and what comes between them."""
     _between(run)
-    while run.progress.step < run.total:
+    while run.progress.step < run.total and not best.waits_in_vain(run.progress, run.options):
         _step(run)
         run.reserve.given_up.clear()
         _between(run)
@@ -186,7 +186,7 @@ def _finish(run: Run) -> Ended:
     run.reporter.waiting.settle()
     timelines = trace.gather(run.mine)
     text = sampling.sample(run.mine, options.context, options.sample_bytes, options.seed) if options.sample_bytes else b""
-    figures = _figures(run)
+    figures = _figures(run) | _best(run)
     summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text, figures))
     last = run.saver.place.path(naming.named(run.progress.step))
     return Ended(summary, run.progress.history, last, run.dataset, run.options)
@@ -200,6 +200,19 @@ def _figures(run: Run) -> dict[str, Any]:
         return {}
     of_outputs = {"outputs": found.outputs[:MOST_LISTED]} if len(found.outputs) > 1 else {}
     return by_class(found.counts, run.dataset.class_names, run.comm) | of_outputs
+
+
+def _best(run: Run) -> dict[str, Any]:
+    """What the summary says of the best epoch, and of an early end."""
+    progress, options = run.progress, run.options
+    found: dict[str, Any] = {}
+    if progress.best is not None and best.metric(options):
+        found["best"] = dict(progress.best)
+        if options.keep_best is not None:
+            found["best"]["checkpoint"] = run.saver.place.path(naming.named(progress.best["step"]))
+    if best.waits_in_vain(progress, options):
+        found["stopped_early"] = best.stopped(progress)
+    return found
 
 
 def _step(run: Run) -> None:
@@ -220,12 +233,15 @@ def _between(run: Run) -> None:
     """What is due after the last step: an epoch's evaluation, a checkpoint, leaving. Does nothing when it is called again."""
     options, progress = run.options, run.progress
     run.saver.heard(run.counted)
-    epoch_ends, run_ends = progress.step % run.per_epoch == 0, progress.step == run.total
+    epoch_ends, record = progress.step % run.per_epoch == 0, None
     if epoch_ends and progress.samples:
-        _close_epoch(run)
+        _close_epoch(run, _record(run))
+    run_ends = progress.step == run.total or best.waits_in_vain(progress, options)
+    if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
+        record = _record(run, whole=False)
     leave = None if run_ends else signals.check(run.counted, progress.step)
     due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
-    if (run_ends or leave or due) and run.written < progress.step:
+    if (run_ends or leave or due or best.is_here(progress, options)) and run.written < progress.step:
         run.reporter.flush()
         resume.save(options, run.mine, progress, run.saver)
         run.written = progress.step
@@ -233,16 +249,27 @@ def _between(run: Run) -> None:
         run.saver.close()
     if leave and run.saver.finish():  # said already; older checkpoints are there
         leave = signals.check(run.counted, progress.step, written=False)
-    if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
-        _close_epoch(run)
+    if record is not None:
+        _close_epoch(run, record)
     if leave is not None:
         raise leave
 
 
-def _close_epoch(run: Run) -> None:
-    """Evaluate, and end the epoch with its record."""
+def _record(run: Run, whole: bool = True) -> dict[str, Any]:
+    """Evaluate, and compare with the best epoch; returns this epoch's record. Collective. whole: it has come to its end."""
     run.evaluated = found = evaluate(run.mine, run.dataset)
-    run.reporter.epoch(run.progress.close_epoch(found.loss, found.accuracy, found.quantities))
+    figures = {"test_loss": found.loss, "test_accuracy": found.accuracy, **found.quantities}
+    if run.dataset.validates:
+        held = evaluate(run.mine, run.dataset.validating)
+        figures |= {"validation_loss": held.loss, "validation_accuracy": held.accuracy}
+    record = run.progress.record(figures)
+    best.judge(run.progress, record, run.options, whole)
+    return record
+
+
+def _close_epoch(run: Run, record: dict[str, Any]) -> None:
+    run.progress.close_epoch(record)
+    run.reporter.epoch(record)
 
 
 def evaluate(mine: Replica, dataset: Dataset) -> Evaluation:

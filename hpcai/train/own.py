@@ -18,6 +18,7 @@ from typing import Any
 
 from hpcai.data.dataset import Dataset
 from hpcai.data.given import from_arrays, from_samples
+from hpcai.data.validation import Validation, split
 from hpcai.errors import UsageError, meant
 from hpcai.nn.external import external, is_external
 from hpcai.nn.models import Model
@@ -72,19 +73,20 @@ def optimizer(name: str, model: Model) -> Optimizer:
     return found
 
 
-def data(name: str) -> Dataset:
-    """The data set of that name. Raises: UsageError, DataError."""
+def data(name: str, validation: Validation | None = None) -> Dataset:
+    """The data set of that name, with what is held out for validation. Raises: UsageError, DataError."""
     found = _made(f"--data {name}", name, None)
     if isinstance(found, Dataset):
-        return found
+        return split(found, validation)
     if isinstance(found, dict) and set(found) <= {"x", "y", "x_test", "y_test", "x_train", "y_train"}:
         found = tuple(found.get(key, found.get(f"{key}_train")) for key in ("x", "y")) + tuple(
             found[key] for key in ("x_test", "y_test") if key in found
         )
     if isinstance(found, (tuple, list)) and len(found) in (2, 4):
         if all(hasattr(one, "take") and hasattr(one, "__len__") and not hasattr(one, "dtype") for one in found):
-            return from_samples(*found, classes=getattr(found[0], "classes", 0), name=called(name))
-        return from_arrays(*found, name=called(name))
+            made = from_samples(*found, classes=getattr(found[0], "classes", 0), name=called(name))
+            return split(made, validation)
+        return from_arrays(*found, name=called(name), validation=validation)
     raise UsageError(
         f"--data {name} gave {type(found).__name__}; wanted is (x, y), (x, y, x_test, y_test), a pair of objects with "
         "__len__ and take(index) for training and testing, or what hpcai.data.from_arrays or from_samples gives"

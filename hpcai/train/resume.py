@@ -39,6 +39,7 @@ IDENTITY = (
     "reduction",
     "seed",
     "dtype",
+    "validation",
 )
 """The options that a run must share with a checkpoint to go on from it."""
 
@@ -211,6 +212,8 @@ def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> N
     meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": progress.fields()}
     meta |= {"compress": options.compress, "cut": mine.cut, "data": mine.contents, "options": remarks.recorded(options)}
     meta["loss_scale"] = next((one.counter for one in mine.kept() if one.name == "loss_scale"), None)
+    if options.keep_best is not None:
+        meta["keeps_best"] = True
     if mine.encoding is not None:
         meta["encoding"] = mine.encoding
     saver.save(progress.step, meta)
@@ -295,8 +298,9 @@ def _identity(options: Options, mine: Replica) -> dict[str, Any]:
 
 def _check(found: Opened, options: Options, mine: Replica) -> None:
     """The checkpoint must be of this run: going on with another order of samples or another model is no continuation."""
-    _check_data(found, mine)
     old, new = found.meta.get("identity", {}), _identity(options, mine)
+    if old.get("validation") == new["validation"]:  # else that is said, and not that the training data are others
+        _check_data(found, mine)
     differing = [name for name in new if old.get(name) != new[name]]
     if differing:
         name = differing[0]
@@ -313,6 +317,8 @@ def _check(found: Opened, options: Options, mine: Replica) -> None:
 
 def _as_option(name: str, value: Any) -> str:
     """As it is written on the command line."""
+    if value is None:
+        return f"no --{name}"
     return shown(
         f"--{RENAMED.get(name, name).replace('_', '-')} {','.join(map(str, value)) if isinstance(value, list) else value}"
     ).strip("'")

@@ -92,6 +92,11 @@ class Trained:
         return load(self.checkpoint).parameters
 
     @property
+    def best(self) -> dict[str, Any] | None:
+        """The best epoch by --keep-best: metric, step, value, and the checkpoint that is kept of it; None without."""
+        return self.summary.get("best")
+
+    @property
     def confusion(self) -> Array | None:
         """(classes, classes) counts of test samples, by class and by what was predicted; None where there are no classes, or more
         than 100. In the order of summary["classes"], which has precision, recall, f1 and support of each.
@@ -187,7 +192,8 @@ def fit(
     except HpcaiError as error:
         error.everywhere = not isinstance(error, (StallError, RankFailed))
         raise
-    empty = {name: getattr(ended.dataset, name)[:0] for name in ("x_train", "y_train", "x_test", "y_test")}
+    empty: dict[str, Any] = {name: getattr(ended.dataset, name)[:0] for name in ("x_train", "y_train", "x_test", "y_test")}
+    empty |= {"x_validation": None, "y_validation": None}
     return Trained(
         ended.summary,
         ended.history,

@@ -109,6 +109,8 @@ FREE = {  # what may be many things, none of which are arrays
     "meta.encoding",
     "meta.progress.history",
     "meta.progress.loss_sum",
+    "meta.progress.best",
+    "meta.progress.waited",
     "meta.progress.samples",
     "meta.identity",
     "meta.counters",

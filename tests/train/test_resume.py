@@ -146,5 +146,7 @@ def test_an_epochs_record_is_of_its_own_samples():
     for _ in range(2):
         progress.add(6.0, 4)
         progress.add(2.0, 4)
-        assert progress.close_epoch(0.5, None)["loss"] == 1.0
+        record = progress.record({"test_loss": 0.5})
+        assert record == {"step": progress.step, "loss": 1.0, "test_loss": 0.5}
+        progress.close_epoch(record)
     assert (progress.step, progress.loss_sum, progress.samples) == (4, 0.0, 0)

@@ -49,6 +49,10 @@ def check(o: Options) -> None:
             o.task is not None and not o.data.startswith(("csv:", "npz:")),
             f"--task is for csv:PATH and npz:PATH{_with_kind(o.data, 'csv', 'npz') or f'; {o.data} has one of its own'}",
         ),
+        (
+            (o.keep_best or "").startswith("validation_") and o.validation is None and not own_name.is_own(o.data),
+            f"--keep-best {o.keep_best} wants data for validation; give --validation FRACTION, as in --validation 0.1",
+        ),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
         (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
         (

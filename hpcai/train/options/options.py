@@ -103,6 +103,11 @@ class Options:
     task: Literal["classification", "regression"] | None = _data(
         None, "csv, npz: whether labels are classes or a quantity (by themselves texts and few whole numbers are classes)"
     )
+    validation: float | None = _data(
+        None,
+        "share of the training samples that is held out for validation, alike of each class; of a text its tail",
+        number(above=0, below=1),
+    )
     batch: int = _data(128, "samples in a step, over all ranks", whole(1))
 
     # model
@@ -155,6 +160,11 @@ class Options:
     # length
     epochs: int | None = _length(None, "passes over the training data (20 unless --steps is given)", whole(1))
     steps: int | None = _length(None, "stop after this many steps", whole(1))
+    patience: int | None = _length(
+        None,
+        "end after so many epochs without a better --keep-best (validation_loss, or without --validation test_loss)",
+        whole(1),
+    )
 
     # parallelism
     mesh: str = _parallelism("", "ranks of each axis, dp=N,tp=N,pp=N; one left out takes what remains (all dp)", text_or_nothing)
@@ -215,6 +225,9 @@ class Options:
     )
     checkpoint_dir: str | None = _checkpoints(
         None, "where checkpoints go: a folder or a URL, as s3://bucket/run (the run's folder)"
+    )
+    keep_best: Literal["validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "loss"] | None = _checkpoints(
+        None, "keep the checkpoint of the epoch with the best of this figure too"
     )
     keep_checkpoints: int = _checkpoints(2, "checkpoints to keep", whole(1))
     signals: tuple[str, ...] = _checkpoints(

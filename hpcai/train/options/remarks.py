@@ -51,6 +51,11 @@ def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int
             f"--steps {o.steps} ends the run before --epochs {o.epochs}, which would be {counted(by_epochs, 'step')}",
         ),
         (
+            o.patience is not None and o.validation is None and (o.keep_best or "test").startswith("test"),
+            f"--patience {o.patience} ends the run by the test data, so what comes out on them is better than on others; give "
+            "--validation FRACTION",
+        ),
+        (
             o.lr_warmup_steps >= total,
             f"--lr-warmup-steps {o.lr_warmup_steps} is as long as the run of {length} or longer: the learning rate "
             "rises until the end",

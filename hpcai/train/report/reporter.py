@@ -163,6 +163,10 @@ class Reporter:
             return
         accuracy, number = record["test_accuracy"], len(self.progress.history)
         score = f"test loss {record['test_loss']:.4f}" + ("" if accuracy is None else f"   test accuracy {accuracy:.4f}")
+        if "validation_loss" in record:
+            score += f"   validation loss {record['validation_loss']:.4f}"
+            right = record["validation_accuracy"]
+            score += "" if right is None else f" accuracy {right:.4f}"
         score += f"   {said}" if (said := figures.words(record, self.dataset.target_name)) else ""
         seconds = perf_counter() - self.epoch_started
         self.line.lasting(f"epoch {number:>3}/{self.line.epochs}   loss {record['loss']:.4f}   {score}   {seconds:.1f} s")
@@ -177,7 +181,8 @@ class Reporter:
         path = self.folder / "summary.json"
         earlier = summaries.read(path) if not self.reports and self.progress.step == self.first else {}
         if earlier.get("steps", -1) >= self.progress.step:
-            self.line.lasting("nothing was left to do; give more --epochs or --steps to go on")
+            more = "a greater --patience, or none," if "stopped_early" in found else "more --epochs or --steps"
+            self.line.lasting(f"nothing was left to do; give {more} to go on")
             say(text)
             return earlier
         summary = json.loads(strict.dumps(self._summary(timelines) | found))

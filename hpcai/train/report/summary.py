@@ -57,6 +57,10 @@ def table(summary: dict[str, Any], written: list[Path], target: str = "") -> str
         constant = summary["constant_score"]
         beside = "" if constant is None else f"   (a constant predictor: {constant:.4f})"
         rows.append(("test accuracy", f"{summary['test_accuracy']:.4f}{beside}"))
+    if (best := summary.get("best")) is not None:
+        rows.append(("best epoch", f"{best['metric'].replace('_', ' ')} {best['value']:.4f}, after step {best['step']:,}"))
+    if "stopped_early" in summary:
+        rows.append(("early end", summary["stopped_early"]))
     rows += [
         ("throughput", f"{summary['samples_per_s']:,.0f} {unit}/s"),
         ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),

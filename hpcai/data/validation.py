@@ -1,0 +1,117 @@
+"""Training samples that are held out for validation: by them a run chooses its best checkpoint and its end, not by test data.
+
+The split is a function of the seed alone, the same on any number of ranks and after a resume. Where targets are classes every
+class gives the same share, as sklearn's train_test_split(stratify=y) does, and keeps one sample at least for training.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hpcai.data.dataset import Dataset
+from hpcai.errors import DataError, counted
+from hpcai.ops import streams
+from hpcai.xp import Array
+
+STREAM = 2**63
+"""The stream of the seed that draws the split; those of the epochs are below."""
+
+
+class Validation(NamedTuple):
+    """The share of the training samples that is held out, above 0 and below 1, and the seed that draws them."""
+
+    fraction: float
+    seed: int
+
+
+def held_out(n: int, wanted: Validation, labels: Array | None = None) -> tuple[Array, Array]:
+    """Indices of n samples for training and for validation, both rising. labels: (n,), whose values share it alike if they are
+    few.
+
+    Raises: DataError where either part would have none.
+
+    >>> train, validation = held_out(10, Validation(0.2, 0), np.arange(10) % 2)
+    >>> len(train), sorted(validation % 2)
+    (8, [0, 1])
+    """
+    count = round(n * wanted.fraction)
+    if not 0 < count < n:
+        raise DataError(
+            f"--validation {wanted.fraction:g} of {counted(n, 'training sample')} is {count}; wanted is one at least, not all"
+        )
+    order = streams.generator(wanted.seed, STREAM).permutation(n)
+    values, group, sizes = np.unique(np.zeros(n) if labels is None else labels, return_inverse=True, return_counts=True)
+    if len(values) * 2 > n:  # quantities, or texts that name single samples
+        values, group, sizes = values[:1], np.zeros(n, np.int64), np.array([n])
+    ranked = order[np.argsort(group[order], kind="stable")]
+    ends = np.cumsum(sizes)
+    chosen = [ranked[end - share : end] for end, share in zip(ends, _shares(sizes, count), strict=True)]
+    validation = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(n), validation, assume_unique=True), validation
+
+
+def _shares(sizes: Array, count: int) -> Array:
+    """How many of each group, `count` in all where that leaves one of each: by the largest remainder."""
+    exact = sizes * (count / sizes.sum())
+    shares = np.minimum(np.floor(exact).astype(np.int64), sizes - 1)
+    for i in np.argsort(shares - exact, kind="stable"):
+        if shares.sum() < count and shares[i] < sizes[i] - 1:
+            shares[i] += 1
+    return shares
+
+
+def split(dataset: Dataset, wanted: Validation | None) -> Dataset:
+    """The data set with a part of its training samples for validation. Of a text that is its tail, in one piece.
+
+    For data of which nothing was measured that depends on the training rows; tables are split before that.
+    """
+    if wanted is None or dataset.validates:
+        return dataset
+    if dataset.samples is not None:
+        train, validation = held_out(dataset.train_samples, wanted)
+        first, *others = dataset.samples
+        return dataset._replace(samples=(Part(first, train), others[0], Part(first, validation)))
+    if dataset.context:
+        return _split_text(dataset, wanted)
+    train, validation = held_out(dataset.train_samples, wanted, dataset.y_train if dataset.classes else None)
+    x, y = dataset.x_train, dataset.y_train
+    return dataset._replace(x_train=x[train], y_train=y[train], x_validation=x[validation], y_validation=y[validation])
+
+
+def _split_text(dataset: Dataset, wanted: Validation) -> Dataset:
+    n, context = len(dataset.x_train), dataset.context
+    cut = n - round(n * wanted.fraction)
+    if n - cut < context + 1 or cut < 2 * context:
+        raise DataError(
+            f"--validation {wanted.fraction:g} leaves {cut:,} bytes for training and {n - cut:,} for validation; --context "
+            f"{context} wants {2 * context:,} and {context + 1:,} at least"
+        )
+    none = np.zeros(0, np.int64)
+    return dataset._replace(x_train=dataset.x_train[:cut], x_validation=dataset.x_train[cut:], y_validation=none)
+
+
+def split_tests(dataset: Dataset, count: int) -> Dataset:
+    """The data set whose last `count` test rows are for validation: they were kept from what is measured on training rows."""
+    if not count:
+        return dataset
+    x, y = dataset.x_test, dataset.y_test
+    return dataset._replace(
+        x_test=np.ascontiguousarray(x[:-count]), y_test=y[:-count], x_validation=x[-count:], y_validation=y[-count:]
+    )
+
+
+class Part:
+    """Some of the samples of an object that hands them out."""
+
+    def __init__(self, source: Any, index: Array):
+        self.source, self.index = source, index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, index: Array) -> tuple[Any, Any]:
+        """As samples.Samples.take."""
+        found: tuple[Any, Any] = self.source.take(self.index[index])
+        return found

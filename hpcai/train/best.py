@@ -1,0 +1,66 @@
+"""The best epoch so far, by one of its figures: which checkpoint is kept for it, and whether a run waits in vain for a better
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hpcai.data.dataset import Dataset
+from hpcai.errors import UsageError
+from hpcai.train.history import Progress
+from hpcai.train.options.options import Options
+
+RISING = ("validation_accuracy", "test_accuracy")
+"""Figures of which more is better; of the others less is."""
+
+
+def metric(options: Options) -> str:
+    """The figure that decides; empty where none does."""
+    if options.keep_best is None and options.patience is None:
+        return ""
+    return options.keep_best or ("validation_loss" if options.validation is not None else "test_loss")
+
+
+def require(options: Options, dataset: Dataset) -> None:
+    """Raise UsageError for a figure that an epoch of this data has not."""
+    name = metric(options)
+    if name.startswith("validation_") and not dataset.validates:
+        raise UsageError(f"--keep-best {name} wants data for validation; give --validation FRACTION, as in --validation 0.1")
+    if name in RISING and not dataset.classes:
+        raise UsageError(f"--keep-best {name} is for classes, and these targets are quantities; take {name.split('_')[0]}_loss")
+
+
+def judge(progress: Progress, record: Mapping[str, Any], options: Options, whole: bool = True) -> None:
+    """Compare an epoch's figures with the best so far. whole: whether it counts for --patience."""
+    name = metric(options)
+    if not name:
+        return
+    if progress.best is not None and progress.best["metric"] != name:
+        progress.best, progress.waited = None, 0
+    value, best = record.get(name), None if progress.best is None else progress.best["value"]
+    better = value is not None and value == value and (best is None or (value > best if name in RISING else value < best))
+    if better:
+        progress.best = {"metric": name, "step": progress.step, "value": value}
+    if whole:
+        progress.waited = 0 if better else progress.waited + 1
+
+
+def waits_in_vain(progress: Progress, options: Options) -> bool:
+    """Whether so many epochs were no better than one before that the run ends (Prechelt, doi:10.1007/3-540-49430-8_3)."""
+    return options.patience is not None and progress.waited >= options.patience
+
+
+def is_here(progress: Progress, options: Options) -> bool:
+    """Whether the best epoch has just ended, so that a checkpoint of it is due."""
+    return options.keep_best is not None and progress.best is not None and progress.best["step"] == progress.step
+
+
+def stopped(progress: Progress) -> str:
+    """In words, why a run has ended early."""
+    assert progress.best is not None or progress.waited
+    best = progress.best
+    since = "" if best is None else f" than {best['value']:.6g} after step {best['step']:,}"
+    metric = "loss" if best is None else best["metric"].replace("_", " ")
+    return f"stopped early after step {progress.step:,}: {progress.waited} epochs without a better {metric}{since}"
