@@ -39,6 +39,8 @@ _world: Communicator | None = None
 _starting = threading.RLock()
 _replaced = False
 """Whether the world is no longer the one that MPI started with, since ranks failed or may."""
+_parted = False
+"""Whether this rank came later, and the others go on without it."""
 
 
 def init() -> Communicator:
@@ -113,9 +115,30 @@ def adopt(world: Communicator) -> None:
     _world, _replaced = world, True
 
 
+def outlives() -> bool:
+    """Whether ranks have failed or may, and this program goes on without them."""
+    return _replaced or ulfm.enabled()
+
+
+def part(world: Communicator, came_later: bool) -> Communicator | None:
+    """When what ranks did together is over of which some came later (train/join.py): those that were there from the start go on
+    with their program, among themselves, and the others have nothing left to do but to end: None there. Collective.
+    """
+    global _parted
+    ours = world.split(None if came_later else 0)
+    if not world.wire.all_fine(True):
+        raise RankFailed("another rank failed while those parted that came later")
+    _parted = came_later
+    if ours is not None:
+        adopt(ours)
+    return ours
+
+
 def end(code: int) -> int:
     """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
-    if _replaced or ulfm.enabled():
+    if _parted:
+        quit(code)
+    if outlives():
         assert _world is not None
         try:
             _world.leave()
@@ -243,7 +266,12 @@ def _install_hooks(world: Communicator) -> None:
         try:
             init().leave()
         except HpcaiError as error:
-            abort(type(error), error, None)
+            if not (isinstance(error, RankFailed) and outlives()):  # the others may be in a recovery
+                abort(type(error), error, None)
+            return
+        if outlives():
+            with limited("the vote to end", 1):
+                init().wire.all_fine(True)
 
     def forked() -> None:
         """A child is no rank: its end is its own."""
@@ -256,7 +284,8 @@ def _install_hooks(world: Communicator) -> None:
 
 def _end_together(error: HpcaiError) -> None:
     """End the program, of a job whose ranks all have this error: rank 0 says it. Raises: HpcaiError, where not all do."""
-    init().leave()
+    if not outlives():  # where they do `end` asks all ranks, as it does in programs that have joined
+        init().leave()
     if init().rank == 0:
         print(f"{type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
     raise SystemExit(end(exit_code(error)))  # which Python takes from an excepthook too

@@ -33,7 +33,7 @@ def held_out(n: int, wanted: Validation, labels: Array | None = None) -> tuple[A
     Raises: DataError where either part would have none.
 
     >>> train, validation = held_out(10, Validation(0.2, 0), np.arange(10) % 2)
-    >>> len(train), sorted(validation % 2)
+    >>> len(train), sorted((validation % 2).tolist())
     (8, [0, 1])
     """
     count = round(n * wanted.fraction)

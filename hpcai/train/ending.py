@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import hpcai
 from hpcai.comm import job
-from hpcai.errors import HpcaiError, Leave, RankFailed, StallError, one_line
+from hpcai.errors import HpcaiError, Leave, RankFailed, RankMismatch, StallError, one_line
 
 
 def ending(train: Callable[[], object]) -> int:
@@ -19,7 +19,10 @@ def ending(train: Callable[[], object]) -> int:
         return _end(left.exit_code, f"{left}")
     except (HpcaiError, OSError) as error:
         _share(error)
-        return _end(getattr(error, "exit_code", 1), f"error: {one_line(error)}")
+        try:
+            return _end(getattr(error, "exit_code", 1), f"error: {one_line(error)}")
+        except RankMismatch:
+            raise error from None
     return _end(0)
 
 
@@ -27,6 +30,8 @@ def _share(error: HpcaiError | OSError) -> None:
     """Return if all ranks have the error; one that only some have ends the job by the excepthook."""
     if isinstance(error, (StallError, RankFailed)):
         raise error  # to ask the others would be to wait for them again
+    if job.outlives():
+        return  # they are asked at the end
     try:
         hpcai.init().leave()
     except HpcaiError:

@@ -26,7 +26,8 @@ def main() -> int:
             wire.revoke()
         if not wire.all_fine(invited is not None) or comm is None or invited is None:
             return job.quit()  # the others go on without
-    return ending(lambda: go_on(Reserve(wire, invited[0].wanted, invited[0].options.spare_ranks), comm, *invited))
+    reserve = Reserve(wire, invited[0].wanted, invited[0].options.spare_ranks)
+    return ending(lambda: go_on(reserve, comm, *invited, came_later=True))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from hpcai.comm.diagnosis import stall
 from hpcai.comm.membership import Reserve, training_ranks
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
-from hpcai.errors import HpcaiError, NonFiniteError, RankFailed
+from hpcai.errors import HpcaiError, Leave, NonFiniteError, RankFailed
 from hpcai.monitor import Sink
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import Micro
@@ -42,13 +42,16 @@ EVALUATION_BATCH = 1024
 
 
 class Ended(NamedTuple):
-    """A run that has come to its end: what a rank knows of it. checkpoint: the last one's name, as people call it."""
+    """A run that has come to its end: what a rank knows of it. checkpoint: the last one's name, as people call it; comm: of the
+    ranks that go on with their program.
+    """
 
     summary: dict[str, Any]
     history: list[dict[str, Any]]
     checkpoint: str
     dataset: Dataset
     options: Options
+    comm: Communicator
 
 
 def fit(options: Options, comm: Communicator) -> dict[str, Any]:
@@ -121,14 +124,17 @@ def go_on(
     dataset: Dataset,
     mine: Replica,
     sinks: Sequence[Sink] = (),
+    came_later: bool = False,
 ) -> Ended:
-    """`run_to_end` from where others are, for a rank that has joined them (newcomers.join)."""
+    """`run_to_end` from where others are, for a rank that has joined them (newcomers.join), and was started for it if it
+    came later.
+    """
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
     saver = Saver(mine, comm, resume.place(told.options), told.options.keep_checkpoints)
     locks = Locks(resume.folders(told.options), told.token)
     run = _run(told.options, dataset, told.progress, saver, reserve, locks, sinks)
-    run.counted, run.lost, run.failed = told.counted, told.lost, told.failed
+    run.counted, run.lost, run.failed, run.came_later = told.counted, told.lost, told.failed, came_later
     run.reporter.recoveries += told.recoveries
     recover.settle(run, [])
     run.reporter.note_recovery(run.lost, reserve.wanted, time() - run.failed)
@@ -162,13 +168,29 @@ def _through(run: Run) -> Ended:
     with contextlib.closing(run.reporter), _naming_last_checkpoint(run), watched:
         while True:
             try:
-                _train(run)
-                return _finish(run)
+                return _to_the_end(run)
             except RankFailed as error:
                 if run.options.elastic == "never":
                     raise
                 run.reserve.given_up.append(error)
                 recover.recover(run)
+
+
+def _to_the_end(run: Run) -> Ended:
+    """Train, and write what it came to. Where ranks have been started meanwhile they part from the others here, well or asked to
+    leave: these go on with their program. Raises: RankFailed, Leave.
+    """
+    ended, left = None, None
+    try:
+        _train(run)
+        ended = _finish(run)
+    except Leave as error:
+        left = error
+    comm = run.comm if run.options.elastic != "grow" else job.part(run.comm, run.came_later)
+    if left is not None:
+        raise left
+    assert ended is not None
+    return ended if comm is None else ended._replace(comm=comm)
 
 
 def _train(run: Run) -> None:
@@ -189,7 +211,7 @@ def _finish(run: Run) -> Ended:
     figures = _figures(run) | _best(run)
     summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text, figures))
     last = run.saver.place.path(naming.named(run.progress.step))
-    return Ended(summary, run.progress.history, last, run.dataset, run.options)
+    return Ended(summary, run.progress.history, last, run.dataset, run.options, run.comm)
 
 
 def _figures(run: Run) -> dict[str, Any]:

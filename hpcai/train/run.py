@@ -57,6 +57,8 @@ class Run:
     """The step after which all that live had last to begin anew, though none had failed."""
     evaluated: Evaluation | None = None
     """What these ranks found of the model last; None after others of them failed, or came."""
+    came_later: bool = False
+    """Whether this rank was started in place of one that failed."""
     rows: Array = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:

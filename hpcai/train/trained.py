@@ -77,6 +77,7 @@ class Trained:
     """A run that has ended, the same on all ranks. Nothing here communicates.
 
     summary: what summary.json has. checkpoint: the last one. model: the whole of it. data: the data set, without its samples.
+    comm: of the ranks that are here; with `elastic` some may be gone, and the one that was given is of no use then.
     """
 
     summary: dict[str, Any]
@@ -85,6 +86,7 @@ class Trained:
     model: Model
     data: Dataset
     options: Options
+    comm: Communicator
 
     @functools.cached_property
     def parameters(self) -> dict[str, Array]:
@@ -180,7 +182,9 @@ def fit(
         optimizer: "adam" and the like, or an optim.Optimizer, a function of the model that gives one, or its name.
         sinks: what hears the run's events, on rank 0 (see monitor.Sink). after_step, after_epoch: functions of their values.
         options: those of `python -m hpcai.train`, with underscores: steps=100, compress="int8", zero=1, run_dir="runs/a".
-            Files and variables that give options to that command are not read.
+            Files and variables that give options to that command are not read. With elastic="shrink" or "grow" (under mpirun
+            --with-ft ulfm) ranks that fail are done without or replaced; ones that are started for it make model, data and
+            optimizer by the functions' names, and end with the training: what stands behind `fit` runs on the others alone.
     Returns: a Trained, on all ranks alike.
     Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError, on all ranks alike.
     """
@@ -201,22 +205,20 @@ def fit(
         build.build_model(ended.options, ended.dataset),
         ended.dataset._replace(**empty),
         ended.options,
+        ended.comm,
     )
 
 
 def _chosen(comm: Communicator, own_ones: dict[str, Any], options: dict[str, Any]) -> Options:
     """The options, the same on all ranks but for what is of one's own, which each has by itself. Collective."""
     wrapped = {kind: own_name.wrapped(value, kind) for kind, value in own_ones.items() if value is not None}
-    chosen = comm.on_root(lambda: _without_elastic(parser.of(wrapped | options)))
+    chosen = comm.on_root(lambda: parser.of(wrapped | options))
+    _require_all(comm, chosen)
     given: dict[str, Any] = {kind: name for kind, name in wrapped.items() if isinstance(name, own_name.Own)}
     return dataclasses.replace(chosen, **given)
 
 
-def _without_elastic(chosen: Options) -> Options:
-    """Raise UsageError for what a program would not end with: MPI_Finalize may wait for ranks that failed."""
-    if chosen.elastic != "never":
-        raise UsageError(
-            f"elastic={chosen.elastic!r} is for the command alone, for now: python -m hpcai.train --elastic {chosen.elastic} "
-            "--model package.module:function --data package.module:function"
-        )
-    return chosen
+def _require_all(comm: Communicator, chosen: Options) -> None:
+    """Raise UsageError for ranks that could not go on without others, which are not all."""
+    if chosen.elastic != "never" and comm.wire.ranks != job.init().wire.ranks:
+        raise UsageError(f"elastic={chosen.elastic!r} is for all ranks that the launcher started; leave comm out")

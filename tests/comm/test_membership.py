@@ -31,12 +31,12 @@ def test_arrays_of_waits_that_failed_live_until_a_step_is_done(monkeypatch):
 
     monkeypatch.setattr(loop, "_between", between)
     monkeypatch.setattr(loop, "_step", step)
-    monkeypatch.setattr(loop, "_finish", lambda run: {})
+    monkeypatch.setattr(loop, "_finish", lambda run: SimpleNamespace(_replace=lambda comm: {}))
     monkeypatch.setattr(loop.recover, "recover", lambda run: None)
     monkeypatch.setattr(loop.stall, "outlive", lambda: None)
     monkeypatch.setattr(loop.signals, "cast_into", lambda *_: contextlib.nullcontext())
     run = SimpleNamespace(
-        options=SimpleNamespace(elastic="shrink", signals=()),
+        options=SimpleNamespace(elastic="shrink", signals=(), patience=None),
         reserve=Reserve(None, 2),
         reporter=SimpleNamespace(close=lambda: None),
         mine=SimpleNamespace(votes=None),

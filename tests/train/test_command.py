@@ -33,7 +33,7 @@ def test_a_run_shows_its_result_and_writes_its_files(tmp_path):
 def test_help_is_printed_once_and_starts_no_mpi():
     code, out, _ = run(3, "--help", limit=20)
     assert code == 0
-    assert out.count("usage: hpcai.train") == 1
+    assert out.count("usage: mpirun -n RANKS python -m hpcai.train") == 1
     check = "import sys; from hpcai.train.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'mpi4py.MPI' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True, env=environment(), stdout=subprocess.DEVNULL)
 

@@ -107,3 +107,63 @@ def test_a_mistake_is_one_clear_line_on_all_ranks(tmp_path):
         assert code == 2, err
         assert words in err
         assert not (tmp_path / "run").exists()
+
+
+ELASTIC = """
+import sys
+import hpcai
+from examples import own_model
+
+if __name__ == "__main__":
+    trained = hpcai.fit(own_model.model, own_model.data, lr=0.01, **dict(word.split("=") for word in sys.argv[1:]))
+    total = trained.comm.allgather_object(trained.comm.rank)
+    if trained.comm.rank == 0:
+        print("behind fit", total, trained.predict([[0.1, 0.1]]).tolist(), trained.summary["steps"], file=sys.stderr)
+"""
+
+
+def elastic_script(tmp_path, ranks, *words, grow):
+    """Start it, and kill a rank when it trains, each time waiting for the others to go on."""
+    (tmp_path / "mine.py").write_text(ELASTIC)
+    launcher = ["--with-ft", "ulfm", *(["--prtemca", RECOVERABLE, "1"] if grow else [])]
+    said = tmp_path / "stderr"
+    words = [*words, f"run_dir={tmp_path / 'run'}", f"elastic={'grow' if grow else 'shrink'}"]
+    process = start(
+        ranks, *words, program=(tmp_path / "mine.py",), launcher=launcher, errors=said, PYTHONPATH=str(SCRIPT.parents[1])
+    )
+    try:
+        wait_for(lambda: trains(tmp_path / "run"), limit=60)
+        os.kill(children(process, b"mine.py")[1], signal.SIGKILL)
+        left = ranks if grow else ranks - 1
+        wait_for(lambda: f"{left} go on after step" in said.read_text(), limit=60)
+        return process, said
+    except BaseException:
+        end(process)
+        raise
+
+
+@ulfm
+@pytest.mark.parametrize("grow", [False, True])
+def test_a_script_goes_on_without_a_rank_and_what_stands_behind_fit_runs_on_those_that_were_there(tmp_path, grow):
+    process, said = elastic_script(tmp_path, 3, "epochs=300", "dtype=f64", grow=grow)
+    try:
+        assert process.wait(100) == 0, said.read_text()
+    finally:
+        end(process)
+    assert f"behind fit {[0, 1]} [0] {300 * 13}" in said.read_text()
+    loss = hpcai.load(tmp_path / "run").history[-1]["test_loss"]
+    code, _, err = script(2, tmp_path / "undisturbed", epochs=300, dtype="f64")
+    assert code == 0, err
+    assert loss == pytest.approx(hpcai.load(tmp_path / "undisturbed").history[-1]["test_loss"], rel=1e-6)
+
+
+@ulfm
+@pytest.mark.parametrize("grow", [False, True])
+def test_a_script_that_is_asked_to_leave_ends_with_85(tmp_path, grow):
+    process, said = elastic_script(tmp_path, 3, "epochs=1000000", grow=grow)
+    try:
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(60) == 85, said.read_text()
+    finally:
+        end(process)
+    assert hpcai.load(tmp_path / "run").step > 0

@@ -173,7 +173,7 @@ def test_events_are_heard_in_order_on_rank_0(tmp_path):
         ({"model": 7}, "gave int; wanted is an hpcai.nn.Model"),
         ({"data": 7}, "gave int; wanted is (x, y)"),
         ({"zero": 2, "compress": "int8"}, "take --zero 1"),
-        ({"elastic": "shrink"}, "elastic='shrink' is for the command alone, for now: python -m hpcai.train --elastic shrink"),
+        ({"elastic": "shrink"}, "elastic='shrink' is for all ranks that the launcher started; leave comm out"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(tmp_path, options, words):

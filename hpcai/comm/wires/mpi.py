@@ -277,11 +277,13 @@ class MpiWire:
 
 
 def _end_by(pid: int) -> None:
-    """Have MPI_Finalize called when this process ends. mpi4py would call it in forked children too, and break theirs."""
+    """Have MPI_Finalize called when this process ends, unless it may wait there for ranks that failed. mpi4py would call it in
+    forked children too, and break theirs.
+    """
 
     def finalize() -> None:
         MPI = load()
-        if os.getpid() == pid and MPI.Is_initialized() and not MPI.Is_finalized():
+        if os.getpid() == pid and not ulfm.enabled() and MPI.Is_initialized() and not MPI.Is_finalized():
             MPI.Finalize()
 
     atexit.register(finalize)
