@@ -80,7 +80,7 @@ class Figures:
         if self.counts is not None and target.ndim == 1 and y.shape == (len(target), self.classes):
             self._count(np.asarray(y).argmax(1), target)
         elif not self.classes and len(y) == len(target) and y.size == target.size:
-            part = _measured(np.asarray(y, np.float64), target.reshape(y.shape))
+            part = _measured(*(np.asarray(one, np.float64).reshape(len(y), -1) for one in (y, target)))
             self.quantities = part if self.quantities is None else self.quantities.merged(part)
 
     def _count(self, predicted: Array, target: Array) -> None:

@@ -10,6 +10,7 @@ import hpcai
 from hpcai import nn
 from hpcai.comm import threads
 from hpcai.data.dataset import Dataset
+from hpcai.train import loop
 from hpcai.train.report import curve, figures
 from tests.train import mine
 
@@ -116,6 +117,18 @@ def test_a_finished_run_whose_summary_is_gone_is_evaluated_again(tmp_path):
     assert again.summary["classes"] == first.summary["classes"]
 
 
+def test_what_ranks_had_counted_that_are_not_there_any_more_is_counted_again(tmp_path, monkeypatch):
+    first, finish = trained(tmp_path, run="first"), loop._finish
+
+    def after_others_failed(run):
+        run.evaluated.counts[:] = 0  # what others had is not here
+        run.resized()
+        return finish(run)
+
+    monkeypatch.setattr(loop, "_finish", after_others_failed)
+    np.testing.assert_array_equal(trained(tmp_path).confusion, first.confusion)
+
+
 def test_texts_have_no_figures_of_bytes(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"what follows a byte is no class " * 40)
     options = {"layers": 1, "width": 8, "heads": 2, "context": 8, "steps": 2, "mesh": "tp=2"}
@@ -186,6 +199,12 @@ def test_r2_of_equal_targets_and_of_one_sample():
     assert of(ones + 1, ones)["test_r2"] == 0.0
     assert of(ones[:1], ones[:1])["test_r2"] is None
     assert of(ones[:0], ones[:0]) == {}
+
+
+def test_targets_of_one_dim_are_those_of_one_output():
+    y, target = np.array([[1.0], [2.0], [4.0]]), np.array([1, 2, 3])
+    assert of(y, target) == of(y.reshape(-1), target) == of(y, target.reshape(-1, 1) * 1.0)
+    assert of(y, np.ones((3, 2))) == {}
 
 
 def test_r2_of_targets_far_from_zero_keeps_its_digits():
