@@ -47,7 +47,6 @@ def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, u
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    records = [json.loads(line) for line in lines(metrics)]
     below = _scores(history)
     figure, every = pyplot.subplots(
         1 + bool(below),
@@ -57,25 +56,29 @@ def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, u
         squeeze=False,
         height_ratios=[3, 2][: 1 + bool(below)],
     )
-    top, ends = every[0, 0], [record["step"] for record in history]
-    starts = [0, *ends][: len(ends)]
-    means, tests = ([_number(record.get(key)) for record in history] for key in ("loss", "test_loss"))
-    top.plot([r["step"] for r in records], [_number(r["loss"]) for r in records], color="0.75", linewidth=0.8, label="step")
-    middles = [(a + b) / 2 for a, b in zip(starts, ends, strict=True)]
-    top.plot(middles, means, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
-    top.plot(ends, tests, color="tab:orange", marker="s", markersize=4, label="test")
-    shown = [value for value in means + tests if isfinite(value)]
-    top.set(ylabel=f"loss ({unit})" if unit else "loss", title=title)
-    top.set_yscale("log" if shown and min(shown) > 0 and max(shown) / min(shown) >= DECADE else "linear")
-    top.legend()
+    _draw_losses(every[0, 0], [json.loads(line) for line in lines(metrics)], history)
+    every[0, 0].set(ylabel=f"loss ({unit})" if unit else "loss", title=title)
     if below:
-        _draw_scores(every[1, 0], ends, below, target)
+        _draw_scores(every[1, 0], [record["step"] for record in history], below, target)
     for axes in every[:, 0]:
         axes.grid(alpha=0.3, which="both")
     every[-1, 0].set_xlabel("step")
     every[-1, 0].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _draw_losses(axes: Any, records: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
+    """Of steps, by their records, and of epochs: the mean in the middle of each, that on test data at its end."""
+    ends = [record["step"] for record in history]
+    middles = [(a + b) / 2 for a, b in zip([0, *ends], ends, strict=False)]
+    means, tests = ([_number(record.get(key)) for record in history] for key in ("loss", "test_loss"))
+    axes.plot([r["step"] for r in records], [_number(r["loss"]) for r in records], color="0.75", linewidth=0.8, label="step")
+    axes.plot(middles, means, color="tab:blue", marker="o", markersize=4, label="mean of epoch")
+    axes.plot(ends, tests, color="tab:orange", marker="s", markersize=4, label="test")
+    shown = [value for value in means + tests if isfinite(value)]
+    axes.set_yscale("log" if shown and min(shown) > 0 and max(shown) / min(shown) >= DECADE else "linear")
+    axes.legend()
 
 
 def _scores(history: list[dict[str, Any]]) -> dict[str, list[float]]:
