@@ -91,7 +91,7 @@ FAULTS = (
     Fault(DOOR, "(reach < 0 ? bytes.low : bytes.high) += reach;", "bytes.high += reach;", "arrays that run backwards"),
     Fault(DOOR, "bytes.high += PyArray_ITEMSIZE(array);", "", "arrays that share their last element"),
     Fault(DOOR, "n == 0 || top < limit", "n == 0 || top <= limit", "an index one behind the end"),
-    Fault(DOOR, "if (rule.kind == 'u' && value >> 32) return false;", "", "2**32 where numbers are below it"),
+    Fault(DOOR, "if (rule.letter == U32 && value >> 32) return false;", "", "2**32 where numbers are below it"),
 )  # fmt: skip
 
 TESTS = (
