@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("-e", "--end", type=size_of, default=size_of("256M"), help="largest size")
     parser.add_argument("-f", "--factor", type=int, default=2, help="factor between sizes")
     parser.add_argument("-n", "--rounds", type=int, default=20, help="turns of each candidate")
-    parser.add_argument("-w", "--lr-warmup-steps", type=int, default=2, help="turns before timing")
+    parser.add_argument("-w", "--warmup", type=int, default=2, help="turns before timing")
     parser.add_argument("-c", "--check", type=int, default=1, help="compare with the exact sum first")
     parser.add_argument("-d", "--dtype", default="f32", choices=list(DTYPES))
     parser.add_argument(

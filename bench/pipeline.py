@@ -35,7 +35,7 @@ ROWS, WIDTH = 1024, 128
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.pipeline", description=__doc__.splitlines()[0])
     parser.add_argument("--micro-batches", type=int, default=16)
-    parser.add_argument("--pipeline-chunks", type=int, default=2, help="stages a rank of the interleaved schedule")
+    parser.add_argument("--chunks", type=int, default=2, help="stages a rank of the interleaved schedule")
     parser.add_argument(
         "--ms", type=float, default=30.0, help="of a rank's forward, of its input gradient, and of its weights' gradient"
     )

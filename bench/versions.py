@@ -1,6 +1,6 @@
 """Two checkouts of hpcai against each other: does a change cost anything?
 
-    python -m bench.versions ../before . --run-dir 'step mlp' --run-dir 'step gpt' --run-dir 'allreduce 64K'
+    python -m bench.versions ../before . --run 'step mlp' --run 'step gpt' --run 'allreduce 64K'
 
 Each checkout has its kernels built in its own hpcai/. Both jobs live at the same time, bound to the same cores; while one works
 through a block, the other sleeps in a read. Blocks alternate in random order, so that both see the same machine. A block's time
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.versions", description=__doc__.splitlines()[0])
     parser.add_argument("before", type=Path, help="folder of a checkout")
     parser.add_argument("now", type=Path, help="folder of another")
-    parser.add_argument("--run-dir", action="append", help="what to time; may be given several times")
+    parser.add_argument("--run", action="append", help="what to time; may be given several times")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--blocks", type=int, default=60, help="blocks of each side")
     parser.add_argument("--block-s", type=float, default=0.15, help="seconds of a block, about")

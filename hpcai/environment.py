@@ -23,6 +23,9 @@ MOST_S = 1e7
 ALGORITHMS = ("auto", "node", "hierarchical", "ring", "halving_doubling", "mpi")
 """Ways of an all-reduce."""
 
+LANES = ("v3", "none")
+"""Vectors of older processors, and none: what a program may ask the kernels for."""
+
 
 class Variable(NamedTuple):
     """Whether a value makes sense, and what does in words."""
@@ -60,7 +63,7 @@ VARIABLES: dict[str, Variable] = {
     "CACHE": _TEXT,
     "DATA": _TEXT,
     "KERNELS": _one_of("required"),
-    "LANES": _one_of("v3", "none"),
+    "LANES": _one_of(*LANES),
     "LAUNCHER": _one_of("auto", "srun-pmix", "srun-pmi2", "mpirun"),
     "LAUNCHER_OPTIONS": _TEXT,
     "NODE": _one_of("0", "1"),

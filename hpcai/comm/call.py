@@ -14,15 +14,14 @@ import numpy as np
 from hpcai.comm.wire import Wire
 from hpcai.environment import ALGORITHMS
 from hpcai.errors import UsageError, counted
+from hpcai.ops import native
 from hpcai.xp import CODES, Array
 
-# The first five are the numbers of kernels/cpu/node.hpp.
+NATIVE_KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast")
+"""Those that the kernels know, by the same numbers."""
+
 KINDS = (
-    "agree",
-    "allreduce",
-    "reduce_scatter",
-    "allgather",
-    "broadcast",
+    *NATIVE_KINDS,
     "barrier",
     "allgather_object",
     "split",
@@ -33,8 +32,15 @@ KINDS = (
 )
 REDUCING = ("allreduce", "reduce_scatter")
 OPERATIONS = ("", "sum", "mean", "max", "min")
-FOLDS = {"": 0, "sum": 0, "mean": 0, "max": 1, "min": 2}
+FOLDS = {"": native.OPERATIONS["sum"], "mean": native.OPERATIONS["sum"], **native.OPERATIONS}
 BYTES = len(CODES)
+FIELDS = ("valid", "kind", "count", "dtype", "operation", "choice", "shape", "algorithm")
+"""What the numbers of a key say."""
+
+SHAPE_FACTOR, SHAPE_BITS = 1000003, 61
+PLACE_BITS = 40
+"""A symmetric array has fewer than 2**40 bytes."""
+
 SHOWN = 8
 """So many ranks are named."""
 
@@ -63,8 +69,8 @@ def shape_code(shape: tuple[int, ...]) -> int:
         return 0
     code = len(shape) + 1
     for length in shape:
-        code = (code * 1000003 + length) % (1 << 64)
-    return code % (1 << 61)
+        code = (code * SHAPE_FACTOR + length) % (1 << 64)
+    return code % (1 << SHAPE_BITS)
 
 
 def describe(kind: str, x: Array, op: str, choice: int, calls: int, algorithm: str = "auto") -> str:
@@ -174,8 +180,10 @@ def empty_problem(shape: Any, dtype: Any) -> Exception | None:
     lengths = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
     if not all(whole(length) for length in lengths):
         return TypeError(f"empty wants a shape of whole numbers, got {shape!r}")
-    if any(length < 0 for length in lengths) or math.prod(lengths) * kind.itemsize >= 1 << 40 or len(lengths) > 32:
-        return ValueError(f"empty wants lengths from 0, less than 2**40 bytes in all and 32 dimensions at most, got {shape!r}")
+    if any(length < 0 for length in lengths) or math.prod(lengths) * kind.itemsize >= 1 << PLACE_BITS or len(lengths) > 32:
+        return ValueError(
+            f"empty wants lengths from 0, less than 2**{PLACE_BITS} bytes in all and 32 dimensions at most, got {shape!r}"
+        )
     return None
 
 

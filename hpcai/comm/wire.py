@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from hpcai.xp import Array
 
+ALIGNMENT = 4096
+"""Memory that ranks share begins at a multiple of so many bytes: a page."""
+
 
 class Pending(Protocol):
     """A send or receive under way; the buffer belongs to the wire until `wait` returns."""
@@ -62,7 +65,7 @@ class Wire(Protocol):
         """An integer that is equal on ranks which share memory."""
 
     def shared(self, bytes_per_rank: int) -> Array | None:
-        """Zeroed memory of size * bytes_per_rank bytes that all ranks address, or None on all where there is none."""
+        """Zeroed memory of size * bytes_per_rank bytes, aligned, that all ranks address, or None on all where there is none."""
 
     def on_failure(self, release: Callable[[], None]) -> None:
         """Have `release` called when another rank is known to have failed, if this wire ever knows."""

@@ -15,7 +15,7 @@ from hpcai.ops import blocks_reference, native
 from hpcai.ops.door import U32, takes
 from hpcai.xp import Array
 
-BLOCK = 256
+BLOCK = blocks_reference.BLOCK
 FORMATS = {"int8": 8, "int4": 4, "fp8": 8, "sign": 1}
 """Bits of a level. int8: -127..127; int4: -7..7; fp8: e4m3; sign: +1, -1 with the mean magnitude as scale."""
 

@@ -8,6 +8,11 @@ from hpcai.xp import float8
 
 BLOCK = 256
 LARGEST = {"int8": 127.0, "int4": 7.0, "fp8": 448.0}
+NOT_FINITE = {"int8": -128, "int4": -8, "fp8": 0x7F}
+"""The levels that stand for NaN."""
+
+SMALLEST_SCALE = 2.0**-126
+"""Below it a block counts as zero."""
 
 
 def encode_blocks_into(scales, packed, x, form, memory, key):
@@ -22,7 +27,7 @@ def encode_blocks_into(scales, packed, x, form, memory, key):
             s = s / (counts.astype(np.float32) * np.float32(2.0**-8))
         else:
             s = np.where(finite, np.abs(rows), np.float32(0)).max(1, initial=0) / np.float32(LARGEST[form])
-        s[s < np.float32(2.0**-126)] = 0
+        s[s < np.float32(SMALLEST_SCALE)] = 0
         level = _levels(rows, s, form, key)
         bad = ~finite.all(1)
         if form == "sign":
@@ -106,8 +111,7 @@ def _fp8_stochastic(y, random, u):
 def _pack(level, finite, form):
     if form == "sign":
         return np.packbits(level < 0, bitorder="little")
-    none = {"int8": -128, "int4": -8, "fp8": 0x7F}[form]
-    level = np.where(finite, level, np.int8(none))
+    level = np.where(finite, level, np.int8(NOT_FINITE[form]))
     if form != "int4":
         return level.view(np.uint8)
     nibbles = np.append(level, np.zeros(level.size % 2, np.int8)).view(np.uint8) & 15
@@ -123,5 +127,4 @@ def _unpack(packed, n, form):
         level = packed.view(np.int8)
     else:
         level = ((np.stack([packed & 15, packed >> 4], 1).reshape(-1)[:n] ^ 8).astype(np.int8) - 8).astype(np.int8)
-    none = -128 if form == "int8" else -8
-    return np.where(level == none, np.float32(np.nan), level.astype(np.float32))
+    return np.where(level == NOT_FINITE[form], np.float32(np.nan), level.astype(np.float32))

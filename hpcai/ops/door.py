@@ -55,6 +55,25 @@ SCALARS: dict[str, tuple[str, set[type], str, int | None]] = {
 """Annotations, the letters that the native door knows them by, types, words and limits."""
 
 
+class ArrayRule(NamedTuple):
+    """What the native door is told of one array; `place` is that among the arguments."""
+
+    place: int
+    written: bool
+    strided: bool
+    optional: bool
+    limited: bool
+
+
+class ScalarRule(NamedTuple):
+    """The same of one scalar. shaping: shapes depend on it."""
+
+    place: int
+    letter: str
+    optional: bool
+    shaping: bool
+
+
 class _Scalar(NamedTuple):
     """What one scalar has to be."""
 
@@ -106,8 +125,10 @@ def _guarded(verb: Any, signature: inspect.Signature, rules: list[Rule], same: s
         return verb(*args)
 
     if Door is not None:
-        looks = [(names.index(rule.name), rule.written, rule.strided, rule.optional, rule.limit is not None) for rule in rules]
-        kinds = [(names.index(one.name), one.letter, one.optional, one.name in shaping) for one in scalars]
+        looks = [
+            ArrayRule(names.index(rule.name), rule.written, rule.strided, rule.optional, rule.limit is not None) for rule in rules
+        ]
+        kinds = [ScalarRule(names.index(one.name), one.letter, one.optional, one.name in shaping) for one in scalars]
         enter = Door(verb, check, bind, len(names), looks, kinds, _apart(names, rules))
     entered: Any = wraps(verb)(enter)
     entered.unchecked, entered.rules = verb, rules

@@ -99,7 +99,7 @@ struct Scratch {
 
 PER_CPU void attention(float* y, float* norms, const float* x, std::size_t sequences, std::size_t context, std::size_t heads,
                        std::size_t width, float scale) {
-    const std::size_t t = up(context, kRows), tl = up(context, kLane) + kLane, d = up(width, kLane);
+    const std::size_t t = round_up(context, kRows), tl = round_up(context, kLane) + kLane, d = round_up(width, kLane);
     const std::size_t stride = 3 * heads * width, out = heads * width;
     Scratch scratch(t * d + width * tl + tl * d + kRows * tl + kRows * d);
     float* q = scratch.take(t * d);
@@ -115,12 +115,12 @@ PER_CPU void attention(float* y, float* norms, const float* x, std::size_t seque
         pack_columns(kt, tl, xq + out, stride, context, width);
         pack_rows(v, d, xq + 2 * out, stride, context, width);
         for (std::size_t i0 = 0; i0 < context; i0 += kRows) {
-            const std::size_t keys = i0 + kRows < context ? i0 + kRows : context, columns = up(keys, kLane);
+            const std::size_t keys = i0 + kRows < context ? i0 + kRows : context, columns = round_up(keys, kLane);
             product(s, tl, q + i0 * d, d, 1, kt, tl, width, columns);
             for (std::size_t r = 0; r < kRows && i0 + r < context; ++r) {
                 float* row = s + r * tl;
                 const std::size_t last = columns - kLane;  // a tile's queries all end in one vector of keys
-                V top = causal(load(row + last), all(-std::numeric_limits<float>::infinity()), last, i0 + r);
+                V top = causal(load(row + last), broadcast(-std::numeric_limits<float>::infinity()), last, i0 + r);
                 for (std::size_t j = 0; j < last; j += kLane) {
                     const V here = load(row + j);
                     top = here > top ? here : top;
@@ -149,7 +149,7 @@ PER_CPU void attention(float* y, float* norms, const float* x, std::size_t seque
 
 PER_CPU void attention_backward(float* dx, const float* dy, const float* y, const float* norms, const float* x,
                                 std::size_t sequences, std::size_t context, std::size_t heads, std::size_t width, float scale) {
-    const std::size_t t = up(context, kRows), tl = up(context, kLane) + kLane, d = up(width, kLane);
+    const std::size_t t = round_up(context, kRows), tl = round_up(context, kLane) + kLane, d = round_up(width, kLane);
     const std::size_t stride = 3 * heads * width, out = heads * width;
     Scratch scratch(6 * tl * d + 2 * d * tl + 2 * kBlock * tl + kRows * d);
     float* q = scratch.take(tl * d);
@@ -178,7 +178,7 @@ PER_CPU void attention_backward(float* dx, const float* dy, const float* y, cons
         for (std::size_t begin = 0; begin < context; begin += kBlock) {
             const std::size_t end = begin + kBlock < t ? begin + kBlock : t;
             for (std::size_t i0 = begin; i0 < end; i0 += kRows) {
-                const std::size_t keys = i0 + kRows < context ? i0 + kRows : context, columns = up(keys, kLane);
+                const std::size_t keys = i0 + kRows < context ? i0 + kRows : context, columns = round_up(keys, kLane);
                 float* pr = p + (i0 - begin) * tl;
                 float* dr = ds + (i0 - begin) * tl;
                 product(pr, tl, q + i0 * d, d, 1, kt, tl, width, columns);
@@ -192,7 +192,7 @@ PER_CPU void attention_backward(float* dx, const float* dy, const float* y, cons
                     }
                     V dots = {};
                     along(width, [&](std::size_t c, auto get, auto) INLINED { dots += get(gy + i * out + c) * get(yy + i * out + c); });
-                    const V norm = all(norms[head * context + i]), taken = all(sum_of(dots));
+                    const V norm = broadcast(norms[head * context + i]), taken = broadcast(sum_of(dots));
                     for (std::size_t j = 0; j < columns; j += kLane) {
                         V likely = exponential(load(pr + j) * scale - norm);
                         if (j + kLane == columns) likely = causal(likely, V{}, j, i);

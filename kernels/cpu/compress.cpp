@@ -41,18 +41,12 @@ inline __attribute__((always_inline)) void prefetch(const float* x, std::size_t 
         }                                                                                                                       \
     }
 
-ENCODE(encode_int8, Int8)
-ENCODE(encode_int4, Int4)
-ENCODE(encode_fp8, Fp8)
-ENCODE(encode_sign, Sign)
-DECODE(decode_int8, Int8, false)
-DECODE(decode_int4, Int4, false)
-DECODE(decode_fp8, Fp8, false)
-DECODE(decode_sign, Sign, false)
-DECODE(add_int8, Int8, true)
-DECODE(add_int4, Int4, true)
-DECODE(add_fp8, Fp8, true)
-DECODE(add_sign, Sign, true)
+#define ENCODE_OF(NAME, FORMAT) ENCODE(encode_##FORMAT, FORMAT)
+#define DECODE_OF(NAME, FORMAT) DECODE(decode_##FORMAT, FORMAT, false)
+#define ADD_OF(NAME, FORMAT) DECODE(add_##FORMAT, FORMAT, true)
+HPCAI_FORMATS(ENCODE_OF)
+HPCAI_FORMATS(DECODE_OF)
+HPCAI_FORMATS(ADD_OF)
 
 // 64 comparisons become the bits of a word, whose set bits are the places: no branch for each element.
 PER_CPU std::size_t select(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
@@ -92,19 +86,22 @@ PER_CPU void add(float* __restrict memory, const float* __restrict x, std::size_
 
 }  // namespace
 
+#define ENCODER(NAME, FORMAT) encode_##FORMAT,
+#define DECODER(NAME, FORMAT) decode_##FORMAT,
+#define ADDER(NAME, FORMAT) add_##FORMAT,
 using Encode = long (*)(const float*, float*, std::size_t, float*, std::uint8_t*, Rounding);
 using Decode = void (*)(float*, std::size_t, const float*, const std::uint8_t*, float);
 
 long encode_blocks(int format, const float* x, float* memory, std::size_t n, float* scales, std::uint8_t* packed, bool stochastic,
                    std::uint32_t key) {
-    static const Encode table[] = {encode_int8, encode_int4, encode_fp8, encode_sign};
+    static const Encode table[] = {HPCAI_FORMATS(ENCODER)};
     if (format < INT8 || format > SIGN) return -1;
     return table[format](x, memory, n, scales, packed, Rounding{stochastic, key});
 }
 
 bool decode_blocks(int format, bool add, float* out, std::size_t n, const float* scales, const std::uint8_t* packed, float weight) {
-    static const Decode plain[] = {decode_int8, decode_int4, decode_fp8, decode_sign};
-    static const Decode adding[] = {add_int8, add_int4, add_fp8, add_sign};
+    static const Decode plain[] = {HPCAI_FORMATS(DECODER)};
+    static const Decode adding[] = {HPCAI_FORMATS(ADDER)};
     if (format < INT8 || format > SIGN) return false;
     (add ? adding : plain)[format](out, n, scales, packed, weight);
     return true;

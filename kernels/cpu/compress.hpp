@@ -3,9 +3,13 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "tables.hpp"
+
 namespace hpcai::cpu {
 
-enum Format : int { INT8 = 0, INT4 = 1, FP8 = 2, SIGN = 3 };
+// With the types of blocks.hpp.
+#define HPCAI_FORMATS(EACH) EACH(INT8, Int8) EACH(INT4, Int4) EACH(FP8, Fp8) EACH(SIGN, Sign)
+enum Format : int { HPCAI_FORMATS(HPCAI_MEMBER) };
 
 // x (n) into one scale and 256 levels a block; with a memory see blocks.hpp. Returns how many blocks were not finite, -1 if the
 // format is unknown.

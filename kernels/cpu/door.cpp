@@ -21,18 +21,8 @@
 namespace hpcai::cpu {
 namespace {
 
-constexpr std::size_t MOST_SEEN = 1024;  // kinds of call that a door remembers
-
-struct ArrayRule {
-    Py_ssize_t place;
-    bool written, strided, optional, limited;
-};
-
-struct ScalarRule {
-    Py_ssize_t place;
-    char kind;  // i: whole number, u: below 2**32, U: below 2**64, f: number, b: True or False, s: text
-    bool optional, shaping;
-};
+struct ArrayRule { HPCAI_ARRAY_RULE(HPCAI_FIELD) };
+struct ScalarRule { HPCAI_SCALAR_RULE(HPCAI_FIELD) };
 
 struct Pair {
     Py_ssize_t a, b;  // places of arguments
@@ -107,24 +97,24 @@ bool add_array(const ArrayRule& rule, PyObject* x, Key& key) {
 bool add_scalar(const ScalarRule& rule, PyObject* x, Key& key) {
     std::uint64_t value = 0;
     if (x == Py_None && rule.optional) {
-    } else if (rule.kind == 's') {
+    } else if (rule.letter == STR) {
         if (!PyUnicode_CheckExact(x)) return false;
         value = reinterpret_cast<std::uint64_t>(x);
-    } else if (rule.kind == 'b') {
+    } else if (rule.letter == BOOL) {
         if (x != Py_True && x != Py_False) return false;
         value = x == Py_True;
-    } else if (rule.kind == 'f' && PyFloat_CheckExact(x)) {
+    } else if (rule.letter == FLOAT && PyFloat_CheckExact(x)) {
         const double number = PyFloat_AS_DOUBLE(x);
         std::memcpy(&value, &number, sizeof value);
     } else if (!PyLong_CheckExact(x)) {
         return false;
-    } else if (rule.kind == 'u' || rule.kind == 'U') {
+    } else if (rule.letter == U32 || rule.letter == U64) {
         value = PyLong_AsUnsignedLongLong(x);
         if (PyErr_Occurred()) {
             PyErr_Clear();
             return false;
         }
-        if (rule.kind == 'u' && value >> 32) return false;
+        if (rule.letter == U32 && value >> 32) return false;
     } else {
         int overflow = 0;
         value = std::uint64_t(PyLong_AsLongLongAndOverflow(x, &overflow));
@@ -221,7 +211,7 @@ void remember(Rules& rules, PyObject* const* args, Key&& key, std::uint64_t hash
     for (const ScalarRule& rule : rules.scalars)
         if (rule.shaping) seen.held.push_back(args[rule.place]);
     for (PyObject* object : seen.held) Py_INCREF(object);
-    if (rules.memory.calls.size() >= MOST_SEEN) rules.memory.clear();
+    if (rules.memory.calls.size() >= kMostSeen) rules.memory.clear();
     rules.memory.hashes.push_back(hash);
     rules.memory.calls.push_back(std::move(seen));
 }
@@ -274,18 +264,30 @@ PyObject* call(PyObject* self, PyObject* const* args, std::size_t nargsf, PyObje
 
 // ---- the type
 
-bool flag(PyObject* tuple, Py_ssize_t i) { return PyObject_IsTrue(PyTuple_GetItem(tuple, i)) == 1; }
+void read(PyObject* x, bool& out) { out = x && PyObject_IsTrue(x) == 1; }
+void read(PyObject* x, Py_ssize_t& out) { out = PyLong_AsSsize_t(x); }
+void read(PyObject* x, char& out) {
+    const char* text = x ? PyUnicode_AsUTF8(x) : nullptr;
+    out = text ? *text : '?';
+}
+
+#define READ(NAME, TYPE) read(PyTuple_GetItem(rule, at++), one.NAME);
+ArrayRule array_rule(PyObject* rule) {
+    ArrayRule one;
+    Py_ssize_t at = 0;
+    HPCAI_ARRAY_RULE(READ)
+    return one;
+}
+ScalarRule scalar_rule(PyObject* rule) {
+    ScalarRule one;
+    Py_ssize_t at = 0;
+    HPCAI_SCALAR_RULE(READ)
+    return one;
+}
 
 bool read_rules(Rules& rules, PyObject* arrays, PyObject* scalars, PyObject* apart) {
-    for (Py_ssize_t i = 0; i < PyList_Size(arrays); ++i) {
-        PyObject* rule = PyList_GetItem(arrays, i);
-        rules.arrays.push_back({PyLong_AsSsize_t(PyTuple_GetItem(rule, 0)), flag(rule, 1), flag(rule, 2), flag(rule, 3), flag(rule, 4)});
-    }
-    for (Py_ssize_t i = 0; i < PyList_Size(scalars); ++i) {
-        PyObject* rule = PyList_GetItem(scalars, i);
-        const char* kind = PyUnicode_AsUTF8(PyTuple_GetItem(rule, 1));
-        rules.scalars.push_back({PyLong_AsSsize_t(PyTuple_GetItem(rule, 0)), kind ? *kind : '?', flag(rule, 2), flag(rule, 3)});
-    }
+    for (Py_ssize_t i = 0; i < PyList_Size(arrays); ++i) rules.arrays.push_back(array_rule(PyList_GetItem(arrays, i)));
+    for (Py_ssize_t i = 0; i < PyList_Size(scalars); ++i) rules.scalars.push_back(scalar_rule(PyList_GetItem(scalars, i)));
     for (Py_ssize_t i = 0; i < PyList_Size(apart); ++i) {
         PyObject* pair = PyList_GetItem(apart, i);
         rules.apart.push_back({PyLong_AsSsize_t(PyTuple_GetItem(pair, 0)), PyLong_AsSsize_t(PyTuple_GetItem(pair, 1))});

@@ -65,9 +65,9 @@ ALL_RANKS(i64, std::int64_t, std::int64_t)
 const Lanes* lanes() {
 #if defined(HPCAI_LANES)
     static const Lanes* chosen = []() -> const Lanes* {
-        const char* asked = std::getenv("HPCAI_LANES");
-        if (asked && std::strcmp(asked, "none") == 0) return nullptr;
-        const bool old = asked && std::strcmp(asked, "v3") == 0;
+        const char* asked = std::getenv(kLanesVariable);
+        if (asked && std::strcmp(asked, kLanesNone) == 0) return nullptr;
+        const bool old = asked && std::strcmp(asked, kLanesV3) == 0;
         if (!old && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
             return &v4::kTable;
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? &v3::kTable : nullptr;

@@ -2,10 +2,14 @@
 #pragma once
 #include <cstddef>
 
+#include "tables.hpp"
+
 namespace hpcai::cpu {
 
-enum Type : int { F16 = 0, BF16 = 1, F32 = 2, F64 = 3, I32 = 4, I64 = 5, BYTES = 6 };
-enum Op : int { SUM = 0, MAX = 1, MIN = 2 };
+#define HPCAI_TYPES(EACH) EACH(F16) EACH(BF16) EACH(F32) EACH(F64) EACH(I32) EACH(I64) EACH(BYTES)
+#define HPCAI_OPS(EACH) EACH(SUM) EACH(MAX) EACH(MIN)
+enum Type : int { HPCAI_TYPES(HPCAI_MEMBER) };
+enum Op : int { HPCAI_OPS(HPCAI_MEMBER) };
 
 // acc OP= x. acc has the type of x, or f32 where x has 16 bits. False: no such combination.
 bool fold(Type type, Op op, void* acc, const void* x, std::size_t n);

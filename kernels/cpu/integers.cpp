@@ -28,8 +28,7 @@ constexpr int kBlock = kTileElements;
         EACH_BLOCK(decode_lanes_block<LANE>(OneLane{}, out + at, lanes + at, kBlock, scales[block], offset, factor),              \
                    decode_lanes_block<LANE>(OneLane{}, out + at, lanes + at, rest, scales[block], offset, factor))                \
     }
-LANES(u8, std::uint8_t)
-LANES(u16, std::uint16_t)
+HPCAI_LANE_TYPES(LANES)
 
 PER_CPU void tops_of(float* tops, const float* x, float* memory, std::size_t n) {
     EACH_BLOCK(tops[block] = block_top(OneLane{}, x + at, memory + at, kBlock),
@@ -44,13 +43,13 @@ PER_CPU void from(float* out, const std::int64_t* sums, std::size_t n, double un
 void block_tops(float* tops, const float* x, float* memory, std::size_t n) { tops_of(tops, x, memory, n); }
 
 void encode_lanes(int lane_bytes, void* lanes, const float* scales, float* memory, std::size_t n, int limit) {
-    if (lane_bytes == 1) encode_u8(static_cast<std::uint8_t*>(lanes), scales, memory, n, limit);
-    else encode_u16(static_cast<std::uint16_t*>(lanes), scales, memory, n, limit);
+#define ENCODE(NAME, LANE) if (lane_bytes == sizeof(LANE)) encode_##NAME(static_cast<LANE*>(lanes), scales, memory, n, limit);
+    HPCAI_LANE_TYPES(ENCODE)
 }
 
 void decode_lanes(int lane_bytes, float* out, const void* lanes, const float* scales, std::size_t n, int offset, float factor) {
-    if (lane_bytes == 1) decode_u8(out, static_cast<const std::uint8_t*>(lanes), scales, n, offset, factor);
-    else decode_u16(out, static_cast<const std::uint16_t*>(lanes), scales, n, offset, factor);
+#define DECODE(NAME, LANE) if (lane_bytes == sizeof(LANE)) decode_##NAME(out, static_cast<const LANE*>(lanes), scales, n, offset, factor);
+    HPCAI_LANE_TYPES(DECODE)
 }
 
 void add_fixed(std::int64_t* sums, const float* x, std::size_t n, double per_unit) { add(sums, x, n, per_unit); }

@@ -19,8 +19,8 @@ namespace hpcai::cpu::LANES {
 using V = __m512;
 constexpr std::size_t kWidth = 16;
 inline V add(V a, V b) { return _mm512_add_ps(a, b); }
-inline V minus(V a, V b) { return _mm512_sub_ps(a, b); }
-inline V times(V a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
+inline V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+inline V mul(V a, float b) { return _mm512_mul_ps(a, _mm512_set1_ps(b)); }
 inline V divide(V a, float b) { return _mm512_div_ps(a, _mm512_set1_ps(b)); }
 inline V greater(V a, V b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), b, a); }
 inline V less(V a, V b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), b, a); }
@@ -28,14 +28,14 @@ inline V less(V a, V b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _
 using I = __m512i;
 inline I bits_of(V v) { return _mm512_castps_si512(v); }
 inline V of_bits(I v) { return _mm512_castsi512_ps(v); }
-inline I get(const void* x) { return _mm512_loadu_si512(x); }
-inline void put(void* x, I v) { _mm512_storeu_si512(x, v); }
-inline I all(int x) { return _mm512_set1_epi32(x); }
-inline I plus(I a, I b) { return _mm512_add_epi32(a, b); }
-inline I both(I a, I b) { return _mm512_and_si512(a, b); }
-inline I either(I a, I b) { return _mm512_or_si512(a, b); }
-inline I up(I a) { return _mm512_slli_epi32(a, 16); }
-inline I down(I a) { return _mm512_srli_epi32(a, 16); }
+inline I load_int(const void* x) { return _mm512_loadu_si512(x); }
+inline void store_int(void* x, I v) { _mm512_storeu_si512(x, v); }
+inline I broadcast(int x) { return _mm512_set1_epi32(x); }
+inline I add(I a, I b) { return _mm512_add_epi32(a, b); }
+inline I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
+inline I bit_or(I a, I b) { return _mm512_or_si512(a, b); }
+inline I shift_left(I a) { return _mm512_slli_epi32(a, 16); }  // by a bf16's bits
+inline I shift_right(I a) { return _mm512_srli_epi32(a, 16); }
 inline I where_nan(V v, I then, I otherwise) { return _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), otherwise, then); }
 inline bool any_nan(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0; }
 
@@ -43,7 +43,7 @@ inline V load(const F32Bits* x) { return _mm512_loadu_ps(x); }
 inline void store(F32Bits* x, V v) { _mm512_storeu_ps(x, v); }
 inline V load(const F16Bits* x) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))); }
 using H = __m256i;  // as many 16-bit elements as V has lanes
-inline void put_half(void* x, H h) { _mm256_storeu_si256(static_cast<H*>(x), h); }
+inline void store_half(void* x, H h) { _mm256_storeu_si256(static_cast<H*>(x), h); }
 inline H to_f16(V v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline H low_halves(I v) { return _mm512_cvtepi32_epi16(v); }
 inline V load(const BF16Bits* x) {
@@ -53,8 +53,8 @@ inline V load(const BF16Bits* x) {
 using V = __m256;
 constexpr std::size_t kWidth = 8;
 inline V add(V a, V b) { return _mm256_add_ps(a, b); }
-inline V minus(V a, V b) { return _mm256_sub_ps(a, b); }
-inline V times(V a, float b) { return _mm256_mul_ps(a, _mm256_set1_ps(b)); }
+inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
+inline V mul(V a, float b) { return _mm256_mul_ps(a, _mm256_set1_ps(b)); }
 inline V divide(V a, float b) { return _mm256_div_ps(a, _mm256_set1_ps(b)); }
 inline V greater(V a, V b) { return _mm256_blendv_ps(b, a, _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q))); }
 inline V less(V a, V b) { return _mm256_blendv_ps(b, a, _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), _mm256_cmp_ps(a, a, _CMP_UNORD_Q))); }
@@ -62,14 +62,14 @@ inline V less(V a, V b) { return _mm256_blendv_ps(b, a, _mm256_or_ps(_mm256_cmp_
 using I = __m256i;
 inline I bits_of(V v) { return _mm256_castps_si256(v); }
 inline V of_bits(I v) { return _mm256_castsi256_ps(v); }
-inline I get(const void* x) { return _mm256_loadu_si256(static_cast<const I*>(x)); }
-inline void put(void* x, I v) { _mm256_storeu_si256(static_cast<I*>(x), v); }
-inline I all(int x) { return _mm256_set1_epi32(x); }
-inline I plus(I a, I b) { return _mm256_add_epi32(a, b); }
-inline I both(I a, I b) { return _mm256_and_si256(a, b); }
-inline I either(I a, I b) { return _mm256_or_si256(a, b); }
-inline I up(I a) { return _mm256_slli_epi32(a, 16); }
-inline I down(I a) { return _mm256_srli_epi32(a, 16); }
+inline I load_int(const void* x) { return _mm256_loadu_si256(static_cast<const I*>(x)); }
+inline void store_int(void* x, I v) { _mm256_storeu_si256(static_cast<I*>(x), v); }
+inline I broadcast(int x) { return _mm256_set1_epi32(x); }
+inline I add(I a, I b) { return _mm256_add_epi32(a, b); }
+inline I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
+inline I bit_or(I a, I b) { return _mm256_or_si256(a, b); }
+inline I shift_left(I a) { return _mm256_slli_epi32(a, 16); }  // by a bf16's bits
+inline I shift_right(I a) { return _mm256_srli_epi32(a, 16); }
 inline I where_nan(V v, I then, I otherwise) {
     return _mm256_blendv_epi8(otherwise, then, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
 }
@@ -79,7 +79,7 @@ inline V load(const F32Bits* x) { return _mm256_loadu_ps(x); }
 inline void store(F32Bits* x, V v) { _mm256_storeu_ps(x, v); }
 inline V load(const F16Bits* x) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))); }
 using H = __m128i;  // as many 16-bit elements as V has lanes
-inline void put_half(void* x, H h) { _mm_storeu_si128(static_cast<H*>(x), h); }
+inline void store_half(void* x, H h) { _mm_storeu_si128(static_cast<H*>(x), h); }
 inline H to_f16(V v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline H low_halves(I v) { return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08)); }
 inline V load(const BF16Bits* x) {
@@ -88,11 +88,11 @@ inline V load(const BF16Bits* x) {
 #endif
 
 // bf16 in the upper half of each lane: to nearest even, and a NaN stays one.
-inline I round_to_upper(V v) { return plus(bits_of(v), plus(both(down(bits_of(v)), all(1)), all(0x7fff))); }
-inline I quiet_upper(V v) { return either(bits_of(v), all(0x400000)); }
+inline I round_to_upper(V v) { return add(bits_of(v), add(bit_and(shift_right(bits_of(v)), broadcast(1)), broadcast(0x7fff))); }
+inline I quiet_upper(V v) { return bit_or(bits_of(v), broadcast(0x400000)); }
 
-inline void store(F16Bits* x, V v) { put_half(x, to_f16(v)); }
-inline void store(BF16Bits* x, V v) { put_half(x, low_halves(down(where_nan(v, quiet_upper(v), round_to_upper(v))))); }
+inline void store(F16Bits* x, V v) { store_half(x, to_f16(v)); }
+inline void store(BF16Bits* x, V v) { store_half(x, low_halves(shift_right(where_nan(v, quiet_upper(v), round_to_upper(v))))); }
 
 struct Sum { static V apply(V a, V b) { return add(a, b); } };
 struct Max { static V apply(V a, V b) { return greater(a, b); } };  // a NaN on either side wins
@@ -111,10 +111,10 @@ template <class T>
 inline Block load_block(const T* x) {
     return {load(x), load(x + kWidth), load(x + 2 * kWidth), load(x + 3 * kWidth)};
 }
-inline V even(I pair) { return of_bits(up(pair)); }
-inline V odd(I pair) { return of_bits(both(pair, all(int(0xffff0000u)))); }
+inline V even(I pair) { return of_bits(shift_left(pair)); }
+inline V odd(I pair) { return of_bits(bit_and(pair, broadcast(int(0xffff0000u)))); }
 inline Block load_block(const BF16Bits* x) {
-    const I front = get(x), back = get(x + 2 * kWidth);
+    const I front = load_int(x), back = load_int(x + 2 * kWidth);
     return {even(front), odd(front), even(back), odd(back)};
 }
 
@@ -128,7 +128,7 @@ inline void store_block(F16Bits* const* outs, int n_outs, std::size_t at, const 
     const H a = to_f16(x.a), b = to_f16(x.b), c = to_f16(x.c), d = to_f16(x.d);
     for (int o = 0; o < n_outs; ++o) {
         F16Bits* out = outs[o] + at;
-        put_half(out, a), put_half(out + kWidth, b), put_half(out + 2 * kWidth, c), put_half(out + 3 * kWidth, d);
+        store_half(out, a), store_half(out + kWidth, b), store_half(out + 2 * kWidth, c), store_half(out + 3 * kWidth, d);
     }
 }
 inline I join(V even, V odd) {
@@ -137,13 +137,13 @@ inline I join(V even, V odd) {
         low = where_nan(even, quiet_upper(even), low);
         high = where_nan(odd, quiet_upper(odd), high);
     }
-    return either(down(low), both(high, all(int(0xffff0000u))));
+    return bit_or(shift_right(low), bit_and(high, broadcast(int(0xffff0000u))));
 }
 inline void store_block(BF16Bits* const* outs, int n_outs, std::size_t at, const Block& x) {
     const I front = join(x.a, x.b), back = join(x.c, x.d);
     for (int o = 0; o < n_outs; ++o) {
-        put(outs[o] + at, front);
-        put(outs[o] + at + 2 * kWidth, back);
+        store_int(outs[o] + at, front);
+        store_int(outs[o] + at + 2 * kWidth, back);
     }
 }
 
@@ -240,7 +240,7 @@ template <class Half>
 void keep_vector(Half* out, const float* x, float* memory) {
     const V t = add(load(x), load(memory));
     store(out, t);
-    store(memory, minus(t, load(out)));
+    store(memory, sub(t, load(out)));
 }
 template <class Half>
 void cast_keeping(void* out_, const float* x, float* memory, std::size_t n) {
@@ -264,7 +264,7 @@ void cast_keeping(void* out_, const float* x, float* memory, std::size_t n) {
 // out = or += weight * x.
 template <class Half, bool kAdd>
 void widen_vector(float* out, const Half* x, float weight) {
-    const V value = times(load(x), weight);
+    const V value = mul(load(x), weight);
     store(out, kAdd ? add(load(out), value) : value);
 }
 template <class Half, bool kAdd>
@@ -290,7 +290,7 @@ inline std::uint64_t reaching(const float* x, I least, I magnitude) {
     std::uint64_t reach = 0;
     for (std::size_t k = 0; k < 4 * kWidth; k += kWidth) {
         _mm_prefetch(x + k + 1024, _MM_HINT_T0);
-        reach |= std::uint64_t(_mm512_cmpge_epu32_mask(both(_mm512_loadu_si512(x + k), magnitude), least)) << k;
+        reach |= std::uint64_t(_mm512_cmpge_epu32_mask(bit_and(_mm512_loadu_si512(x + k), magnitude), least)) << k;
     }
     return reach;
 }
@@ -310,7 +310,7 @@ __attribute__((target("avx512vbmi2,popcnt"))) std::size_t select_stretches(const
         for (const std::size_t end = at + kStretch; at < end; at += kWord) {
             std::uint64_t reach = reaching(x + at, least, magnitude);
             const I places = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(_mm512_maskz_compress_epi8(reach, bytes)));
-            put(index + found, plus(places, all(int(at))));
+            store_int(index + found, add(places, broadcast(int(at))));
             const auto count = std::size_t(__builtin_popcountll(reach));
             if (__builtin_expect(count > kWidth, 0))
                 for (std::size_t to = found; reach; reach &= reach - 1) index[to++] = std::uint32_t(at) + std::uint32_t(__builtin_ctzll(reach));
@@ -322,7 +322,7 @@ __attribute__((target("avx512vbmi2,popcnt"))) std::size_t select_stretches(const
 }
 
 std::size_t select(const float* x, std::size_t n, std::uint32_t threshold, std::size_t room, std::uint32_t* index, float* value) {
-    const I least = all(int(threshold)), magnitude = all(0x7fffffff);
+    const I least = broadcast(int(threshold)), magnitude = broadcast(0x7fffffff);
     static const bool moves_bytes = __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("popcnt");
     std::size_t found = 0;
     std::size_t at = moves_bytes ? select_stretches(x, n, least, magnitude, room, index, value, found) : 0;

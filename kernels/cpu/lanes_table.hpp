@@ -31,7 +31,10 @@ namespace v3 { extern const Lanes kTable; }  // AVX2 and F16C
 namespace v4 { extern const Lanes kTable; }  // AVX-512
 #endif
 
-// Those in use: the newest that this processor can run, or null. HPCAI_LANES=none or v3 asks for older ones, to test them.
+// The variable that asks for older ones, to test them, and what it may be.
+constexpr char kLanesVariable[] = "HPCAI_LANES", kLanesV3[] = "v3", kLanesNone[] = "none";
+
+// Those in use: the newest that this processor can run, or null.
 const Lanes* lanes();
 
 }  // namespace hpcai::cpu

@@ -11,7 +11,9 @@
 #include "deadline.hpp"
 #include "door.hpp"
 #include "fold.hpp"
+#include "hpcai/blocks.hpp"
 #include "integers.hpp"
+#include "lanes_table.hpp"
 #include "node.hpp"
 #include "rows.hpp"
 
@@ -38,17 +40,18 @@ static int type_of(const Py_buffer& view, bool is_bf16) {
 }
 
 // The short way: everything between Python's call and the barrier in one native call. NOT_HERE: the long way must look at it.
-constexpr int NOT_HERE = 3;
-
 static PyObject* array_type = nullptr;  // numpy.ndarray: what is derived from it may mean something else by its elements
 static bool short_way = true;           // closed while a thread carries calls beside another (see hpcai/comm/door.py)
+
+constexpr std::uint64_t kShapeFactor = 1000003;
+constexpr int kShapeBits = 61;
 
 // An array's shape in one number, 0 for one dimension, of which the length says all; as shape_code in hpcai/comm/call.py.
 static std::int64_t shape_code(const Py_buffer& view) {
     if (view.ndim == 1) return 0;
     std::uint64_t code = std::uint64_t(view.ndim) + 1;
-    for (int i = 0; i < view.ndim; ++i) code = code * 1000003u + std::uint64_t(view.shape[i]);
-    return std::int64_t(code & ((std::uint64_t(1) << 61) - 1));
+    for (int i = 0; i < view.ndim; ++i) code = code * kShapeFactor + std::uint64_t(view.shape[i]);
+    return std::int64_t(code & ((std::uint64_t(1) << kShapeBits) - 1));
 }
 
 static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op, long divisor, int op_index, bool is_bf16) {
@@ -62,12 +65,56 @@ static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op
     int status = NOT_HERE;
     if (const int type = type_of(view, is_bf16); type >= 0) {
         const std::size_t n = std::size_t(view.len / view.itemsize);
-        const std::int64_t key[kKey] = {1, kind, std::int64_t(n), type, op_index, 0, shape_code(view), 0};
+        std::int64_t key[kKey] = {};
+        key[VALID] = 1, key[KIND] = kind, key[COUNT] = std::int64_t(n), key[DTYPE] = type, key[OPERATION] = op_index;
+        key[SHAPE] = shape_code(view);
         nb::gil_scoped_release released;
         status = node.collective(ALLREDUCE, Type(type), Op(op), divisor, 0, view.buf, n, std::size_t(view.itemsize), key);
     }
     PyBuffer_Release(&view);
     return status;
+}
+
+static nb::tuple words(std::initializer_list<const char*> all) {
+    nb::list out;
+    for (const char* word : all) out.append(word);
+    return nb::tuple(out);
+}
+
+// A format's name, the bits of a level, and where there are more than one the largest level and the one that stands for NaN.
+template <class Form>
+static nb::tuple levels(const char* name) {
+    if constexpr (Form::kBits > 1) return nb::make_tuple(name, int(Form::kBits), double(Form::kLargest), int(Form::kNone));
+    else return nb::make_tuple(name, int(Form::kBits));
+}
+
+// What Python states too, by name, for tests/ops/test_tables.py; members of enumerations are numbered from 0.
+static nb::dict tables() {
+    using namespace hpcai::cpu;
+    nb::dict all, letters;
+    nb::list formats;
+#define LETTER(NAME, VALUE) letters[#NAME] = std::string(1, VALUE);
+    HPCAI_SCALARS(LETTER)
+#define FORMAT(NAME, FORM) formats.append(levels<hpcai::FORM>(#NAME));
+    HPCAI_FORMATS(FORMAT)
+    all["kinds"] = words({HPCAI_KINDS(HPCAI_NAME)});
+    all["statuses"] = words({HPCAI_STATUSES(HPCAI_NAME)});
+    all["dtypes"] = words({HPCAI_TYPES(HPCAI_NAME)});
+    all["folds"] = words({HPCAI_OPS(HPCAI_NAME)});
+    all["key"] = words({HPCAI_KEY(HPCAI_NAME)});
+    all["shape_code"] = nb::make_tuple(kShapeFactor, kShapeBits);
+    all["place_bits"] = kPlaceBits;
+    all["desk_alignment"] = alignof(Desk);
+    all["formats"] = nb::tuple(formats);
+    all["block"] = hpcai::kTileElements;
+    all["smallest_scale"] = double(hpcai::kSmallestScale);
+    all["lane_types"] = words({HPCAI_LANE_TYPES(HPCAI_NAME)});
+    all["lanes"] = words({kLanesVariable, kLanesV3, kLanesNone});
+    all["scalars"] = letters;
+    all["array_rule"] = words({HPCAI_ARRAY_RULE(HPCAI_NAME)});
+    all["scalar_rule"] = words({HPCAI_SCALAR_RULE(HPCAI_NAME)});
+    all["most_seen"] = kMostSeen;
+    return all;
 }
 
 NB_MODULE(_native, m) {
@@ -115,6 +162,7 @@ NB_MODULE(_native, m) {
         });
     m.def("open_short_way", [](bool open) { short_way = open; });
     m.def("lanes", &lanes_name);
+    m.def("tables", &tables);
     m.def("encode_blocks", [](int format, Address x, Address memory, std::size_t n, Address scales, Address packed, bool stochastic, std::uint32_t key) {
         return encode_blocks(format, reinterpret_cast<const float*>(x), reinterpret_cast<float*>(memory), n, reinterpret_cast<float*>(scales),
                              reinterpret_cast<std::uint8_t*>(packed), stochastic, key);

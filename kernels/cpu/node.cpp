@@ -17,8 +17,6 @@
 namespace hpcai::cpu {
 namespace {
 
-constexpr int kPlaceBits = 40;  // place = block id << 40 | offset
-
 inline void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();

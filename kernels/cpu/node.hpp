@@ -14,14 +14,20 @@
 
 namespace hpcai::cpu {
 
-enum Kind : int { AGREE = 0, ALLREDUCE = 1, REDUCE_SCATTER = 2, ALLGATHER = 3, BROADCAST = 4 };
-enum Status : int { DONE = 0, MISMATCH = 1, STALLED = 2, UNREACHED = 4 };  // 3 is NOT_HERE in module.cpp
+#define HPCAI_KINDS(EACH) EACH(AGREE) EACH(ALLREDUCE) EACH(REDUCE_SCATTER) EACH(ALLGATHER) EACH(BROADCAST)
+#define HPCAI_STATUSES(EACH) EACH(DONE) EACH(MISMATCH) EACH(STALLED) EACH(NOT_HERE) EACH(UNREACHED)
+// A call in numbers, as `key` in hpcai/comm/call.py makes them.
+#define HPCAI_KEY(EACH) EACH(VALID) EACH(KIND) EACH(COUNT) EACH(DTYPE) EACH(OPERATION) EACH(CHOICE) EACH(SHAPE) EACH(ALGORITHM)
+enum Kind : int { HPCAI_KINDS(HPCAI_MEMBER) };
+enum Status : int { HPCAI_STATUSES(HPCAI_MEMBER) };  // NOT_HERE: the short way of module.cpp leaves it to the long way
+enum KeyField : int { HPCAI_KEY(HPCAI_MEMBER) kKey };
 
 constexpr std::size_t kSmall = 8192;          // bytes of a message that travels with the call itself
 constexpr std::size_t kTiny = 512;            // up to here it does so although it is symmetric: one barrier instead of two
 constexpr std::size_t kSegment = 256 << 10;   // bytes of a bounce segment
 constexpr std::size_t kReach = 64 << 10;      // bytes that are fetched from another rank's memory at a time
-constexpr int kSlots = 2, kSegments = 2, kKey = 8;
+constexpr int kSlots = 2, kSegments = 2;
+constexpr int kPlaceBits = 40;  // a place is a block's id << 40 | an offset, so arrays have fewer than 2**40 bytes
 
 // What a rank is about to do. Equal on all ranks, or the call is refused; `place` alone may differ (then nothing is symmetric).
 struct Call {

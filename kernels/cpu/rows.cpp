@@ -62,7 +62,7 @@ PER_CPU void column_sums(float* sums, const float* x, std::size_t rows, std::siz
 
 PER_CPU void row_max(float* top, const float* x, std::size_t rows, std::size_t columns) {
     for (std::size_t i = 0; i < rows; ++i, x += columns) {
-        V most = all(x[0]);
+        V most = broadcast(x[0]);
         std::size_t j = 0;
         for (; j + kLane <= columns; j += kLane) most = load(x + j) > most ? load(x + j) : most;
         float found = largest_of(most);

@@ -21,8 +21,8 @@ typedef std::uint32_t U __attribute__((vector_size(64), aligned(4), may_alias));
 
 INLINE V load(const float* x) { return *reinterpret_cast<const V*>(x); }
 INLINE void store(float* x, V v) { *reinterpret_cast<V*>(x) = v; }
-INLINE V all(float x) { return x - V{}; }
-INLINE std::size_t up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
+INLINE V broadcast(float x) { return x - V{}; }
+INLINE std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
 // The last columns of a row, where there are fewer than a vector: the rest is zero, and is not written.
 INLINE V load_part(const float* x, std::size_t n) {
@@ -47,11 +47,11 @@ INLINE void along(std::size_t n, Each each) {
 
 // e**x, x <= 88: 2**n e**r as in hpcai/ops/sequence.py; n is rounded by adding a number whose last place counts ones.
 INLINE V exponential(V x) {
-    const V low = all(-87.0f), magic = all(12582912.0f);
+    const V low = broadcast(-87.0f), magic = broadcast(12582912.0f);
     x = x < low ? low : x;
     const V shifted = x * 1.44269504f + magic, n = shifted - magic;
     const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    V p = all(1.9875691500e-4f);
+    V p = broadcast(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;

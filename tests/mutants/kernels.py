@@ -61,13 +61,13 @@ FAULTS = (
     Fault(HALF, "magnitude >= 0x47800000u ? special", "magnitude >= 0x47900000u ? special", "what is beyond fp16 is NaN"),
     Fault(FP8, "+ 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20", "+ 0x80000u) >> 20", "fp8 ties upwards"),
     Fault(FP8, "magnitude < 8u ? subnormal : normal", "magnitude < 7u ? subnormal : normal", "fp8's largest subnormal"),
-    Fault(LANES, "all(1)), all(0x7fff))", "all(1)), all(0x8000))", "bf16 rounds too high in vectors"),
-    Fault(LANES, "inline I quiet_upper(V v) { return either(bits_of(v), all(0x400000)); }",
+    Fault(LANES, "broadcast(1)), broadcast(0x7fff))", "broadcast(1)), broadcast(0x8000))", "bf16 rounds too high in vectors"),
+    Fault(LANES, "inline I quiet_upper(V v) { return bit_or(bits_of(v), broadcast(0x400000)); }",
           "inline I quiet_upper(V v) { return bits_of(v); }", "a NaN becomes infinity in bf16"),
-    Fault(LANES, "down(where_nan(v, quiet_upper(v), round_to_upper(v)))", "down(round_to_upper(v))", "a NaN is rounded to infinity"),
+    Fault(LANES, "shift_right(where_nan(v, quiet_upper(v), round_to_upper(v)))", "shift_right(round_to_upper(v))", "a NaN is rounded to infinity"),
     Fault(LANES, "std::memcpy(outs[o] + at + i, copy, count * sizeof(T));", "std::memcpy(outs[o] + at + i, copy, sizeof copy);",
           "writes behind the array"),
-    Fault(LANES, "store(memory, minus(t, load(out)));", "store(memory, minus(load(x), load(out)));", "vector cast forgets memory"),
+    Fault(LANES, "store(memory, sub(t, load(out)));", "store(memory, sub(load(x), load(out)));", "vector cast forgets memory"),
     Fault(COMPRESS, "& 0x7fffffffu) >= threshold) {", "& 0x7fffffffu) > threshold) {", "selection's tail is strict"),
     Fault(COMPRESS, "for (std::size_t i = kept; i < found", "for (std::size_t i = 0; i < found", "places move twice"),
     Fault(COMPRESS, "const auto counter = std::uint32_t(at);", "const auto counter = std::uint32_t(0);", "the same dice in each block"),
@@ -91,7 +91,7 @@ FAULTS = (
     Fault(DOOR, "(reach < 0 ? bytes.low : bytes.high) += reach;", "bytes.high += reach;", "arrays that run backwards"),
     Fault(DOOR, "bytes.high += PyArray_ITEMSIZE(array);", "", "arrays that share their last element"),
     Fault(DOOR, "n == 0 || top < limit", "n == 0 || top <= limit", "an index one behind the end"),
-    Fault(DOOR, "if (rule.kind == 'u' && value >> 32) return false;", "", "2**32 where numbers are below it"),
+    Fault(DOOR, "if (rule.letter == U32 && value >> 32) return false;", "", "2**32 where numbers are below it"),
 )  # fmt: skip
 
 TESTS = (

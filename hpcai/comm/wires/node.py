@@ -35,7 +35,9 @@ POOL_BYTES = 256 << 20
 ENDING_S = 1.0
 """How long after a process's memory was lost its end must be seen."""
 
-DONE, MISMATCH, STALLED, NOT_HERE, UNREACHED = range(5)
+STATUSES = ("DONE", "MISMATCH", "STALLED", "NOT_HERE", "UNREACHED")
+DONE, MISMATCH, STALLED, NOT_HERE, UNREACHED = range(len(STATUSES))
+"""How a native call ended."""
 
 
 class Node:

@@ -14,6 +14,7 @@ import numpy as np
 
 from hpcai.comm.diagnosis import stall
 from hpcai.comm.launch.launcher import pretended_node
+from hpcai.comm.wire import ALIGNMENT
 from hpcai.errors import RankFailed, UsageError
 from hpcai.xp import Array
 
@@ -144,9 +145,9 @@ class ThreadWire:
 
     def shared(self, bytes_per_rank: int) -> Array:
         """Threads share all memory: rank 0 makes it."""
-        made = np.zeros(self.size * bytes_per_rank + 4096, np.uint8) if self.rank == 0 else None
+        made = np.zeros(self.size * bytes_per_rank + ALIGNMENT, np.uint8) if self.rank == 0 else None
         memory = self._gather(made)[0]
-        start = -memory.ctypes.data % 4096
+        start = -memory.ctypes.data % ALIGNMENT
         return memory[start : start + self.size * bytes_per_rank]
 
     def on_failure(self, release: Callable[[], None]) -> None:
