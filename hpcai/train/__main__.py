@@ -28,9 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def train() -> None:
         options = comm.on_root(lambda: parser.parse(arguments))
-        from hpcai.train.loop import fit
+        if options.dry_run or options.find_lr:
+            from hpcai.train import rehearsal
 
-        fit(options, comm)
+            rehearsal.run(options, comm)
+        else:
+            from hpcai.train.loop import fit
+
+            fit(options, comm)
 
     return ending(train)
 

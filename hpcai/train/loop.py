@@ -34,7 +34,7 @@ from hpcai.train.replica import Replica, replica
 from hpcai.train.report import trace
 from hpcai.train.report.figures import MOST_LISTED, Figures, by_class, in_units
 from hpcai.train.report.reporter import Reporter
-from hpcai.train.run import Run, room
+from hpcai.train.run import Run, batch_of, room
 from hpcai.train.saving import Saver, on_root_beside
 from hpcai.train.step import train_step
 
@@ -239,15 +239,12 @@ def _best(run: Run) -> dict[str, Any]:
 
 def _step(run: Run) -> None:
     """One step on this rank's samples of the next global batch."""
-    options, dataset, mine, at = run.options, run.dataset, run.mine, run.progress.step
-    dp = mine.mesh.dp
-    batch = sharding.global_batch(dataset.train_samples, options.batch, options.seed, at)
-    index = sharding.shard(batch, dp.rank, dp.size, mine.grain or 1)
-    x, target = take(dataset, index, run.rows, phase=sharding.phase(dataset.context, options.seed, at // run.per_epoch))
+    options, mine, at = run.options, run.mine, run.progress.step
+    x, target, samples = batch_of(run.dataset, options, mine, at, run.rows)
     if options.elastic != "never":
         mine.undo.remember(at, mine.kept())
     with run.reporter.waiting.counted():
-        outcome = train_step(mine, x, target, len(batch), at, run.schedule(at))
+        outcome = train_step(mine, x, target, samples, at, run.schedule(at))
     run.completed(outcome)
 
 

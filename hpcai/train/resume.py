@@ -84,12 +84,12 @@ def prepare(options: Options, comm: Communicator) -> Place:
                 f"checkpoints cannot be written to {options.checkpoint_dir or options.run_dir}: {error}"
             ) from None
 
-    comm.on_root(lambda: _require_there(options))
+    comm.on_root(lambda: require_there(options))
     comm.on_root(tried)
     return where
 
 
-def _require_there(options: Options) -> None:
+def require_there(options: Options) -> None:
     """Refuse a --resume that names no checkpoint, before anything is written."""
     if options.resume not in ("never", "auto"):
         where, name = _named(options)

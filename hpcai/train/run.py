@@ -11,7 +11,7 @@ import numpy as np
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.membership import Reserve
 from hpcai.data import sharding
-from hpcai.data.dataset import Dataset
+from hpcai.data.dataset import Dataset, take
 from hpcai.optim.schedules import Schedule
 from hpcai.train import votes
 from hpcai.train.history import Progress
@@ -91,6 +91,16 @@ class Run:
         self.progress.add(outcome.loss_sum, outcome.targets)
         self.counted = outcome.votes
         self.reporter.step(self.progress.step, self.schedule(self.progress.step - 1), outcome)
+
+
+def batch_of(dataset: Dataset, options: Options, mine: Replica, at: int, rows: Array) -> tuple[Array, Array, int]:
+    """This rank's samples and targets of step `at`, and how many samples the global batch has. rows: room for them."""
+    dp = mine.mesh.dp
+    batch = sharding.global_batch(dataset.train_samples, options.batch, options.seed, at)
+    index = sharding.shard(batch, dp.rank, dp.size, mine.grain or 1)
+    epoch = at // sharding.steps_per_epoch(dataset.train_samples, options.batch)
+    x, target = take(dataset, index, rows, phase=sharding.phase(dataset.context, options.seed, epoch))
+    return x, target, len(batch)
 
 
 def room(dataset: Dataset, samples: int, mine: Replica) -> Array:

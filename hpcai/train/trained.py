@@ -214,6 +214,9 @@ def _chosen(comm: Communicator, own_ones: dict[str, Any], options: dict[str, Any
     wrapped = {kind: own_name.wrapped(value, kind) for kind, value in own_ones.items() if value is not None}
     chosen = comm.on_root(lambda: parser.of(wrapped | options))
     _require_all(comm, chosen)
+    if chosen.dry_run or chosen.find_lr:
+        name = "dry_run" if chosen.dry_run else "find_lr"
+        raise UsageError(f"{name} is for the command: python -m hpcai.train --{name.replace('_', '-')} --model module:function")
     given: dict[str, Any] = {kind: name for kind, name in wrapped.items() if isinstance(name, own_name.Own)}
     return dataclasses.replace(chosen, **given)
 

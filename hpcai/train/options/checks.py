@@ -53,6 +53,12 @@ def check(o: Options) -> None:
             (o.keep_best or "").startswith("validation_") and o.validation is None and not own_name.is_own(o.data),
             f"--keep-best {o.keep_best} wants data for validation; give --validation FRACTION, as in --validation 0.1",
         ),
+        (o.dry_run and o.find_lr, "--dry-run writes nothing and --find-lr a file; take one of them"),
+        (
+            (o.dry_run or o.find_lr) and (o.elastic != "never" or o.spare_ranks > 0),
+            f"--{'dry-run' if o.dry_run else 'find-lr'} trains nothing that could go on; leave --elastic and --spare-ranks out",
+        ),
+        (o.find_lr and o.resume != "never", "--find-lr begins with fresh parameters; leave --resume out"),
         (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
         (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
         (

@@ -152,6 +152,9 @@ class Options:
     weight_decay: float | None = _optimizer(
         None, f"weight decay ({defaults(OPTIMIZERS, 'weight_decay')})", number(least=0, most=MOST_F32)
     )
+    find_lr: bool = _optimizer(
+        False, "look for a learning rate: raise it from step to step, and say where the loss falls steepest; trains nothing"
+    )
     lr_schedule: Literal["constant", "cosine", "step"] = _optimizer("constant", "course of the learning rate")
     lr_warmup_steps: int = _optimizer(0, "steps of linear warm-up")
     lr_decay_steps: int = _optimizer(1000, "schedule step: multiply the learning rate by 0.1 every so many steps", whole(1))
@@ -210,6 +213,7 @@ class Options:
 
     # output
     run_dir: str | None = _output(None, "folder for everything that is written (runs/DATA-MODEL)")
+    dry_run: bool = _output(False, "say what would be trained, with memory and time, and write nothing")
     metrics_file: str | None = _output(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
     plot: bool = _output(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
     trace_file: str | None = _output(

@@ -40,12 +40,13 @@ class ProgressLine:
         epoch = min(self.epochs, (step - 1) // self.steps_per_epoch + 1)
         return (
             f"[{'#' * filled}{'.' * (20 - filled)}] epoch {epoch}/{self.epochs}  step {step:,}/{self.steps:,}  "
-            f"loss {loss:.4f}  {samples_per_s:,.0f} {self.unit}/s  {_duration(left)} left"
+            f"loss {loss:.4f}  {samples_per_s:,.0f} {self.unit}/s  {duration(left)} left"
         )
 
     def _write(self, text: str, lasting: bool = False) -> None:
         if self.live:
-            sys.stderr.write(f"\r\x1b[K{text}" + ("\n" if lasting else ""))
+            shown = text if lasting else text[: columns() - 1]  # a longer one would go on in the next line, and stay there
+            sys.stderr.write(f"\r\x1b[K{shown}" + ("\n" if lasting else ""))
         else:
             sys.stderr.write(text + "\n")
         sys.stderr.flush()
@@ -57,7 +58,7 @@ def on_terminal() -> bool:
     Under a launcher a rank's own stderr says nothing: it may be a pipe though a person watches, or a terminal of the launcher's
     making though the output goes to a file. So the launcher's stderr is asked. A batch job is never watched.
     """
-    if "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ:
+    if ("SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ) or os.environ.get("TERM") == "dumb":
         return False
     if not launch().name:
         return sys.stderr.isatty()
@@ -65,6 +66,17 @@ def on_terminal() -> bool:
         return os.readlink(f"/proc/{_launcher_pid()}/fd/2").startswith(("/dev/pts/", "/dev/tty"))
     except OSError:
         return False
+
+
+def columns() -> int:
+    """Of the terminal that a person watches, which is the launcher's where there is one; 80 where it does not say."""
+    try:
+        if not launch().name:
+            return os.get_terminal_size(2).columns or 80
+        with open(f"/proc/{_launcher_pid()}/fd/2") as terminal:
+            return os.get_terminal_size(terminal.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 def _launcher_pid() -> int:
@@ -77,7 +89,8 @@ def _launcher_pid() -> int:
     return found
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As people say it: 12 s, 3:04, 1:02:03."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(int(seconds), 60)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("clean_environment")
 
 AROUND = {
     "data_dir sample_bytes trace_file epochs steps run_dir metrics_file plot resume checkpoint_steps checkpoint_dir keep_checkpoints elastic spare_ranks redundancy",
-    "stall_timeout signals patience keep_best",
+    "stall_timeout signals patience keep_best dry_run find_lr",
 }
 """Options that change no parameter: where and how a run is made and what it writes."""
 
@@ -107,7 +107,7 @@ REFUSED = {
 ALWAYS = (
     "data data_dir model mesh micro_batches recompute trace_file epochs steps batch optimizer lr weight_decay lr_schedule lr_warmup_steps clip_norm "
     "loss_reduction seed dtype compress run_dir metrics_file plot resume checkpoint_steps checkpoint_dir keep_checkpoints elastic stall_timeout signals "
-    "validation patience keep_best"
+    "validation patience keep_best dry_run find_lr"
 )
 """Options that act in any company; those of REFUSED are refused where they would not."""
 

@@ -1,0 +1,169 @@
+"""A run that is tried and thrown away: --dry-run says what would be trained, --find-lr looks for a learning rate. Nothing of a
+run is written, locked or changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+from collections.abc import Iterator
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from hpcai.comm.communicator import Communicator
+from hpcai.data import sharding
+from hpcai.data.dataset import Dataset
+from hpcai.errors import NonFiniteError, counted
+from hpcai.nn import models
+from hpcai.nn.layers import Layer
+from hpcai.nn.models import Model
+from hpcai.strategies.sharded import memory_bytes
+from hpcai.train import advice, build, class_weights, fits, inputs, lr_finder, resume
+from hpcai.train.options.options import Options
+from hpcai.train.outcome import Report
+from hpcai.train.replica import Replica, replica
+from hpcai.train.report.progress_line import duration
+from hpcai.train.run import batch_of, room
+from hpcai.train.step import train_step
+from hpcai.xp import Array
+
+TIMED = 6
+"""Steps that are made to tell how long one takes; the first, in which kernels are loaded, does not count."""
+
+LISTED = 60
+"""Layers that are listed."""
+
+
+def run(options: Options, comm: Communicator) -> None:
+    """What --dry-run and --find-lr ask for, on all ranks. Collective. Raises: UsageError, DataError, CheckpointError."""
+    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
+    dataset = class_weights.decided(options, dataset, comm)
+    comm.on_root(lambda: resume.require_there(options))
+    fits.require(options, dataset, comm)
+    options = advice.decided(options, dataset, comm)
+    mine = replica(options, dataset, comm, resume.cut(options, comm))
+    if options.find_lr:
+        lr_finder.say(options, _range_test(options, dataset, mine), comm)
+    else:
+        _describe(options, dataset, mine, comm)
+
+
+def _steps(options: Options, dataset: Dataset, mine: Replica) -> Iterator[tuple[Array, Array, int, int]]:
+    """What each step from the first works on: x, target, samples of the global batch, and its number."""
+    samples = min(options.batch, dataset.train_samples)
+    rows, at = room(dataset, samples, mine), 0
+    while True:
+        yield *batch_of(dataset, options, mine, at, rows), at
+        at += 1
+
+
+def _range_test(options: Options, dataset: Dataset, mine: Replica) -> list[lr_finder.Tried]:
+    """Losses of fresh parameters while the learning rate grows."""
+    finder = lr_finder.Finder()
+    for x, target, count, at in _steps(options, dataset, mine):
+        with contextlib.suppress(NonFiniteError):
+            done = train_step(mine, x, target, count, at, finder.lr)
+            if finder.goes_on(done.loss_sum / done.targets):
+                continue
+        return finder.tried
+    raise AssertionError("steps have no end")
+
+
+def _describe(options: Options, dataset: Dataset, mine: Replica, comm: Communicator) -> None:
+    """Print what would be trained. Collective."""
+    earlier = comm.on_root(lambda: resume.earlier(options))
+    done = earlier["progress"]["step"] if earlier else 0
+    per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
+    total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
+    times = [_timed(mine, *step).step_s for step, _ in zip(_steps(options, dataset, mine), range(TIMED), strict=False)]
+    step_s = float(comm.allreduce(np.array([statistics.median(times[1:])]), "max")[0])
+    kept = {name: max(sizes) for name, sizes in _by_name(comm.allgather_object(memory_bytes(mine.buffers))).items()}
+    if comm.rank:
+        return
+    layers = _layers(build.build_model(options, dataset), dataset)
+    micro = -(-min(options.batch, dataset.train_samples) // (mine.mesh.dp.size * options.micro_batches))
+    kept["activations, about"] = micro * sum(layer.elements for layer in layers) * mine.params.itemsize // mine.mesh.pp.size
+    print("\n".join(_table(layers)))
+    for name, text in _facts(options, dataset, mine, kept):
+        print(f"  {name:<16}  {text}")
+    left = max(0, total - done)
+    goes_on = f", {done:,} of them done, by {options.resume if options.resume != 'auto' else options.run_dir}" if done else ""
+    length = f"{total:,} ({per_epoch:,} an epoch{goes_on})"
+    time = f"{1e3 * step_s:.2f} ms a step, measured over {TIMED - 1}; {duration(left * step_s)} for {counted(left, 'step')}"
+    for name, text in (("steps", length), ("time", f"{time}, without evaluation and checkpoints")):
+        print(f"  {name:<16}  {text}")
+    print("nothing was written: leave --dry-run out to train", flush=True)
+
+
+def _timed(mine: Replica, x: Array, target: Array, count: int, at: int) -> Report:
+    before = perf_counter()
+    done = train_step(mine, x, target, count, at, 1e-9)
+    return done._replace(step_s=perf_counter() - before)
+
+
+def _by_name(found: list[dict[str, int]]) -> dict[str, list[int]]:
+    return {name: [one[name] for one in found] for name in found[0]}
+
+
+class Described(NamedTuple):
+    """A layer: its name, the shape of what it makes of a sample, how many numbers that is, and its parameters."""
+
+    name: str
+    shape: tuple[int, ...]
+    elements: int
+    parameters: int
+
+
+def _layers(model: Model, dataset: Dataset) -> list[Described]:
+    """The model's layers, seen in a forward pass on one sample of zeros."""
+    shapes: list[tuple[int, ...]] = []
+
+    def seen(layer: Layer) -> Layer:
+        def forward(params, cache, x):
+            y = layer.forward(params, cache, x)
+            shapes.append(y.shape)
+            return y
+
+        return layer._replace(forward=forward)
+
+    watched = model._replace(layers=tuple(seen(layer) for layer in model.layers))
+    x = np.zeros((1, *dataset.shape), np.int64 if dataset.context else np.float32)
+    params = models.per_layer(watched, np.zeros(model.layout.size, np.float32))
+    models.forward(watched, params, models.caches(watched), x)
+    counts = [sum(int(np.prod(p.shape)) for p in layer.parameters.values()) * (not layer.shares) for layer in model.layers]
+    return [
+        Described(layer.name, shape[1:], int(np.prod(shape)), count)
+        for layer, shape, count in zip(model.layers, shapes, counts, strict=True)
+    ]
+
+
+def _table(layers: list[Described]) -> list[str]:
+    """A row for each layer, of many the first."""
+    rows = [("layer", "output", "parameters")]
+    rows += [(one.name, " x ".join(map(str, one.shape)) or "1", f"{one.parameters:,}") for one in layers[:LISTED]]
+    if len(layers) > LISTED:
+        more = layers[LISTED:]
+        rows.append((f"and {len(more)} more", "", f"{sum(one.parameters for one in more):,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
+
+
+def _facts(options: Options, dataset: Dataset, mine: Replica, kept: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """What there is to say of model, data and ranks."""
+    whole = sum(int(np.prod(p.whole or p.shape)) for p in models.parameters(mine.whole).values())
+    yield "model", f"{mine.whole.name}, {whole:,} parameters, {options.dtype}"
+    sizes = ", ".join(f"{name} {nbytes / 2**20:,.1f}" for name, nbytes in kept.items() if nbytes)
+    yield "memory of a rank", f"{sum(kept.values()) / 2**20:,.1f} MiB: {sizes}"
+    classes = f", {counted(dataset.classes, 'class', 'classes')}" if dataset.classes else ""
+    held = f", {dataset.validating.test_samples:,} for validation" if dataset.validates else ""
+    shape = " x ".join(map(str, dataset.shape))
+    parts = f"{dataset.train_samples:,} training samples of {shape}{classes}, {dataset.test_samples:,} for testing{held}"
+    yield "data", f"{dataset.name}: {parts}"
+    axes = ", ".join(f"{name}={count}" for name, count in mine.mesh.sizes._asdict().items())
+    yield "ranks", f"{mine.mesh.world.size} ({axes}; {mine.mesh.world.wire.describe()})"
+    shards = f", --zero {options.zero}" if options.zero else ""
+    buckets = counted(len(mine.buckets), "bucket") if mine.buckets else "in units"
+    yield "gradients", f"{buckets}, --compress {options.compress}{shards}"
