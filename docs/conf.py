@@ -32,6 +32,8 @@ autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 
+smartquotes = False
+
 html_theme = "pydata_sphinx_theme"
 html_title = f"hpcai {release}"
 html_static_path = ["_static"]
@@ -40,7 +42,7 @@ html_show_sourcelink = False
 html_sidebars = {"index": [], "limits": [], "moving": [], "versions": []}
 html_theme_options = {
     "logo": {"text": "hpcai"},
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 5,
     "navbar_end": ["theme-switcher"],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],

@@ -24,4 +24,4 @@ if __name__ == "__main__":
     x = np.random.default_rng(0).normal(size=(1000, 3))
     trained = hpcai.fit(Line(), (x, x @ [1.0, -2.0, 0.5] + 3), epochs=20, lr=0.05, run_dir="runs/line")
     if hpcai.init().rank == 0:
-        print(trained.predict([[0, 0, 0], [1, 0, 0]]), trained.history[-1]["test_loss"])
+        print(trained.predict([[0, 0, 0], [1, 0, 0]]).round(2), trained.history[-1]["test_loss"])

@@ -185,6 +185,12 @@ def test_links_between_files_lead_somewhere():
             assert (path.parent / target).exists(), f"{name} links to {target}"
 
 
+def test_code_on_pages_is_not_wider_than_they_are():
+    for path in pages.pages():
+        for one in pages.blocks(path):
+            assert all(len(line) <= 106 for line in one.text.splitlines()), f"{path.name}: {max(one.text.splitlines(), key=len)}"
+
+
 def test_blocks_that_do_not_run_say_why():
     for path in pages.pages():
         for one in pages.blocks(path):
