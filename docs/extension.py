@@ -18,6 +18,11 @@ from sphinx.util.docutils import SphinxDirective
 
 import hpcai
 from hpcai import environment, errors
+from hpcai.comm.algorithms.table import ALGORITHMS
+from hpcai.data.sources import SOURCES
+from hpcai.nn.table import MODELS
+from hpcai.optim.table import OPTIMIZERS
+from hpcai.reduce.named import CODECS
 from hpcai.train.options import given, readers
 from hpcai.train.options.options import GROUPS, RENAMED, Options
 
@@ -25,7 +30,7 @@ from hpcai.train.options.options import GROUPS, RENAMED, Options
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _on_docstring)
-    for directive in (OptionsTable, RenamedTable, VariablesTable, ExitCodesTable, CostsTable, ModulesTable):
+    for directive in (OptionsTable, EntriesTable, RenamedTable, VariablesTable, ExitCodesTable, CostsTable, ModulesTable):
         app.add_directive(directive.name_in_page, directive)
     return {"parallel_read_safe": True}
 
@@ -104,6 +109,35 @@ def as_markdown(text: str) -> str:
     'a\\\\*b \\\\<c>'
     """
     return re.sub(r"([*_<`\[])", r"\\\1", text)
+
+
+ENTRIES: dict[str, Any] = {
+    "data": SOURCES,
+    "model": MODELS,
+    "optimizer": OPTIMIZERS,
+    "compress": CODECS,
+    "allreduce-algorithm": ALGORITHMS,
+}
+
+
+class EntriesTable(Table):
+    """What an option can name: rows of the table that also makes its choices."""
+
+    name_in_page = "entries"
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Columns that are empty in all rows are left out."""
+        rows = [_entry_row(name, one) for name, one in ENTRIES[self.arguments[0]].items()]
+        head = (self.arguments[0], "what it is", "its options, with their defaults", "source")
+        filled = [i for i in range(len(head)) if any(row[i] for row in rows)]
+        return self.table(tuple(head[i] for i in filled), [tuple(row[i] for i in filled) for row in rows])
+
+
+def _entry_row(name: str, one: Any) -> tuple[str, ...]:
+    options = {f"--{key.replace('_', '-')}": _default(value).strip("`") for key, value in getattr(one, "options", {}).items()}
+    told = ", ".join(f"`{key} {value}`".replace(" `", "`") for key, value in options.items())
+    return f"`{name}`", as_markdown(one.about), told, as_markdown(getattr(one, "source", ""))
 
 
 class RenamedTable(Table):

@@ -255,3 +255,17 @@ def test_docstrings_become_fields():
         assert f":{name}:" in made
     assert "* **algorithm**: " in made
     assert "2(P-1)/P n elements" in made
+
+
+def test_every_table_that_an_option_names_is_on_the_page():
+    """A table of entries: a name in capitals, whose rows have `about`."""
+    source = (pages.DOCS / "extension.py").read_text()
+    text = (pages.DOCS / "reference/options.md").read_text()
+    tables = re.findall(r'^    "([a-z-]+)": [A-Z]+,$', source, re.MULTILINE)
+    assert tables == re.findall(r"```\{entries\} (\S+)", text)
+    made = []
+    for path in Path(hpcai.__file__).parent.rglob("*.py"):
+        made += re.findall(
+            r"^([A-Z]+) = \{\n(?:    # .*\n)*    \"[^\"]+\": (?:Entry|Source|Algorithm)\(", path.read_text(), re.MULTILINE
+        )
+    assert sorted(made) == sorted(re.findall(r'^    "[a-z-]+": ([A-Z]+),$', source, re.MULTILINE))
