@@ -39,7 +39,7 @@ html_title = f"hpcai {release}"
 html_static_path = ["_static"]
 html_css_files = ["hpcai.css"]
 html_show_sourcelink = False
-html_sidebars = {"index": [], "limits": [], "moving": [], "versions": []}
+html_sidebars = {"index": [], "speed": [], "limits": [], "moving": [], "versions": []}
 html_theme_options = {
     "logo": {"text": "hpcai"},
     "header_links_before_dropdown": 5,
