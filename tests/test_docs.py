@@ -269,3 +269,9 @@ def test_every_table_that_an_option_names_is_on_the_page():
             r"^([A-Z]+) = \{\n(?:    # .*\n)*    \"[^\"]+\": (?:Entry|Source|Algorithm)\(", path.read_text(), re.MULTILINE
         )
     assert sorted(made) == sorted(re.findall(r'^    "[a-z-]+": ([A-Z]+),$', source, re.MULTILINE))
+
+
+def test_the_version_is_one():
+    project = re.search(r'^version = "(.*)"$', (pages.ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    cited = re.search(r"^version: (.*)$", (pages.ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    assert project == cited == hpcai.__version__
