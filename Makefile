@@ -23,7 +23,7 @@ STARTING := tests/train/elastic/test_recover.py tests/train/elastic/test_places.
 CHECKED := tests/ops tests/compress tests/reduce tests/optim tests/nn/test_arguments.py tests/nn/test_sequence.py \
     tests/comm/wires/test_node.py tests/comm/test_collectives.py
 
-.PHONY: train doctor test lint types unit mpi-test command-test slurm-test slurm-scripts dist asan big fuzz fuzz-inputs mutants mutants-kernels torture bench clean help
+.PHONY: train doctor test lint types unit mpi-test command-test pages-test docs slurm-test slurm-scripts dist asan big fuzz fuzz-inputs mutants mutants-kernels torture bench clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
@@ -31,7 +31,7 @@ train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 doctor: $(VENV)/run-$(MPI)  ## what MPI, launcher and memory can do here
 	mpirun -n $(RANKS) python -m hpcai.doctor
 
-test: lint types unit mpi-test command-test  ## everything that must be green
+test: lint types unit mpi-test command-test pages-test  ## everything that must be green
 
 lint: $(VENV)/dev-$(MPI)
 	ruff check .
@@ -41,13 +41,19 @@ types: $(VENV)/dev-$(MPI)
 	mypy
 
 unit: $(VENV)/dev-$(MPI)
-	pytest -n 2 $(STARTING:%=--ignore=%)
+	pytest -n 2 $(STARTING:%=--ignore=%) --ignore=tests/test_pages.py
 
 mpi-test: $(VENV)/dev-$(MPI)
 	for n in $(MPI_RANKS); do mpirun -n $$n pytest || exit 1; done
 
 command-test: $(VENV)/dev-$(MPI)
 	pytest -n 2 --dist loadfile --no-loadscope-reorder $(STARTING)
+
+pages-test: $(VENV)/dev-$(MPI)  ## run all code that README, docs and examples show
+	pytest -n 2 tests/test_pages.py
+
+docs: $(VENV)/docs-$(MPI)  ## the documentation, into build/docs; warnings are errors
+	sphinx-build -W --keep-going -E -q -b html docs build/docs
 
 slurm-test: $(VENV)/dev-$(MPI)  ## only the tests on a real Slurm, which is started for them (root, Debian's Slurm)
 	pytest tests/test_slurm.py
@@ -113,3 +119,7 @@ $(VENV)/run-$(MPI): $(VENV)/bin/python $(SOURCES)
 $(VENV)/dev-$(MPI): $(VENV)/bin/python $(SOURCES)
 	pip install -q -e '.[$(MPI),dev]'
 	touch $@ $(VENV)/run-$(MPI)
+
+$(VENV)/docs-$(MPI): $(VENV)/run-$(MPI) docs/requirements.txt
+	pip install -q -r docs/requirements.txt
+	touch $@

@@ -65,7 +65,7 @@ CODECS = {
     "sign": Entry("signs with a scale for each block", _whole(sign.sign), source="arXiv:1802.04434"),
     "int8sum": Entry("8-bit levels that are summed as integers on the way", _plainly(integer_sum)),
     "topk:RATIO": Entry(
-        "the largest elements of each block", _of_a_ratio("topk", top_k.top_k, by_gather), source="arXiv:1704.05021"
+        "the elements of largest magnitude", _of_a_ratio("topk", top_k.top_k, by_gather), source="arXiv:1704.05021"
     ),
     "randomk:RATIO": Entry(
         "elements that all ranks draw alike", _of_a_ratio("randomk", random_k.random_k, by_sum), source="arXiv:1809.07599"
