@@ -30,6 +30,7 @@ from hpcai.train.options.options import GROUPS, RENAMED, Options
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", _on_docstring)
+    app.connect("autodoc-skip-member", _skips)
     for directive in (OptionsTable, EntriesTable, RenamedTable, VariablesTable, ExitCodesTable, CostsTable, ModulesTable):
         app.add_directive(directive.name_in_page, directive)
     return {"parallel_read_safe": True}
@@ -37,6 +38,11 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 def _on_docstring(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     lines[:] = docstrings.to_rst(lines)
+
+
+def _skips(app: Any, what: str, name: str, found: Any, skip: bool, options: Any) -> bool:
+    """Leave out the fields of a NamedTuple, which its signature and its own words have."""
+    return skip or (getattr(found, "__doc__", None) or "").startswith("Alias for field number")
 
 
 class Table(SphinxDirective):
