@@ -28,7 +28,7 @@ from hpcai.comm.communicator import Communicator
 from hpcai.train import resume
 from hpcai.train.history import Progress
 from hpcai.train.options.parser import parse
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.saving import Saver
 from hpcai.train.step import train_step
 
@@ -55,7 +55,7 @@ def measure(arguments: argparse.Namespace, comm: Communicator, folder: str) -> t
     has a core, on the rank where it is longest, and a checkpoint's bytes."""
     options = parse(["--hidden", arguments.hidden, "--optimizer", "momentum", "--lr", "0.01", "--momentum", "0.9"])
     x, y, dataset = random_batch(comm, arguments.batch)
-    mine = replica(options, dataset, comm)
+    mine = new_replica(options, dataset, comm)
     place = storage.place(Path(folder).absolute() if "://" not in folder else folder)
     saver = Saver(mine, comm, place, keep=2)
     count, copies, processor = [0], list[float](), list[float]()

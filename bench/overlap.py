@@ -26,7 +26,7 @@ from bench.harness import interleaved, machine
 from bench.step import random_batch
 from hpcai.comm.communicator import Communicator
 from hpcai.train.options.parser import parse
-from hpcai.train.replica import Replica, replica
+from hpcai.train.replica import Replica, new_replica
 from hpcai.train.step import train_step
 
 
@@ -70,7 +70,7 @@ def main() -> None:
 
     def make(overlap: str) -> Replica:
         options = ["--hidden", arguments.hidden, "--optimizer", "momentum", "--bucket-bytes", str(arguments.bucket_bytes)]
-        return replica(parse([*options, "--overlap", overlap]), dataset, comm)
+        return new_replica(parse([*options, "--overlap", overlap]), dataset, comm)
 
     sides = {name: make(name) for name in ("never", "always")}
     count = iter(range(1 << 30))

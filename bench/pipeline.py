@@ -25,7 +25,7 @@ from hpcai.nn import losses, models
 from hpcai.nn.layers import Layer, Parameter, product
 from hpcai.nn.models import Model
 from hpcai.parallel import schedules
-from hpcai.parallel.pipeline import Micro, Pipeline, Stages
+from hpcai.parallel.pipeline import MicroBatch, Pipeline, Stages
 from hpcai.parallel.schedules import Action, Work
 from hpcai.parallel.zero import WholeGradients
 
@@ -71,7 +71,7 @@ def side(arguments: argparse.Namespace, comm: Communicator, name: str) -> Callab
     pipeline = Pipeline(Stages(model, spans, shape, shape), comm, np.dtype(np.float32))
     plan = schedules.plan(name, comm.size, arguments.micro_batches, chunks)
     x = np.zeros((ROWS, WIDTH), np.float32)
-    micros = [Micro(x.reshape(1, ROWS, WIDTH), x, i) for i in range(arguments.micro_batches)]
+    micros = [MicroBatch(x.reshape(1, ROWS, WIDTH), x, i) for i in range(arguments.micro_batches)]
     params, gradients = weights(model)
 
     def run() -> Pipeline:

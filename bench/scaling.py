@@ -33,7 +33,7 @@ from hpcai.strategies.sharded import memory_bytes
 from hpcai.train.build import build_optimizer
 from hpcai.train.options.options import Options
 from hpcai.train.options.parser import parse
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.step import train_step
 
 CONTEXT, NODE = 128, 8
@@ -93,7 +93,7 @@ def side(options: Options, flags: list[str], comm: Communicator) -> tuple[Callab
     changes = {name: getattr(given, name) for name in ("mesh", "zero", "micro_batches", "pipeline", "chunks")}
     here = dataclasses.replace(options, **changes)
     _, _, dataset = random_batch(comm, 1, CONTEXT)
-    mine = replica(here, dataset, comm)
+    mine = new_replica(here, dataset, comm)
     rng, dp = np.random.default_rng(0), mine.mesh.dp
     share = slice(options.batch * dp.rank // dp.size, options.batch * (dp.rank + 1) // dp.size)
     x, y = (rng.integers(0, 256, (options.batch, CONTEXT))[share] for _ in range(2))

@@ -35,7 +35,7 @@ from hpcai.strategies.strategy import part
 from hpcai.train.build import build_model
 from hpcai.train.options.options import Options
 from hpcai.train.options.parser import parse
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.step import train_step
 
 LR, MU = 0.01, 0.9
@@ -101,7 +101,7 @@ def hpcai_side(
     options: Options, comm: Communicator, x: Any, y: Any, dataset: Dataset
 ) -> tuple[Callable[[], float], list[tuple[float, ...]]]:
     """One step of hpcai, and a list that collects where its time goes."""
-    mine = replica(options, dataset, comm)
+    mine = new_replica(options, dataset, comm)
     parts: list[tuple[float, ...]] = []
     base = part(mine.state, Sharded)
     assert base is not None

@@ -23,7 +23,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!hpcai\.).*"),
     ("py:.*", r"hpcai\..*\.[A-Z]"),
     ("py:.*", r"hpcai\.(arena|comm\.(wire|collectives|select)|nn\.split|ops|train\.options)\..*"),
-    ("py:class", r"hpcai\.comm\.background\.Foreground"),
+    ("py:class", r"hpcai\.comm\.background\.Deferred"),
 ]
 
 autodoc_typehints_format = "short"

@@ -31,7 +31,7 @@ from hpcai.train.loop import fit
 from hpcai.train.options.parser import parse
 from tests import owned, strikes
 from tests.command import children, end, start
-from tests.verdicts import FINE, RANKS, SPARES, STALL_FROZEN_S, STALL_S, Drawn, Outcome, all_fine, judged, told
+from tests.verdicts import FINE, RANKS, SPARES, STALL_FROZEN_S, STALL_S, Drawn, Outcome, all_agree, judged, told
 
 FLAGS = ["--hidden", "48", "--activation", "gelu", "--batch", "64", "--lr", "3e-4", "--compress-smallest", "1"]
 """With ReLU one unit hardly learns, and whether what is owed to it revives it is a matter of rounding: 0.1 to 0.6 % of the loss."""
@@ -182,7 +182,7 @@ def main():
         if sum(outcomes.values()) % 10 == 0:
             print(report(struck, outcomes, took), file=sys.stderr, flush=True)
     print(report(struck, outcomes, took))
-    return not all_fine(outcomes)
+    return not all_agree(outcomes)
 
 
 def report(struck, outcomes, took):

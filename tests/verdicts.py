@@ -139,7 +139,7 @@ FINE = (
 )
 
 
-def all_fine(outcomes):
+def all_agree(outcomes):
     """Whether that many runs of each kind of end are."""
     stuck = sum(count for how, count in outcomes.items() if how.startswith(STUCK_ENDED) and UPON not in how)
     return all(how in FINE for how in outcomes) and stuck <= max(1, sum(outcomes.values()) / STUCK_RUNS)

@@ -15,7 +15,7 @@ ENDED = "ended-"
 
 def testify(run):
     """After how many steps this rank has which parameters. It must be the same on all ranks, to the bit."""
-    digest = hashlib.sha256(run.mine.params.tobytes()).hexdigest()
+    digest = hashlib.sha256(run.replica.params.tobytes()).hexdigest()
     (run.folder / f"{ENDED}{os.getpid()}-{run.comm.rank}").write_text(f"step {run.progress.step}: {digest[:16]}")
 
 

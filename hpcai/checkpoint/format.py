@@ -21,7 +21,7 @@ from hpcai.checkpoint.local import Local
 from hpcai.checkpoint.naming import MANIFEST
 from hpcai.checkpoint.schema import Refused
 from hpcai.checkpoint.shards import Stored, checksum, header
-from hpcai.checkpoint.storage import Place
+from hpcai.checkpoint.storage import Store
 from hpcai.errors import CheckpointError
 from hpcai.xp import Array
 
@@ -47,7 +47,7 @@ class Checkpoint(NamedTuple):
 class Opened:
     """A checkpoint whose manifest was read; `read` takes runs out of its shards."""
 
-    def __init__(self, place: Place, name: str, manifest: dict[str, Any]):
+    def __init__(self, place: Store, name: str, manifest: dict[str, Any]):
         self.place, self.name, self.manifest = place, name, manifest
         self.step, self.meta = int(manifest["step"]), manifest["meta"]
         self.layouts = [Laid(size, tuple(boxes.part(*one) for one in parts)) for size, parts in manifest["layouts"]]
@@ -123,7 +123,7 @@ class Opened:
         return Broken(f"checkpoint {self.path} is corrupt: {what}")
 
 
-def opened(place: Place, name: str) -> Opened:
+def opened(place: Store, name: str) -> Opened:
     """The checkpoint of that name, whose manifest is true as far as can be known without reading shards.
 
     Raises: Broken, which names file and field, if it is absent, incomplete, damaged, or of another format.
@@ -147,7 +147,7 @@ def opened(place: Place, name: str) -> Opened:
     return Opened(place, name, fields)
 
 
-def complete(place: Place, name: str) -> bool:
+def complete(place: Store, name: str) -> bool:
     """Whether there is a checkpoint of this format whose shards have their length; not whether their bytes are right."""
     try:
         opened(place, name)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from hpcai.checkpoint import format, naming
 from hpcai.checkpoint.format import Laid
-from hpcai.checkpoint.storage import Place
+from hpcai.checkpoint.storage import Store
 from hpcai.errors import CheckpointError, counted
 
 T = TypeVar("T")
@@ -23,10 +23,10 @@ class Next(NamedTuple):
     layouts: list[Laid]
 
 
-class Series:
+class Retention:
     """On rank 0, most of it in a thread. It knows nothing of ranks, so it outlives them."""
 
-    def __init__(self, place: Place, keep: int):
+    def __init__(self, place: Store, keep: int):
         self.place, self.keep = place, keep
         self.last = "no checkpoint was written yet"
         self._whole: set[str] = set()

@@ -69,7 +69,7 @@ def header(runs: list[Stored]) -> bytes:
     return json.dumps(made, separators=(",", ":")).encode()
 
 
-class Image:
+class ShardBuffer:
     """A shard's file in memory."""
 
     def __init__(self) -> None:

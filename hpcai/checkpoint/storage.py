@@ -15,7 +15,7 @@ from hpcai.checkpoint.local import Local
 from hpcai.checkpoint.remote import Remote
 
 
-class Place(Protocol):
+class Store(Protocol):
     """Checkpoints by name, which is `named(step)`. What goes wrong is an OSError."""
 
     def names(self) -> list[str]:
@@ -56,7 +56,7 @@ class Place(Protocol):
         """Raise an OSError or CheckpointError if nothing can be written here."""
 
 
-def place(where: str | Path) -> Place:
+def place(where: str | Path) -> Store:
     """The place of that name: a URL if it has a scheme, else a folder."""
     folder = local(where)
     return Remote(str(where)) if folder is None else Local(folder)
@@ -72,7 +72,7 @@ def local(where: str | Path) -> Path | None:
     return None if "://" in path else Path(path)
 
 
-def located(where: str) -> tuple[Place, str]:
+def located(where: str) -> tuple[Store, str]:
     """The place and the name of one checkpoint. People may name a link to one; within places none is followed.
 
     >>> place, name = located("s/run/step-000000020/")

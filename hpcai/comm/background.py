@@ -158,7 +158,7 @@ class Background:
                 self._idle.notify_all()
 
 
-class Foreground:
+class Deferred:
     """The same without a thread: the calls are made by `wait`."""
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class Request:
     made on a communicator.
     """
 
-    def __init__(self, carrier: Background | Foreground, call: Callable[..., Any], *arguments: Any):
+    def __init__(self, carrier: Background | Deferred, call: Callable[..., Any], *arguments: Any):
         self._carrier, self._outcome, self._error = carrier, list[Any](), list[BaseException]()
         carrier.start(self._make, call, arguments)
 

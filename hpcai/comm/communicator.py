@@ -18,7 +18,7 @@ import numpy as np
 from hpcai.comm import call, message, select
 from hpcai.comm.algorithms import hierarchical, pairwise, ring, schedule
 from hpcai.comm.algorithms.table import ALGORITHMS
-from hpcai.comm.background import Foreground, Request, of_this_thread
+from hpcai.comm.background import Deferred, Request, of_this_thread
 from hpcai.comm.diagnosis import stacks, stall
 from hpcai.comm.door import Door, alone
 from hpcai.comm.wire import Pending, Wire
@@ -220,7 +220,7 @@ class Communicator:
         waited for this thread makes no other calls on communicators: those raise UsageError. Where MPI lets no thread call it
         (below MPI_THREAD_SERIALIZED) they are made by `wait`. Raises: by `wait`, as `allreduce`.
         """
-        carrier = of_this_thread() if self.wire.serves_threads() else Foreground()
+        carrier = of_this_thread() if self.wire.serves_threads() else Deferred()
         return Request(carrier, partial(self.allreduce, algorithm=algorithm), x, op)
 
     def reduce_scatter(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:

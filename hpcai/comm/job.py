@@ -126,7 +126,7 @@ def part(world: Communicator, came_later: bool) -> Communicator | None:
     """
     global _parted
     ours = world.split(None if came_later else 0)
-    if not world.wire.all_fine(True):
+    if not world.wire.all_agree(True):
         raise RankFailed("another rank failed while those parted that came later")
     _parted = came_later
     if ours is not None:
@@ -147,7 +147,7 @@ def end(code: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         with limited("the vote to end", code):
-            _world.wire.all_fine(True)
+            _world.wire.all_agree(True)
         quit(code)
     return code
 
@@ -271,7 +271,7 @@ def _install_hooks(world: Communicator) -> None:
             return
         if outlives():
             with limited("the vote to end", 1):
-                init().wire.all_fine(True)
+                init().wire.all_agree(True)
 
     def forked() -> None:
         """A child is no rank: its end is its own."""

@@ -33,7 +33,7 @@ def training_ranks(ranks: int, spares: int) -> int:
 
 
 @dataclass
-class Reserve:
+class Membership:
     """The wire of all ranks, how many are to train, how many waited at the start, and how many wait now.
 
     given_up: the failures of waits, until a step is done. Their frames keep the arrays alive in which a message may still
@@ -92,7 +92,7 @@ class Reserve:
         except RankFailed:
             fine = False
             self.world.revoke()
-        if not self.world.all_fine(fine):
+        if not self.world.all_agree(fine):
             raise RankFailed("another rank failed while ranks found out who trains")
         return made
 

@@ -81,10 +81,10 @@ class Wire(Protocol):
     def grow(self, count: int, command: Sequence[str]) -> Wire:
         """A wire of all ranks and, behind them, `count` new ones, which are started with this command."""
 
-    def greet(self) -> None:
+    def connect_all(self) -> None:
         """Exchange an empty message with every other rank, after `grow`, so that each can tell all others of a failure later."""
 
-    def all_fine(self, fine: bool) -> bool:
+    def all_agree(self, fine: bool) -> bool:
         """True on all ranks that live if all of them say so and none has failed; on a revoked wire too."""
 
     def why_not_elastic(self, growing: bool) -> str:

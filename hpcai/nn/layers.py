@@ -43,7 +43,8 @@ class Layer(NamedTuple):
 
     forward(params, cache, x) -> y. gradients(params, grads, cache, dy), where it has parameters, writes theirs into `grads`,
     which can be on their way to other ranks while backward(params, cache, dy) -> dx, called next, computes its input's. Either
-    may come first; neither changes dy. `twin` names a layer whose cache it uses, `shares` one whose parameters it uses.
+    may come first; neither changes dy. `shares_cache_with` names a layer whose cache it uses, `shares_parameters_with` one
+    whose parameters it uses.
     """
 
     name: str
@@ -51,8 +52,8 @@ class Layer(NamedTuple):
     forward: Callable[[Params, Cache, Array], Array]
     backward: Callable[[Params, Cache, Array], Array]
     gradients: Callable[[Params, Params, Cache, Array], None] | None = None
-    twin: str | None = None
-    shares: str | None = None
+    shares_cache_with: str | None = None
+    shares_parameters_with: str | None = None
 
 
 def linear(name: str, inputs: int, outputs: int) -> Layer:

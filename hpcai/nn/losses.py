@@ -84,7 +84,7 @@ def token_cross_entropy(split: Split = WHOLE, tokens: int = 256) -> Loss:
         sums, picked = both = np.empty((2, len(y)))
         ops.exponentials_into(dy, sums, picked, y, top, labels, first)
         split.sum_into(both)
-        ops.cross_entropy_slope_into(dy, sums, labels, first, scale)
+        ops.cross_entropy_backward_into(dy, sums, labels, first, scale)
         return float((np.log(sums) - picked).sum()), int((picked == 0).sum())
 
     return Loss("token_cross_entropy", evaluate)

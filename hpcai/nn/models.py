@@ -14,7 +14,7 @@ from hpcai.errors import UsageError
 from hpcai.nn import layers, losses
 from hpcai.nn.layers import Cache, Layer, Parameter, Params
 from hpcai.nn.losses import Loss
-from hpcai.nn.sequence import Moment
+from hpcai.nn.sequence import BatchPosition
 from hpcai.ops import streams
 from hpcai.xp import Array
 
@@ -52,7 +52,9 @@ def sequential(name: str, *parts: Layer, loss: Loss) -> Model:
 
 def _own(parts: Sequence[Layer]) -> dict[str, Parameter]:
     """The parameters of layers by their names in the layout, those left out that belong to another of them."""
-    return {f"{layer.name}.{key}": p for layer in parts if layer.shares is None for key, p in layer.parameters.items()}
+    return {
+        f"{layer.name}.{key}": p for layer in parts if layer.shares_parameters_with is None for key, p in layer.parameters.items()
+    }
 
 
 def parts(model: Model, spans: Sequence[slice]) -> Model:
@@ -64,18 +66,18 @@ def parts(model: Model, spans: Sequence[slice]) -> Model:
     names = {layer.name for span in spans for layer in model.layers[span]}
     kept, numbers = [], []
     for layer in (layer for span in spans for layer in model.layers[span]):
-        owner = layer.shares or layer.name
-        if layer.shares not in names:
+        owner = layer.shares_parameters_with or layer.name
+        if layer.shares_parameters_with not in names:
             numbers += [numbered[f"{owner}.{key}"] for key in layer.parameters]
-            layer = layer._replace(shares=None)
+            layer = layer._replace(shares_parameters_with=None)
         kept.append(layer)
     return sequential(model.name, *kept, loss=model.loss)._replace(numbers=tuple(numbers))
 
 
 def borrowed(model: Model, whole: Model) -> str | None:
     """The slot of a part of a whole model that is the same as one in another part; None if there is none."""
-    sharing = {layer.name for layer in whole.layers if layer.shares}
-    found = (layer for layer in model.layers if layer.name in sharing and not layer.shares)
+    sharing = {layer.name for layer in whole.layers if layer.shares_parameters_with}
+    found = (layer for layer in model.layers if layer.name in sharing and not layer.shares_parameters_with)
     return next((f"{layer.name}.{key}" for layer in found for key in layer.parameters), None)
 
 
@@ -170,7 +172,9 @@ def parameters(model: Model) -> dict[str, Parameter]:
 def per_layer(model: Model, flat: Array) -> list[Params]:
     """For each layer the views of its parameters (or gradients) in `flat`, under their own names."""
     views = arena.views(flat, model.layout)
-    return [{key: views[f"{layer.shares or layer.name}.{key}"] for key in layer.parameters} for layer in model.layers]
+    return [
+        {key: views[f"{layer.shares_parameters_with or layer.name}.{key}"] for key in layer.parameters} for layer in model.layers
+    ]
 
 
 def starts(model: Model) -> list[int]:
@@ -181,9 +185,9 @@ def starts(model: Model) -> list[int]:
 
 
 def caches(model: Model) -> list[Cache]:
-    """An empty cache for each layer, twins having one together."""
+    """An empty cache for each layer, layers that share one having one together."""
     made: dict[str, Cache] = {}
-    return [made.setdefault(layer.twin or layer.name, {}) for layer in model.layers]
+    return [made.setdefault(layer.shares_cache_with or layer.name, {}) for layer in model.layers]
 
 
 def forward(
@@ -192,7 +196,7 @@ def forward(
     caches: list[Cache],
     x: Array,
     span: slice = ALL,
-    moment: Moment | None = None,
+    moment: BatchPosition | None = None,
 ) -> Array:
     """Predictions (b, outputs) for a batch x (b, ...), or what the layers in `span` make of x.
 
@@ -213,25 +217,25 @@ def backward(
     filled: Callable[[int], None] = lambda layer: None,
     span: slice = ALL,
     *,
-    onward: bool = False,
-    later: list[tuple[int, Array]] | None = None,
+    need_input_grad: bool = False,
+    deferred: list[tuple[int, Array]] | None = None,
 ) -> Array:
     """Gradients of the parameters of all layers, or those in `span`, into `grads`, from the last layer to the first.
 
-    filled(i) is called when layer i's are there. With `onward` the input's gradient is computed too, and returned. With a list
-    `later` no parameter's gradient is computed: layers and their dy are appended to it, for `gradients`; else caches are emptied
-    on the way.
+    filled(i) is called when layer i's are there. With `need_input_grad` the input's gradient is computed too, and returned.
+    With a list `deferred` no parameter's gradient is computed: layers and their dy are appended to it, for `gradients`; else
+    caches are emptied on the way.
     """
     indices = range(*span.indices(len(model.layers)))
-    first = indices.start if onward else next((i for i in indices if model.layers[i].parameters), indices.start)
+    first = indices.start if need_input_grad else next((i for i in indices if model.layers[i].parameters), indices.start)
     for i in reversed(indices[first - indices.start :]):
-        if model.layers[i].gradients is not None and later is not None:
-            later.append((i, dy))
+        if model.layers[i].gradients is not None and deferred is not None:
+            deferred.append((i, dy))
         elif model.layers[i].gradients is not None:
             gradients(model, params, grads, caches, [(i, dy)], filled)
-        if i > first or onward:
+        if i > first or need_input_grad:
             dy = model.layers[i].backward(params[i], caches[i], dy)
-        if later is None and model.layers[i].twin is None:
+        if deferred is None and model.layers[i].shares_cache_with is None:
             caches[i].clear()
     return dy
 
@@ -241,11 +245,11 @@ def gradients(
     params: Sequence[Params],
     grads: Gradients,
     caches: list[Cache],
-    later: Sequence[tuple[int, Array]],
+    deferred: Sequence[tuple[int, Array]],
     filled: Callable[[int], None] = lambda layer: None,
 ) -> None:
     """The gradients that a backward pass put off."""
-    for i, dy in later:
+    for i, dy in deferred:
         compute = model.layers[i].gradients
         assert compute is not None
         compute(params[i], grads[i], caches[i], dy)

@@ -18,7 +18,7 @@ from hpcai.ops.door import takes
 from hpcai.xp import Array
 
 
-class Moment(NamedTuple):
+class BatchPosition(NamedTuple):
     """When and where in the data a forward pass stands: what dropout's masks depend on besides the seed.
 
     first: the number of the first sample in the global batch.
@@ -79,7 +79,7 @@ def unembedding(
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
         return ops.matmul_into(buffer(cache["x"].shape, dy), dy, params["token"])
 
-    return Layer(name, {"token": token}, forward, backward, gradients, shares=tied_to)
+    return Layer(name, {"token": token}, forward, backward, gradients, shares_parameters_with=tied_to)
 
 
 def norm(name: str, width: int, kind: str = "layer", split: Split = WHOLE) -> Layer:
@@ -139,7 +139,7 @@ def dropout(name: str, rate: float, seed: int, number: int, context: int, width:
 
     @dims(2)
     def drop(cache: Cache, x: Array) -> Array:
-        moment: Moment | None = cache.get("moment")
+        moment: BatchPosition | None = cache.get("moment")
         if moment is None or rate == 0:
             return x
         key = streams.sequence(seed, number, moment.step).generate_state(1, np.uint64)[0]
@@ -175,5 +175,5 @@ def residual(name: str, *inner: Layer) -> tuple[Layer, ...]:
         return dy
 
     first = Layer(f"{name}/fork", {}, fork, fork_backward)
-    last = Layer(f"{name}/join", {}, join, join_backward, twin=first.name)
+    last = Layer(f"{name}/join", {}, join, join_backward, shares_cache_with=first.name)
     return (first, *inner, last)

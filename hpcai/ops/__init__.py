@@ -47,7 +47,7 @@ _SEQUENCE = (
     "embed_into",
     "embed_gradients_into",
     "dropout_into",
-    "cross_entropy_slope_into",
+    "cross_entropy_backward_into",
 )
 _ROWS = (
     "bias_gelu_into",

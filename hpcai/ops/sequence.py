@@ -308,7 +308,7 @@ def exponentials_into(out, sums, picked, logits, top, labels, first=0):
 
 
 @_compile
-def _cross_entropy_slope(out, sums, labels, first, scale):
+def _cross_entropy_backward(out, sums, labels, first, scale):
     for i in range(out.shape[0]):
         factor = out.dtype.type(scale / sums[i])
         for j in range(out.shape[1]):
@@ -325,7 +325,7 @@ def _cross_entropy_slope(out, sums, labels, first, scale):
     writes="out",
     where={"first >= 0": "a first class from 0"},
 )
-def cross_entropy_slope_into(out: Array, sums: Array, labels: Array, first: int, scale: float) -> Array:
+def cross_entropy_backward_into(out: Array, sums: Array, labels: Array, first: int, scale: float) -> Array:
     """scale (softmax - onehot) in place of the exponentials. Returns out."""
-    _cross_entropy_slope(out, sums, labels, first, out.dtype.type(scale))
+    _cross_entropy_backward(out, sums, labels, first, out.dtype.type(scale))
     return out

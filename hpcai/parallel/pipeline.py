@@ -18,11 +18,11 @@ from hpcai.comm.communicator import Communicator
 from hpcai.nn import memory, models
 from hpcai.nn.layers import Params, buffer
 from hpcai.nn.models import Model
-from hpcai.nn.sequence import Moment
+from hpcai.nn.sequence import BatchPosition
 from hpcai.parallel.schedules import Action, Plan, Work
 from hpcai.xp import Array
 
-ACTIVATIONS, SLOPES = 0, 1
+ACTIVATIONS, GRADIENTS = 0, 1
 """Lanes: what goes from stage to stage forward, and backward."""
 
 
@@ -42,7 +42,7 @@ class Gradients(Protocol):
         """All are."""
 
 
-class Micro(NamedTuple):
+class MicroBatch(NamedTuple):
     """A micro-batch: samples, targets (None: predictions are wanted, not a loss), the number of its first sample in the global
     batch.
     """
@@ -70,7 +70,7 @@ class _Slot:
 
     def __init__(self, model: Model):
         self.caches = models.caches(model)
-        self.later: list[tuple[int, Array]] = []
+        self.deferred: list[tuple[int, Array]] = []
         self.inputs: list[Array] = []
 
 
@@ -86,13 +86,13 @@ class Pipeline:
     def predict(self, x: Array, params: Sequence[Params], plan: Plan) -> Array | None:
         """The last layer's output for samples x, on the last stage's rank; None on others. plan: forwards of one micro-batch."""
         self.output = None
-        self.run(plan, [Micro(x, None, 0)], params, None, 0.0, None)
+        self.run(plan, [MicroBatch(x, None, 0)], params, None, 0.0, None)
         return self.output
 
     def run(
         self,
         plan: Plan,
-        micros: Sequence[Micro],
+        micros: Sequence[MicroBatch],
         params: Sequence[Params],
         grads: Gradients | None,
         scale: float,
@@ -122,7 +122,7 @@ class _Run:
         self.sent: list[tuple[Any, Array]] = []
         self.loss, self.correct = 0.0, 0
         self.left = [len(micros)] * len(self.model.layers)
-        self.inbox = {lane: _Inbox(self, lane) for lane in (ACTIVATIONS, SLOPES)}
+        self.inbox = {lane: _Inbox(self, lane) for lane in (ACTIVATIONS, GRADIENTS)}
 
     def all(self) -> tuple[float, int]:
         """Every action of this rank."""
@@ -146,7 +146,7 @@ class _Run:
         slot = self.slots[action.micro, action.chunk] = _Slot(self.model)
         x = micro.x if stage == 0 else self.inbox[ACTIVATIONS].take(stage, action.micro)
         begin = perf_counter()
-        moment = None if self.step is None else Moment(self.step, micro.first)
+        moment = None if self.step is None else BatchPosition(self.step, micro.first)
         y = self._through(slot, span, x, moment)
         if stage == self.count - 1 and micro.target is None:
             self.pipeline.output = y
@@ -166,11 +166,11 @@ class _Run:
         """B and I: returns when it had its output's gradient."""
         stage, span = self.stage(action), self.stages.spans[action.chunk]
         slot = self.slots[action.micro, action.chunk]
-        dy = self.dy.pop(action.micro) if stage == self.count - 1 else self.inbox[SLOPES].take(stage, action.micro)
+        dy = self.dy.pop(action.micro) if stage == self.count - 1 else self.inbox[GRADIENTS].take(stage, action.micro)
         begin = perf_counter()
         dx = self._back(slot, span, dy, self.micros[action.micro], stage > 0, action.kind == "I")
         if stage > 0:
-            self._send(dx, stage - 1, SLOPES)
+            self._send(dx, stage - 1, GRADIENTS)
         if action.kind == "B":
             self.release(action)
         return begin
@@ -179,7 +179,7 @@ class _Run:
         """W."""
         begin = perf_counter()
         slot = self.slots[action.micro, action.chunk]
-        models.gradients(self.model, self.params, self.grads, slot.caches, slot.later, self.filled)
+        models.gradients(self.model, self.params, self.grads, slot.caches, slot.deferred, self.filled)
         self.release(action)
         return begin
 
@@ -204,7 +204,7 @@ class _Run:
             y = np.ascontiguousarray(y)
             self.sent.append((message.send_bare(self.comm, y, stage % self.comm.size, lane), y))
 
-    def _through(self, slot: _Slot, span: slice, x: Array, moment: Moment | None) -> Array:
+    def _through(self, slot: _Slot, span: slice, x: Array, moment: BatchPosition | None) -> Array:
         if self.stages.recompute is None or self.grads is None:
             return models.forward(self.model, self.params, slot.caches, x, span, moment)
         for group in _inside(self.stages.recompute, span):
@@ -214,16 +214,26 @@ class _Run:
                 cache.clear()
         return x
 
-    def _back(self, slot: _Slot, span: slice, dy: Array, micro: Micro, onward: bool, split: bool) -> Array:
+    def _back(self, slot: _Slot, span: slice, dy: Array, micro: MicroBatch, need_input_grad: bool, split: bool) -> Array:
         grads: Any = self.grads
         if self.stages.recompute is None:
-            later = slot.later if split else None
-            return models.backward(self.model, self.params, grads, slot.caches, dy, self.filled, span, onward=onward, later=later)
-        moment = None if self.step is None else Moment(self.step, micro.first)
+            deferred = slot.deferred if split else None
+            return models.backward(
+                self.model,
+                self.params,
+                grads,
+                slot.caches,
+                dy,
+                self.filled,
+                span,
+                need_input_grad=need_input_grad,
+                deferred=deferred,
+            )
+        moment = None if self.step is None else BatchPosition(self.step, micro.first)
         for group in reversed(_inside(self.stages.recompute, span)):
-            further = onward or group.start > span.start
+            further = need_input_grad or group.start > span.start
             models.forward(self.model, self.params, slot.caches, slot.inputs.pop(), group, moment)
-            dy = models.backward(self.model, self.params, grads, slot.caches, dy, self.filled, group, onward=further)
+            dy = models.backward(self.model, self.params, grads, slot.caches, dy, self.filled, group, need_input_grad=further)
         return dy
 
 

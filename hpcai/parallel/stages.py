@@ -36,7 +36,7 @@ def groups(model: Model) -> list[slice]:
     starts: list[int] = []
     i, layers = 0, model.layers
     while i < len(layers):
-        end = next((j for j in range(i, len(layers)) if layers[j].twin == layers[i].name), None)
+        end = next((j for j in range(i, len(layers)) if layers[j].shares_cache_with == layers[i].name), None)
         begins = layers[i].name.split("/")[0]
         joins = bool(starts) and (begins == layers[i - 1].name.split("/")[0] or not layers[i].parameters)
         if end is not None or not joins:
@@ -58,7 +58,7 @@ def measure(model: Model, x: Array, dtype: np.dtype) -> list[Group]:
         shapes = [p.shape for layer in model.layers[span] for p in layer.parameters.values()]
         key = (names, str(shapes), x.shape)
         if key not in known:
-            known[key] = _time(models.parts(model, [span]), x, dtype, onward=span.start > 0)
+            known[key] = _time(models.parts(model, [span]), x, dtype, need_input_grad=span.start > 0)
         seconds, shape = known[key]
         found.append(Group(span, seconds, _of_a_sample(x.shape, samples), _of_a_sample(shape, samples)))
         x = np.zeros(shape, dtype)
@@ -69,7 +69,7 @@ def _of_a_sample(shape: tuple[int, ...], samples: int) -> tuple[int, ...]:
     return (shape[0] // samples, *shape[1:])
 
 
-def _time(part: Model, x: Array, dtype: np.dtype, onward: bool) -> tuple[float, tuple[int, ...]]:
+def _time(part: Model, x: Array, dtype: np.dtype, need_input_grad: bool) -> tuple[float, tuple[int, ...]]:
     """The fastest of some passes, and the shape of what comes out."""
     flat, caches = np.full(part.layout.size, 0.01, dtype), models.caches(part)
     params, grads = models.per_layer(part, flat), models.per_layer(part, np.zeros_like(flat))
@@ -77,7 +77,7 @@ def _time(part: Model, x: Array, dtype: np.dtype, onward: bool) -> tuple[float, 
     for _ in range(1 + REPEATS):
         begin = perf_counter()
         y = models.forward(part, params, caches, x)
-        models.backward(part, params, grads, caches, np.zeros_like(y), onward=onward)
+        models.backward(part, params, grads, caches, np.zeros_like(y), need_input_grad=need_input_grad)
         times.append(perf_counter() - begin)
     return min(times[1:]), y.shape
 
@@ -124,7 +124,7 @@ class TiedParameter(NamedTuple):
 
 def tied_parameter(model: Model, whole: Model, mesh: Mesh) -> TiedParameter | None:
     """Where the first and the last stage both have the embedding. Collective."""
-    owner = next((layer.shares for layer in whole.layers if layer.shares), None)
+    owner = next((layer.shares_parameters_with for layer in whole.layers if layer.shares_parameters_with), None)
     if owner is None or mesh.pp.size == 1:
         return None
     comm = mesh.pp.split(0 if mesh.pp.rank in (0, mesh.pp.size - 1) else None)

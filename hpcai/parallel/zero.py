@@ -81,7 +81,9 @@ class WholeGradients:
 
     def __getitem__(self, i: int) -> Params:
         """Where layer i's gradients are to be written."""
-        names = {key: f"{self.model.layers[i].shares or self.model.layers[i].name}.{key}" for key in self.views[i]}
+        names = {
+            key: f"{self.model.layers[i].shares_parameters_with or self.model.layers[i].name}.{key}" for key in self.views[i]
+        }
         again = [key for key in names if names[key] in self.written]
         self.written.update(names.values())
         if not again:
@@ -126,7 +128,7 @@ class ShardedGradients:
     def __getitem__(self, i: int) -> Params:
         """Where layer i's gradients are to be written. Collective among ranks when it leaves a unit."""
         unit = self.unit_of[i]
-        names = {f"{self.model.layers[i].shares or self.model.layers[i].name}.{key}" for key in self.views[i]}
+        names = {f"{self.model.layers[i].shares_parameters_with or self.model.layers[i].name}.{key}" for key in self.views[i]}
         if unit != self._current or names & self._visited:
             self.finish()
             self._current = unit
@@ -192,7 +194,12 @@ def _buffers(units: Sequence[slice], comm: Communicator, dtype: np.dtype, sent: 
 
 def units(model: Model, itemsize: int, unit_bytes: int) -> list[slice]:
     """Slices of the flat layout of about this many bytes; none cuts a layer."""
-    owners = {f"{layer.name}.{key}": layer.name for layer in model.layers if not layer.shares for key in layer.parameters}
+    owners = {
+        f"{layer.name}.{key}": layer.name
+        for layer in model.layers
+        if not layer.shares_parameters_with
+        for key in layer.parameters
+    }
     return arena.buckets(model.layout, itemsize, unit_bytes, whole=owners.__getitem__)
 
 
@@ -202,7 +209,7 @@ def _in_units(model: Model, units: Sequence[slice], working: Array) -> tuple[lis
     views: list[Params] = []
     unit_of = []
     for layer in model.layers:
-        slots = {key: places[f"{layer.shares or layer.name}.{key}"] for key in layer.parameters}
+        slots = {key: places[f"{layer.shares_parameters_with or layer.name}.{key}"] for key in layer.parameters}
         inside = next((u for u, unit in enumerate(units) for s in slots.values() if unit.start <= s.start < unit.stop), -1)
         begin = units[inside].start
         views.append({k: working[s.start - begin : s.stop - begin].reshape(s.shape) for k, s in slots.items()})

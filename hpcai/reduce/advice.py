@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
-from hpcai.reduce.counting import Counting, Mute, sent_bytes
+from hpcai.reduce.counting import Counting, SilentRank, sent_bytes
 from hpcai.reduce.reducer import Reducer
 from hpcai.xp import Array
 
@@ -90,7 +90,7 @@ def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: W
     coding, on_wire, sent = 0.0, 0.0, 0.0
     for n, reducer in reducers:
         gradient = np.random.default_rng([comm.rank, n]).standard_normal(n, np.float32)
-        counting = Counting(Mute(comm.rank, comm.size), gradient=gradient)
+        counting = Counting(SilentRank(comm.rank, comm.size), gradient=gradient)
         turns = _coding_s(reducer, gradient, comm, counting)
         alone = sum(wire.curves[call.kind].at(call.nbytes) for call in counting.calls if not call.beside)
         streamed = [call.nbytes for call in counting.calls if call.beside]

@@ -104,7 +104,7 @@ class Counting:
 
 
 @dataclass
-class Tally:
+class CostRecord:
     """What the reductions of one bucket have cost: how many, seconds of coding, and the calls of the last."""
 
     count: int = 0
@@ -121,7 +121,7 @@ class Tally:
         self.calls = counting.calls
 
 
-class Mute:
+class SilentRank:
     """A rank that is alone but does not know: everyone else is taken to say what this rank says, and nothing is sent.
 
     A reducer on it takes the time that coding takes on so many ranks.

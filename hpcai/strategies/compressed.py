@@ -8,7 +8,7 @@ from typing import Any
 
 from hpcai import arena
 from hpcai.reduce import states
-from hpcai.reduce.counting import Tally
+from hpcai.reduce.counting import CostRecord
 from hpcai.reduce.reducer import Reducer
 from hpcai.strategies.sharded import Sharded
 from hpcai.strategies.strategy import Kept, Setup, State, Strategy, Totals, Wrapped, wrapping
@@ -22,7 +22,7 @@ class Compressed(Wrapped):
     reducers: Sequence[Reducer]
     states: list[Any]
     gaps: list[slice]
-    tallies: list[Tally] = field(default_factory=list)
+    tallies: list[CostRecord] = field(default_factory=list)
 
 
 def compressed(inner: Strategy, reducers: Sequence[Reducer]) -> Strategy:
@@ -32,7 +32,7 @@ def compressed(inner: Strategy, reducers: Sequence[Reducer]) -> Strategy:
         grads = inner_state.buffers.grads
         made = [reducer.init(grads[bucket]) for reducer, bucket in zip(reducers, setup.buckets, strict=True)]
         return Compressed(
-            inner_state, setup.buckets, reducers, made, arena.gaps(setup.model.layout), [Tally() for _ in setup.buckets]
+            inner_state, setup.buckets, reducers, made, arena.gaps(setup.model.layout), [CostRecord() for _ in setup.buckets]
         )
 
     def filled(state: Compressed, i: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpcai.checkpoint.local import Local
 from hpcai.checkpoint.naming import MANIFEST, NAMED
-from hpcai.checkpoint.storage import Place
+from hpcai.checkpoint.storage import Store
 from hpcai.train.options.arguments import shown
 
 SHOWN = 5
@@ -17,7 +17,7 @@ SHOWN = 5
 ADVICE = "name a run's folder, one of checkpoints or a checkpoint in it (step-N), or leave --resume out to start afresh"
 
 
-def refusal(given: str, place: Place, name: str) -> str:
+def refusal(given: str, place: Store, name: str) -> str:
     """Why there is no checkpoint of that name, in words; empty where there is one, be it whole or not."""
     try:
         if isinstance(place, Local):
@@ -39,7 +39,7 @@ def _of_folder(place: Local, folder: Path) -> str:
     return f"holds no checkpoint: it has {_listed(folder)}"
 
 
-def _others(place: Place) -> str:
+def _others(place: Store) -> str:
     """The checkpoints beside it."""
     names = place.names()
     several = (

@@ -22,7 +22,7 @@ from hpcai.train import fits, resume
 from hpcai.train.build import build_reducers
 from hpcai.train.options import checks
 from hpcai.train.options.options import Options
-from hpcai.train.replica import Replica, replica
+from hpcai.train.replica import Replica, new_replica
 from hpcai.train.step import cut
 
 CANDIDATES = ("none", "bf16", "int8", "int4", "powersgd:4")
@@ -44,7 +44,7 @@ def decided(options: Options, dataset: Dataset, comm: Communicator) -> Options:
     elif comm.size == 1:
         why, name = "there is one rank", "none"
     else:
-        predictions = predicted(options, replica(_with(options, "none"), dataset, comm), comm, CANDIDATES)
+        predictions = predicted(options, new_replica(_with(options, "none"), dataset, comm), comm, CANDIDATES)
         best = advice.best(predictions)
         why, name = "; ".join(f"{one.name} {1e3 * one.seconds:.2f} ms" for one in predictions), best.name
     if comm.rank == 0:
@@ -67,20 +67,20 @@ def predicted(options: Options, plain: Replica, comm: Communicator, names: tuple
     return found
 
 
-def computing_s(mine: Replica, options: Options, dataset: Dataset, comm: Communicator) -> float:
+def computing_s(replica: Replica, options: Options, dataset: Dataset, comm: Communicator) -> float:
     """Seconds of forward, backward and optimizer on this rank's samples, on the slowest rank; changes the replica. Collective."""
     index = sharding.shard(np.arange(min(options.batch, dataset.train_samples)), comm.rank, comm.size)
-    rows = np.empty((0 if dataset.context else len(index), dataset.x_train.shape[-1]), mine.params.dtype)
+    rows = np.empty((0 if dataset.context else len(index), dataset.x_train.shape[-1]), replica.params.dtype)
     x, target = take(dataset, index, rows)
-    times, base = [], part(mine.state, Sharded)
+    times, base = [], part(replica.state, Sharded)
     assert base is not None
     for step in range(12):
         comm.barrier()
         begin = perf_counter()
-        mine.pipeline.run(
-            mine.plan, cut(x, target, 0, mine.micro_batches), mine.weights, mine.gradients, 1.0 / options.batch, step
+        replica.pipeline.run(
+            replica.plan, cut(x, target, 0, replica.micro_batches), replica.weights, replica.gradients, 1.0 / options.batch, step
         )
-        base.optimizer.update(mine.params, mine.buffers.grads, mine.buffers.optimizer, step, 1e-6, 1.0)
+        base.optimizer.update(replica.params, replica.buffers.grads, replica.buffers.optimizer, step, 1e-6, 1.0)
         times.append(perf_counter() - begin)
     return float(comm.allreduce(np.array([statistics.median(times[2:])]), "max")[0])
 
@@ -92,7 +92,7 @@ def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
     if options.mesh or options.zero:
         raise UsageError("predictions are for data parallelism alone; leave --mesh and --zero out")
     fits.require(options, dataset, comm)
-    plain = replica(_with(options, "none"), dataset, comm)
+    plain = new_replica(_with(options, "none"), dataset, comm)
     computing = computing_s(plain, options, dataset, comm)
     predictions = predicted(options, plain, comm, ALL)
     lines = [

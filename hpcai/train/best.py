@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcai.data.dataset import Dataset
-from hpcai.errors import UsageError
+from hpcai.errors import UsageError, counted
 from hpcai.train.history import Progress
 from hpcai.train.options.options import Options
 
@@ -63,4 +63,4 @@ def stopped(progress: Progress) -> str:
     best = progress.best
     since = "" if best is None else f" than {best['value']:.6g} after step {best['step']:,}"
     metric = "loss" if best is None else best["metric"].replace("_", " ")
-    return f"stopped early after step {progress.step:,}: {progress.waited} epochs without a better {metric}{since}"
+    return f"stopped early after step {progress.step:,}: {counted(progress.waited, 'epoch')} without a better {metric}{since}"

@@ -16,7 +16,7 @@ import numpy as np
 from hpcai.data import sharding
 from hpcai.nn import models
 from hpcai.nn.losses import weights_of
-from hpcai.nn.sequence import Moment
+from hpcai.nn.sequence import BatchPosition
 from hpcai.ops import integers
 from hpcai.reduce import reproducible
 from hpcai.strategies.reproducible import Reproducible
@@ -40,7 +40,9 @@ def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float
     while True:
         exponent = kept.exponent
         guess = 0 if exponent is None else exponent
-        sums, losses, largest = _pass(replica, x, target, scale, Moment(step, first), reproducible.unit_for(guess), 2.0**guess)
+        sums, losses, largest = _pass(
+            replica, x, target, scale, BatchPosition(step, first), reproducible.unit_for(guess), 2.0**guess
+        )
         before = perf_counter()
         largest = float(comm.allreduce(np.array([largest]), "max")[0])
         if not math.isfinite(largest):
@@ -61,7 +63,7 @@ def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float
 
 
 def _pass(
-    replica: Replica, x: Array, target: Array, scale: float, moment: Moment, unit: int, limit: float
+    replica: Replica, x: Array, target: Array, scale: float, moment: BatchPosition, unit: int, limit: float
 ) -> tuple[Array, list[float], float]:
     """Forward and backward over all grains: sums in units of 2**unit, losses, and the largest magnitude of a gradient.
 

@@ -6,7 +6,7 @@ import sys
 
 from hpcai.comm import job
 from hpcai.comm.diagnosis import stall
-from hpcai.comm.membership import Reserve
+from hpcai.comm.membership import Membership
 from hpcai.errors import RankFailed, RanksLost
 from hpcai.train.elastic import newcomers
 from hpcai.train.ending import ending
@@ -24,9 +24,9 @@ def main() -> int:
             invited = newcomers.join(comm)
         except RankFailed:
             wire.revoke()
-        if not wire.all_fine(invited is not None) or comm is None or invited is None:
+        if not wire.all_agree(invited is not None) or comm is None or invited is None:
             return job.quit()  # the others go on without
-    reserve = Reserve(wire, invited[0].wanted, invited[0].options.spare_ranks)
+    reserve = Membership(wire, invited[0].wanted, invited[0].options.spare_ranks)
     return ending(lambda: go_on(reserve, comm, *invited, came_later=True))
 
 

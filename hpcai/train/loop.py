@@ -15,13 +15,13 @@ from hpcai.checkpoint import naming
 from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
-from hpcai.comm.membership import Reserve, training_ranks
+from hpcai.comm.membership import Membership, training_ranks
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
 from hpcai.errors import HpcaiError, Leave, NonFiniteError, RankFailed
 from hpcai.monitor import Sink
 from hpcai.parallel import schedules
-from hpcai.parallel.pipeline import Micro
+from hpcai.parallel.pipeline import MicroBatch
 from hpcai.train import advice, best, class_weights, fits, inputs, outputs, resume, sampling, signals
 from hpcai.train.build import build_schedule
 from hpcai.train.elastic import newcomers, recover, spares
@@ -30,7 +30,7 @@ from hpcai.train.lock import Locks
 from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
 from hpcai.train.outcome import Evaluation
-from hpcai.train.replica import Replica, replica
+from hpcai.train.replica import Replica, new_replica
 from hpcai.train.report import trace
 from hpcai.train.report.figures import MOST_LISTED, Figures, by_class, in_units
 from hpcai.train.report.reporter import Reporter
@@ -70,7 +70,7 @@ def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ())
         comm.set_timeout(options.stall_timeout)
     recover.check(options, comm)
     stall.outlive(False)  # an earlier run of this process may have; this one does once it has begun
-    reserve = Reserve(comm.wire, training_ranks(comm.size, options.spare_ranks), options.spare_ranks, options.spare_ranks)
+    reserve = Membership(comm.wire, training_ranks(comm.size, options.spare_ranks), options.spare_ranks, options.spare_ranks)
     training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spare_ranks else comm
     if training is None:
         return go_on(*spares.stand_by(options, reserve), sinks)
@@ -81,7 +81,7 @@ def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ())
         return _begin(options, training, reserve, locks, sinks)
 
 
-def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks, sinks: Sequence[Sink]) -> Ended:
+def _begin(options: Options, comm: Communicator, reserve: Membership, locks: Locks, sinks: Sequence[Sink]) -> Ended:
     folder = Path(options.run_dir or "runs")
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
     dataset = class_weights.decided(options, dataset, comm)
@@ -92,10 +92,10 @@ def _begin(options: Options, comm: Communicator, reserve: Reserve, locks: Locks,
     place = resume.prepare(options, comm)
     fits.require(options, dataset, comm)
     options = advice.decided(options, dataset, comm)
-    mine = replica(options, dataset, comm, resume.cut(options, comm))
-    progress = resume.start(options, mine, comm, folder)
+    replica = new_replica(options, dataset, comm, resume.cut(options, comm))
+    progress = resume.start(options, replica, comm, folder)
 
-    run = _run(options, dataset, progress, Saver(mine, comm, place, options.keep_checkpoints), reserve, locks, sinks)
+    run = _run(options, dataset, progress, Saver(replica, comm, place, options.keep_checkpoints), reserve, locks, sinks)
     comm.on_root(run.reporter.open)
     if progress.step < run.total:
         on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
@@ -118,11 +118,11 @@ def _hold(locks: Locks, comm: Communicator) -> None:
 
 
 def go_on(
-    reserve: Reserve,
+    reserve: Membership,
     comm: Communicator,
     told: newcomers.Invitation,
     dataset: Dataset,
-    mine: Replica,
+    replica: Replica,
     sinks: Sequence[Sink] = (),
     came_later: bool = False,
 ) -> Ended:
@@ -131,12 +131,12 @@ def go_on(
     """
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
-    saver = Saver(mine, comm, resume.place(told.options), told.options.keep_checkpoints)
+    saver = Saver(replica, comm, resume.place(told.options), told.options.keep_checkpoints)
     locks = Locks(resume.folders(told.options), told.token)
     run = _run(told.options, dataset, told.progress, saver, reserve, locks, sinks)
     run.counted, run.lost, run.failed, run.came_later = told.counted, told.lost, told.failed, came_later
     run.reporter.recoveries += told.recoveries
-    recover.settle(run, [])
+    recover.finish_recovery(run, [])
     run.reporter.note_recovery(run.lost, reserve.wanted, time() - run.failed)
     with contextlib.closing(reserve), contextlib.closing(locks):
         return _through(run)
@@ -147,16 +147,16 @@ def _run(
     dataset: Dataset,
     progress: Progress,
     saver: Saver,
-    reserve: Reserve,
+    reserve: Membership,
     locks: Locks,
     sinks: Sequence[Sink],
 ) -> Run:
-    mine, comm = saver.mine, saver.comm
+    replica, comm = saver.replica, saver.comm
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
-    reporter = Reporter(options, comm, dataset, mine, progress, total, per_epoch, locks, sinks)
+    reporter = Reporter(options, comm, dataset, replica, progress, total, per_epoch, locks, sinks)
     return Run(
-        options, dataset, reserve, comm, mine, progress, reporter, build_schedule(options, total), total, saver, progress.step
+        options, dataset, reserve, comm, replica, progress, reporter, build_schedule(options, total), total, saver, progress.step
     )
 
 
@@ -164,7 +164,7 @@ def _through(run: Run) -> Ended:
     """The run to its end; ranks that fail meanwhile are done without where that can be."""
     if run.options.elastic != "never":
         stall.outlive()
-    watched = signals.cast_into(run.mine.votes, run.options.signals, run.comm.rank == 0)
+    watched = signals.cast_into(run.replica.votes, run.options.signals, run.comm.rank == 0)
     with contextlib.closing(run.reporter), _naming_last_checkpoint(run), watched:
         while True:
             try:
@@ -206,8 +206,8 @@ def _finish(run: Run) -> Ended:
     """Write and say what the whole run came to."""
     options = run.options
     run.reporter.waiting.settle()
-    timelines = trace.gather(run.mine)
-    text = sampling.sample(run.mine, options.context, options.sample_bytes, options.seed) if options.sample_bytes else b""
+    timelines = trace.gather(run.replica)
+    text = sampling.sample(run.replica, options.context, options.sample_bytes, options.seed) if options.sample_bytes else b""
     figures = _figures(run) | _best(run)
     summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text, figures))
     last = run.saver.place.path(naming.named(run.progress.step))
@@ -217,7 +217,7 @@ def _finish(run: Run) -> Ended:
 def _figures(run: Run) -> dict[str, Any]:
     """Of the last evaluation, what the summary says of single classes or outputs. Collective."""
     if run.evaluated is None and not run.dataset.context:  # nothing was left to do, or ranks failed that had a part in it
-        run.evaluated = evaluate(run.mine, run.dataset)
+        run.evaluated = evaluate(run.replica, run.dataset)
     if (found := run.evaluated) is None:
         return {}
     of_outputs = {"outputs": found.outputs[:MOST_LISTED]} if len(found.outputs) > 1 else {}
@@ -239,12 +239,12 @@ def _best(run: Run) -> dict[str, Any]:
 
 def _step(run: Run) -> None:
     """One step on this rank's samples of the next global batch."""
-    options, mine, at = run.options, run.mine, run.progress.step
-    x, target, samples = batch_of(run.dataset, options, mine, at, run.rows)
+    options, replica, at = run.options, run.replica, run.progress.step
+    x, target, samples = batch_of(run.dataset, options, replica, at, run.rows)
     if options.elastic != "never":
-        mine.undo.remember(at, mine.kept())
+        replica.undo.remember(at, replica.kept())
     with run.reporter.waiting.counted():
-        outcome = train_step(mine, x, target, samples, at, run.schedule(at))
+        outcome = train_step(replica, x, target, samples, at, run.schedule(at))
     run.completed(outcome)
 
 
@@ -262,7 +262,7 @@ def _between(run: Run) -> None:
     due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
     if (run_ends or leave or due or best.is_here(progress, options)) and run.written < progress.step:
         run.reporter.flush()
-        resume.save(options, run.mine, progress, run.saver)
+        resume.save(options, run.replica, progress, run.saver)
         run.written = progress.step
     if run_ends:
         run.saver.close()
@@ -276,10 +276,10 @@ def _between(run: Run) -> None:
 
 def _record(run: Run, whole: bool = True) -> dict[str, Any]:
     """Evaluate, and compare with the best epoch; returns this epoch's record. Collective. whole: it has come to its end."""
-    run.evaluated = found = evaluate(run.mine, run.dataset)
+    run.evaluated = found = evaluate(run.replica, run.dataset)
     figures = {"test_loss": found.loss, "test_accuracy": found.accuracy, **found.quantities}
     if run.dataset.validates:
-        held = evaluate(run.mine, run.dataset.validating)
+        held = evaluate(run.replica, run.dataset.validating)
         figures |= {"validation_loss": held.loss, "validation_accuracy": held.accuracy}
     record = run.progress.record(figures)
     best.judge(run.progress, record, run.options, whole)
@@ -291,22 +291,22 @@ def _close_epoch(run: Run, record: dict[str, Any]) -> None:
     run.reporter.epoch(record)
 
 
-def evaluate(mine: Replica, dataset: Dataset) -> Evaluation:
+def evaluate(replica: Replica, dataset: Dataset) -> Evaluation:
     """The model on the test samples, which data-parallel ranks share out. Collective."""
-    mesh, n = mine.mesh, dataset.test_samples
+    mesh, n = replica.mesh, dataset.test_samples
     most = max(1, EVALUATION_BATCH // dataset.targets_a_sample)
     index = sharding.shard(np.arange(n), mesh.dp.rank, mesh.dp.size)
     rounds = -(-max(mesh.dp.allgather_object(len(index))) // most)
-    rows, sums, figures = room(dataset, most, mine), np.zeros(2), Figures(dataset, mine.whole)
+    rows, sums, figures = room(dataset, most, replica), np.zeros(2), Figures(dataset, replica.whole)
     # All micro-batches at once would keep all their inputs; as many as there are stages fill a pipeline.
     depth = 2 * mesh.pp.size if mesh.pp.size > 1 else 1
     for start in range(0, rounds, depth):
         micros = []
         for one in range(start, min(start + depth, rounds)):
             x, target = take(dataset, index[one * most : (one + 1) * most], rows, train=False)
-            micros.append(Micro(x.copy() if depth > 1 else x, target, 0))
-        plan = schedules.forwards(mesh.pp.size, len(micros), mine.chunks)
-        sums += mine.evaluation.run(plan, micros, mine.weights, None, 0.0, None, seen=figures.add)
+            micros.append(MicroBatch(x.copy() if depth > 1 else x, target, 0))
+        plan = schedules.forwards(mesh.pp.size, len(micros), replica.chunks)
+        sums += replica.evaluation.run(plan, micros, replica.weights, None, 0.0, None, seen=figures.add)
     sums = np.concatenate([sums, figures.weight]) * (mesh.tp.rank == 0)
     mesh.world.allreduce(sums)
     targets = n * dataset.targets_a_sample
@@ -314,7 +314,7 @@ def evaluate(mine: Replica, dataset: Dataset) -> Evaluation:
     quantities, outputs = dict[str, float | None](), list[dict[str, float | None]]()
     if not dataset.classes and figures.predicts:
         quantities, outputs = in_units(mesh.world.allgather_object(figures.quantities), dataset.target_unit)
-    accuracy = float(sums[1]) / targets if dataset.classes and mine.whole.loss.counts else None
+    accuracy = float(sums[1]) / targets if dataset.classes and replica.whole.loss.counts else None
     return Evaluation(float(sums[0]) / weight if weight else 0.0, accuracy, quantities, outputs, figures.counts)
 
 

@@ -103,33 +103,8 @@ def _say(options: Options, tried: list[Tried]) -> None:
     written = [folder / "find-lr.json"]
     if options.plot:
         written.append(folder / "find-lr.png")
-        picture(tried, rate, folder / "find-lr.png", f"{options.optimizer}, batch {options.batch}")
+        rates, losses, smoothed = (list(column) for column in zip(*tried, strict=True))
+        title = f"{options.optimizer}, batch {options.batch}"
+        curve.range_test(rates, losses, smoothed, rate, folder / "find-lr.png", title)
     said = "no rate is better than another: the loss falls nowhere" if rate is None else f"suggestion: --lr {rate:.2g}"
     print(f"{said}   (written: {', '.join(map(str, written))})", flush=True)
-
-
-def picture(tried: list[Tried], rate: float | None, path: Path, title: str) -> None:
-    """Losses over rates, as a PNG."""
-    curve.require_matplotlib()
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    rates, smoothed = [one.lr for one in tried], [one.smoothed for one in tried]
-    axes.plot(rates, [one.loss for one in tried], color="0.75", linewidth=0.8, label="step")
-    axes.plot(rates, smoothed, color="tab:blue", label="smoothed")
-    if rate is not None:
-        axes.axvline(rate, color="tab:orange", linestyle="--", label=f"suggestion: {rate:.2g}")
-    low, high = min(smoothed), smoothed[0]
-    axes.set(
-        xscale="log",
-        xlabel="learning rate",
-        ylabel="loss",
-        title=title,
-        ylim=(low - 0.1 * abs(high - low), high + abs(high - low)),
-    )
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)

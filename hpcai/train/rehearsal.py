@@ -24,7 +24,7 @@ from hpcai.strategies.sharded import memory_bytes
 from hpcai.train import advice, build, class_weights, fits, inputs, lr_finder, resume
 from hpcai.train.options.options import Options
 from hpcai.train.outcome import Report
-from hpcai.train.replica import Replica, replica
+from hpcai.train.replica import Replica, new_replica
 from hpcai.train.report.progress_line import duration
 from hpcai.train.run import batch_of, room
 from hpcai.train.step import train_step
@@ -44,50 +44,50 @@ def run(options: Options, comm: Communicator) -> None:
     comm.on_root(lambda: resume.require_there(options))
     fits.require(options, dataset, comm)
     options = advice.decided(options, dataset, comm)
-    mine = replica(options, dataset, comm, resume.cut(options, comm))
+    replica = new_replica(options, dataset, comm, resume.cut(options, comm))
     if options.find_lr:
-        lr_finder.say(options, _range_test(options, dataset, mine), comm)
+        lr_finder.say(options, _range_test(options, dataset, replica), comm)
     else:
-        _describe(options, dataset, mine, comm)
+        _describe(options, dataset, replica, comm)
 
 
-def _steps(options: Options, dataset: Dataset, mine: Replica) -> Iterator[tuple[Array, Array, int, int]]:
+def _steps(options: Options, dataset: Dataset, replica: Replica) -> Iterator[tuple[Array, Array, int, int]]:
     """What each step from the first works on: x, target, samples of the global batch, and its number."""
     samples = min(options.batch, dataset.train_samples)
-    rows, at = room(dataset, samples, mine), 0
+    rows, at = room(dataset, samples, replica), 0
     while True:
-        yield *batch_of(dataset, options, mine, at, rows), at
+        yield *batch_of(dataset, options, replica, at, rows), at
         at += 1
 
 
-def _range_test(options: Options, dataset: Dataset, mine: Replica) -> list[lr_finder.Tried]:
+def _range_test(options: Options, dataset: Dataset, replica: Replica) -> list[lr_finder.Tried]:
     """Losses of fresh parameters while the learning rate grows."""
     finder = lr_finder.Finder()
-    for x, target, count, at in _steps(options, dataset, mine):
+    for x, target, count, at in _steps(options, dataset, replica):
         with contextlib.suppress(NonFiniteError):
-            done = train_step(mine, x, target, count, at, finder.lr)
+            done = train_step(replica, x, target, count, at, finder.lr)
             if finder.goes_on(done.loss_sum / done.targets):
                 continue
         return finder.tried
     raise AssertionError("steps have no end")
 
 
-def _describe(options: Options, dataset: Dataset, mine: Replica, comm: Communicator) -> None:
+def _describe(options: Options, dataset: Dataset, replica: Replica, comm: Communicator) -> None:
     """Print what would be trained. Collective."""
     earlier = comm.on_root(lambda: resume.earlier(options))
     done = earlier["progress"]["step"] if earlier else 0
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
-    times = [_timed(mine, *step).step_s for step, _ in zip(_steps(options, dataset, mine), range(TIMED), strict=False)]
+    times = [_timed(replica, *step).step_s for step, _ in zip(_steps(options, dataset, replica), range(TIMED), strict=False)]
     step_s = float(comm.allreduce(np.array([statistics.median(times[1:])]), "max")[0])
-    kept = {name: max(sizes) for name, sizes in _by_name(comm.allgather_object(memory_bytes(mine.buffers))).items()}
+    kept = {name: max(sizes) for name, sizes in _by_name(comm.allgather_object(memory_bytes(replica.buffers))).items()}
     if comm.rank:
         return
     layers = _layers(build.build_model(options, dataset), dataset)
-    micro = -(-min(options.batch, dataset.train_samples) // (mine.mesh.dp.size * options.micro_batches))
-    kept["activations, about"] = micro * sum(layer.elements for layer in layers) * mine.params.itemsize // mine.mesh.pp.size
+    micro = -(-min(options.batch, dataset.train_samples) // (replica.mesh.dp.size * options.micro_batches))
+    kept["activations, about"] = micro * sum(layer.elements for layer in layers) * replica.params.itemsize // replica.mesh.pp.size
     print("\n".join(_table(layers)))
-    for name, text in _facts(options, dataset, mine, kept):
+    for name, text in _facts(options, dataset, replica, kept):
         print(f"  {name:<16}  {text}")
     left = max(0, total - done)
     goes_on = f", {done:,} of them done, by {options.resume if options.resume != 'auto' else options.run_dir}" if done else ""
@@ -98,9 +98,9 @@ def _describe(options: Options, dataset: Dataset, mine: Replica, comm: Communica
     print("nothing was written: leave --dry-run out to train", flush=True)
 
 
-def _timed(mine: Replica, x: Array, target: Array, count: int, at: int) -> Report:
+def _timed(replica: Replica, x: Array, target: Array, count: int, at: int) -> Report:
     before = perf_counter()
-    done = train_step(mine, x, target, count, at, 1e-9)
+    done = train_step(replica, x, target, count, at, 1e-9)
     return done._replace(step_s=perf_counter() - before)
 
 
@@ -133,7 +133,10 @@ def _layers(model: Model, dataset: Dataset) -> list[Described]:
     x = np.zeros((1, *dataset.shape), np.int64 if dataset.context else np.float32)
     params = models.per_layer(watched, np.zeros(model.layout.size, np.float32))
     models.forward(watched, params, models.caches(watched), x)
-    counts = [sum(int(np.prod(p.shape)) for p in layer.parameters.values()) * (not layer.shares) for layer in model.layers]
+    counts = [
+        sum(int(np.prod(p.shape)) for p in layer.parameters.values()) * (not layer.shares_parameters_with)
+        for layer in model.layers
+    ]
     return [
         Described(layer.name, shape[1:], int(np.prod(shape)), count)
         for layer, shape, count in zip(model.layers, shapes, counts, strict=True)
@@ -151,19 +154,19 @@ def _table(layers: list[Described]) -> list[str]:
     return [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows]
 
 
-def _facts(options: Options, dataset: Dataset, mine: Replica, kept: dict[str, int]) -> Iterator[tuple[str, str]]:
+def _facts(options: Options, dataset: Dataset, replica: Replica, kept: dict[str, int]) -> Iterator[tuple[str, str]]:
     """What there is to say of model, data and ranks."""
-    whole = sum(int(np.prod(p.whole or p.shape)) for p in models.parameters(mine.whole).values())
-    yield "model", f"{mine.whole.name}, {whole:,} parameters, {options.dtype}"
+    whole = sum(int(np.prod(p.whole or p.shape)) for p in models.parameters(replica.whole).values())
+    yield "model", f"{replica.whole.name}, {whole:,} parameters, {options.dtype}"
     sizes = ", ".join(f"{name} {nbytes / 2**20:,.1f}" for name, nbytes in kept.items() if nbytes)
     yield "memory of a rank", f"{sum(kept.values()) / 2**20:,.1f} MiB: {sizes}"
     classes = f", {counted(dataset.classes, 'class', 'classes')}" if dataset.classes else ""
     held = f", {dataset.validating.test_samples:,} for validation" if dataset.validates else ""
     shape = " x ".join(map(str, dataset.shape))
-    parts = f"{dataset.train_samples:,} training samples of {shape}{classes}, {dataset.test_samples:,} for testing{held}"
+    parts = f"{counted(dataset.train_samples, 'training sample')} of {shape}{classes}, {dataset.test_samples:,} for testing{held}"
     yield "data", f"{dataset.name}: {parts}"
-    axes = ", ".join(f"{name}={count}" for name, count in mine.mesh.sizes._asdict().items())
-    yield "ranks", f"{mine.mesh.world.size} ({axes}; {mine.mesh.world.wire.describe()})"
+    axes = ", ".join(f"{name}={count}" for name, count in replica.mesh.sizes._asdict().items())
+    yield "ranks", f"{replica.mesh.world.size} ({axes}; {replica.mesh.world.wire.describe()})"
     shards = f", --zero {options.zero}" if options.zero else ""
-    buckets = counted(len(mine.buckets), "bucket") if mine.buckets else "in units"
+    buckets = counted(len(replica.buckets), "bucket") if replica.buckets else "in units"
     yield "gradients", f"{buckets}, --compress {options.compress}{shards}"

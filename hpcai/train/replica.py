@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hpcai import arena
-from hpcai.comm.background import Background, Foreground
+from hpcai.comm.background import Background, Deferred
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launch import cores
 from hpcai.data.contents import Contents
@@ -66,7 +66,7 @@ class Replica:
     state: State
     starts: list[int]
     buckets: list[slice]
-    carrier: Background | Foreground
+    carrier: Background | Deferred
     grain: int
     micro_batches: int
     chunks: int
@@ -107,7 +107,7 @@ class Replica:
         return self.strategy.kept(self.state)
 
 
-def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.Cut = None) -> Replica:
+def new_replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.Cut = None) -> Replica:
     """A fresh replica, all of them together the same model on any mesh. Collective. cut: of the pipeline's stages, where it is
     not to be measured.
 
@@ -140,7 +140,7 @@ def replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.C
         state=strategy.init(setup),
         starts=models.starts(model),
         buckets=buckets if options.zero < 2 else [],
-        carrier=Background() if overlap else Foreground(),
+        carrier=Background() if overlap else Deferred(),
         grain=options.fixed_micro_batch if by_grains else 0,
         micro_batches=options.micro_batches,
         chunks=options.pipeline_chunks or 1,

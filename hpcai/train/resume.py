@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hpcai.checkpoint import format, naming, storage
 from hpcai.checkpoint.format import Broken, Opened
 from hpcai.checkpoint.local import Local
-from hpcai.checkpoint.storage import Place
+from hpcai.checkpoint.storage import Store
 from hpcai.comm.communicator import Communicator
 from hpcai.data.contents import changed as changed_data
 from hpcai.errors import CheckpointError, counted
@@ -47,7 +47,7 @@ GPT_IDENTITY = ("layers", "width", "heads", "context", "norm", "tied", "dropout"
 """Further ones of a gpt."""
 
 
-def place(options: Options) -> Place:
+def place(options: Options) -> Store:
     """Where the run's checkpoints go. Raises: CheckpointError for a URL that cannot be served."""
     return storage.place(_kept(options))
 
@@ -62,7 +62,7 @@ def _kept(options: Options) -> str | Path:
     return options.checkpoint_dir or Path(options.run_dir or "runs") / "checkpoints"
 
 
-def prepare(options: Options, comm: Communicator) -> Place:
+def prepare(options: Options, comm: Communicator) -> Store:
     """The place, on all ranks, after a trial that it can be written, and without what an earlier run left half-written.
 
     Collective. Raises: CheckpointError or OSError, on all ranks alike.
@@ -130,8 +130,8 @@ def cut(options: Options, comm: Communicator) -> Cut:
     return comm.on_root(find)
 
 
-def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> Progress:
-    """Where to begin. With a checkpoint, `mine` is filled from it; without one an earlier run's files in `folder` are moved to
+def start(options: Options, replica: Replica, comm: Communicator, folder: Path) -> Progress:
+    """Where to begin. With a checkpoint, `replica` is filled from it; without one an earlier run's files in `folder` are moved to
     previous-N, so that nothing is lost and nothing is mixed. Collective.
 
     Of several checkpoints the newest that can be read: each broken one is named in a line on rank 0's stderr.
@@ -140,13 +140,13 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
     candidates = comm.on_root(lambda: [name for _, name in _candidates(options)])
     if not candidates:
         comm.on_root(lambda: _refuse_or_set_aside(options, folder))
-        mine.strategy.restored(mine.state)
+        replica.strategy.restored(replica.state)
         return Progress()
     failures: list[str] = []
     for name in candidates:
-        found, failure = _tried(name, options, mine, comm)
+        found, failure = _tried(name, options, replica, comm)
         if found is not None:
-            return _restored(found, mine)
+            return _restored(found, replica)
         failures.append(failure)
         if comm.rank == 0 and len(candidates) > 1:
             print(f"hpcai: warning: {failure}; it is left out", file=sys.stderr, flush=True)
@@ -155,7 +155,7 @@ def start(options: Options, mine: Replica, comm: Communicator, folder: Path) -> 
     raise CheckpointError(f"all {len(failures)} checkpoints are broken; the newest: {failures[0]}; start afresh without --resume")
 
 
-def _tried(name: str, options: Options, mine: Replica, comm: Communicator) -> tuple[_Found | None, str]:
+def _tried(name: str, options: Options, replica: Replica, comm: Communicator) -> tuple[_Found | None, str]:
     """What a checkpoint has for this rank, if all ranks can read theirs; else why not. Collective."""
     opened: list[Opened] = []
 
@@ -165,7 +165,7 @@ def _tried(name: str, options: Options, mine: Replica, comm: Communicator) -> tu
             opened.append(format.opened(where, name))
         except Broken as error:
             return None, str(error)
-        _check(opened[0], options, mine)
+        _check(opened[0], options, replica)
         return opened[0].manifest, ""
 
     manifest, failure = comm.on_root(find)
@@ -174,7 +174,7 @@ def _tried(name: str, options: Options, mine: Replica, comm: Communicator) -> tu
     found = None
     try:
         source = opened[0] if opened else Opened(_named(options)[0], name, manifest)
-        found = _Found(source, arrays.read(mine, source))
+        found = _Found(source, arrays.read(replica, source))
     except (CheckpointError, OSError) as error:
         failure = str(error)
     failure = next((one for one in comm.allgather_object(failure) if one), "")
@@ -188,14 +188,14 @@ class _Found(NamedTuple):
     read: arrays.Read
 
 
-def _restored(found: _Found, mine: Replica) -> Progress:
+def _restored(found: _Found, replica: Replica) -> Progress:
     meta = found.source.meta
-    here, counters = arrays.number(mine), meta["counters"]
-    arrays.restore(mine, found.read, counters[here if here < len(counters) else 0], meta["loss_scale"])
+    here, counters = arrays.number(replica), meta["counters"]
+    arrays.restore(replica, found.read, counters[here if here < len(counters) else 0], meta["loss_scale"])
     return Progress.of(meta["progress"])
 
 
-def leave_branch(place: Place, step: int) -> None:
+def leave_branch(place: Store, step: int) -> None:
     """Set later checkpoints aside where a run goes on after `step`. They are broken, or of a branch that it leaves, and --resume
     auto would take them for its own. On rank 0.
     """
@@ -207,15 +207,15 @@ def leave_branch(place: Place, step: int) -> None:
         print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
 
 
-def save(options: Options, mine: Replica, progress: Progress, saver: Saver) -> None:
+def save(options: Options, replica: Replica, progress: Progress, saver: Saver) -> None:
     """Start to write a checkpoint; see Saver.save."""
-    meta: dict[str, Any] = {"identity": _identity(options, mine), "progress": progress.fields()}
-    meta |= {"compress": options.compress, "cut": mine.cut, "data": mine.contents, "options": remarks.recorded(options)}
-    meta["loss_scale"] = next((one.counter for one in mine.kept() if one.name == "loss_scale"), None)
+    meta: dict[str, Any] = {"identity": _identity(options, replica), "progress": progress.fields()}
+    meta |= {"compress": options.compress, "cut": replica.cut, "data": replica.contents, "options": remarks.recorded(options)}
+    meta["loss_scale"] = next((one.counter for one in replica.kept() if one.name == "loss_scale"), None)
     if options.keep_best is not None:
         meta["keeps_best"] = True
-    if mine.encoding is not None:
-        meta["encoding"] = mine.encoding
+    if replica.encoding is not None:
+        meta["encoding"] = replica.encoding
     saver.save(progress.step, meta)
 
 
@@ -225,7 +225,7 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _candidates(options: Options) -> list[tuple[Place, str]]:
+def _candidates(options: Options) -> list[tuple[Store, str]]:
     """Checkpoints that --resume names, newest first: one, or all of a run's folder or of a place of checkpoints."""
     if options.resume == "never":
         return []
@@ -233,12 +233,12 @@ def _candidates(options: Options) -> list[tuple[Place, str]]:
     return [(where, one) for one in ([name] if name else where.names()[::-1])]
 
 
-def _named(options: Options) -> tuple[Place, str]:
+def _named(options: Options) -> tuple[Store, str]:
     """The place that --resume means, and the name of the checkpoint in it; no name means any."""
     return (place(options), "") if options.resume == "auto" else meant(options.resume)
 
 
-def meant(path: str) -> tuple[Place, str]:
+def meant(path: str) -> tuple[Store, str]:
     """The place of checkpoints that a path or URL means, and the name of the one in it; no name means any."""
     for one in (path.rstrip("/") + "/checkpoints", path):
         if (where := storage.place(one)).names():
@@ -284,23 +284,23 @@ def _has_files(folder: Path) -> bool:
     return bool(names)
 
 
-def _identity(options: Options, mine: Replica) -> dict[str, Any]:
+def _identity(options: Options, replica: Replica) -> dict[str, Any]:
     names = (*IDENTITY, *GPT_IDENTITY) if options.model == "gpt" else IDENTITY
     values = {name: getattr(options, RENAMED.get(name, name)) for name in names}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     if own_name.is_own(options.model or ""):  # which may have moved to another module
-        values["model"] = mine.whole.name
+        values["model"] = replica.whole.name
     return values | {
-        "optimizer": mine.optimizer_name,
-        "parameters": [[s.name, list(s.shape)] for s in arrays.whole_layout(mine.whole).slots],
+        "optimizer": replica.optimizer_name,
+        "parameters": [[s.name, list(s.shape)] for s in arrays.whole_layout(replica.whole).slots],
     }
 
 
-def _check(found: Opened, options: Options, mine: Replica) -> None:
+def _check(found: Opened, options: Options, replica: Replica) -> None:
     """The checkpoint must be of this run: going on with another order of samples or another model is no continuation."""
-    old, new = found.meta.get("identity", {}), _identity(options, mine)
+    old, new = found.meta.get("identity", {}), _identity(options, replica)
     if old.get("validation") == new["validation"]:  # else that is said, and not that the training data are others
-        _check_data(found, mine)
+        _check_data(found, replica)
     differing = [name for name in new if old.get(name) != new[name]]
     if differing:
         name = differing[0]
@@ -310,7 +310,7 @@ def _check(found: Opened, options: Options, mine: Replica) -> None:
         raise CheckpointError(
             f"checkpoint {found.path} was made with {said}; give the same options, or start afresh without --resume"
         )
-    for one in mine.kept():
+    for one in replica.kept():
         if one.held in ("all", "shard") and one.array is not None and found.dtypes.get(one.name) != one.array.dtype:
             raise CheckpointError(f"checkpoint {found.path} has no array {one.name} of {one.array.dtype}")
 
@@ -324,9 +324,9 @@ def _as_option(name: str, value: Any) -> str:
     ).strip("'")
 
 
-def _check_data(found: Opened, mine: Replica) -> None:
+def _check_data(found: Opened, replica: Replica) -> None:
     """The data must be what they were, wherever they lie now."""
-    then, now = found.meta.get("data"), mine.contents
+    then, now = found.meta.get("data"), replica.contents
     if not isinstance(then, dict) or now is None:
         print(
             f"hpcai: warning: {found.path} does not say of which data it is; they are not compared", file=sys.stderr, flush=True

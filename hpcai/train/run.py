@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hpcai.comm.communicator import Communicator
-from hpcai.comm.membership import Reserve
+from hpcai.comm.membership import Membership
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
 from hpcai.optim.schedules import Schedule
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     """A rank's part among certain ranks, and where they all are."""
 
     comm: Communicator
-    mine: Replica
+    replica: Replica
     progress: Progress
 
 
@@ -37,9 +37,9 @@ class Run:
 
     options: Options
     dataset: Dataset
-    reserve: Reserve
+    reserve: Membership
     comm: Communicator
-    mine: Replica
+    replica: Replica
     progress: Progress
     reporter: Reporter
     schedule: Schedule
@@ -74,17 +74,17 @@ class Run:
         """Steps in an epoch."""
         return sharding.steps_per_epoch(self.dataset.train_samples, self.options.batch)
 
-    def adopt(self, part: Part) -> None:
+    def switch_to(self, part: Part) -> None:
         """Go on with this part, among its ranks."""
-        self.comm, self.mine, self.progress = part
+        self.comm, self.replica, self.progress = part
 
     def resized(self) -> None:
         """Make room for this rank's samples of a batch, after the number of ranks has changed; what others found is lost."""
         self.evaluated = None
-        grain = self.mine.grain or 1
+        grain = self.replica.grain or 1
         batch = min(self.options.batch, self.dataset.train_samples)
         grains = -(-batch // grain)
-        self.rows = room(self.dataset, min(batch, -(-grains // self.mine.mesh.dp.size) * grain), self.mine)
+        self.rows = room(self.dataset, min(batch, -(-grains // self.replica.mesh.dp.size) * grain), self.replica)
 
     def completed(self, outcome: Report) -> None:
         """Count a step."""
@@ -93,16 +93,16 @@ class Run:
         self.reporter.step(self.progress.step, self.schedule(self.progress.step - 1), outcome)
 
 
-def batch_of(dataset: Dataset, options: Options, mine: Replica, at: int, rows: Array) -> tuple[Array, Array, int]:
+def batch_of(dataset: Dataset, options: Options, replica: Replica, at: int, rows: Array) -> tuple[Array, Array, int]:
     """This rank's samples and targets of step `at`, and how many samples the global batch has. rows: room for them."""
-    dp = mine.mesh.dp
+    dp = replica.mesh.dp
     batch = sharding.global_batch(dataset.train_samples, options.batch, options.seed, at)
-    index = sharding.shard(batch, dp.rank, dp.size, mine.grain or 1)
+    index = sharding.shard(batch, dp.rank, dp.size, replica.grain or 1)
     epoch = at // sharding.steps_per_epoch(dataset.train_samples, options.batch)
     x, target = take(dataset, index, rows, phase=sharding.phase(dataset.context, options.seed, epoch))
     return x, target, len(batch)
 
 
-def room(dataset: Dataset, samples: int, mine: Replica) -> Array:
+def room(dataset: Dataset, samples: int, replica: Replica) -> Array:
     """A buffer for so many samples; text needs none."""
-    return np.empty((0 if dataset.context else samples, dataset.x_train.shape[-1]), mine.params.dtype)
+    return np.empty((0 if dataset.context else samples, dataset.x_train.shape[-1]), replica.params.dtype)

@@ -17,9 +17,9 @@ import numpy as np
 
 from hpcai.checkpoint import naming
 from hpcai.checkpoint.format import Laid
-from hpcai.checkpoint.retention import Next, Series, attempt
-from hpcai.checkpoint.shards import Image
-from hpcai.checkpoint.storage import Place
+from hpcai.checkpoint.retention import Next, Retention, attempt
+from hpcai.checkpoint.shards import ShardBuffer
+from hpcai.checkpoint.storage import Store
 from hpcai.checkpoint.worker import Task, Worker
 from hpcai.comm.communicator import Communicator
 from hpcai.errors import CheckpointError
@@ -40,11 +40,11 @@ NOT_ON_DISK = "checkpoints are still not on disk"
 class Saver:
     """Writes a run's checkpoints into a place. Every rank calls it alike."""
 
-    def __init__(self, mine: Replica, comm: Communicator, place: Place, keep: int):
-        self.mine, self.comm, self.series = mine, comm, Series(place, keep)
+    def __init__(self, replica: Replica, comm: Communicator, place: Store, keep: int):
+        self.replica, self.comm, self.series = replica, comm, Retention(place, keep)
         self._layouts: list[Laid] = []
         self._before: list[Task] | None = None
-        self._image, self._thread = Image(), Worker()
+        self._image, self._thread = ShardBuffer(), Worker()
         self._step, self._meta = 0, dict[str, Any]()
         self._writing: Task | None = None
         self._committing: Task | None = None
@@ -52,7 +52,7 @@ class Saver:
         self._failure = ""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Store:
         """Where they go."""
         return self.series.place
 
@@ -70,13 +70,13 @@ class Saver:
         self.finish()
         if not self._layouts and self._begin(naming.named(step)):
             return
-        self._step, self._meta = step, meta | {"mesh": self.mine.mesh.sizes._asdict(), "ranks": self.comm.size}
-        self._image.fill(arrays.runs(self.mine))
-        counters = arrays.counters(self.mine) if self.mine.mesh.dp.rank == 0 else None
-        entry = {"rank": self.comm.rank, "layout": arrays.number(self.mine), "counters": counters}
-        self.mine.votes[votes.OF_CHECKPOINTS] = 0
+        self._step, self._meta = step, meta | {"mesh": self.replica.mesh.sizes._asdict(), "ranks": self.comm.size}
+        self._image.fill(arrays.runs(self.replica))
+        counters = arrays.counters(self.replica) if self.replica.mesh.dp.rank == 0 else None
+        entry = {"rank": self.comm.rank, "layout": arrays.number(self.replica), "counters": counters}
+        self.replica.votes[votes.OF_CHECKPOINTS] = 0
         write = functools.partial(_write, self.place, naming.named(step), self._image, entry, self.comm.size)
-        self._writing = self._thread.begin(Task(write, functools.partial(_cast, self.mine.votes, votes.WRITTEN)))
+        self._writing = self._thread.begin(Task(write, functools.partial(_cast, self.replica.votes, votes.WRITTEN)))
 
     def heard(self, counted: Array) -> None:
         """After a step, with its votes: where all ranks have ended their writing the checkpoint is committed. When that is done
@@ -106,11 +106,11 @@ class Saver:
         if failure:
             raise CheckpointError(self._failure)
 
-    def moved(self, mine: Replica, comm: Communicator) -> Saver:
+    def moved(self, replica: Replica, comm: Communicator) -> Saver:
         """One that goes on among other ranks, after some have failed. What is under way is not waited for before the next save,
         which may take it away. Not collective.
         """
-        fresh = Saver(mine, comm, self.place, self.series.keep)
+        fresh = Saver(replica, comm, self.place, self.series.keep)
         fresh.series = self.series
         works = (*(self._before or []), self._writing, self._committing, self._tidying)
         fresh._before = [work for work in works if work is not None]
@@ -120,9 +120,11 @@ class Saver:
         """Before the first checkpoint: what the manifest says of layouts; and nothing may be left of ranks that failed. Returns
         whether that checkpoint is there already, on all ranks.
         """
-        number, first = arrays.number(self.mine), self.mine.mesh.dp.rank == 0
+        number, first = arrays.number(self.replica), self.replica.mesh.dp.rank == 0
         _all_done(self.comm, self._before or [])  # their threads may still be writing
-        told = [one for one in self.comm.allgather_object((number, arrays.laid(self.mine)) if first else None) if one is not None]
+        told = [
+            one for one in self.comm.allgather_object((number, arrays.laid(self.replica)) if first else None) if one is not None
+        ]
         self._layouts = [laid for _, laid in sorted(told, key=lambda one: one[0])]
         recovered, self._before = self._before is not None, None
         place, series = self.place, self.series
@@ -145,12 +147,12 @@ class Saver:
         reason = self._writing.wait()
         told = self.comm.allgather_object((self._writing.result, reason))
         self._writing = None
-        self.mine.votes[votes.OF_CHECKPOINTS] = 0
+        self.replica.votes[votes.OF_CHECKPOINTS] = 0
         failed = [(rank, why) for rank, (_, why) in enumerate(told) if why]
         entries = [entry for entry, _ in told if entry is not None]
         what = Next(self._step, self._meta, self._layouts)
         conclude = functools.partial(self.series.conclude, what, entries, failed)
-        commit = Task(conclude, functools.partial(_cast, self.mine.votes, votes.COMMITTED))
+        commit = Task(conclude, functools.partial(_cast, self.replica.votes, votes.COMMITTED))
         self._committing = self._thread.begin(commit) if self.comm.rank == 0 else Task.none()
 
 
@@ -178,7 +180,7 @@ def _all_done(comm: Communicator, works: Iterable[Task], late: str = NOT_ON_DISK
         pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
-def _write(place: Place, name: str, image: Image, entry: dict[str, Any], ranks: int) -> dict[str, Any]:
+def _write(place: Store, name: str, image: ShardBuffer, entry: dict[str, Any], ranks: int) -> dict[str, Any]:
     """This rank's shard, in its thread: what the manifest says of it."""
     file, about = naming.shard(entry["rank"], ranks), image.describe()
     if about["runs"]:

@@ -11,7 +11,7 @@ import numpy as np
 from hpcai.data import sharding
 from hpcai.errors import NonFiniteError
 from hpcai.nn import losses, models
-from hpcai.parallel.pipeline import Micro
+from hpcai.parallel.pipeline import MicroBatch
 from hpcai.parallel.zero import GatheredParameters
 from hpcai.strategies.strategy import Totals
 from hpcai.train import grains
@@ -113,10 +113,10 @@ def _reduce(replica: Replica, i: int) -> None:
     replica.strategy.filled(replica.state, i)
 
 
-def cut(x: Array, target: Array, first: int, count: int) -> list[Micro]:
+def cut(x: Array, target: Array, first: int, count: int) -> list[MicroBatch]:
     """A rank's samples, the first being number `first` of the global batch, as so many micro-batches; some may be empty."""
     bounds = [len(x) * i // count for i in range(count + 1)]
-    return [Micro(x[a:b], target[a:b], first + a) for a, b in itertools.pairwise(bounds)]
+    return [MicroBatch(x[a:b], target[a:b], first + a) for a, b in itertools.pairwise(bounds)]
 
 
 def _non_finite_loss(replica: Replica, x: Array, step: int, loss: float) -> NonFiniteError:

@@ -20,7 +20,7 @@ from hpcai.errors import CheckpointError
 from hpcai.train import resume, saving
 from hpcai.train.history import Progress
 from hpcai.train.inputs import load
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.state import arrays
 from tests import owned
 from tests.train.test_loop import final, options, train
@@ -42,7 +42,7 @@ def started(ranks, chosen, folder):
     """Where a run would begin."""
 
     def program(comm):
-        mine = replica(chosen, load(chosen, comm), comm, resume.cut(chosen, comm))
+        mine = new_replica(chosen, load(chosen, comm), comm, resume.cut(chosen, comm))
         return resume.start(chosen, mine, comm, folder).step
 
     return threads.run(ranks, program)
@@ -221,7 +221,7 @@ def test_memories_find_their_places_on_another_mesh(tmp_path, text):  # noqa: F8
         chosen = options(tmp_path, *flags, "--mesh", mesh, "--micro-batches", "2", "--resume", "auto")
 
         def program(comm, chosen=chosen):
-            mine = replica(chosen, load(chosen, comm), comm)
+            mine = new_replica(chosen, load(chosen, comm), comm)
             progress = resume.start(chosen, mine, comm, tmp_path / "run")
             again = saving.Saver(mine, comm, storage.place(tmp_path / "again"), 1)
             resume.save(chosen, mine, progress, again)
@@ -304,7 +304,7 @@ def test_at_most_one_is_under_way_and_steps_do_not_wait_for_it(tmp_path, monkeyp
 
     def program(comm):
         chosen = options(tmp_path, *flags)
-        mine = replica(chosen, load(chosen, comm), comm)
+        mine = new_replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, Slow(tmp_path / "other"), 1)
         for step in range(2):
             comm.barrier()

@@ -9,7 +9,7 @@ import pytest
 
 from hpcai.checkpoint import format, naming, storage
 from hpcai.checkpoint.local import ALIGNED, Local, buffer
-from hpcai.checkpoint.shards import Image, Run
+from hpcai.checkpoint.shards import Run, ShardBuffer
 from hpcai.errors import CheckpointError, UsageError
 from hpcai.train import resume
 from hpcai.train.options import parser
@@ -225,7 +225,7 @@ def test_every_byte_is_written_past_the_page_cache_or_through_it(tmp_path, size,
 @pytest.mark.parametrize("sizes", [{"f4": 1001, "f8": 9}, {"f4": 5000}, {"f8": 7, "i4": 2}])
 def test_a_shard_ends_with_a_page_so_that_none_of_it_goes_through_the_cache(sizes):
     arrays = {name: np.arange(size, dtype=name) for name, size in sizes.items()}
-    image = Image()
+    image = ShardBuffer()
     image.fill([Run(name, 0, array) for name, array in arrays.items()])
     rest = -sum(array.nbytes for array in arrays.values()) % 8  # a safetensors header is padded to 8 bytes
     assert len(image.content) % ALIGNED == (ALIGNED - rest) % ALIGNED

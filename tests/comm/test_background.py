@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from hpcai.comm import background, threads
-from hpcai.comm.background import Background, Foreground
+from hpcai.comm.background import Background, Deferred
 from hpcai.errors import UsageError
 
 
-@pytest.mark.parametrize("carrier", [Background, Foreground])
+@pytest.mark.parametrize("carrier", [Background, Deferred])
 def test_calls_are_made_in_order_before_wait_returns(carrier):
     made, mine = [], carrier()
     for turn in range(3):
@@ -22,7 +22,7 @@ def test_calls_are_made_in_order_before_wait_returns(carrier):
     mine.wait()
 
 
-@pytest.mark.parametrize("carrier", [Background, Foreground])
+@pytest.mark.parametrize("carrier", [Background, Deferred])
 def test_the_first_error_is_raised_by_wait_and_the_rest_is_left_out(carrier):
     def fail():
         raise ValueError("no")
@@ -111,7 +111,7 @@ def test_after_an_error_of_one_rank_nothing_hangs_and_calls_are_refused_with_tha
 
 
 def test_without_a_thread_abandoned_calls_are_not_made_later():
-    made, mine = [], Foreground()
+    made, mine = [], Deferred()
     mine.start(made.append, 1)
     mine.abandon(KeyboardInterrupt())
     mine.start(made.append, 2)

@@ -117,7 +117,7 @@ def test_what_ends_in_time_goes_on(ends, monkeypatch, in_time):
 @pytest.mark.parametrize("outlived, enabled", [(False, "0"), (True, "0"), (False, "1")])
 def test_where_ranks_have_failed_or_may_a_program_ends_after_a_vote(ends, monkeypatch, outlived, enabled):
     asked = []
-    world = SimpleNamespace(leave=lambda: asked.append("leave"), wire=SimpleNamespace(all_fine=lambda fine: asked.append(fine)))
+    world = SimpleNamespace(leave=lambda: asked.append("leave"), wire=SimpleNamespace(all_agree=lambda fine: asked.append(fine)))
     monkeypatch.setattr(job, "_world", world)
     monkeypatch.setattr(job, "_replaced", outlived)
     monkeypatch.setenv(ulfm.ENABLED, enabled)

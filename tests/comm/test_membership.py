@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from hpcai.comm.membership import Reserve
+from hpcai.comm.membership import Membership
 from hpcai.errors import RankFailed
 from hpcai.train import loop
 
@@ -37,9 +37,9 @@ def test_arrays_of_waits_that_failed_live_until_a_step_is_done(monkeypatch):
     monkeypatch.setattr(loop.signals, "cast_into", lambda *_: contextlib.nullcontext())
     run = SimpleNamespace(
         options=SimpleNamespace(elastic="shrink", signals=(), patience=None),
-        reserve=Reserve(None, 2),
+        reserve=Membership(None, 2),
         reporter=SimpleNamespace(close=lambda: None),
-        mine=SimpleNamespace(votes=None),
+        replica=SimpleNamespace(votes=None),
         comm=SimpleNamespace(rank=0),
         progress=SimpleNamespace(step=0),
         total=2,

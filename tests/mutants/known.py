@@ -139,8 +139,8 @@ CHANGES_NOTHING: dict[tuple[str, str, str], str] = {
     ("hpcai/comm/wires/mpi.py", "IDLE_REQUESTS = 1024", "IDLE_REQUESTS = 1025"): "how many are kept at most",
     (
         "hpcai/comm/wires/mpi.py",
-        "ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32000, 31999, 31998, 3.0",
-        "ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32001, 31999, 31998, 3.0",
+        "ALARM_TAG, EXCHANGE_TAG, CONNECTING_TAG, ALARM_S = 32000, 31999, 31998, 3.0",
+        "ALARM_TAG, EXCHANGE_TAG, CONNECTING_TAG, ALARM_S = 32001, 31999, 31998, 3.0",
     ): "another number that is no other message's, and that every MPI has",
     ("hpcai/comm/wires/mpi.py", "self._key = np.empty(16, np.int64)", "self._key = np.empty(17, np.int64)"): _ROOM,
     ("hpcai/comm/wires/mpi.py", "self._seen = np.empty(16, np.int64)", "self._seen = np.empty(17, np.int64)"): _ROOM,

@@ -7,7 +7,7 @@ import pytest
 
 from hpcai.nn import layers, losses, sequence
 from hpcai.nn.layers import Parameter
-from hpcai.nn.sequence import Moment
+from hpcai.nn.sequence import BatchPosition
 from tests.guarded import assert_door
 
 ROWS, WIDTH, CONTEXT = 6, 4, 3
@@ -56,7 +56,7 @@ RIGHT = {
 def prepared(name):
     layer, x = LAYERS[name]
     params = {key: f(*p.shape, seed=1) for key, p in layer.parameters.items()}
-    return layer, x, params, {"moment": Moment(0, 0)}
+    return layer, x, params, {"moment": BatchPosition(0, 0)}
 
 
 def test_every_layer_has_a_case():

@@ -17,7 +17,7 @@ def evaluated(model, x, target, training=True, scale=1.0):
     """(loss, correct, gradients) of a pass over a batch."""
     flat = models.initialise(model, 0, np.float64)
     params, caches = models.per_layer(model, flat), models.caches(model)
-    y = models.forward(model, params, caches, x, moment=models.Moment(0, 0) if training else None)
+    y = models.forward(model, params, caches, x, moment=models.BatchPosition(0, 0) if training else None)
     dy = np.empty_like(y)
     loss, correct = model.loss.evaluate(dy, y, target, scale)
     grads = models.per_layer(model, np.zeros_like(flat))

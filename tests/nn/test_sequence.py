@@ -23,7 +23,7 @@ def evaluate(model, flat, moment=None):
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-@pytest.mark.parametrize("moment", [None, sequence.Moment(3, 5)])
+@pytest.mark.parametrize("moment", [None, sequence.BatchPosition(3, 5)])
 def test_the_whole_gradient_equals_finite_differences(kind, moment):
     model = gpt.gpt(TINY._replace(norm=kind, dropout=0.3))
     flat = models.initialise(model, 0, np.float64) * 5
@@ -46,7 +46,7 @@ def test_residual_adds_its_input_and_its_gradient():
     x, dy = np.random.default_rng(0).normal(size=(2, 4, 3))
     y = models.forward(model, params, caches, x)
     np.testing.assert_allclose(y, x + x @ params[1]["weight"] + params[1]["bias"])
-    dx = models.backward(model, params, models.per_layer(model, np.zeros_like(flat)), caches, dy, onward=True)
+    dx = models.backward(model, params, models.per_layer(model, np.zeros_like(flat)), caches, dy, need_input_grad=True)
     np.testing.assert_allclose(dx, dy + dy @ params[1]["weight"].T)
 
 
@@ -59,10 +59,10 @@ def test_gradients_put_off_are_the_same():
     y = models.forward(model, params, caches, X)
     dy = np.empty_like(y)
     model.loss.evaluate(dy, y, TARGET, 1.0)
-    later = []
-    models.backward(model, params, views, caches, dy, later=later)
+    deferred = []
+    models.backward(model, params, views, caches, dy, deferred=deferred)
     assert np.isnan(grads).all()
-    models.gradients(model, params, views, caches, later)
+    models.gradients(model, params, views, caches, deferred)
     np.testing.assert_array_equal(grads, wanted)
 
 
@@ -128,7 +128,7 @@ def test_dropout_of_a_part_of_a_batch_is_that_part_of_the_whole():
     x = np.random.default_rng(0).normal(size=(30, 4))
 
     def dropped(rows, first, split=sequence.WHOLE, step=3):
-        cache = {"moment": sequence.Moment(step, first)}
+        cache = {"moment": sequence.BatchPosition(step, first)}
         return sequence.dropout("drop", 0.5, 1, 2, 6, 4, split).forward({}, cache, rows)
 
     whole = dropped(x, 10)

@@ -110,7 +110,7 @@ CASES = {
         {(x, w) for x in ("dtable", "dpositions") for w in FIRST[:2]},
     ),
     "dropout_into": ({"y": f(3, 4), "x": f(3, 4)}, (7, 0, 0.5), set()),
-    "cross_entropy_slope_into": (
+    "cross_entropy_backward_into": (
         {"out": f(3, 4), "sums": 1 + wide(3) ** 2, "labels": i(0, 3, 9)},
         (0, 1.0),
         {("out", w) for w in ("1. dim short", "1. dim long", "other dtype")},

@@ -146,7 +146,7 @@ def test_cross_entropy_of_cut_columns(dtype, verbs):
         parts.append((out, both))
     sums, picked = parts[0][1] + parts[1][1]
     for first, (out, _) in zip((0, 5), parts, strict=True):
-        sequence.cross_entropy_slope_into(out, sums, labels, first, 0.5)
+        sequence.cross_entropy_backward_into(out, sums, labels, first, 0.5)
     wide = logits.astype(np.float64)
     p = np.exp(wide - wide.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)

@@ -4,7 +4,7 @@ import pytest
 from hpcai.compress import quantize, random_k
 from hpcai.data import sharding
 from hpcai.nn import losses, models, sequence
-from hpcai.nn.sequence import Moment
+from hpcai.nn.sequence import BatchPosition
 from hpcai.ops import streams
 from hpcai.reduce import power_sgd
 
@@ -14,7 +14,7 @@ BELOW_FLOATS = [seed for seed in SEEDS if seed < 2**63]
 
 def dropped(seed, step=3):
     layer = sequence.dropout("drop", 0.5, seed, 1, 8, 16)
-    return layer.forward({}, {"moment": Moment(step, 0)}, np.ones((8, 16), np.float32))
+    return layer.forward({}, {"moment": BatchPosition(step, 0)}, np.ones((8, 16), np.float32))
 
 
 def initial(seed):

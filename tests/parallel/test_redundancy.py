@@ -7,7 +7,7 @@ from hpcai.strategies.redundant import Redundant
 from hpcai.strategies.strategy import part
 from hpcai.train import class_weights
 from hpcai.train.inputs import load
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.step import train_step
 from tests.train.elastic.runs import FLAGS
 from tests.train.test_loop import options
@@ -20,7 +20,7 @@ def test_a_backup_has_the_bits_of_the_shard(tmp_path, optimizer, more):
 
     def program(comm):
         dataset = class_weights.decided(chosen, load(chosen, comm), comm)
-        mine = replica(chosen, dataset, comm)
+        mine = new_replica(chosen, dataset, comm)
         for at in range(5):
             share = slice(10 * comm.rank, 10 * comm.rank + 10)
             train_step(mine, dataset.x_train[share].astype("f8"), dataset.y_train[share], 10 * comm.size, at, 0.1)

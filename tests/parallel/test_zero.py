@@ -2,14 +2,14 @@
 
 from hpcai.comm import threads
 from hpcai.train.inputs import load
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from tests.train.test_loop import options
 
 
 def test_gathered_parameters_are_those_of_every_layer(tmp_path):
     def weights(comm, zero):
         chosen = options(tmp_path, "--hidden", "24", "--zero", zero)
-        mine = replica(chosen, load(chosen, comm), comm)
+        mine = new_replica(chosen, load(chosen, comm), comm)
         assert len(mine.weights) == len(mine.model.layers)
         return [{name: array.tolist() for name, array in layer.items()} for layer in mine.weights]
 

@@ -11,7 +11,7 @@ from hpcai.compress import quantize
 from hpcai.reduce import advice
 from hpcai.reduce.advice import Curve, Prediction, Wire
 from hpcai.reduce.combine import by_gather, error_feedback, exact
-from hpcai.reduce.counting import Mute, Sent
+from hpcai.reduce.counting import Sent, SilentRank
 
 
 def test_curves_grow_and_are_the_same_on_all_ranks():
@@ -85,7 +85,7 @@ def test_a_stream_is_measured_by_what_calls_and_bytes_take_alone_and_beside_copi
     asked = iter(times.values())
     monkeypatch.setattr(advice, "_undisturbed", lambda comm, call: next(asked))
     part = advice.PART_BYTES
-    found = advice._stream(Mute(0, 2))
+    found = advice._stream(SilentRank(0, 2))
     assert found == pytest.approx((0.003, 0.2 / (10 * part), 0.8))
     assert next(asked, None) is None
 
@@ -95,7 +95,7 @@ def test_a_stream_has_as_many_arrays_as_take_a_tenth_of_a_second_within_bounds(m
     """By what a call is said to cost: 0.1 s more than copying for all of them."""
     asked = iter([1.0, alone_s, 0.1, 0.2, 0.5, 0.5])
     monkeypatch.setattr(advice, "_undisturbed", lambda comm, call: next(asked))
-    assert advice._stream(Mute(0, 2))[0] == pytest.approx(0.1 / count)
+    assert advice._stream(SilentRank(0, 2))[0] == pytest.approx(0.1 / count)
 
 
 def test_a_disturbed_measurement_of_short_arrays_makes_no_long_one_of_streams(monkeypatch):
@@ -124,7 +124,7 @@ def test_coding_hides_behind_a_stream_as_far_as_there_is_one_and_the_wire_lets_i
         return [(60.0, 2.0), (6.0, 2.0), (0.6, 0.2)]
 
     monkeypatch.setattr(advice, "_coding_s", coding)
-    found = advice.predict([(10, exact()), (20, exact())], Mute(0, 2), Wire(curves, 0.25, 1e-3, hidden))
+    found = advice.predict([(10, exact()), (20, exact())], SilentRank(0, 2), Wire(curves, 0.25, 1e-3, hidden))
     assert found.coding_s == pytest.approx(2 * coding_s)
     assert found.wire_s == pytest.approx(2 * (0.5 + 2.0 + 2.0 + 3 * 0.25 + 3.0))
     assert found.seconds == found.coding_s + found.wire_s
@@ -138,7 +138,7 @@ def test_no_more_coding_hides_than_the_stream_takes(monkeypatch):
 
     monkeypatch.setattr(advice, "_coding_s", coding)
     flat = dict.fromkeys(advice.KINDS, Curve((0,), (0.0,)))
-    assert advice.predict([(10, exact())], Mute(0, 2), Wire(flat, 0.0, 1e-3, 0.5)).coding_s == 9.0 - 0.5 * 1.0
+    assert advice.predict([(10, exact())], SilentRank(0, 2), Wire(flat, 0.0, 1e-3, 0.5)).coding_s == 9.0 - 0.5 * 1.0
 
 
 @pytest.mark.parametrize("seconds, name", [(1.0, "none"), (0.96, "none"), (0.953, "none"), (0.952, "int8"), (0.5, "int8")])

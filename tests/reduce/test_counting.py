@@ -4,12 +4,12 @@ import numpy as np
 
 from hpcai.comm import threads
 from hpcai.reduce import counting
-from hpcai.reduce.counting import Mute, Sent, Tally
+from hpcai.reduce.counting import CostRecord, Sent, SilentRank
 
 
 def test_calls_and_the_time_of_coding_are_counted():
     def program(comm):
-        tally = Tally()
+        tally = CostRecord()
         for _ in range(2):
             with tally.of(comm, "auto") as counting:
                 time.sleep(0.02)
@@ -29,7 +29,7 @@ def test_calls_and_the_time_of_coding_are_counted():
 
 
 def test_a_rank_that_is_alone_hears_itself_from_all():
-    mute = Mute(1, 3)
+    mute = SilentRank(1, 3)
     for made in (mute.allgather, mute.alltoall):
         x = np.arange(6.0).reshape(3, 2)
         assert made(x) is x
@@ -69,7 +69,7 @@ def test_seconds_are_told_apart_to_the_last(monkeypatch):
             for x in items:
                 yield clock.passes(2, x)
 
-    tally, row = Tally(), np.zeros(2, np.float32)
+    tally, row = CostRecord(), np.zeros(2, np.float32)
     assert (tally.count, tally.coding_s, Sent("allgather", 8).seconds) == (0, 0.0, 0.0)
     for turn in (1, 2):
         with tally.of(Wire(), "auto") as counted:

@@ -7,7 +7,7 @@ from hpcai.comm import threads
 from hpcai.compress import cast, quantize, random_k, sign, top_k
 from hpcai.compress.codec import Codec
 from hpcai.reduce.combine import PART, by_gather, by_scatter, by_sum, error_feedback, exact, owed, parts
-from hpcai.reduce.counting import Counting, Mute, sent_bytes
+from hpcai.reduce.counting import Counting, SilentRank, sent_bytes
 from hpcai.reduce.integer_sum import integer_sum
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.power_sgd import power_sgd
@@ -123,7 +123,7 @@ def test_around_a_reducer_without_a_memory_of_its_own_feedback_is_the_sum_and_th
         ([0.5, -0.5, 0.5], [1, -1, 0], [0.25, -0.25, 0.75]),
         ([0.0, 0.0, 8.5], [0, 0, 9], [0, 0, 0]),
     ):
-        done = reducer.reduce(np.float32(x), Mute(0, 1), state)
+        done = reducer.reduce(np.float32(x), SilentRank(0, 1), state)
         state = done.state
         assert done.mean.tolist() == said
         assert state.memory.tolist() == done.residual.tolist() == left
@@ -161,7 +161,7 @@ def sent(reducer, x, size):
         reducer.reduce(x.copy(), counting, reducer.init(x))
         return [call[:2] for call in counting.calls]
 
-    mute = Counting(Mute(0, size))
+    mute = Counting(SilentRank(0, size))
     reducer.reduce(x.copy(), mute, reducer.init(x))
     assert [call[:2] for call in mute.calls] == threads.run(size, program)[0]
     return sum(sent_bytes(call, size) for call in mute.calls)

@@ -10,7 +10,7 @@ import sys
 import time
 
 from hpcai.comm.diagnosis import watch
-from hpcai.comm.membership import Reserve
+from hpcai.comm.membership import Membership
 from hpcai.comm.wires.mpi import MpiWire
 from hpcai.errors import RankFailed
 from hpcai.train import loop, step
@@ -65,12 +65,12 @@ PLACES = {
     "recovering": (transfer, "carry_over"),
     "leaving": (loop.resume, "save"),
     "shrunk": (MpiWire, "shrink"),
-    "starting": (newcomers, "start"),
+    "starting": (newcomers, "spawn_ranks"),
     "welcomed": (newcomers, "_welcomed"),
     "joining": (newcomers, "join"),
-    "counted": (Reserve, "_first"),
+    "counted": (Membership, "_first"),
     "splitting": (MpiWire, "_split_as_told"),
-    "waiting": (Reserve, "run_ended"),
+    "waiting": (Membership, "run_ended"),
 }
 AFTERWARDS = ("shrunk", "welcomed")
 

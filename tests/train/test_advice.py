@@ -12,7 +12,7 @@ from hpcai.strategies.strategy import part
 from hpcai.train import advice
 from hpcai.train.inputs import share
 from hpcai.train.options import parser
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from tests.train.test_loop import final, options, train
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -85,7 +85,7 @@ def test_layers_can_have_their_own_choice(tmp_path):
     chosen = options(tmp_path, *flags)
 
     def program(comm):
-        return replica(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)
+        return new_replica(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)
 
     mine = threads.run(2, program)[0]
     assert [reducer.name for reducer in part(mine.state, Compressed).reducers] == [

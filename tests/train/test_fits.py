@@ -16,7 +16,7 @@ from hpcai.train import fits
 from hpcai.train.inputs import share
 from hpcai.train.loop import fit
 from hpcai.train.options import parser
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -78,7 +78,7 @@ def test_what_is_wanted_is_what_a_rank_keeps(tmp_path, text):
 
             def program(comm, chosen=chosen, axes=axes):
                 dataset = share(comm, lambda: sources.load(chosen.data, None, None, (), chosen.context))
-                mine = replica(chosen, dataset, comm)
+                mine = new_replica(chosen, dataset, comm)
                 kept = memory_bytes(mine.buffers)
                 computed = 0 if mine.buffers.computed is None else mine.buffers.computed.nbytes
                 elements, _, states = fits._parameters(chosen, dataset)

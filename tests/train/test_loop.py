@@ -20,7 +20,7 @@ from hpcai.train.history import Progress
 from hpcai.train.inputs import share
 from hpcai.train.loop import fit
 from hpcai.train.options import parser
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.saving import Saver
 from hpcai.train.step import train_step
 
@@ -163,7 +163,7 @@ def test_with_another_number_of_ranks_the_mean_of_memories_stays(tmp_path, ranks
 
     def resumed(comm):
         chosen = options(tmp_path, *flags, "--steps", "12", "--resume", "auto")
-        mine = replica(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)
+        mine = new_replica(chosen, share(comm, lambda: sources.load("digits", None, None, ())), comm)
         resume.start(chosen, mine, comm, tmp_path / "run")
         again = Saver(mine, comm, storage.place(tmp_path / f"again{comm.size}"), 1)
         resume.save(chosen, mine, Progress(12), again)
@@ -257,7 +257,7 @@ def test_an_error_within_backward_is_what_is_seen_and_the_step_can_be_made_again
 
     def program(comm):
         dataset = share(comm, lambda: sources.load("digits", None, None, ()))
-        again, mine = replica(chosen, dataset, comm), replica(chosen, dataset, comm)
+        again, mine = new_replica(chosen, dataset, comm), new_replica(chosen, dataset, comm)
         x, y = dataset.x_train[:10].astype("f4"), dataset.y_train[:10]
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
             train_step(mine, x, y, 20, 0, 0.1)

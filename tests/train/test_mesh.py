@@ -18,7 +18,7 @@ from hpcai.strategies.strategy import part
 from hpcai.strategies.tied import Tied
 from hpcai.train import resume
 from hpcai.train.inputs import load
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.step import train_step
 from tests.train.test_loop import final, options, train
 
@@ -188,7 +188,7 @@ def test_memory_is_what_the_formula_says(tmp_path, text, stage, optimizer, state
     chosen = options(tmp_path, *flags, "--bucket-bytes", str(unit_bytes))
 
     def program(comm):
-        mine = replica(chosen, load(chosen, comm), comm)
+        mine = new_replica(chosen, load(chosen, comm), comm)
         largest = 4 * max(unit.stop - unit.start for unit in part(mine.state, Sharded).setup.units)
         return memory_bytes(mine.buffers), mine.model.layout.size, largest
 
@@ -293,7 +293,7 @@ def test_a_step_whose_gradients_overflow_f16_is_left_out_and_the_scale_is_halved
 
 def five_steps(chosen, comm, samples):
     """A replica after five steps on so many random windows for each data-parallel rank."""
-    mine = replica(chosen, load(chosen, comm), comm)
+    mine = new_replica(chosen, load(chosen, comm), comm)
     rng = np.random.default_rng(mine.mesh.dp.rank)
     for step in range(5):
         x, y = rng.integers(0, 256, (2, samples, 8))
@@ -350,7 +350,7 @@ def test_a_step_at_which_f16s_scale_grows_is_no_shorter(tmp_path, text, monkeypa
         monkeypatch.setattr(mixed, "GROW_AFTER", grow_after)
 
         def program(comm):
-            mine = replica(chosen, load(chosen, comm), comm)
+            mine = new_replica(chosen, load(chosen, comm), comm)
             before = mine.params.copy()
             x, y = np.random.default_rng(0).integers(0, 256, (2, 16, 8))
             done = train_step(mine, x, y, 16, 0, 0.1)

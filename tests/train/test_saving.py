@@ -16,7 +16,7 @@ from hpcai.train import resume, saving, signals, votes
 from hpcai.train.history import Progress
 from hpcai.train.inputs import load
 from hpcai.train.loop import fit
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from tests.checkpoint.test_format import SMALL, failing, flipped
 from tests.command import wait_for
 from tests.train.test_loop import options, train
@@ -67,7 +67,7 @@ def test_a_run_on_a_url_leaves_the_branch_of_the_later_too(tmp_path):
 def test_a_checkpoint_is_committed_in_the_step_in_which_all_have_spoken(tmp_path, spoken):
     def program(comm):
         chosen = options(tmp_path, "--hidden", "16")
-        mine = replica(chosen, load(chosen, comm), comm)
+        mine = new_replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, storage.place(tmp_path / "there"), 2)
         resume.save(chosen, mine, Progress(5), saver)
         counted = votes.none()
@@ -158,7 +158,7 @@ def test_a_step_that_is_complete_is_not_written_again_after_a_recovery(tmp_path,
     monkeypatch.setattr(Remote, "write", lambda self, name, *more: written.append(name) or real(self, name, *more))
 
     def program(comm):
-        mine = replica(chosen, load(chosen, comm), comm)
+        mine = new_replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, storage.place(url), 2)
         resume.save(chosen, mine, Progress(5), saver)
         saver.close()
@@ -188,7 +188,7 @@ def test_the_votes_of_a_step_say_when_a_checkpoint_is_durable(tmp_path, monkeypa
         return real(self, *more)
 
     def program(comm):
-        mine = replica(chosen, load(chosen, comm), comm)
+        mine = new_replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, storage.place(tmp_path / "there"), 2)
         resume.save(chosen, mine, Progress(5), saver)
         counted = votes.none()
@@ -220,10 +220,10 @@ def test_of_ranks_that_failed_only_the_threads_are_kept(tmp_path):
     Slow.go.clear()
 
     def program(comm):
-        mine = replica(chosen, load(chosen, comm), comm)
+        mine = new_replica(chosen, load(chosen, comm), comm)
         saver = saving.Saver(mine, comm, Slow(tmp_path / "there"), 2)
         resume.save(chosen, mine, Progress(5), saver)
-        was, other = weakref.ref(saver), replica(chosen, load(chosen, comm), comm)
+        was, other = weakref.ref(saver), new_replica(chosen, load(chosen, comm), comm)
         gone = weakref.ref(mine)
         saver, mine = saver.moved(other, comm), other
         gc.collect()
@@ -256,7 +256,7 @@ def test_a_disk_that_is_slower_than_ranks_wait_for_each_other_is_waited_for(tmp_
 
     def program(comm):
         comm.set_timeout(1.0)
-        mine = replica(chosen, load(chosen, comm), comm)
+        mine = new_replica(chosen, load(chosen, comm), comm)
         comm.barrier()
         saver = saving.Saver(mine, comm, storage.place(tmp_path / "there"), 2)
         for step in (5, 6):
@@ -275,8 +275,8 @@ def test_leaving_with_a_checkpoint_that_cannot_be_written_keeps_its_code(tmp_pat
 
     def heard(self, counted):
         real(self, counted)
-        if (self.mine.decided or [0])[0] == 2:
-            self.mine.votes[vote] = 1
+        if (self.replica.decided or [0])[0] == 2:
+            self.replica.votes[vote] = 1
 
     monkeypatch.setattr(saving.Saver, "heard", heard)
 

@@ -10,7 +10,7 @@ from hpcai.nn import models
 from hpcai.strategies.mixed import Mixed
 from hpcai.strategies.strategy import part
 from hpcai.train.inputs import share
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.step import cut, train_step
 from tests.train.test_loop import options
 
@@ -30,7 +30,7 @@ def steps(comm, chosen):
     of the change is the same multiple of its gradient.
     """
     dataset = share(comm, lambda: sources.load("digits", None, None, ()))
-    mine, seen = replica(chosen, dataset, comm), []
+    mine, seen = new_replica(chosen, dataset, comm), []
     for step in range(STEPS):
         index = sharding.shard(sharding.global_batch(dataset.train_samples, BATCH, 0, step), comm.rank, comm.size)
         x, target = take(dataset, index, np.empty((len(index), dataset.x_train.shape[-1]), mine.params.dtype))
@@ -107,7 +107,7 @@ def test_every_forward_says_the_number_of_its_first_sample_and_the_step(tmp_path
 
     def program(comm):
         dataset = share(comm, lambda: sources.load("digits", None, None, ()))
-        mine = replica(chosen, dataset, comm)
+        mine = new_replica(chosen, dataset, comm)
         index = sharding.shard(np.arange(BATCH), comm.rank, comm.size, mine.grain or 1)
         x = np.zeros((len(index), dataset.x_train.shape[-1]), mine.params.dtype)
         x[:, 0] = index

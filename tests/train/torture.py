@@ -20,7 +20,7 @@ from hpcai.data.dataset import Dataset
 from hpcai.train import resume
 from hpcai.train.history import Progress
 from hpcai.train.options import parser
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.saving import Saver
 from hpcai.train.state import arrays
 from tests.command import end_with_this_process
@@ -45,7 +45,7 @@ def chosen():
     flags = ["--hidden", "96", "--optimizer", "adam", "--compress-smallest", "1"]
     options = [parser.parse([*flags, *split]) for split in SPLITS]
     for one in options:
-        threads.run(2, lambda comm, one=one: replica(one, dataset(), comm))
+        threads.run(2, lambda comm, one=one: new_replica(one, dataset(), comm))
     return options
 
 
@@ -55,7 +55,7 @@ def child(folder, options, seed, said):
     arrays.SMALLEST_SHARD_BYTES = 1
 
     def program(comm):
-        mine = replica(options, dataset(), comm)
+        mine = new_replica(options, dataset(), comm)
         place = storage.place(folder)
         comm.on_root(place.discard)
         step = comm.on_root(lambda: int((["step-0", *place.names()])[-1].split("-")[1]))

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from hpcai.comm.diagnosis import stacks
-from hpcai.comm.launch.host import Place, here, process_state
+from hpcai.comm.launch.host import Process, here, process_state
 
 CONNECT_S, ANSWER_S, QUESTION_S, REPORT_S = 0.5, 1.0, 0.3, 3.0
 """Limits of connecting to an address, of an answer, of a question that has begun, and of asking all ranks."""
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
     told: dict[str, Any] | None
     reached: bool = False
     state: str = ""
-    place: Place | None = None
+    place: Process | None = None
 
 
 class Watch:
@@ -60,7 +60,7 @@ class Watch:
         self.pid = os.getpid()
         mine = (here(self.listener.getsockname()[1] if self.listener else 0), secrets.token_bytes(DIGEST_BYTES))
         known = world.wire.exchange(mine)
-        self.places: list[Place] = [place for place, _ in known]
+        self.places: list[Process] = [place for place, _ in known]
         self.key: bytes = known[0][1]
         self.look: Callable[[], float] = lambda: 0.2
         self.thread = threading.Thread(target=self._serve, daemon=True, name="hpcai watch")
@@ -171,16 +171,16 @@ watch: Watch | None = None
 """This process's watch, once `start` was called."""
 
 
-beside: list[Place] = []
+beside: list[Process] = []
 """Processes that are not watched, but for which the others wait when they recover."""
 
 
-def frozen() -> list[Place]:
+def frozen() -> list[Process]:
     """Those of all these on this node that are stopped."""
     return [place for place in (*([] if watch is None else watch.places), *beside) if process_state(place) in STOPPED]
 
 
-def end_frozen(what: str) -> list[Place]:
+def end_frozen(what: str) -> list[Process]:
     """End those on this node that are stopped and keep others waiting in this, and wait until they have ended; returns them.
 
     They are looked at twice: where all of a job was stopped, the first that goes on sees the others still stopped for a moment.
@@ -188,7 +188,7 @@ def end_frozen(what: str) -> list[Place]:
     if not (found := frozen()):
         return []
     time.sleep(LOOK_AGAIN_S)
-    ended = list[Place]()
+    ended = list[Process]()
     for place in found:
         if process_state(place) not in STOPPED:
             continue

@@ -12,7 +12,7 @@ SIOCGIFADDR = 0x8915
 """The system call that tells a network interface's IPv4 address (Linux)."""
 
 
-class Place(NamedTuple):
+class Process(NamedTuple):
     """A process as others may reach it. Where `boot` and `pids` are the same, its number means the same; port 0: it is silent."""
 
     host: str
@@ -23,19 +23,21 @@ class Place(NamedTuple):
     port: int
     addresses: tuple[str, ...]
 
-    def seen_from(self, other: Place) -> list[str]:
+    def seen_from(self, other: Process) -> list[str]:
         """Addresses to try from there, the likeliest first: its own if both are on one host, then those of a shared network."""
         nets = {address.rsplit(".", 2)[0] for address in other.addresses}
         likely = sorted(self.addresses, key=lambda address: address.rsplit(".", 2)[0] not in nets)
         return ["127.0.0.1", *likely] if self.boot == other.boot else likely
 
 
-def here(port: int) -> Place:
+def here(port: int) -> Process:
     """This process, which answers on `port`."""
-    return Place(socket.gethostname(), boot_id(), namespace(), os.getpid(), _stat(os.getpid())[1], port, tuple(ipv4_addresses()))
+    return Process(
+        socket.gethostname(), boot_id(), namespace(), os.getpid(), _stat(os.getpid())[1], port, tuple(ipv4_addresses())
+    )
 
 
-def process_state(there: Place) -> str:
+def process_state(there: Process) -> str:
     """The kernel's letter for the state of that process (R, S, D, T, Z...), "gone", or "" if it cannot be known here."""
     if not there.pids or (there.boot, there.pids) != (boot_id(), namespace()):
         return ""

@@ -31,7 +31,7 @@ MESSAGE_BYTES = 1 << 30
 IDLE_REQUESTS = 1024
 """Persistent requests that are kept for the next message between the same buffer and peer."""
 
-ALARM_TAG, EXCHANGE_TAG, GREETING_TAG, ALARM_S = 32000, 31999, 31998, 3.0
+ALARM_TAG, EXCHANGE_TAG, CONNECTING_TAG, ALARM_S = 32000, 31999, 31998, 3.0
 """Messages by which waiting ranks find out who does not wait, and how long they listen."""
 
 
@@ -224,14 +224,14 @@ class MpiWire:
         """For new ranks whose start fails because others do: by default they abort, and mpirun ends with their error's number."""
         return self.MPI.Info.Create({"mpi_initial_errhandler": "mpi_errors_return"})
 
-    def greet(self) -> None:
+    def connect_all(self) -> None:
         """Open MPI asks its launcher for a peer's address before the first message to it, and where that peer has failed by then
         it waits for ever: Revoke did, which sends to all.
         """
         nothing, others = bytearray(), [rank for rank in range(self.size) if rank != self.rank]
         with self.failing("the first messages"):
-            pending = [self.comm.Irecv(nothing, rank, GREETING_TAG) for rank in others]
-            pending += [self.comm.Isend(nothing, rank, GREETING_TAG) for rank in others]
+            pending = [self.comm.Irecv(nothing, rank, CONNECTING_TAG) for rank in others]
+            pending += [self.comm.Isend(nothing, rank, CONNECTING_TAG) for rank in others]
             for request in pending:
                 request.Wait()
 
@@ -239,7 +239,7 @@ class MpiWire:
         """What keeps ranks from outliving others here, or new ones from coming; empty if nothing does."""
         return ulfm.why_not(library(), growing)
 
-    def all_fine(self, fine: bool) -> bool:
+    def all_agree(self, fine: bool) -> bool:
         """True on all ranks that live if all of them say so and none has failed; it works on a revoked wire too."""
         try:
             return bool(self.comm.Agree(int(fine)))

@@ -166,11 +166,11 @@ class ThreadWire:
         """Threads end together."""
         raise UsageError(self.why_not_elastic())
 
-    def greet(self) -> None:
+    def connect_all(self) -> None:
         """Threads end together."""
         raise UsageError(self.why_not_elastic())
 
-    def all_fine(self, fine: bool) -> bool:
+    def all_agree(self, fine: bool) -> bool:
         """Threads end together."""
         raise UsageError(self.why_not_elastic())
 

@@ -27,7 +27,7 @@ Open MPI starts others it waits for ever, its launcher too.
 """
 
 
-def enlist(run: Run) -> bool:
+def use_spares(run: Run) -> bool:
     """Give the places of ranks that failed to spare ones, where there are any. Collective with those (spares.py).
 
     False on all if another rank failed meanwhile: then the others are to be found once more.
@@ -42,27 +42,27 @@ def enlist(run: Run) -> bool:
     except RankFailed as error:
         reserve.given_up.append(error)
         reserve.world.revoke()
-    if not reserve.world.all_fine(part is not None) or part is None:
+    if not reserve.world.all_agree(part is not None) or part is None:
         return False
     reserve.spares -= reserve.places
-    run.adopt(part)
+    run.switch_to(part)
     return True
 
 
-def start(run: Run) -> bool:
+def spawn_ranks(run: Run) -> bool:
     """Start as many ranks as are lacking, and give them a part. Where they do not come, go on without. Collective.
 
     False on all if a rank failed meanwhile that was there before: then the others are to be found once more.
     """
     wire, larger, part, failure = run.reserve.world, None, None, "a new one failed"
     time.sleep(QUIET_S)
-    if not wire.all_fine(True):
+    if not wire.all_agree(True):
         return False
     try:
         larger = wire.grow(run.reserve.wanted - run.comm.size, [sys.executable, "-m", "hpcai.train.join"])
     except (RankFailed, LaunchError) as error:
         failure = str(error)
-    if not wire.all_fine(larger is not None):  # with nobody missing, so that all vote with the new ones or none does
+    if not wire.all_agree(larger is not None):  # with nobody missing, so that all vote with the new ones or none does
         if larger is not None:
             larger.revoke()
     elif larger is not None:
@@ -72,11 +72,11 @@ def start(run: Run) -> bool:
             failure = str(error)
             run.reserve.given_up.append(error)
             larger.revoke()
-        if larger.all_fine(part is not None) and part is not None:
+        if larger.all_agree(part is not None) and part is not None:
             run.reserve.world = larger
-            run.adopt(part)
+            run.switch_to(part)
             return True
-    if not wire.all_fine(True):
+    if not wire.all_agree(True):
         return False
     run.reporter.say(f"no ranks came in place of those that failed ({failure})")
     return True
@@ -84,13 +84,13 @@ def start(run: Run) -> bool:
 
 def _welcomed(run: Run, comm: Communicator) -> Part:
     """Give the last ranks of `comm`, which are new, options, data, state and place. Collective, with `join` there."""
-    comm.wire.greet()
-    now = run.progress, run.mine.decided, run.counted
+    comm.wire.connect_all()
+    now = run.progress, run.replica.decided, run.counted
     before = run.reporter.recoveries, run.lost, run.failed
     comm.allgather_object(Invitation(run.options, *now, run.reserve.wanted, cores.core_share(), *before, run.reporter.token))
     share(comm, lambda: run.dataset)
     alive = set(range(run.comm.size))
-    fresh = transfer.rebuilt(run.options, run.dataset, comm, run.mine, alive, run.mine.decided, joined=True)
+    fresh = transfer.rebuilt(run.options, run.dataset, comm, run.replica, alive, run.replica.decided, joined=True)
     return Part(comm, fresh, run.progress)
 
 
@@ -112,7 +112,7 @@ class Invitation(NamedTuple):
 
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
     """What a new rank begins with, from the others. Collective; the others then vote whether it is to go on with them."""
-    comm.wire.greet()
+    comm.wire.connect_all()
     told = comm.allgather_object(None)[0]
     assert isinstance(told, Invitation)
     cores.limit_threads(told.cores)

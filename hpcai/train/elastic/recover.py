@@ -34,7 +34,7 @@ from hpcai.train.run import Part, Run
 from hpcai.train.state import transfer
 
 
-class Told(NamedTuple):
+class SurvivorReport(NamedTuple):
     """What a rank that lives tells the others: its rank until now, and the last step that it saw decided."""
 
     rank: int
@@ -53,7 +53,7 @@ def recover(run: Run) -> None:
     _find_others(run, names)
     if not run.lost:
         _require_hope(run)
-    settle(run, names)
+    finish_recovery(run, names)
     run.reporter.recovered(run.lost, before, perf_counter() - began, run.reserve.spares)
 
 
@@ -65,7 +65,7 @@ def _require_hope(run: Run) -> None:
     run.repeated = at
 
 
-def settle(run: Run, names: list[int]) -> None:
+def finish_recovery(run: Run, names: list[int]) -> None:
     """When the ranks that live have found each other, on them and on those that came: have new ones started where some are
     lacking still, and set up anew what depends on the ranks. Collective. `names`: the numbers of ranks that were there before.
     """
@@ -73,9 +73,9 @@ def settle(run: Run, names: list[int]) -> None:
         _find_others(run, names)
     job.adopt(run.comm)
     stall.watch_over(run.comm)
-    run.saver, run.written = run.saver.moved(run.mine, run.comm), 0  # what is due here is written by all, if it is not complete
+    run.saver, run.written = run.saver.moved(run.replica, run.comm), 0  # what is due here is written by all, unless it is there
     run.resized()
-    run.reporter.moved(run.comm, run.mine, run.progress)
+    run.reporter.moved(run.comm, run.replica, run.progress)
 
 
 def _complete(run: Run) -> bool:
@@ -83,7 +83,7 @@ def _complete(run: Run) -> bool:
     if run.options.elastic != "grow" or run.comm.size >= run.reserve.wanted:
         return True
     with job.limited("the start of new ranks", RanksLost.exit_code, job.JOINING_S):
-        return newcomers.start(run)
+        return newcomers.spawn_ranks(run)
 
 
 def _find_others(run: Run, names: list[int]) -> None:
@@ -93,21 +93,21 @@ def _find_others(run: Run, names: list[int]) -> None:
             failed = _shrink(run)
             run.lost += [name for rank, name in enumerate(names) if rank in failed]
             names[:] = [name for rank, name in enumerate(names) if rank not in failed]
-            if newcomers.enlist(run):
+            if newcomers.use_spares(run):
                 return
 
 
 def _shrink(run: Run) -> list[int]:
     """Go on among the ranks that live; returns which failed."""
-    reserve, part, comm, told = run.reserve, None, run.comm, list[Told]()
+    reserve, part, comm, reports = run.reserve, None, run.comm, list[SurvivorReport]()
     while part is None:
         reserve.shrink()
         try:
             wire = reserve.training()
             assert wire is not None
             comm = Communicator(wire)
-            told = comm.allgather_object(Told(run.comm.rank, run.mine.decided))
-            part = _rebuilt(run, comm, told)
+            reports = comm.allgather_object(SurvivorReport(run.comm.rank, run.replica.decided))
+            part = _rebuilt(run, comm, reports)
         except RankFailed as error:  # another one, meanwhile
             reserve.given_up.append(error)
             reserve.world.revoke()
@@ -115,27 +115,27 @@ def _shrink(run: Run) -> list[int]:
             job.adopt(comm)
             reserve.spares = 0  # they hear no word now, and end when nobody is left that trains
             raise
-        if not reserve.world.all_fine(part is not None):
+        if not reserve.world.all_agree(part is not None):
             part = None
-    failed = sorted(set(range(run.comm.size)) - {one.rank for one in told})
-    run.adopt(part)
-    run.reporter.moved(run.comm, run.mine, run.progress)
+    failed = sorted(set(range(run.comm.size)) - {one.rank for one in reports})
+    run.switch_to(part)
+    run.reporter.moved(run.comm, run.replica, run.progress)
     return failed
 
 
-def _rebuilt(run: Run, comm: Communicator, told: list[Told]) -> Part:
+def _rebuilt(run: Run, comm: Communicator, reports: list[SurvivorReport]) -> Part:
     """The ranks' parts for fewer of them, at the same step. Collective. `run` stays usable for another attempt."""
-    alive = {one.rank for one in told}
+    alive = {one.rank for one in reports}
     _require_shards(run, alive)
-    _level(run, told)
+    _level(run, reports)
     histories = comm.allgather_object(dataclasses.asdict(run.progress))
     progress = Progress(**max(histories, key=lambda one: len(one["history"])))
-    fresh = transfer.rebuilt(run.options, run.dataset, comm, run.mine, alive, run.mine.decided, joined=False)
+    fresh = transfer.rebuilt(run.options, run.dataset, comm, run.replica, alive, run.replica.decided, joined=False)
     return Part(comm, fresh, progress)
 
 
 def _require_shards(run: Run, alive: set[int]) -> None:
-    kept, size = run.mine.kept(), run.comm.size
+    kept, size = run.replica.kept(), run.comm.size
     if all(one.held != "shard" for one in kept):
         return
     copied = any(one.held == "copy" for one in kept)
@@ -147,21 +147,21 @@ def _require_shards(run: Run, alive: set[int]) -> None:
         )
 
 
-def _level(run: Run, told: list[Told]) -> None:
+def _level(run: Run, reports: list[SurvivorReport]) -> None:
     """Bring this rank to the step of the others: finish a decided step, or take back what an undecided one has changed."""
-    mine, at = run.mine, run.progress.step
-    decided = max((one.decided for one in told if one.decided is not None), key=lambda one: one[0], default=None)
+    replica, at = run.replica, run.progress.step
+    decided = max((one.decided for one in reports if one.decided is not None), key=lambda one: one[0], default=None)
     if decided is not None and decided[0] == at:
         totals = decided[1]
-        if not math.isfinite(totals.grad_norm) and not skips_overflow(mine.state):  # update would ask all ranks where
+        if not math.isfinite(totals.grad_norm) and not skips_overflow(replica.state):  # update would ask all ranks where
             raise NonFiniteError(f"the gradient became infinite in step {at + 1}")
-        if mine.decided is None or mine.decided[0] != at:
-            mine.decided, mine.updated = decided, False
-        if not mine.updated:
-            step.update(mine, totals, at, run.schedule(at))
+        if replica.decided is None or replica.decided[0] != at:
+            replica.decided, replica.updated = decided, False
+        if not replica.updated:
+            step.update(replica, totals, at, run.schedule(at))
         run.completed(Report(totals.loss_sum, totals.targets, totals.grad_norm, totals.comm_s, totals.comm_s, totals.votes))
     else:
-        mine.undo.take_back(at, mine.kept())
+        replica.undo.take_back(at, replica.kept())
 
 
 def check(options: Options, comm: Communicator) -> None:

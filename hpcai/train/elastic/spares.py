@@ -13,7 +13,7 @@ from typing import NamedTuple
 from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
-from hpcai.comm.membership import Reserve
+from hpcai.comm.membership import Membership
 from hpcai.data.dataset import Dataset
 from hpcai.errors import RankFailed, RanksLost
 from hpcai.train.elastic import newcomers
@@ -21,30 +21,30 @@ from hpcai.train.options.options import Options
 from hpcai.train.replica import Replica
 
 
-class Place(NamedTuple):
+class Seat(NamedTuple):
     """What a spare rank goes on with."""
 
-    reserve: Reserve
+    reserve: Membership
     comm: Communicator
     told: newcomers.Invitation
     dataset: Dataset
-    mine: Replica
+    replica: Replica
 
 
-def stand_by(options: Options, reserve: Reserve) -> Place:
+def stand_by(options: Options, reserve: Membership) -> Seat:
     """Wait until this rank is wanted. Where it is not, the process ends here, with the run."""
     for name in (*options.signals, "INT"):  # those that train answer for all
         signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
     stall.outlive()
     while not reserve.run_ended():
         with job.limited("the recovery from a failure", RanksLost.exit_code):
-            place = _recovered(reserve)
-        if place is not None:
-            return place
+            seat = _recovered(reserve)
+        if seat is not None:
+            return seat
     raise SystemExit(job.quit())
 
 
-def _recovered(reserve: Reserve) -> Place | None:
+def _recovered(reserve: Membership) -> Seat | None:
     """This rank's place among those that train, if it has one now."""
     while True:
         reserve.shrink()
@@ -52,19 +52,19 @@ def _recovered(reserve: Reserve) -> Place | None:
             continue
         if not reserve.places:
             return None
-        place, fine = None, True
+        seat, fine = None, True
         try:
-            place = _place(reserve)
+            seat = _seat(reserve)
         except RankFailed as error:
             fine = False
             reserve.given_up.append(error)
             reserve.world.revoke()
-        if reserve.world.all_fine(fine):
+        if reserve.world.all_agree(fine):
             reserve.spares -= reserve.places
-            return place
+            return seat
 
 
-def _stood_aside(reserve: Reserve) -> bool:
+def _stood_aside(reserve: Membership) -> bool:
     """While those that train go on without the ranks that failed. True if they could."""
     counted = True
     try:
@@ -74,19 +74,19 @@ def _stood_aside(reserve: Reserve) -> bool:
     except RankFailed:
         counted = False
         reserve.world.revoke()
-    return reserve.world.all_fine(counted)
+    return reserve.world.all_agree(counted)
 
 
-def _place(reserve: Reserve) -> Place | None:
+def _seat(reserve: Membership) -> Seat | None:
     """A place among those that train; None where this rank is not wanted. Raises: RankFailed."""
     wire = reserve.with_spares()
     if wire is None:
         return None
     comm = Communicator(wire)
-    return Place(reserve, comm, *newcomers.join(comm))
+    return Seat(reserve, comm, *newcomers.join(comm))
 
 
-def _end(reserve: Reserve) -> None:
+def _end(reserve: Membership) -> None:
     """Nobody is left to learn from."""
     if reserve.world.rank == 0:
         print("hpcai.train: all ranks that trained have ended, so the spare ones end too", file=sys.stderr, flush=True)

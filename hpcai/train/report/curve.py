@@ -102,3 +102,30 @@ def _draw_scores(axes: Any, ends: list[int], scores: dict[str, list[float]], tar
 
 def _number(value: float | None) -> float:
     return nan if value is None or abs(value) == inf else float(value)
+
+
+def range_test(
+    rates: list[float], losses: list[float], smoothed: list[float], rate: float | None, path: Path, title: str
+) -> None:
+    """A learning-rate range test: losses over rates, with the suggested one, if there is one. A PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(rates, losses, color="0.75", linewidth=0.8, label="step")
+    axes.plot(rates, smoothed, color="tab:blue", label="smoothed")
+    if rate is not None:
+        axes.axvline(rate, color="tab:orange", linestyle="--", label=f"suggestion: {rate:.2g}")
+    low, high = min(smoothed), smoothed[0]
+    axes.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="loss",
+        title=title,
+        ylim=(low - 0.1 * abs(high - low), high + abs(high - low)),
+    )
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -48,14 +48,14 @@ class Reporter:
         options: Options,
         comm: Communicator,
         dataset: Dataset,
-        mine: Replica,
+        replica: Replica,
         progress: Progress,
         total: int,
         per_epoch: int,
         locks: Locks | None = None,
         sinks: Sequence[Sink] = (),
     ):
-        self.options, self.comm, self.dataset, self.mine, self.progress = options, comm, dataset, mine, progress
+        self.options, self.comm, self.dataset, self.replica, self.progress = options, comm, dataset, replica, progress
         self.total, self.per_epoch, self.silent = total, per_epoch, comm.rank != 0
         self.folder, self.locks, self.sinks, self.heard = Path(options.run_dir or "runs"), locks, sinks, list[Sink]()
         self.metrics_path = outputs.metrics_path(options)
@@ -70,7 +70,7 @@ class Reporter:
     def open(self) -> None:
         """Open the metrics file and say where the run begins, and with what. May raise OSError."""
         self._begin(resume.changed(self.options, self.progress.step)).open()
-        axes = self.mine.mesh.sizes
+        axes = self.replica.mesh.sizes
         for words in remarks.beforehand(self.options, axes, self.dataset.train_samples, self.per_epoch, self.total):
             self.line.lasting(f"hpcai: {words}")
 
@@ -95,11 +95,11 @@ class Reporter:
         """Of the run's locks, for ranks that join it."""
         return "" if self.locks is None else self.locks.token
 
-    def moved(self, comm: Communicator, mine: Replica, progress: Progress) -> None:
+    def moved(self, comm: Communicator, replica: Replica, progress: Progress) -> None:
         """Go on among other ranks; a new rank 0 takes over the lock, files and words, and writes what is lacking in the metrics.
         After this all steps until now are in them, so that new ranks need not know of those.
         """
-        self.comm, self.mine, self.progress, self.waiting = comm, mine, progress, Waiting(comm)
+        self.comm, self.replica, self.progress, self.waiting = comm, replica, progress, Waiting(comm)
         if self.silent and comm.rank == 0:
             self.silent = False
             if self.locks is not None:
@@ -190,8 +190,8 @@ class Reporter:
         self._tell("end", summary)
         written = [path, self.metrics_path, self.folder / "checkpoints"]
         if self.options.plot:
-            title = f"{self.dataset.name}, {self.mine.model.name}, {counted(self.comm.size, 'rank')}"
-            unit, target = curve.unit(self.mine.whole.loss.name, self.dataset), self.dataset.target_name
+            title = f"{self.dataset.name}, {self.replica.model.name}, {counted(self.comm.size, 'rank')}"
+            unit, target = curve.unit(self.replica.whole.loss.name, self.dataset), self.dataset.target_name
             curve.plot(self.metrics_path, self.progress.history, self.folder / "loss.png", title, unit, target)
             written.append(self.folder / "loss.png")
         if self.options.trace_file:
@@ -207,10 +207,12 @@ class Reporter:
         if not any(timelines):
             self.line.lasting("no step was made, so there is no trace")
             return []
-        trace.write(path, timelines, self.mine)
+        trace.write(path, timelines, self.replica)
         if not self.options.plot:
             return [path]
-        trace.picture(path.with_suffix(".png"), timelines, f"{self.mine.model.name}, {self.options.pipeline_schedule}, one step")
+        trace.picture(
+            path.with_suffix(".png"), timelines, f"{self.replica.model.name}, {self.options.pipeline_schedule}, one step"
+        )
         return [path, path.with_suffix(".png")]
 
     def close(self) -> None:
@@ -230,10 +232,10 @@ class Reporter:
             "seed": self.options.seed,
             "versions": {"hpcai": hpcai.__version__, "python": platform.python_version(), "numpy": np.__version__},
             "mpi": self.comm.wire.describe(),
-            "mesh": self.mine.mesh.sizes._asdict(),
-            "memory": memory_bytes(self.mine.buffers),
+            "mesh": self.replica.mesh.sizes._asdict(),
+            "memory": memory_bytes(self.replica.buffers),
             "steps": self.progress.step,
-            "parameters": sum(slot.stop - slot.start for slot in whole_layout(self.mine.whole).slots),
+            "parameters": sum(slot.stop - slot.start for slot in whole_layout(self.replica.whole).slots),
             "epoch_losses": [record["loss"] for record in self.progress.history],
             "epoch_test_accuracies": [record["test_accuracy"] for record in self.progress.history],
             "test_loss": last["test_loss"],
@@ -251,12 +253,12 @@ class Reporter:
             summary["waiting"] = self.waiting.summary
         if self.dataset.context:
             summary["bits_per_byte"] = last["test_loss"] / log(2)
-        if self.mine.mesh.pp.size > 1 and timelines[0]:
-            summary["bubble"], summary["bubble_in_theory"] = trace.bubbles(self.options, self.mine, timelines)
+        if self.replica.mesh.pp.size > 1 and timelines[0]:
+            summary["bubble"], summary["bubble_in_theory"] = trace.bubbles(self.options, self.replica, timelines)
         if self.recoveries:
             summary["recoveries"] = self.recoveries
-        if part(self.mine.state, Compressed) is not None:
-            summary["compression"] = summaries.compression(self.mine, self.comm)
+        if part(self.replica.state, Compressed) is not None:
+            summary["compression"] = summaries.compression(self.replica, self.comm)
         return summary | {key: last[key] for key in ("test_mae", "test_rmse", "test_r2") if key in last}
 
     def _samples_per_s(self, last: int | None = None) -> float:

@@ -107,18 +107,18 @@ def _only_dp(mesh: dict[str, int]) -> bool:
     return mesh["tp"] == mesh["pp"] == 1
 
 
-def compression(mine: Replica, comm: Communicator) -> dict[str, Any]:
+def compression(replica: Replica, comm: Communicator) -> dict[str, Any]:
     """What compression did in the last step and took on average, in all and for each bucket; errors are this rank's.
 
     error: the norm of what this rank still owes over that of the mean that was delivered; None without a memory.
     """
     buckets, ranks = [], comm.size
-    reduced = part(mine.state, Compressed)
+    reduced = part(replica.state, Compressed)
     assert reduced is not None
     for where, tally, state in zip(reduced.buckets, reduced.tallies, reduced.states, strict=True):
         sent = sum(sent_bytes(call, ranks) for call in tally.calls)
         plain = sent_bytes(Sent("allreduce", 4 * (where.stop - where.start)), ranks)
-        owed, norm = states.norm(state, comm), float(np.linalg.norm(mine.buffers.grads[where]))
+        owed, norm = states.norm(state, comm), float(np.linalg.norm(replica.buffers.grads[where]))
         buckets.append(
             {
                 "elements": where.stop - where.start,

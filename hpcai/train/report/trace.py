@@ -17,27 +17,27 @@ COLORS = {"F": "tab:blue", "B": "tab:green", "I": "tab:cyan", "W": "tab:olive"}
 NAMES = {"F": "forward", "B": "backward", "I": "backward, input", "W": "backward, weights"}
 
 
-def gather(mine: Replica) -> list[list[Work]]:
+def gather(replica: Replica) -> list[list[Work]]:
     """The last step's work of all ranks of the world, in seconds since its first start. Collective.
 
     Clocks of different nodes are laid together at a barrier.
     """
-    mine.mesh.world.barrier()
+    replica.mesh.world.barrier()
     now = perf_counter()
-    found = mine.mesh.world.allgather_object(
-        [(*work.action, work.start - now, work.end - now) for work in mine.pipeline.timeline]
+    found = replica.mesh.world.allgather_object(
+        [(*work.action, work.start - now, work.end - now) for work in replica.pipeline.timeline]
     )
     begin = min((work[3] for works in found for work in works), default=0.0)
     return [[Work(schedules.Action(*work[:3]), work[3] - begin, work[4] - begin) for work in works] for works in found]
 
 
-def write(path: Path, timelines: list[list[Work]], mine: Replica) -> None:
+def write(path: Path, timelines: list[list[Work]], replica: Replica) -> None:
     """Chrome's trace format, for chrome://tracing or Perfetto: a process for each data- and tensor-parallel place, a thread for
     each pipeline rank.
     """
     events: list[dict[str, Any]] = []
     for rank, works in enumerate(timelines):
-        (dp, tp), stage = _place(mine, rank)
+        (dp, tp), stage = _place(replica, rank)
         for work in works:
             events.append(
                 {
@@ -46,7 +46,7 @@ def write(path: Path, timelines: list[list[Work]], mine: Replica) -> None:
                     "ph": "X",
                     "ts": round(1e6 * work.start, 1),
                     "dur": round(1e6 * (work.end - work.start), 1),
-                    "pid": dp * mine.mesh.tp.size + tp,
+                    "pid": dp * replica.mesh.tp.size + tp,
                     "tid": stage,
                     "args": {"rank": rank, "micro_batch": work.action.micro, "chunk": work.action.chunk},
                 }
@@ -93,20 +93,22 @@ def draw(axes: Any, timelines: list[list[Work]], end: float) -> None:
     axes.invert_yaxis()
 
 
-def bubbles(options: Options, mine: Replica, timelines: list[list[Work]]) -> tuple[float, float]:
+def bubbles(options: Options, replica: Replica, timelines: list[list[Work]]) -> tuple[float, float]:
     """The measured share of idle time in rank 0's pipeline, and what theory says for stages of this mean time."""
-    here = [works for rank, works in enumerate(timelines) if _place(mine, rank)[0] == (0, 0)]
+    here = [works for rank, works in enumerate(timelines) if _place(replica, rank)[0] == (0, 0)]
     mean = {}
     for kind in "FBIW":
         times = [work.end - work.start for works in here for work in works if work.action.kind == kind]
         mean[kind] = fmean(times) if times else 0.0
     seconds = {"F": mean["F"], "I": mean["I"] + mean["B"] / 2, "W": mean["W"] + mean["B"] / 2}
-    theory = schedules.bubble_in_theory(options.pipeline_schedule, mine.mesh.pp.size, mine.micro_batches, seconds, mine.chunks)
+    theory = schedules.bubble_in_theory(
+        options.pipeline_schedule, replica.mesh.pp.size, replica.micro_batches, seconds, replica.chunks
+    )
     return schedules.bubble(here), theory
 
 
-def _place(mine: Replica, rank: int) -> tuple[tuple[int, int], int]:
+def _place(replica: Replica, rank: int) -> tuple[tuple[int, int], int]:
     """((dp rank, tp rank), pp rank) of a rank of the world."""
-    at, tp = divmod(rank, mine.mesh.tp.size)
-    pp, dp = divmod(at, mine.mesh.dp.size)
+    at, tp = divmod(rank, replica.mesh.tp.size)
+    pp, dp = divmod(at, replica.mesh.dp.size)
     return (dp, tp), pp

@@ -15,7 +15,7 @@ from hpcai.data.dataset import Dataset
 from hpcai.reduce.combine import share
 from hpcai.strategies.strategy import Kept
 from hpcai.train.options.options import Options
-from hpcai.train.replica import Decided, Replica, replica
+from hpcai.train.replica import Decided, Replica, new_replica
 from hpcai.xp import Array
 
 
@@ -27,7 +27,7 @@ def rebuilt(
     old: this rank's replica before, whose ranks `alive` are here too, first; None on a rank that was not there. decided: the last
     step that was. joined: whether there are such ranks. Raises: RankFailed.
     """
-    fresh = replica(dataclasses.replace(options, mesh=""), dataset, comm)
+    fresh = new_replica(dataclasses.replace(options, mesh=""), dataset, comm)
     carry_over(old, fresh, alive)
     if joined:
         equal(fresh)
@@ -72,8 +72,8 @@ def _owed(old: Replica | None, ranks: int) -> Array | None:
         if one.held == "own":
             part[:] = one.array
         else:
-            mine = share(part.size, dp.size, dp.rank)
-            part[mine] += np.float32(dp.size) * one.array[mine]
+            own = share(part.size, dp.size, dp.rank)
+            part[own] += np.float32(dp.size) * one.array[own]
     flat *= np.float32(ranks / dp.size)
     return flat
 

@@ -6,9 +6,9 @@ import pytest
 
 from hpcai.comm.diagnosis import findings
 from hpcai.comm.diagnosis.watch import Answer
-from hpcai.comm.launch.host import Place
+from hpcai.comm.launch.host import Process
 
-THERE = Place("node7", "boot", "pids", 4711, "99", 5000, ("10.0.0.7",))
+THERE = Process("node7", "boot", "pids", 4711, "99", 5000, ("10.0.0.7",))
 SILENT = THERE._replace(port=0)
 STACK = [f"program.py:{line} busy" for line in (10, 20)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from hpcai.comm.launch import host
 
-HERE = host.Place("a", "boot", "pids", 1, "9", 5000, ("10.0.0.1", "192.168.5.1", "10.0.7.1"))
+HERE = host.Process("a", "boot", "pids", 1, "9", 5000, ("10.0.0.1", "192.168.5.1", "10.0.7.1"))
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_errors_of_failed_ranks_are_told_from_others():
         "Split": lambda wire: wire.split(0, 0),
         "Split_type": lambda wire: wire.node_color(),
         "Allreduce": lambda wire: wire.library_allreduce(np.zeros(2), "sum"),
-        "Isend": lambda wire: wire.greet(),
+        "Isend": lambda wire: wire.connect_all(),
     }
     for name, call in calls.items():
         for failed in (True, False):
@@ -367,17 +367,17 @@ def test_each_greets_every_other():
 
         return call
 
-    MpiWire(Comm(1, 3, Irecv=begin("receive"), Isend=begin("send"))).greet()
-    assert asked == [(what, 0, rank, mpi.GREETING_TAG) for what in ("receive", "send") for rank in (0, 2)]
+    MpiWire(Comm(1, 3, Irecv=begin("receive"), Isend=begin("send"))).connect_all()
+    assert asked == [(what, 0, rank, mpi.CONNECTING_TAG) for what in ("receive", "send") for rank in (0, 2)]
     assert len(waited) == 4
-    assert len({mpi.GREETING_TAG, mpi.EXCHANGE_TAG, mpi.ALARM_TAG, *range(LANES)}) == 3 + LANES
-    assert max(mpi.GREETING_TAG, mpi.EXCHANGE_TAG, mpi.ALARM_TAG) < 2**15  # the largest tag that every MPI has
+    assert len({mpi.CONNECTING_TAG, mpi.EXCHANGE_TAG, mpi.ALARM_TAG, *range(LANES)}) == 3 + LANES
+    assert max(mpi.CONNECTING_TAG, mpi.EXCHANGE_TAG, mpi.ALARM_TAG) < 2**15  # the largest tag that every MPI has
 
 
 def test_a_vote_that_fails_is_a_vote_against():
     for fine in (True, False):
-        assert MpiWire(Comm(Agree=lambda vote: vote)).all_fine(fine) is fine
-    assert MpiWire(Comm(Agree=fails)).all_fine(True) is False
+        assert MpiWire(Comm(Agree=lambda vote: vote)).all_agree(fine) is fine
+    assert MpiWire(Comm(Agree=fails)).all_agree(True) is False
 
 
 def test_what_the_library_says_of_itself(monkeypatch):

@@ -13,7 +13,7 @@ from hpcai.train.history import Progress
 from hpcai.train.inputs import load
 from hpcai.train.loop import fit
 from hpcai.train.outcome import Report
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.report.metrics import Metrics
 from hpcai.train.report.reporter import Reporter
 from tests import owned
@@ -114,7 +114,7 @@ def reporter(tmp_path, comm, chosen, step):
     """One that has seen no step."""
     data = load(chosen, comm)
     progress = Progress(step, [{"step": step, "loss": 1.0, "test_loss": 1.0, "test_accuracy": 0.5}])
-    return Reporter(chosen, comm, data, replica(chosen, data, comm), progress, step, 23)
+    return Reporter(chosen, comm, data, new_replica(chosen, data, comm), progress, step, 23)
 
 
 def test_a_rank_that_became_the_first_after_the_last_step_writes_a_summary_of_its_own(tmp_path, capsys):

@@ -9,7 +9,7 @@ from hpcai.reduce.combine import owed
 from hpcai.strategies.compressed import Compressed
 from hpcai.strategies.strategy import part
 from hpcai.train.inputs import load
-from hpcai.train.replica import replica
+from hpcai.train.replica import new_replica
 from hpcai.train.state import transfer
 from hpcai.train.step import train_step
 from tests.train.test_loop import options
@@ -35,13 +35,13 @@ def test_what_is_owed_weighs_as_much_among_another_number_of_ranks(tmp_path, com
     def program(comm):
         dataset = load(chosen, comm)
         at_first, then = (comm.split(0 if comm.rank < size else None) for size in (before, after))
-        mine = replica(chosen, dataset, at_first) if at_first is not None else None
+        mine = new_replica(chosen, dataset, at_first) if at_first is not None else None
         share = slice(10 * comm.rank, 10 * comm.rank + 10)
         for at in range(5 if mine is not None else 0):
             train_step(mine, dataset.x_train[share].astype("f4"), dataset.y_train[share], 10 * before, at, 0.1)
         if then is None:
             return None
-        fresh = replica(chosen, dataset, then)
+        fresh = new_replica(chosen, dataset, then)
         if comm.rank >= live:
             return part_of_the_mean(fresh), np.zeros(fresh.params.size)
         transfer.carry_over(mine, fresh, set(range(live)))
