@@ -23,13 +23,17 @@ from hpcai.xp import Array
 
 @dataclass
 class Sharded:
-    """unscale: by what gradients are multiplied when they are used; counted: runs of `grads` that count for the norm."""
+    """shards: whether each data-parallel rank has its own; counted, counted_params: runs of `grads` and `params` that count for
+    their norms; unscale: by what gradients are multiplied when they are used.
+    """
 
     setup: Setup
     buffers: Buffers
     optimizer: Optimizer
     owned: list[Piece]
+    shards: bool
     counted: list[slice]
+    counted_params: list[slice]
     unscale: float = 1.0
 
 
@@ -42,7 +46,7 @@ def sharded(stage: int, left_out: Sequence[slice] = ()) -> Strategy:
         init=lambda setup: _init(setup, stage, left_out),
         scale=lambda state: 1.0,
         filled=(_summed, _scattered, _left_alone, _left_alone)[stage],
-        settle=lambda state, totals: totals._replace(grad_norm=totals.factor * _norm(state, stage)),
+        settle=lambda state, totals: totals._replace(grad_norm=totals.factor * _norm(state, state.buffers.grads, state.counted)),
         update=update,
         share=(_nothing, _gathered, _gathered, _forgotten)[stage],
         kept=lambda state: _kept(state, stage),
@@ -77,19 +81,21 @@ def _init(setup: Setup, stage: int, left_out: Sequence[slice]) -> Sharded:
     flat = stage < 3 and not mixed
     places = [Place(p.flat if flat else p.shard, p.flat if stage < 2 else p.shard, p.shard, p.flat) for p in owned]
     buffers = Buffers(params, stored, computed, grads, state, weights, gradients, places)
-    return Sharded(setup, buffers, setup.optimizer, owned, _counted(places, left_out))
+    counted = _counted([(place.flat, place.grads) for place in places], left_out)
+    counted_params = _counted([(place.flat, place.params) for place in places], left_out)
+    return Sharded(setup, buffers, setup.optimizer, owned, stage > 0, counted, counted_params)
 
 
-def _counted(places: list[Place], left_out: Sequence[slice]) -> list[slice]:
-    """The runs of the gradients that this rank updates without those that are left out."""
+def _counted(places: list[tuple[slice, slice]], left_out: Sequence[slice]) -> list[slice]:
+    """Of runs, each with where it lies in the flat layout, what is left without those that are left out."""
     runs = []
-    for place in places:
-        start, shift = place.flat.start, place.grads.start - place.flat.start
+    for flat, run in places:
+        start, shift = flat.start, run.start - flat.start
         for hole in sorted(left_out, key=lambda one: one.start):
-            if hole.start < place.flat.stop and hole.stop > start:
+            if hole.start < flat.stop and hole.stop > start:
                 runs.append(slice(start + shift, max(start, hole.start) + shift))
-                start = min(hole.stop, place.flat.stop)
-        runs.append(slice(start + shift, place.flat.stop + shift))
+                start = min(hole.stop, flat.stop)
+        runs.append(slice(start + shift, flat.stop + shift))
     return [run for run in runs if run.start < run.stop]
 
 
@@ -106,14 +112,19 @@ def _left_alone(state: Sharded, i: int) -> None:
     """ShardedGradients reduces its units while backward writes them."""
 
 
-def _norm(state: Sharded, stage: int) -> float:
-    """The norm of the whole gradient, whoever has which part of it."""
-    mesh, grads = state.setup.mesh, state.buffers.grads
-    square = np.array([sum(ops.sum_of_squares(wide(grads[run])) for run in state.counted)], np.float64)
-    if stage or not mesh.only_dp:
+def _norm(state: Sharded, values: Array, counted: list[slice]) -> float:
+    """The global norm of an array, whoever has which part of it."""
+    mesh = state.setup.mesh
+    square = np.array([sum(ops.sum_of_squares(wide(values[run])) for run in counted)], np.float64)
+    if state.shards or not mesh.only_dp:
         mesh.world.allreduce(square)
-        square /= 1 if stage else mesh.dp.size
+        square /= 1 if state.shards else mesh.dp.size
     return math.sqrt(square[0]) if square[0] >= 0 else math.nan
+
+
+def weight_norm(state: Sharded) -> float:
+    """The global norm of the parameters, the same on every mesh but for rounding. Collective."""
+    return _norm(state, state.buffers.params, state.counted_params)
 
 
 def wide(x: Array) -> Array:

@@ -22,6 +22,8 @@ from hpcai.errors import HpcaiError, Leave, NonFiniteError, RankFailed
 from hpcai.monitor import Sink
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import MicroBatch
+from hpcai.strategies.sharded import Sharded, weight_norm
+from hpcai.strategies.strategy import part
 from hpcai.train import advice, best, class_weights, fits, inputs, outputs, resume, sampling, signals
 from hpcai.train.build import build_schedule
 from hpcai.train.elastic import newcomers, recover, spares
@@ -281,6 +283,9 @@ def _record(run: Run, whole: bool = True) -> dict[str, Any]:
     if run.dataset.validates:
         held = evaluate(run.replica, run.dataset.validating)
         figures |= {"validation_loss": held.loss, "validation_accuracy": held.accuracy}
+    base = part(run.replica.state, Sharded)
+    assert base is not None
+    figures["weight_norm"] = weight_norm(base)
     record = run.progress.record(figures)
     best.judge(run.progress, record, run.options, whole)
     return record

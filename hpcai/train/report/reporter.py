@@ -259,7 +259,7 @@ class Reporter:
             summary["recoveries"] = self.recoveries
         if part(self.replica.state, Compressed) is not None:
             summary["compression"] = summaries.compression(self.replica, self.comm)
-        return summary | {key: last[key] for key in ("test_mae", "test_rmse", "test_r2") if key in last}
+        return summary | {key: last[key] for key in ("weight_norm", "test_mae", "test_rmse", "test_r2") if key in last}
 
     def _samples_per_s(self, last: int | None = None) -> float:
         """Over the last steps, the very first left out, in which kernels are compiled or loaded."""
