@@ -12,6 +12,16 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+MEMBERS = {
+    "optimizer": "lamb",
+    "codec": "randomk|random_k",
+    "source of data": "npz",
+    "all-reduce": "halving_doubling|halving",
+    "model": "cnn",
+    "launcher": "srun-pmi2|srun_pmi2",
+}
+"""One of each kind, by the words that name it: the files whose code does are those that another one would touch."""
+
 VARIANTS = ("zero", "half", "grain")
 """Words for variants of training; a place that asks for one is a condition that reads an attribute of that name."""
 
@@ -50,6 +60,9 @@ def counted(house: Path, files: dict[Path, ast.Module]) -> Iterator[tuple[str, o
     for word in VARIANTS:
         places = [path for path, tree in files.items() for node in ast.walk(tree) if asks(node, word)]
         yield f"places that ask for `{word}`, and their files", f"{len(places)}, {len(set(places))}"
+    for kind, words in MEMBERS.items():
+        touched = [path for path, tree in files.items() if names(tree, words)]
+        yield f"files that name one {kind} ({words.split('|')[0]})", len(touched)
 
 
 def room(house: Path, path: Path) -> str:
@@ -115,6 +128,24 @@ def fields(tree: ast.Module, name: str) -> int:
     """Of a dataclass."""
     kind = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     return sum(isinstance(node, ast.AnnAssign) for node in kind.body)
+
+
+def names(tree: ast.Module, words: str) -> bool:
+    """Whether code has one of the words, as a name or in a text that is no docstring."""
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    pattern = re.compile(rf"(?<![a-z0-9])({words})(?![a-z0-9])")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            said = node.value
+        else:
+            said = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "name", None) or ""
+        if isinstance(said, str) and pattern.search(said):
+            return True
+    return False
 
 
 def asks(node: ast.AST, word: str) -> bool:

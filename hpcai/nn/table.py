@@ -27,6 +27,10 @@ def _cnn(inputs: Inputs, outputs: int, loss: Loss, split: Split, seed: int, chan
     return models.cnn(inputs, outputs, loss, channels, image_channels=image_channels)
 
 
+def _wants_channels(options: Any, axes: Any) -> str:
+    return "" if options.channels else "--channels needs one number at least"
+
+
 def _gpt(inputs: Inputs, outputs: int, loss: Loss, split: Split, seed: int, **values: Any) -> Model:
     return gpt.gpt(shape(**values), seed, split)
 
@@ -39,7 +43,7 @@ def shape(layers: int, width: int, heads: int, context: int, norm: str, tied: bo
 MODELS = {
     "softmax": Entry("logistic or linear regression", _softmax),
     "mlp": Entry("hidden layers, one after the other", _mlp, {"hidden": (512, 256), "activation": "relu"}),
-    "cnn": Entry("convolutions and pooling, of images", _cnn, {"channels": (32, 64), "image_channels": None}),
+    "cnn": Entry("convolutions and pooling, of images", _cnn, {"channels": (32, 64), "image_channels": None}, _wants_channels),
     "gpt": Entry(
         "a byte-level language model, of text",
         _gpt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from hpcai.comm.launch import host
 from hpcai.data import memory
 from hpcai.data.dataset import Dataset
 from hpcai.errors import UsageError
+from hpcai.optim.table import OPTIMIZERS
 from hpcai.parallel import mesh as meshes
 from hpcai.train import build, rounding
 from hpcai.train.options.options import Options
@@ -95,7 +97,9 @@ def _parameters(options: Options, dataset: Dataset) -> tuple[int, int, int]:
 
 def _advice(options: Options, axes: meshes.Sizes, count: int, states: int) -> str:
     helps = ["a smaller model"]
-    if axes.dp > 1 and options.zero < 3 and options.optimizer != "lamb":
+    row = OPTIMIZERS.get(options.optimizer)
+    refused = row is not None and row.refuses(dataclasses.replace(options, zero=3), axes)
+    if axes.dp > 1 and options.zero < 3 and not refused:
         helps.append(f"--zero {options.zero + 1}" if options.zero == 2 else f"--zero {options.zero + 1} to 3")
     if states:
         helps.append("--optimizer sgd")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hpcai.data import sources
+from hpcai.entry import Entry
 from hpcai.errors import UsageError
 from hpcai.nn.table import MODELS
 from hpcai.optim.table import OPTIMIZERS
@@ -59,8 +62,10 @@ def check(o: Options) -> None:
             f"--{'dry-run' if o.dry_run else 'find-lr'} trains nothing that could go on; leave --elastic and --spare-ranks out",
         ),
         (o.find_lr and o.resume != "never", "--find-lr begins with fresh parameters; leave --resume out"),
-        (o.model == "cnn" and not o.channels, "--channels needs one number at least"),
-        (o.image_channels is not None and o.model != "cnn", f"--image-channels is for --model cnn, not for {o.model}"),
+        (
+            o.image_channels is not None and o.model not in _taking("image_channels", MODELS),
+            f"--image-channels is for --model {' or '.join(_taking('image_channels', MODELS))}, not for {o.model}",
+        ),
         (
             o.class_weights is not None and o.data.startswith("text:"),
             f"--class-weights are for classes; --data {o.data} is text, so leave them out",
@@ -83,9 +88,9 @@ def _refused_by_entries(o: Options, axes: Sizes | None) -> list[tuple[bool, str]
     return [(bool(one), one) for one in said]
 
 
-def _taking(option: str) -> list[str]:
-    """The optimizers that an option acts with."""
-    return [name for name, row in OPTIMIZERS.items() if option in row.options]
+def _taking(option: str, table: Mapping[str, Entry] = OPTIMIZERS) -> list[str]:
+    """The entries of a table that an option acts with."""
+    return [name for name, row in table.items() if option in row.options]
 
 
 def _with_kind(data: str, *kinds: str) -> str:
@@ -128,7 +133,7 @@ def _refused_splits(o: Options) -> list[tuple[bool, str]]:
             f"--model gpt learns text: give --data text:PATH, got {o.data}{_with_kind(o.data, 'text')}",
         ),
         (
-            text and o.model in ("softmax", "mlp", "cnn"),
+            text and o.model in MODELS and o.model not in _taking("context", MODELS),
             f"--data {o.data} is text, which --model {o.model} does not learn; take --model gpt",
         ),
         (o.sample_bytes > 0 and o.model != "gpt", f"--sample-bytes {o.sample_bytes} writes text, so it is for --model gpt"),
