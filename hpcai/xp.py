@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import ml_dtypes
 import numpy as np
 
-Array: TypeAlias = Any
-"""A numpy or cupy array."""
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+"""An array of numpy, or of cupy, which has the same methods: for the checker of types, numpy's."""
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float8 = np.dtype(ml_dtypes.float8_e4m3fn)

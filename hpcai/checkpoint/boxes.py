@@ -44,7 +44,8 @@ class Part(NamedTuple):
         """A box within this one, as a view of the flat array."""
         own = flat[self.start : self.stop].reshape(self.extent)
         cuts = [slice(a - at, b - at) for (a, b), (at, _) in zip(box, self.box, strict=True)]
-        return own[(*cuts, ...)]  # a view even where there is no dim
+        view: Array = own[(*cuts, ...)]  # type: ignore[arg-type]  # a view even where there is no dim
+        return view
 
     def rows(self, wanted: Sequence[slice]) -> Iterator[Box]:
         """The rows of which something is wanted, of slices of the flat array, as boxes."""

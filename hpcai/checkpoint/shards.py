@@ -100,7 +100,7 @@ class ShardBuffer:
     @property
     def content(self) -> memoryview:
         """The file's bytes."""
-        return memoryview(self._memory)[: self._size]
+        return self._memory.data[: self._size]
 
     def describe(self) -> dict[str, Any]:
         """What the manifest says of it: bytes, the header's length and checksum, and each run with its own."""

@@ -45,7 +45,9 @@ SHOWN = 8
 """So many ranks are named."""
 
 
-def key(rank: int, kind: str, x: Array, op: str, choice: int, algorithm: str, problem: Exception | None) -> tuple[int, ...]:
+def key(
+    rank: int, kind: str, x: Array | None, op: str, choice: int, algorithm: str, problem: Exception | None
+) -> tuple[int, ...]:
     """A call in numbers; those of two ranks differ if their calls do. See allreduce_fast in kernels/cpu/module.cpp.
 
     Of algorithms "auto" and "node" are the same: both are shared memory where it is there.
@@ -73,7 +75,7 @@ def shape_code(shape: tuple[int, ...]) -> int:
     return code % (1 << SHAPE_BITS)
 
 
-def describe(kind: str, x: Array, op: str, choice: int, calls: int, algorithm: str = "auto") -> str:
+def describe(kind: str, x: Array | None, op: str, choice: int, calls: int, algorithm: str = "auto") -> str:
     """A call in words; `calls` counts this one and those before it."""
     if kind == "leave":
         return "left (its program ended)"

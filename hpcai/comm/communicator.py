@@ -431,7 +431,13 @@ class Communicator:
         return self._levels
 
     def _agree(
-        self, kind: str, x: Array = None, op: str = "", choice: int = 0, problem: Exception | None = None, algorithm: str = "auto"
+        self,
+        kind: str,
+        x: Array | None = None,
+        op: str = "",
+        choice: int = 0,
+        problem: Exception | None = None,
+        algorithm: str = "auto",
     ) -> None:
         """Compare this call with the other ranks'; all raise if they differ or if one of them has a `problem`."""
         self._calls += 1
@@ -446,7 +452,9 @@ class Communicator:
         if problem is not None:
             raise problem
 
-    def _refuse(self, status: int, kind: str, x: Array, op: str, choice: int, algorithm: str, problem: Exception | None) -> None:
+    def _refuse(
+        self, status: int, kind: str, x: Array | None, op: str, choice: int, algorithm: str, problem: Exception | None
+    ) -> None:
         """Raise what a call that did not come about deserves."""
         if status == node.STALLED:
             assert self._memory is not None

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from hpcai.comm.diagnosis import watch
 from hpcai.comm.launch import host
 from hpcai.comm.wire import Pending, Wire
 from hpcai.errors import RankFailed, UsageError, counted
+
+T = TypeVar("T")
 
 LOOK_S, ANSWER_S = 0.005, 5.0
 """How long a spare rank sleeps between two looks whether it is wanted, and how long it may take to answer at the end."""
@@ -86,15 +89,10 @@ class Membership:
 
     def _voted(self, make: Callable[[], Wire | None]) -> Wire | None:
         """What this rank made, if all could: one that has the new wire would wait on it for one that has not."""
-        made, fine = None, True
-        try:
-            made = make()
-        except RankFailed:
-            fine = False
-            self.world.revoke()
-        if not self.world.all_agree(fine):
+        made = voted(self.world, make, self.given_up)
+        if made is None:
             raise RankFailed("another rank failed while ranks found out who trains")
-        return made
+        return made[0]
 
     def run_ended(self) -> bool:
         """On a spare rank: wait; True when the run has ended, False when a rank failed."""
@@ -124,6 +122,21 @@ class Membership:
             time.sleep(LOOK_S)
         if answers:
             watch.end_frozen("the end")
+
+
+def voted(wire: Wire, make: Callable[[], T], given_up: list[RankFailed]) -> tuple[T] | None:
+    """What this rank made among those that live, in a tuple, if all of them could; None on all alike where one met a failure, as
+    a rank that had made its part would wait in it for one that has not. Collective.
+
+    given_up: errors whose arrays must live on (see Membership).
+    """
+    made = None
+    try:
+        made = (make(),)
+    except RankFailed as error:
+        given_up.append(error)
+        wire.revoke()
+    return made if wire.all_agree(made is not None) else None
 
 
 def _over(answer: Pending) -> bool:

@@ -67,7 +67,7 @@ def changed(then: Contents, now: Contents) -> str:
 
 def _digest(array: Array, *how: float) -> str:
     digest = xxhash.xxh3_128(f"{array.dtype.str} {array.shape} {how}".encode())
-    digest.update(array.reshape(-1).view("u1"))
+    digest.update(array.reshape(-1).view("u1").data)
     return str(digest.hexdigest())
 
 

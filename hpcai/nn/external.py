@@ -115,7 +115,7 @@ class _Output(np.ndarray):
 
 def _evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
     """As of any loss: the sum over samples, and how many predictions are right."""
-    call = y.call
+    call = y.call  # type: ignore[attr-defined]  # an array that knows the call that made it
     weight = len(call.x) if call.functions.reduction == "mean" else 1
     if not call.training:
         return weight * _loss(call, target), _correct(call, np.asarray(y), target)

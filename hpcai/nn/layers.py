@@ -35,7 +35,7 @@ class Parameter(NamedTuple):
     initial: str = "uniform"
     whole: tuple[int, ...] | None = None
     part: tuple[slice, ...] = ()
-    values: Array = None
+    values: Array | None = None
 
 
 class Layer(NamedTuple):

@@ -154,6 +154,7 @@ def initialise(model: Model, seed: int, dtype: Any = np.float32) -> Array:
 def _drawn(parameter: Parameter, rng: np.random.Generator) -> Array:
     whole = parameter.whole or parameter.shape
     if parameter.initial == "given":
+        assert parameter.values is not None
         return parameter.values
     if parameter.initial == "constant":
         return np.full(parameter.shape, parameter.scale)

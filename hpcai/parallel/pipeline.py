@@ -81,7 +81,7 @@ class Pipeline:
         self.stages, self.comm, self.dtype = stages, comm, dtype
         self.count = len(stages.spans) * comm.size
         self.timeline: list[Work] = []
-        self.output: Array = None
+        self.output: Array | None = None
 
     def predict(self, x: Array, params: Sequence[Params], plan: Plan) -> Array | None:
         """The last layer's output for samples x, on the last stage's rank; None on others. plan: forwards of one micro-batch."""

@@ -56,7 +56,7 @@ def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float
     grains = [target[start : start + replica.grain] for start in range(0, len(x), replica.grain)]
     weights = [weight for grain in grains for weight in weights_of(replica.model.loss, grain)]
     every = comm.allgather_object((losses, replica.votes.copy(), weights))
-    counted = [*sum(cast for _, cast, _ in every)]
+    counted = np.sum([cast for _, cast, _ in every], axis=0).tolist()
     if replica.model.loss.weights is not None:
         counted.append(math.fsum(weight for *_, some in every for weight in some))
     return [math.fsum(loss for some, *_ in every for loss in some), *counted], perf_counter() - before

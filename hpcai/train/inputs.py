@@ -55,7 +55,8 @@ def share(comm: Communicator, load: Callable[[], Dataset], elsewhere: Callable[[
         array = np.require(_arrays(loaded[0])[name], requirements=["C", "W"]) if loaded else np.empty(shape, dtype)
         arrays[name] = comm.broadcast(array)
     samples = _samples(comm, lambda: loaded[0] if loaded else (elsewhere or load)()) if has_samples else None
-    return described._replace(samples=samples, **arrays)
+    shared: dict[str, Any] = arrays
+    return described._replace(samples=samples, **shared)
 
 
 def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, ...] | None:

@@ -5,29 +5,34 @@ from __future__ import annotations
 import sys
 
 from hpcai.comm import job
+from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
-from hpcai.comm.membership import Membership
+from hpcai.comm.membership import Membership, voted
+from hpcai.data.dataset import Dataset
 from hpcai.errors import RankFailed, RanksLost
 from hpcai.train.elastic import newcomers
 from hpcai.train.ending import ending
 from hpcai.train.loop import go_on
+from hpcai.train.replica import Replica
 
 
 def main() -> int:
     """Take a part of the run that is under way, and end as all do."""
     stall.outlive()
     wire = job.merged()
-    invited, comm = None, None
+    given_up = list[RankFailed]()
+
+    def joined() -> tuple[Communicator, tuple[newcomers.Invitation, Dataset, Replica]]:
+        comm = job.join(wire)
+        return comm, newcomers.join(comm)
+
     with job.limited("joining the others", RanksLost.exit_code, job.JOINING_S):
-        try:
-            comm = job.join(wire)
-            invited = newcomers.join(comm)
-        except RankFailed:
-            wire.revoke()
-        if not wire.all_agree(invited is not None) or comm is None or invited is None:
+        made = voted(wire, joined, given_up)
+        if made is None:
             return job.quit()  # the others go on without
-    reserve = Membership(wire, invited[0].wanted, invited[0].options.spare_ranks)
-    return ending(lambda: go_on(reserve, comm, *invited, came_later=True))
+    comm, (told, dataset, replica) = made[0]
+    reserve = Membership(wire, told.wanted, told.options.spare_ranks, given_up=given_up)
+    return ending(lambda: go_on(reserve, comm, told, dataset, replica, came_later=True))
 
 
 if __name__ == "__main__":

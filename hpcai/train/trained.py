@@ -110,7 +110,7 @@ class Trained:
         """Write the parameters to FILE.npz or FILE.safetensors. Every rank that calls it writes. Raises: UsageError, OSError."""
         ending = Path(path).suffix
         if ending == ".npz":
-            np.savez(path, **self.parameters)
+            np.savez(path, **self.parameters)  # type: ignore[arg-type]  # of which none is called allow_pickle
         elif ending == ".safetensors":
             if find_spec("safetensors") is None:
                 raise UsageError("FILE.safetensors wants the package safetensors: pip install safetensors, or save to FILE.npz")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launch import cores
+from hpcai.comm.membership import voted
 from hpcai.data.dataset import Dataset
 from hpcai.errors import LaunchError, RankFailed
 from hpcai.train.history import Progress
@@ -32,20 +33,20 @@ def use_spares(run: Run) -> bool:
 
     False on all if another rank failed meanwhile: then the others are to be found once more.
     """
-    reserve, part = run.reserve, None
+    reserve = run.reserve
     if not reserve.places:
         return True
-    try:
+
+    def welcomed() -> Part:
         wire = reserve.with_spares()
         assert wire is not None
-        part = _welcomed(run, Communicator(wire))
-    except RankFailed as error:
-        reserve.given_up.append(error)
-        reserve.world.revoke()
-    if not reserve.world.all_agree(part is not None) or part is None:
+        return _welcomed(run, Communicator(wire))
+
+    part = voted(reserve.world, welcomed, reserve.given_up)
+    if part is None:
         return False
     reserve.spares -= reserve.places
-    run.switch_to(part)
+    run.switch_to(*part)
     return True
 
 
@@ -54,7 +55,7 @@ def spawn_ranks(run: Run) -> bool:
 
     False on all if a rank failed meanwhile that was there before: then the others are to be found once more.
     """
-    wire, larger, part, failure = run.reserve.world, None, None, "a new one failed"
+    wire, larger, failure = run.reserve.world, None, "a new one failed"
     time.sleep(QUIET_S)
     if not wire.all_agree(True):
         return False
@@ -66,15 +67,10 @@ def spawn_ranks(run: Run) -> bool:
         if larger is not None:
             larger.revoke()
     elif larger is not None:
-        try:
-            part = _welcomed(run, Communicator(larger))
-        except RankFailed as error:
-            failure = str(error)
-            run.reserve.given_up.append(error)
-            larger.revoke()
-        if larger.all_agree(part is not None) and part is not None:
+        part = voted(larger, lambda: _welcomed(run, Communicator(larger)), run.reserve.given_up)
+        if part is not None:
             run.reserve.world = larger
-            run.switch_to(part)
+            run.switch_to(*part)
             return True
     if not wire.all_agree(True):
         return False

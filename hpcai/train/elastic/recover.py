@@ -21,7 +21,8 @@ from typing import NamedTuple
 from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
-from hpcai.errors import NonFiniteError, RankFailed, RanksLost, StallError, UsageError
+from hpcai.comm.membership import voted
+from hpcai.errors import NonFiniteError, RanksLost, StallError, UsageError
 from hpcai.strategies.mixed import skips_overflow
 from hpcai.train import step
 from hpcai.train.elastic import newcomers
@@ -99,24 +100,24 @@ def _find_others(run: Run, names: list[int]) -> None:
 
 def _shrink(run: Run) -> list[int]:
     """Go on among the ranks that live; returns which failed."""
-    reserve, part, comm, reports = run.reserve, None, run.comm, list[SurvivorReport]()
-    while part is None:
-        reserve.shrink()
+    reserve, made = run.reserve, None
+
+    def among_those_that_live() -> tuple[Part, list[SurvivorReport]]:
+        wire = reserve.training()
+        assert wire is not None
+        comm = Communicator(wire)
         try:
-            wire = reserve.training()
-            assert wire is not None
-            comm = Communicator(wire)
             reports = comm.allgather_object(SurvivorReport(run.comm.rank, run.replica.decided))
-            part = _rebuilt(run, comm, reports)
-        except RankFailed as error:  # another one, meanwhile
-            reserve.given_up.append(error)
-            reserve.world.revoke()
+            return _rebuilt(run, comm, reports), reports
         except (RanksLost, NonFiniteError):
             job.adopt(comm)
             reserve.spares = 0  # they hear no word now, and end when nobody is left that trains
             raise
-        if not reserve.world.all_agree(part is not None):
-            part = None
+
+    while made is None:
+        reserve.shrink()
+        made = voted(reserve.world, among_those_that_live, reserve.given_up)  # None: another one failed, meanwhile
+    part, reports = made[0]
     failed = sorted(set(range(run.comm.size)) - {one.rank for one in reports})
     run.switch_to(part)
     run.reporter.moved(run.comm, run.replica, run.progress)

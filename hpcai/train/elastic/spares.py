@@ -13,9 +13,9 @@ from typing import NamedTuple
 from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
-from hpcai.comm.membership import Membership
+from hpcai.comm.membership import Membership, voted
 from hpcai.data.dataset import Dataset
-from hpcai.errors import RankFailed, RanksLost
+from hpcai.errors import RanksLost
 from hpcai.train.elastic import newcomers
 from hpcai.train.options.options import Options
 from hpcai.train.replica import Replica
@@ -52,29 +52,21 @@ def _recovered(reserve: Membership) -> Seat | None:
             continue
         if not reserve.places:
             return None
-        seat, fine = None, True
-        try:
-            seat = _seat(reserve)
-        except RankFailed as error:
-            fine = False
-            reserve.given_up.append(error)
-            reserve.world.revoke()
-        if reserve.world.all_agree(fine):
+        seat = voted(reserve.world, lambda: _seat(reserve), reserve.given_up)
+        if seat is not None:
             reserve.spares -= reserve.places
-            return seat
+            return seat[0]
 
 
 def _stood_aside(reserve: Membership) -> bool:
     """While those that train go on without the ranks that failed. True if they could."""
-    counted = True
-    try:
+
+    def counted() -> None:
         reserve.training(spare=True)
         if reserve.spares == reserve.world.size:
             _end(reserve)
-    except RankFailed:
-        counted = False
-        reserve.world.revoke()
-    return reserve.world.all_agree(counted)
+
+    return voted(reserve.world, counted, reserve.given_up) is not None
 
 
 def _seat(reserve: Membership) -> Seat | None:

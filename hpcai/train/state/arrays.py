@@ -159,7 +159,7 @@ def restore(replica: Replica, found: Read, counted: list[Any], loss_scale: Any) 
     for one, array in zip(kept, found.arrays, strict=True):
         if array is not None and one.array is not None:
             _fill(one, array, dp)
-        if one.held == "all":
+        if one.held == "all" and one.array is not None:
             dp.allgather(one.array)
         elif one.held == "own" and found.owed is not None and one.array is not None and one.start not in owners:
             np.add(one.array, found.owed[one.start : one.start + one.array.size], out=one.array)  # each takes what owners owed

@@ -104,7 +104,7 @@ def equal(fresh: Replica) -> None:
     """Give new ranks what all others have alike, from rank 0. Collective."""
     dp, kept = fresh.mesh.dp, fresh.kept()
     for one in kept:
-        if one.held in ("all", "common"):
+        if one.held in ("all", "common") and one.array is not None:
             dp.broadcast(one.array)
     counters = dp.allgather_object({one.name: one.counter for one in kept if one.held == "counter"})[0]
     for one in kept:
