@@ -145,14 +145,14 @@ def elastic_script(tmp_path, ranks, *words, grow):
 @ulfm
 @pytest.mark.parametrize("grow", [False, True])
 def test_a_script_goes_on_without_a_rank_and_what_stands_behind_fit_runs_on_those_that_were_there(tmp_path, grow):
-    process, said = elastic_script(tmp_path, 3, "epochs=300", "dtype=f64", grow=grow)
+    process, said = elastic_script(tmp_path, 3, "epochs=100", "dtype=f64", grow=grow)
     try:
         assert process.wait(100) == 0, said.read_text()
     finally:
         end(process)
-    assert f"behind fit {[0, 1]} [0] {300 * 13}" in said.read_text()
+    assert f"behind fit {[0, 1]} [0] {100 * 13}" in said.read_text()
     loss = hpcai.load(tmp_path / "run").history[-1]["test_loss"]
-    code, _, err = script(2, tmp_path / "undisturbed", epochs=300, dtype="f64")
+    code, _, err = script(2, tmp_path / "undisturbed", epochs=100, dtype="f64")
     assert code == 0, err
     assert loss == pytest.approx(hpcai.load(tmp_path / "undisturbed").history[-1]["test_loss"], rel=1e-6)
 
