@@ -202,7 +202,7 @@ def test_ranks_keep_the_last_steps_until_they_are_the_first(tmp_path, monkeypatc
     first, second = made[0], made[1]
     first.metrics._waiting.clear()
     first.close()
-    threads.run(1, lambda comm: second.moved(comm, second.mine, second.progress))
+    threads.run(1, lambda comm: second.moved(comm, second.replica, second.progress))
     assert steps(tmp_path / "run" / "metrics.jsonl") == [1, 2, 3]
     assert len(second.reports) == 3
     second.close()
