@@ -448,3 +448,14 @@ def test_a_task_that_an_array_does_not_have_trains_nothing(tmp_path):
     text = script.train(script.Job(tasks=[["--lr=1"], ["--lr=2"]]))
     done = subprocess.run(["bash"], input=text, text=True, capture_output=True, cwd=tmp_path, env={"SLURM_ARRAY_TASK_ID": "2"})
     assert (done.returncode, done.stderr) == (2, "error: this script has tasks 0 to 1, not '2'\n")
+
+
+@pytest.mark.parametrize("now, code", [("2", 0), ("3", 3), (None, 3)])
+def test_a_run_that_has_stopped_early_is_finished_for_the_same_patience(tmp_path, now, code):
+    """Also where its epochs are more now."""
+    measured(tmp_path / "run", 1.0, made=24, epochs=20, patience=2)
+    path = tmp_path / "run" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"stopped_early": "stopped early after step 24"}))
+    patience = [] if now is None else ["--patience", now]
+    for epochs in ("20", "40"):
+        assert finished.main(["--run-dir", str(tmp_path / "run"), "--epochs", epochs, *patience]) == code

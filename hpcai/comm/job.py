@@ -1,4 +1,4 @@
-"""A job under MPI: its start, the guard against lonely ranks, and its end, also when a rank fails."""
+"""A job under MPI: its start, the guard against ranks that are each alone, and its end, also when a rank fails."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from hpcai.train.options.options import Options
 NOT_FINISHED = 3
 """The exit code that says so."""
 
-BOUNDS = ("data", "batch", "epochs", "steps")
+BOUNDS = ("data", "batch", "epochs", "steps", "validation", "patience")
 """Options that say how many steps a run has."""
 
 
@@ -49,6 +49,8 @@ def finished(options: Options) -> bool:
             raise
         return False
     if all(had.get(name) == getattr(options, name) for name in BOUNDS):
+        return True
+    if "stopped_early" in summary and all(had.get(name) == getattr(options, name) for name in ("validation", "patience")):
         return True
     total = checks.total_steps(options, checks.data(options) if options.epochs else None)
     if total is None:

@@ -179,7 +179,7 @@ class ThreadWire:
         return "ranks that are threads end together"
 
     def serves_threads(self) -> bool:
-        """Queues do."""
+        """True: queues serve any thread."""
         return True
 
     def describe(self) -> str:
