@@ -142,7 +142,7 @@ class Reporter:
         record = self._record(number, lr, done)
         self.metrics.write(record)
         self._tell("step", record)
-        self.line.show(number, done.loss_sum / done.targets, self._samples_per_s(last=50))
+        self.line.show(number, done.loss_sum / done.targets, lambda: self._samples_per_s(last=50))
 
     def _record(self, number: int, lr: float, done: Report) -> dict[str, Any]:
         """A step as a line of the metrics."""
@@ -218,6 +218,8 @@ class Reporter:
     def close(self) -> None:
         """Flush and close the metrics file and what hears of the run, also when it fails."""
         self._close_metrics()
+        if self.metrics is not None:
+            self.line.close()
         while self.heard:
             self.heard.pop().close()
 
