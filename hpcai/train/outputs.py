@@ -17,6 +17,8 @@ def metrics_path(options: Options) -> Path:
 def files(options: Options) -> list[Path]:
     """All that a run with these options writes, but checkpoints."""
     folder = Path(options.run_dir or "runs")
+    if options.find_lr:
+        return [folder / "find-lr.json", *[folder / "find-lr.png"] * options.plot]
     trace_files = [Path(options.trace_file)] if options.trace_file else []
     pictures = [folder / "loss.png", *(path.with_suffix(".png") for path in trace_files)] if options.plot else []
     return [folder / "summary.json", metrics_path(options), *trace_files, *pictures]

@@ -13,15 +13,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcai.comm.background import Background
 from hpcai.comm.communicator import Communicator
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset
 from hpcai.errors import NonFiniteError, counted
 from hpcai.nn import models
-from hpcai.nn.layers import Layer
 from hpcai.nn.models import Model
 from hpcai.strategies.sharded import memory_bytes
-from hpcai.train import advice, build, class_weights, fits, inputs, lr_finder, resume
+from hpcai.train import advice, build, class_weights, fits, inputs, lr_finder, outputs, resume
+from hpcai.train.options import remarks
 from hpcai.train.options.options import Options
 from hpcai.train.outcome import Report
 from hpcai.train.replica import Replica, new_replica
@@ -42,6 +43,8 @@ def run(options: Options, comm: Communicator) -> None:
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
     dataset = class_weights.decided(options, dataset, comm)
     comm.on_root(lambda: resume.require_there(options))
+    if options.find_lr:
+        comm.on_root(lambda: outputs.require_writable(options))
     fits.require(options, dataset, comm)
     options = advice.decided(options, dataset, comm)
     replica = new_replica(options, dataset, comm, resume.cut(options, comm))
@@ -73,16 +76,36 @@ def _range_test(options: Options, dataset: Dataset, replica: Replica) -> list[lr
 
 
 def _describe(options: Options, dataset: Dataset, replica: Replica, comm: Communicator) -> None:
-    """Print what would be trained. Collective."""
-    earlier = comm.on_root(lambda: resume.earlier(options))
-    done = earlier["progress"]["step"] if earlier else 0
+    """Print what would be trained. Collective. Raises: what a run would raise before its first step."""
+    progress = resume.restored(options, replica, comm)
+    if progress is None:
+        comm.on_root(lambda: resume.require_free(options))
+        replica.strategy.restored(replica.state)
+    done = 0 if progress is None else progress.step
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     total = min(options.steps or sys.maxsize, (options.epochs or sys.maxsize) * per_epoch)
     times = [_timed(replica, *step).step_s for step, _ in zip(_steps(options, dataset, replica), range(TIMED), strict=False)]
     step_s = float(comm.allreduce(np.array([statistics.median(times[1:])]), "max")[0])
-    kept = {name: max(sizes) for name, sizes in _by_name(comm.allgather_object(memory_bytes(replica.buffers))).items()}
-    if comm.rank:
-        return
+    kept = {name: max(sizes) for name, sizes in _by_name(comm.allgather_object(_kept(replica))).items()}
+    comm.on_root(lambda: _print(options, dataset, replica, kept, done, total, step_s))
+
+
+def _kept(replica: Replica) -> dict[str, int]:
+    """Bytes that this rank keeps from step to step."""
+    sizes = [(one.held, one.array.nbytes) for one in replica.kept() if one.array is not None]
+    return memory_bytes(replica.buffers) | {
+        "compression": sum(size for held, size in sizes if held in ("own", "owner", "common")),
+        "copies of shards": sum(size for held, size in sizes if held == "copy"),
+    }
+
+
+def _print(
+    options: Options, dataset: Dataset, replica: Replica, kept: dict[str, int], done: int, total: int, step_s: float
+) -> None:
+    """On rank 0."""
+    per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
+    for words in remarks.beforehand(options, replica.mesh.sizes, dataset.train_samples, per_epoch, total):
+        print(f"hpcai: {words}", file=sys.stderr, flush=True)
     layers = _layers(build.build_model(options, dataset), dataset)
     micro = -(-min(options.batch, dataset.train_samples) // (replica.mesh.dp.size * options.micro_batches))
     kept["activations, about"] = micro * sum(layer.elements for layer in layers) * replica.params.itemsize // replica.mesh.pp.size
@@ -118,21 +141,15 @@ class Described(NamedTuple):
 
 
 def _layers(model: Model, dataset: Dataset) -> list[Described]:
-    """The model's layers, seen in a forward pass on one sample of zeros."""
+    """The model's layers, seen in a forward pass on one sample of zeros. Parameters of one layer alone are in memory at a time:
+    the whole model may be larger than a rank.
+    """
     shapes: list[tuple[int, ...]] = []
-
-    def seen(layer: Layer) -> Layer:
-        def forward(params, cache, x):
-            y = layer.forward(params, cache, x)
-            shapes.append(y.shape)
-            return y
-
-        return layer._replace(forward=forward)
-
-    watched = model._replace(layers=tuple(seen(layer) for layer in model.layers))
     x = np.zeros((1, *dataset.shape), np.int64 if dataset.context else np.float32)
-    params = models.per_layer(watched, np.zeros(model.layout.size, np.float32))
-    models.forward(watched, params, models.caches(watched), x)
+    for layer, cache in zip(model.layers, models.caches(model), strict=True):
+        cache["moment"] = None
+        x = layer.forward({name: np.zeros(p.shape, np.float32) for name, p in layer.parameters.items()}, cache, x)
+        shapes.append(x.shape)
     counts = [
         sum(int(np.prod(p.shape)) for p in layer.parameters.values()) * (not layer.shares_parameters_with)
         for layer in model.layers
@@ -167,6 +184,19 @@ def _facts(options: Options, dataset: Dataset, replica: Replica, kept: dict[str,
     yield "data", f"{dataset.name}: {parts}"
     axes = ", ".join(f"{name}={count}" for name, count in replica.mesh.sizes._asdict().items())
     yield "ranks", f"{replica.mesh.world.size} ({axes}; {replica.mesh.world.wire.describe()})"
+    yield "gradients", _travel(options, replica)
+
+
+def _travel(options: Options, replica: Replica) -> str:
+    """In words, what becomes of the gradients of data-parallel ranks."""
+    dp = replica.mesh.dp
+    if dp.size == 1:
+        return "stay where they are: there is one data-parallel rank"
     shards = f", --zero {options.zero}" if options.zero else ""
-    buckets = counted(len(replica.buckets), "bucket") if replica.buckets else "in units"
-    yield "gradients", f"{buckets}, --compress {options.compress}{shards}"
+    if options.zero > 1:
+        return f"reduce-scatter while backward makes them{shards}"
+    how = f"--compress {options.compress}" if options.compress != "none" else "reduce-scatter" if options.zero else "all-reduce"
+    where = "through shared memory" if dp.shares_memory and options.allreduce_algorithm in ("auto", "node") else "by messages"
+    beside = ", beside backward" if isinstance(replica.carrier, Background) else ""
+    size = f"{replica.buffers.grads.nbytes / 2**20:,.1f} MiB"
+    return f"{how} {where}, {size} in {counted(len(replica.buckets), 'bucket')}{beside}{shards}"

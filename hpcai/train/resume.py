@@ -137,11 +137,19 @@ def start(options: Options, replica: Replica, comm: Communicator, folder: Path) 
     Of several checkpoints the newest that can be read: each broken one is named in a line on rank 0's stderr.
     Raises: CheckpointError on all ranks: one was named that is broken, all are, or it belongs to another run.
     """
-    candidates = comm.on_root(lambda: [name for _, name in _candidates(options)])
-    if not candidates:
+    progress = restored(options, replica, comm)
+    if progress is None:
         comm.on_root(lambda: _refuse_or_set_aside(options, folder))
         replica.strategy.restored(replica.state)
         return Progress()
+    return progress
+
+
+def restored(options: Options, replica: Replica, comm: Communicator) -> Progress | None:
+    """`start` where there are checkpoints to go on from; None where there are none. Writes nothing. Collective."""
+    candidates = comm.on_root(lambda: [name for _, name in _candidates(options)])
+    if not candidates:
+        return None
     failures: list[str] = []
     for name in candidates:
         found, failure = _tried(name, options, replica, comm)
@@ -248,14 +256,19 @@ def meant(path: str) -> tuple[Store, str]:
 
 def _refuse_or_set_aside(options: Options, folder: Path) -> None:
     """A fresh run: what an earlier one wrote is moved aside; where --checkpoint-dir has some it is refused."""
+    require_free(options)
+    if _set_aside(folder):
+        said = f"what an earlier run left in {folder} is in its previous-N folders now; --resume auto would have gone on from it"
+        print(f"hpcai: {said}", file=sys.stderr, flush=True)
+
+
+def require_free(options: Options) -> None:
+    """Raise CheckpointError where a fresh run would mix its checkpoints with others."""
     if options.checkpoint_dir and place(options).names():
         raise CheckpointError(
             f"{options.checkpoint_dir} has checkpoints of an earlier run; go on with --resume auto, "
             "or give another --checkpoint-dir"
         )
-    if _set_aside(folder):
-        said = f"what an earlier run left in {folder} is in its previous-N folders now; --resume auto would have gone on from it"
-        print(f"hpcai: {said}", file=sys.stderr, flush=True)
 
 
 def _set_aside(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import hpcai
 from hpcai.comm import threads
 from hpcai.errors import CheckpointError, UsageError
-from hpcai.train import lr_finder, rehearsal
+from hpcai.train import build, inputs, lr_finder, rehearsal
 from hpcai.train.lr_finder import Finder, Tried, suggested
 from hpcai.train.options import parser
 from tests.train import mine
@@ -143,3 +144,72 @@ def test_what_makes_no_sense_is_refused(flags, said):
 def test_from_python_they_are_refused_by_name(tmp_path):
     with pytest.raises(UsageError, match="dry_run is for the command"):
         hpcai.fit(mine.model, mine.points, dry_run=True, run_dir=tmp_path / "run")
+
+
+def test_a_dry_run_refuses_what_the_run_would(tmp_path):
+    taken = ["--checkpoint-dir", str(tmp_path / "c")]
+    train(1, options(tmp_path, "--hidden", "8", "--steps", "2", *taken))
+    for flags, said in (
+        (["--hidden", "9", "--resume", "auto"], "was made with --hidden 8"),
+        (["--hidden", "8"], "has checkpoints of an earlier run"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            rehearse(2, options(tmp_path, "--dry-run", *taken, *flags))
+
+
+@pytest.mark.parametrize(
+    "ranks, flags, said",
+    [
+        (1, "", "stay where they are: there is one data-parallel rank"),
+        (2, "", "all-reduce through shared memory, 0.6 MiB in 1 bucket"),
+        (2, "--zero 1 --allreduce-algorithm ring", "reduce-scatter by messages, 0.6 MiB in 1 bucket, --zero 1"),
+        (2, "--zero 2", "reduce-scatter while backward makes them, --zero 2"),
+        (2, "--compress int8 --overlap always", "--compress int8 through shared memory, 0.6 MiB in 1 bucket, beside backward"),
+    ],
+)
+def test_a_dry_run_says_how_gradients_travel_and_what_compression_remembers(tmp_path, capsys, ranks, flags, said):
+    rehearse(ranks, options(tmp_path, "--dry-run", *flags.split()))
+    out = capsys.readouterr().out
+    assert said in out
+    assert ("compression 0.6" in out) == ("int8" in flags)
+
+
+def test_a_dry_run_names_options_that_do_not_do_what_they_seem_to(tmp_path, capsys):
+    rehearse(1, options(tmp_path, "--dry-run", "--steps", "3", "--lr-warmup-steps", "5"))
+    assert "hpcai: --lr-warmup-steps 5 is as long as the run" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_while_a_model_is_described_goes_wrong_on_all_ranks(tmp_path, monkeypatch):
+    def broken(model, dataset):
+        raise UsageError("broken")
+
+    monkeypatch.setattr(rehearsal, "_layers", broken)
+    heard = []
+
+    def one(comm):
+        try:
+            rehearsal.run(options(tmp_path, "--dry-run"), comm)
+        except UsageError as error:
+            heard.append(str(error))
+
+    threads.run(3, one)
+    assert heard == ["broken"] * 3
+
+
+def test_describing_a_model_takes_the_memory_of_one_layer(tmp_path):
+    chosen = options(tmp_path, "--hidden", "1000,1000,1000,1000")
+    dataset = inputs.named(chosen)
+    model = build.build_model(chosen, dataset)
+    rehearsal._layers(model, dataset)
+    tracemalloc.start()
+    rehearsal._layers(model, dataset)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4 * model.layout.size * 0.8
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    (tmp_path / "run" / "find-lr.json").mkdir(parents=True)
+    monkeypatch.setattr(rehearsal, "train_step", None)
+    with pytest.raises(UsageError, match=r"find-lr\.json is a folder"):
+        rehearse(2, options(tmp_path, "--hidden", "8", "--find-lr"))
