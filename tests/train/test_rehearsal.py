@@ -133,7 +133,7 @@ def test_the_steepest_place_is_suggested_and_none_where_nothing_falls():
     [
         ("--dry-run --find-lr", "take one of them"),
         ("--dry-run --elastic shrink", "--dry-run trains nothing that could go on"),
-        ("--find-lr --resume auto", "--find-lr begins with fresh parameters"),
+        ("--find-lr --resume runs/a", "--find-lr begins with fresh parameters"),
     ],
 )
 def test_what_makes_no_sense_is_refused(flags, said):

@@ -61,7 +61,7 @@ def check(o: Options) -> None:
             (o.dry_run or o.find_lr) and (o.elastic != "never" or o.spare_ranks > 0),
             f"--{'dry-run' if o.dry_run else 'find-lr'} trains nothing that could go on; leave --elastic and --spare-ranks out",
         ),
-        (o.find_lr and o.resume != "never", "--find-lr begins with fresh parameters; leave --resume out"),
+        (o.find_lr and o.resume not in ("never", "auto"), "--find-lr begins with fresh parameters; leave --resume out"),
         (
             o.image_channels is not None and o.model not in _taking("image_channels", MODELS),
             f"--image-channels is for --model {' or '.join(_taking('image_channels', MODELS))}, not for {o.model}",
