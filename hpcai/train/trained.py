@@ -192,7 +192,8 @@ def fit(
     heard = [*sinks, functions(after_step, after_epoch)] if after_step or after_epoch else list(sinks)
     try:
         comm = job.init() if comm is None else comm
-        ended = loop.run_to_end(_chosen(comm, {"model": model, "data": data, "optimizer": optimizer}, options), comm, heard)
+        chosen = _chosen(comm, {"model": model, "data": data, "optimizer": optimizer}, options)
+        ended = loop.run_to_end(chosen, comm, heard, in_script=True)
     except HpcaiError as error:
         error.everywhere = not isinstance(error, (StallError, RankFailed))
         raise
