@@ -122,22 +122,29 @@ def outlives() -> bool:
 
 def part(world: Communicator, came_later: bool) -> Communicator | None:
     """When what ranks did together is over of which some came later (train/join.py): those that were there from the start go on
-    with their program, among themselves, and the others have nothing left to do but to end: None there. Collective.
+    with their program, among themselves, and the others have nothing left to do but to end: None there, unless nobody else is
+    left. Collective. Raises: RankFailed, on all alike.
     """
     global _parted
-    ours = world.split(None if came_later else 0)
-    if not world.wire.all_agree(True):
-        raise RankFailed("another rank failed while those parted that came later")
-    _parted = came_later
-    if ours is not None:
-        adopt(ours)
+    ours = None
+    with limited("the parting from ranks that came later", RanksLost.exit_code):
+        try:
+            ours = world.split(int(came_later))
+        except RankFailed:
+            world.wire.revoke()  # who is through would wait in the vote for those who are not
+        if not world.wire.all_agree(ours is not None) or ours is None:
+            raise RankFailed("another rank failed while those parted that came later")
+    _parted = came_later and ours.size < world.size
+    if _parted:
+        return None
+    adopt(ours)
     return ours
 
 
 def end(code: int) -> int:
     """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
-    if _parted:
-        quit(code)
+    if _parted:  # how it ended the others say, whose program may make of it what it likes
+        quit()
     if outlives():
         assert _world is not None
         try:
@@ -255,6 +262,8 @@ def _install_hooks(world: Communicator) -> None:
         sys.stderr.flush()
         time.sleep(0.2)  # MPICH's launcher drops what it has not read yet
         _last_resort()
+        if outlives() and mpi.is_last(init().wire):
+            quit(code)  # mpirun would end with 0 after MPI_Abort of a job whose other ranks have failed
         init().wire.comm.Abort(code)  # type: ignore[attr-defined]
 
     if world.size == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from hpcai.comm import job
@@ -18,6 +19,8 @@ from hpcai.train.replica import Replica
 
 def main() -> int:
     """Take a part of the run that is under way, and end as all do."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # the others hear them for all, and this one is not ready to
+        signal.signal(number, signal.SIG_IGN)
     stall.outlive()
     wire = job.merged()
     given_up = list[RankFailed]()

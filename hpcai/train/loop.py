@@ -18,7 +18,7 @@ from hpcai.comm.diagnosis import stall
 from hpcai.comm.membership import Membership, training_ranks
 from hpcai.data import sharding
 from hpcai.data.dataset import Dataset, take
-from hpcai.errors import HpcaiError, Leave, NonFiniteError, RankFailed
+from hpcai.errors import HpcaiError, NonFiniteError, RankFailed, RankMismatch, RanksLost, StallError
 from hpcai.monitor import Sink
 from hpcai.parallel import schedules
 from hpcai.parallel.pipeline import MicroBatch
@@ -61,8 +61,8 @@ def fit(options: Options, comm: Communicator) -> dict[str, Any]:
     return run_to_end(options, comm).summary
 
 
-def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ()) -> Ended:
-    """Train as the options say, on all ranks of `comm`.
+def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = (), in_script: bool = False) -> Ended:
+    """Train as the options say, on all ranks of `comm`. in_script: a program goes on behind it.
 
     Rank 0 writes into `options.run_dir`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png; sinks hear of
     it there.
@@ -80,10 +80,12 @@ def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = ())
         job.adopt(training)
     locks = Locks(resume.folders(options))
     with contextlib.closing(reserve), contextlib.closing(locks):
-        return _begin(options, training, reserve, locks, sinks)
+        return _begin(options, training, reserve, locks, sinks, in_script)
 
 
-def _begin(options: Options, comm: Communicator, reserve: Membership, locks: Locks, sinks: Sequence[Sink]) -> Ended:
+def _begin(
+    options: Options, comm: Communicator, reserve: Membership, locks: Locks, sinks: Sequence[Sink], in_script: bool
+) -> Ended:
     folder = Path(options.run_dir or "runs")
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
     dataset = class_weights.decided(options, dataset, comm)
@@ -98,6 +100,7 @@ def _begin(options: Options, comm: Communicator, reserve: Membership, locks: Loc
     progress = resume.start(options, replica, comm, folder)
 
     run = _run(options, dataset, progress, Saver(replica, comm, place, options.keep_checkpoints), reserve, locks, sinks)
+    run.in_script = in_script
     comm.on_root(run.reporter.open)
     if progress.step < run.total:
         on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
@@ -137,6 +140,7 @@ def go_on(
     locks = Locks(resume.folders(told.options), told.token)
     run = _run(told.options, dataset, told.progress, saver, reserve, locks, sinks)
     run.counted, run.lost, run.failed, run.came_later = told.counted, told.lost, told.failed, came_later
+    run.in_script = told.in_script
     run.reporter.recoveries += told.recoveries
     recover.finish_recovery(run, [])
     run.reporter.note_recovery(run.lost, reserve.wanted, time() - run.failed)
@@ -175,24 +179,46 @@ def _through(run: Run) -> Ended:
                 if run.options.elastic == "never":
                     raise
                 run.reserve.given_up.append(error)
-                recover.recover(run)
+                _recover(run)
+
+
+def _recover(run: Run) -> None:
+    """Go on among the ranks that are left; where that cannot be all of those raise the same, which a script may outlive."""
+    try:
+        recover.recover(run)
+    except (RanksLost, NonFiniteError):
+        with contextlib.suppress(RankFailed):
+            _part(run, job.init())
+        raise
 
 
 def _to_the_end(run: Run) -> Ended:
-    """Train, and write what it came to. Where ranks have been started meanwhile they part from the others here, well or asked to
-    leave: these go on with their program. Raises: RankFailed, Leave.
+    """Train, and write what it came to. Where ranks have been started meanwhile they part from the others here, well or by an
+    error that all have: these go on with their program. Raises: HpcaiError.
     """
-    ended, left = None, None
     try:
         _train(run)
         ended = _finish(run)
-    except Leave as error:
-        left = error
-    comm = run.comm if run.options.elastic != "grow" else job.part(run.comm, run.came_later)
-    if left is not None:
-        raise left
-    assert ended is not None
+    except (RankFailed, RankMismatch, StallError):
+        raise
+    except HpcaiError as error:
+        try:
+            _part(run, run.comm)
+        except RankMismatch:  # not all have it
+            raise error from None
+        raise
+    comm = _part(run, run.comm)
+    if run.in_script and run.came_later and comm is not None:
+        raise RanksLost(
+            "the training is done, but all ranks that ran the script have failed, so what stands behind fit was not run; "
+            'start it again with resume="auto"'
+        )
     return ended if comm is None else ended._replace(comm=comm)
+
+
+def _part(run: Run, comm: Communicator) -> Communicator | None:
+    """The ranks that go on with their program; None on one that does not."""
+    return comm if run.options.elastic != "grow" else job.part(comm, run.came_later)
 
 
 def _train(run: Run) -> None:

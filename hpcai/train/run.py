@@ -59,6 +59,8 @@ class Run:
     """What these ranks found of the model last; None after others of them failed, or came."""
     came_later: bool = False
     """Whether this rank was started in place of one that failed."""
+    in_script: bool = False
+    """Whether a program goes on behind the run, on ranks that were there from the start."""
     rows: Array = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:

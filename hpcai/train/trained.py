@@ -184,7 +184,8 @@ def fit(
         options: those of `python -m hpcai.train`, with underscores: steps=100, compress="int8", zero=1, run_dir="runs/a".
             Files and variables that give options to that command are not read. With elastic="shrink" or "grow" (under mpirun
             --with-ft ulfm) ranks that fail are done without or replaced; ones that are started for it make model, data and
-            optimizer by the functions' names, and end with the training: what stands behind `fit` runs on the others alone.
+            optimizer by the functions' names, and end with the training: what stands behind `fit` runs on the others alone,
+            which do not wait for them. Where none of those is left the run ends with 85: resume="auto" runs the rest.
     Returns: a Trained, on all ranks alike.
     Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError, on all ranks alike.
     """
@@ -192,7 +193,8 @@ def fit(
     heard = [*sinks, functions(after_step, after_epoch)] if after_step or after_epoch else list(sinks)
     try:
         comm = job.init() if comm is None else comm
-        ended = loop.run_to_end(_chosen(comm, {"model": model, "data": data, "optimizer": optimizer}, options), comm, heard)
+        chosen = _chosen(comm, {"model": model, "data": data, "optimizer": optimizer}, options)
+        ended = loop.run_to_end(chosen, comm, heard, in_script=True)
     except HpcaiError as error:
         error.everywhere = not isinstance(error, (StallError, RankFailed))
         raise

@@ -5,7 +5,9 @@ import weakref
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from hpcai.comm import job
 from hpcai.comm.membership import Membership
 from hpcai.errors import RankFailed
 from hpcai.train import loop
@@ -36,6 +38,7 @@ def test_arrays_of_waits_that_failed_live_until_a_step_is_done(monkeypatch):
     monkeypatch.setattr(loop.stall, "outlive", lambda: None)
     monkeypatch.setattr(loop.signals, "cast_into", lambda *_: contextlib.nullcontext())
     run = SimpleNamespace(
+        in_script=False,
         options=SimpleNamespace(elastic="shrink", signals=(), patience=None),
         reserve=Membership(None, 2),
         reporter=SimpleNamespace(close=lambda: None),
@@ -46,3 +49,17 @@ def test_arrays_of_waits_that_failed_live_until_a_step_is_done(monkeypatch):
     )
     assert loop._through(run) == {}
     assert steps == [True, False]
+
+
+def test_who_cannot_part_from_ranks_that_came_later_votes_so():
+    """Those that could would wait for it in the vote for ever."""
+    votes, revoked = [], []
+
+    def split(color):
+        raise RankFailed("as if")
+
+    wire = SimpleNamespace(revoke=lambda: revoked.append(True), all_agree=lambda fine: votes.append(fine) or fine)
+    with pytest.raises(RankFailed, match="while those parted that came later"):
+        job.part(SimpleNamespace(split=split, wire=wire, size=3), False)
+    assert votes == [False]
+    assert revoked == [True]

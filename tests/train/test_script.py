@@ -110,11 +110,13 @@ def test_a_mistake_is_one_clear_line_on_all_ranks(tmp_path):
 
 
 ELASTIC = """
+import os
 import sys
 import hpcai
 from examples import own_model
 
 if __name__ == "__main__":
+    before = hpcai.init()
     trained = hpcai.fit(own_model.model, own_model.data, lr=0.01, **dict(word.split("=") for word in sys.argv[1:]))
     total = trained.comm.allgather_object(trained.comm.rank)
     if trained.comm.rank == 0:
@@ -122,9 +124,9 @@ if __name__ == "__main__":
 """
 
 
-def elastic_script(tmp_path, ranks, *words, grow):
-    """Start it, and kill a rank when it trains, each time waiting for the others to go on."""
-    (tmp_path / "mine.py").write_text(ELASTIC)
+def elastic_script(tmp_path, ranks, *words, grow, text=ELASTIC, victims=(1,)):
+    """Start it, and kill ranks when it trains, each time waiting for the others to go on."""
+    (tmp_path / "mine.py").write_text(text)
     launcher = ["--with-ft", "ulfm", *(["--prtemca", RECOVERABLE, "1"] if grow else [])]
     said = tmp_path / "stderr"
     words = [*words, f"run_dir={tmp_path / 'run'}", f"elastic={'grow' if grow else 'shrink'}"]
@@ -133,9 +135,11 @@ def elastic_script(tmp_path, ranks, *words, grow):
     )
     try:
         wait_for(lambda: trains(tmp_path / "run"), limit=60)
-        os.kill(children(process, b"mine.py")[1], signal.SIGKILL)
-        left = ranks if grow else ranks - 1
-        wait_for(lambda: f"{left} go on after step" in said.read_text(), limit=60)
+        there = children(process, b"mine.py")
+        for done, victim in enumerate(victims, 1):
+            os.kill(there[victim], signal.SIGKILL)
+            left = ranks if grow else ranks - done
+            wait_for(lambda: said.read_text().count(f"{left} go on after step") >= (done if grow else 1), limit=60)  # noqa: B023
         return process, said
     except BaseException:
         end(process)
@@ -167,3 +171,76 @@ def test_a_script_that_is_asked_to_leave_ends_with_85(tmp_path, grow):
     finally:
         end(process)
     assert hpcai.load(tmp_path / "run").step > 0
+
+
+def ended(process, said, limit=60):
+    """The exit code of a script that has nothing left to do, and what it said."""
+    try:
+        return process.wait(limit), said.read_text()
+    finally:
+        end(process)
+
+
+@ulfm
+def test_the_communicator_from_before_a_failure_names_the_one_that_is_left(tmp_path):
+    text = ELASTIC + "    before.allgather_object(1)\n"
+    code, err = ended(*elastic_script(tmp_path, 3, "epochs=60", grow=False, text=text))
+    assert code != 0
+    assert "went on without this communicator: take Trained.comm, or hpcai.init()" in err
+
+
+@ulfm
+def test_a_failure_behind_fit_is_no_success_though_one_was_outlived_before(tmp_path):
+    text = f"{ELASTIC}    if trained.comm.rank == 1:\n        os.kill(os.getpid(), 9)\n    trained.comm.allgather_object(1)\n"
+    code, err = ended(*elastic_script(tmp_path, 3, "epochs=60", grow=False, text=text))
+    assert "behind fit" in err
+    assert code == 1
+
+
+@ulfm
+def test_a_script_whose_ranks_have_all_failed_asks_to_be_started_again(tmp_path):
+    code, err = ended(*elastic_script(tmp_path, 2, "epochs=150", grow=True, victims=(0, 1)))
+    assert code == 85
+    assert "what stands behind fit was not run" in err
+    assert hpcai.load(tmp_path / "run").step == 150 * 13
+
+
+CATCHING = """
+import math
+import sys
+from pathlib import Path
+
+import hpcai
+from hpcai.errors import Leave, NonFiniteError
+from tests.train import mine
+
+class Failing(mine.Program):
+    def loss_and_gradients(self, params, x, target):
+        loss, gradients = super().loss_and_gradients(params, x, target)
+        return math.nan if Path(__file__).with_name("fail").exists() else loss, gradients
+
+def model():
+    return Failing()
+
+if __name__ == "__main__":
+    try:
+        hpcai.fit(model, mine.points, **dict(word.split("=") for word in sys.argv[1:]))
+    except (Leave, NonFiniteError):
+        comm = hpcai.init()
+        print("caught", comm.allgather_object(comm.rank), file=sys.stderr, flush=True)
+        sys.exit(3)
+"""
+
+
+@ulfm
+@pytest.mark.parametrize("how", ["asked to leave", "a loss that is none"])
+def test_a_script_that_catches_how_its_run_ended_goes_on_and_has_its_own_exit_code(tmp_path, how):
+    """On the ranks that were there: those that came later do not answer."""
+    process, said = elastic_script(tmp_path, 3, "epochs=1000000", grow=True, text=CATCHING)
+    if how == "asked to leave":
+        process.send_signal(signal.SIGUSR1)
+    else:
+        (tmp_path / "fail").touch()
+    code, err = ended(process, said)
+    assert "caught [0, 1]" in err
+    assert code == 3

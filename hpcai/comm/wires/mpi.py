@@ -85,7 +85,12 @@ class MpiWire:
         except self.MPI.Exception as error:
             if not ulfm.is_failure(self.MPI, error):
                 raise
-            raise RankFailed(f"another rank failed while rank {self.rank} waited in {what}") from None
+            raise RankFailed(f"another rank failed while rank {self.rank} waited in {what}{self.advice}") from None
+
+    @property
+    def advice(self) -> str:
+        """What to do instead of waiting here, where ranks went on without this wire."""
+        return ulfm.GIVEN_UP if self.family.given_up else ""
 
     def keep(self, request: Any, key: tuple[Any, ...]) -> None:
         """Put a completed persistent request by; the one that was idle longest goes."""
@@ -201,6 +206,7 @@ class MpiWire:
 
     def revoke(self) -> None:
         """End all waits, of all ranks, on this wire and those split from it, now and later, with RankFailed."""
+        self.family.given_up = True
         for method in self.family.releases:
             if (release := method()) is not None:
                 release()
@@ -289,6 +295,22 @@ def _end_by(pid: int) -> None:
     atexit.register(finalize)
 
 
+LAST_LOOKS = 30
+"""How often a rank that ends the job looks whether it is the last, in 0.01 s each."""
+
+
+def is_last(wire: Any) -> bool:
+    """Whether all other ranks of the wire have failed, as MPI finds when it makes progress, which takes a moment."""
+    for _ in range(LAST_LOOKS):
+        with contextlib.suppress(wire.MPI.Exception):
+            wire.comm.Iprobe()
+        with contextlib.suppress(wire.MPI.Exception, NotImplementedError):
+            if wire.comm.Get_failed().Get_size() >= wire.size - 1:
+                return True
+        time.sleep(0.01)
+    return False
+
+
 class _Family:
     """What a wire and those split from it share: each other, and whom to tell when they are revoked."""
 
@@ -296,6 +318,7 @@ class _Family:
         self.wires: weakref.WeakSet[MpiWire] = weakref.WeakSet()
         self.releases: list[weakref.WeakMethod] = []
         self.expected: dict[Any, list[Any]] = {}
+        self.given_up = False
 
 
 @functools.cache

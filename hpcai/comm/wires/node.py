@@ -22,6 +22,7 @@ from hpcai.comm.diagnosis import stall
 from hpcai.comm.launch import host
 from hpcai.comm.launch.launcher import launch
 from hpcai.comm.wire import Wire
+from hpcai.comm.wires import ulfm
 from hpcai.errors import RankFailed
 from hpcai.ops import native
 from hpcai.xp import Array
@@ -44,7 +45,7 @@ class Node:
     """The shared memory of a communicator whose ranks are all on one node."""
 
     def __init__(self, wire: Wire, desks: Array):
-        self.wire, self.desks = wire, desks
+        self.wire, self.desks, self.given_up = wire, desks, False
         crowded = launch().local_size > (os.cpu_count() or 1) or wire.size > (os.cpu_count() or 1)
         self.native = native.node(wire.rank, wire.size, desks, stall.timeout_s(), crowded)
         self.blocks: dict[int, _Block] = {}
@@ -94,6 +95,7 @@ class Node:
 
     def revoke(self) -> None:
         """End all ranks' waits here, now and later, with RankFailed."""
+        self.given_up = True
         self.native.revoke()
 
     def _raise_if_lost(self, what: str, missing: list[int]) -> None:
@@ -101,7 +103,7 @@ class Node:
         ended = [rank for rank in self.native.ended() if rank in missing]
         if ended or self.native.revoked:
             whom = f"rank {ended[0]} ended" if ended else "another rank failed"
-            raise RankFailed(f"{whom} while rank {self.wire.rank} waited in {what}")
+            raise RankFailed(f"{whom} while rank {self.wire.rank} waited in {what}{ulfm.GIVEN_UP * self.given_up}")
 
     def _reuse(self, stride: int) -> _Block | None:
         """A block that all ranks have dropped and that is large enough; what the pool cannot keep is given back."""

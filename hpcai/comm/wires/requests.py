@@ -25,6 +25,10 @@ class Owner(Wire, Protocol):
 
     MPI: Any
 
+    @property
+    def advice(self) -> str:
+        """What to do instead of waiting, where ranks went on without this wire."""
+
     def keep(self, request: Any, key: tuple[Any, ...]) -> None:
         """Put a completed persistent request by."""
 
@@ -52,7 +56,7 @@ class Request:
         except self.wire.MPI.Exception as error:
             if not ulfm.is_failure(self.wire.MPI, error):
                 raise
-            raise RankFailed(f"another rank failed while rank {self.wire.rank} waited in {self.what}") from None
+            raise RankFailed(f"another rank failed while rank {self.wire.rank} waited in {self.what}{self.wire.advice}") from None
 
     def _done_beside(self) -> bool:
         """`done`, and go on with messages whose arrays the other side may wait to be rid of."""

@@ -23,6 +23,9 @@ PR_SET_PDEATHSIG = 1
 RECOVERABLE = "state_base_recoverable"
 """The launcher's parameter without which it calls the end of a rank that was started later a failure of the job."""
 
+GIVEN_UP = "; those that are left went on without this communicator: take Trained.comm, or hpcai.init()"
+"""Said to who calls one that ranks were lost of."""
+
 
 def enabled() -> bool:
     """True if the launcher lets ranks outlive others."""

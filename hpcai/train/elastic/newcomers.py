@@ -83,7 +83,9 @@ def _welcomed(run: Run, comm: Communicator) -> Part:
     comm.wire.connect_all()
     now = run.progress, run.replica.decided, run.counted
     before = run.reporter.recoveries, run.lost, run.failed
-    comm.allgather_object(Invitation(run.options, *now, run.reserve.wanted, cores.core_share(), *before, run.reporter.token))
+    share_of_cores, token = cores.core_share(), run.reporter.token
+    told = Invitation(run.options, *now, run.reserve.wanted, share_of_cores, *before, token, run.in_script)
+    comm.allgather_object(told)
     share(comm, lambda: run.dataset)
     alive = set(range(run.comm.size))
     fresh = transfer.rebuilt(run.options, run.dataset, comm, run.replica, alive, run.replica.decided, joined=True)
@@ -104,6 +106,8 @@ class Invitation(NamedTuple):
     failed: float
     token: str
     """Of the run's locks."""
+    in_script: bool
+    """As Run has it."""
 
 
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
