@@ -19,7 +19,7 @@ class Wire:
     def __init__(self):
         self.MPI = SimpleNamespace(Exception=Failure)
         self.rank, self.expected, self.timeout_s, self.waiting_since, self.waited_s = 3, {}, 10.0, 0.0, 0.0
-        self.kept = []
+        self.kept, self.advice = [], ""
 
     def keep(self, request, key):
         self.kept.append((request, key))
