@@ -21,7 +21,7 @@ TIMEOUT_S = 300.0
 WARNING_S = 30.0
 """After a tenth of the limit, but at most after so long, a person is told who keeps the others waiting."""
 
-PATIENCE_S = 6.0
+PATIENCE_S = 10.0
 """How long a waiting rank leaves the report to a lower one that waits too."""
 
 LOWER = 8
@@ -74,7 +74,7 @@ def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallEr
     late = _missing_in_memory(found.comm)
     if not _leads(watched, found.comm, late):
         time.sleep(PATIENCE_S)
-    answers = watched.ask(range(watched.size))
+    answers = watched.ask_twice(range(watched.size))
     if found.peer is not None:
         late = [wire.ranks[found.peer]]
     elif late is None:

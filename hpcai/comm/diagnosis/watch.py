@@ -29,6 +29,9 @@ from hpcai.comm.launch.host import Process, here, process_state
 CONNECT_S, ANSWER_S, QUESTION_S, REPORT_S = 0.5, 1.0, 0.3, 3.0
 """Limits of connecting to an address, of an answer, of a question that has begun, and of asking all ranks."""
 
+AGAIN_S = 4.0
+"""Limit of asking once more those that live and gave no answer: on a busy machine a second is short."""
+
 ASKERS, BACKLOG = 32, 128
 """Ranks that are asked at the same time, and questions that may wait for this one."""
 
@@ -104,24 +107,36 @@ class Watch:
         peer.settimeout(QUESTION_S)
         challenge = secrets.token_bytes(DIGEST_BYTES)
         peer.sendall(challenge)
-        if hmac.compare_digest(_receive(peer, DIGEST_BYTES), _digest(self.key, challenge)):
+        if hmac.compare_digest(_receive(peer, DIGEST_BYTES, ANSWER_S), _digest(self.key, challenge)):
             told = {"rank": self.rank, **stacks.tell(list(self.family))}
             peer.sendall(json.dumps(told).encode()[:ANSWER_BYTES])
 
-    def ask(self, ranks: Iterable[int]) -> dict[int, Answer]:
-        """Ask these ranks of the world, at the same time; within REPORT_S every one has its answer, if an empty one."""
+    def ask(self, ranks: Iterable[int], limit_s: float = REPORT_S) -> dict[int, Answer]:
+        """Ask these ranks of the world, at the same time; within `limit_s` every one has its answer, if an empty one."""
         ranks = list(ranks)
         answers = {rank: Answer(None, place=self.places[rank]) for rank in ranks}
         with contextlib.suppress(RuntimeError):  # the interpreter is ending
             pool = ThreadPoolExecutor(min(ASKERS, max(1, len(ranks))), thread_name_prefix="hpcai ask")
-            asked = {pool.submit(self._ask, rank): rank for rank in ranks}
-            for future in wait(asked, timeout=REPORT_S).done:
+            asked = {pool.submit(self._ask, rank, limit_s / 3): rank for rank in ranks}
+            for future in wait(asked, timeout=limit_s).done:
                 answers[asked[future]] = future.result()
             pool.shutdown(wait=False, cancel_futures=True)
         return answers
 
-    def _ask(self, rank: int) -> Answer:
-        there, end, reached = self.places[rank], time.monotonic() + 2 * ANSWER_S, False
+    def ask_twice(self, ranks: Iterable[int]) -> dict[int, Answer]:
+        """`ask`, and once more, for AGAIN_S, those that live and gave no answer."""
+        answers = self.ask(ranks)
+        silent = [rank for rank, answer in answers.items() if self._lives(answer)]
+        return answers | self.ask(silent, AGAIN_S) if silent else answers
+
+    def _lives(self, answer: Answer) -> bool:
+        """Whether a rank that gave no answer may yet give one."""
+        if answer.told is not None or answer.place is None or not answer.place.port:
+            return False
+        return answer.reached or process_state(answer.place) not in ("", *STOPPED, "D", "X", "Z", "gone")
+
+    def _ask(self, rank: int, answer_s: float = ANSWER_S) -> Answer:
+        there, end, reached = self.places[rank], time.monotonic() + 2 * answer_s, False
         if process_state(there) in (*STOPPED, "Z", "gone"):
             return Answer(None, False, process_state(there), there)
         if rank == self.rank:
@@ -131,12 +146,12 @@ class Watch:
                 break
             with contextlib.suppress(OSError, ValueError):
                 with socket.create_connection((address, there.port), timeout=CONNECT_S) as peer:
-                    peer.settimeout(ANSWER_S)
+                    peer.settimeout(answer_s)
                     reached = True  # and is not asked again if it lets the time pass
-                    challenge = _receive(peer, DIGEST_BYTES)
+                    challenge = _receive(peer, DIGEST_BYTES, answer_s)
                     reached = False
                     peer.sendall(_digest(self.key, challenge))
-                    told = json.loads(_receive(peer, ANSWER_BYTES, whole=False))
+                    told = json.loads(_receive(peer, ANSWER_BYTES, answer_s, whole=False))
                 if told["rank"] == rank:
                     return Answer(told, True, "", there)
         return Answer(None, reached, process_state(there), there)
@@ -154,9 +169,9 @@ def _digest(key: bytes, challenge: bytes) -> bytes:
     return hmac.digest(key, challenge, "sha256")
 
 
-def _receive(peer: socket.socket, count: int, whole: bool = True) -> bytes:
-    """`count` bytes, or what comes until the other side ends, at most so many and all within ANSWER_S. Raises OSError."""
-    end, got = time.monotonic() + ANSWER_S, b""
+def _receive(peer: socket.socket, count: int, limit_s: float, whole: bool = True) -> bytes:
+    """`count` bytes, or what comes until the other side ends, at most so many and all within `limit_s`. Raises OSError."""
+    end, got = time.monotonic() + limit_s, b""
     while len(got) < count:
         piece = peer.recv(min(4096, count - len(got)))
         if not piece and whole:

@@ -83,7 +83,7 @@ def test_the_report_says_what_the_missing_ranks_do_and_the_job_ends(case, shared
         words = ["ranks 2, 3: waiting", "in allreduce of float64[100000] op sum (call 3) of ranks 0-3 at"]
     else:
         assert f"waited 3 s in allreduce of float64[100000] op sum (call 3) at {tmp_path}/program.py:12 <module>" in report[0]
-        assert f"for {late}, which did not come" in report[0]
+        assert f"for {late}, which did not come" in report[0], err
     for word in words:
         assert word in err, err
     for word in others:

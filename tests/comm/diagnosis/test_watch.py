@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from hpcai.comm import threads
-from hpcai.comm.diagnosis import findings, watch
+from hpcai.comm.diagnosis import findings, stacks, watch
 from hpcai.comm.launch import host
 from tests.command import environment
 
@@ -39,8 +39,8 @@ def called(mine, key):
     """What a caller with this key is answered."""
     with socket.create_connection(("127.0.0.1", mine.listener.getsockname()[1]), timeout=5) as peer:
         peer.settimeout(5)
-        peer.sendall(watch._digest(key, watch._receive(peer, watch.DIGEST_BYTES)))
-        return watch._receive(peer, watch.ANSWER_BYTES, whole=False)
+        peer.sendall(watch._digest(key, watch._receive(peer, watch.DIGEST_BYTES, 5)))
+        return watch._receive(peer, watch.ANSWER_BYTES, 5, whole=False)
 
 
 def test_a_rank_tells_its_collectives_and_its_stack():
@@ -76,6 +76,44 @@ def test_a_caller_that_says_nothing_holds_nobody_up():
     answered, seconds = watching(2, program)[0]
     assert answered
     assert seconds < 5
+
+
+def test_a_rank_that_answers_too_late_is_asked_once_more(monkeypatch):
+    tell, asked = stacks.tell, []
+
+    def slowly(family):
+        asked.append(1)
+        if len(asked) == 1:
+            time.sleep(watch.ANSWER_S + 0.5)
+        return tell(family)
+
+    def program(comm, mine):
+        return mine.ask_twice([1])[1] if comm.rank == 0 else None
+
+    monkeypatch.setattr(stacks, "tell", slowly)
+    assert watching(2, program)[0].told["rank"] == 1
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "changes, state, twice",
+    [
+        ({}, "R", True),
+        ({}, "T", False),
+        ({}, "gone", False),
+        ({"reached": True}, "", True),
+        ({}, "", False),
+        ({"place": None}, "R", False),
+        ({"told": {}}, "R", False),
+    ],
+)
+def test_asked_once_more_are_those_that_may_yet_answer(changes, state, twice, monkeypatch):
+    asking = SimpleNamespace(ask=lambda ranks, limit_s=0.0: asked.append(ranks) or dict.fromkeys(ranks, answer))
+    asking._lives = lambda one: watch.Watch._lives(asking, one)
+    answer, asked = watch.Answer(None, place=host.here(1))._replace(**changes), []
+    monkeypatch.setattr(watch, "process_state", lambda place: state)
+    assert watch.Watch.ask_twice(asking, [3]) == {3: answer}
+    assert asked == ([[3], [3]] if twice else [[3]])
 
 
 def test_where_no_socket_can_be_opened_the_rank_is_silent(monkeypatch):
@@ -264,8 +302,8 @@ def program(comm):
         os._exit(0 if watch.watch is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
     with socket.create_connection(("127.0.0.1", watch.watch.places[0].port), timeout=20) as peer:
-        peer.sendall(watch._digest(watch.watch.key, watch._receive(peer, watch.DIGEST_BYTES)))
-        assert watch._receive(peer, watch.ANSWER_BYTES, whole=False)
+        peer.sendall(watch._digest(watch.watch.key, watch._receive(peer, watch.DIGEST_BYTES, 5)))
+        assert watch._receive(peer, watch.ANSWER_BYTES, 5, whole=False)
 threads.run(1, program)
 """
 
