@@ -7,6 +7,7 @@ is not set; of an option it is refused (see train/options/given.py).
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import os
 import sys
@@ -117,12 +118,8 @@ def _options() -> list[str]:
     return [*options.Options.__dataclass_fields__, *options.RENAMED, "config"]
 
 
-_said = False
-
-
+@functools.cache
 def say_unknown(program: str) -> None:
     """Name them on stderr, once a process."""
-    global _said
-    if not _said and (text := unknown()):
+    if text := unknown():
         print(f"{program}: {text}", file=sys.stderr, flush=True)
-    _said = True

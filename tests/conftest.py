@@ -66,7 +66,7 @@ def comm():
 @pytest.fixture(autouse=True)
 def limits_end_with_their_test(monkeypatch):
     """comm.set_timeout holds for all communicators of a process that are made later."""
-    monkeypatch.setattr(stall, "_set_s", stall._set_s)
+    monkeypatch.setattr(stall.waits, "limit_s", stall.waits.limit_s)
 
 
 @pytest.fixture

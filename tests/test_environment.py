@@ -95,7 +95,7 @@ def test_a_switch_that_is_neither_is_named(clean_environment, monkeypatch):
 def test_programs_refuse_and_name_them(clean_environment, monkeypatch, capsys):
     monkeypatch.setenv("HPCAI_LANE", "v3")
     monkeypatch.setenv("HPCAI_LANES", "x")
-    monkeypatch.setattr(environment, "_said", False)
+    environment.say_unknown.cache_clear()
     assert submit(["--dry-run"]) == 2
     assert capsys.readouterr().err == "hpcai.submit: error: HPCAI_LANES is 'x'; wanted: v3 or none\n"
     for program in ("hpcai.train", "hpcai.doctor"):
@@ -109,21 +109,21 @@ def test_programs_refuse_and_name_them(clean_environment, monkeypatch, capsys):
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -math.inf, -1, 0, 1e300, "3", True, None, [3]])
 def test_a_time_limit_that_is_none_is_refused(seconds, monkeypatch):
-    monkeypatch.setattr(stall, "_set_s", None)
+    monkeypatch.setattr(stall.waits, "limit_s", None)
     with pytest.raises(UsageError, match="set_timeout wants a number of seconds above 0"):
         stall.set_timeout(seconds)
     assert stall.timeout_s() == stall.TIMEOUT_S
 
 
 def test_time_limits_of_any_kind_of_number_pass(monkeypatch):
-    monkeypatch.setattr(stall, "_set_s", None)
+    monkeypatch.setattr(stall.waits, "limit_s", None)
     for seconds in (1, 0.5, np.float32(2), np.int64(3)):
         threads.run(1, lambda comm, limit=seconds: comm.set_timeout(limit))
         assert stall.timeout_s() == seconds
 
 
 def test_the_variable_is_checked_where_it_is_read(monkeypatch):
-    monkeypatch.setattr(stall, "_set_s", None)
+    monkeypatch.setattr(stall.waits, "limit_s", None)
     monkeypatch.setenv("HPCAI_TIMEOUT_S", "abc")
     with pytest.raises(UsageError, match="HPCAI_TIMEOUT_S is 'abc'"):
         threads.run(2, lambda comm: comm.rank)

@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import faulthandler
 import os
-import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 from hpcai import environment, ops
+from hpcai.comm import limits
 from hpcai.comm.communicator import Communicator
-from hpcai.comm.diagnosis import stacks, stall, watch
-from hpcai.comm.launch import cores, host
+from hpcai.comm.diagnosis import stall
+from hpcai.comm.launch import cores
 from hpcai.comm.launch.launcher import launch
 from hpcai.comm.wires import mpi, ulfm
 from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallError, one_line
-from hpcai.ops import native
-
-LAST_RESORT_S = 10
-"""How long after an abort the launcher may take to end the job."""
 
 JOINING_S = 30.0
 """How long the start of new ranks may take, and again: where one fails meanwhile Open MPI may wait, and print, for ever."""
 
-SHOWN_FRAMES = 4
-"""Of the stack of a rank that ends because others do not come."""
-
-START_S = 15.0
-"""The least that ranks wait for each other's start, since programs come from the file system at different times."""
-
-_world: Communicator | None = None
 _starting = threading.RLock()
-_replaced = False
-"""Whether the world is no longer the one that MPI started with, since ranks failed or may."""
-_parted = False
-"""Whether this rank came later, and the others go on without it."""
+
+
+class _Job:
+    """What this process knows of its job; MPI allows one in a process.
+
+    world: the communicator of all ranks, once `init` or `join` made it.
+    replaced: whether `world` is no longer the one that MPI started with, since ranks failed or may.
+    parted: whether this rank came later, and the others go on without it.
+    """
+
+    world: Communicator | None = None
+    replaced, parted = False, False
+
+
+_job = _Job()
 
 
 def init() -> Communicator:
@@ -55,11 +53,10 @@ def init() -> Communicator:
     Raises: LaunchError if the launcher started several processes but each is alone, as happens when the launcher belongs to
             another MPI than mpi4py's library; UsageError if an HPCAI_ variable makes no sense.
     """
-    global _world
-    if _world is None:
+    if _job.world is None:
         with _starting:
-            _world = _world or _start()
-    return _world
+            _job.world = _job.world or _start()
+    return _job.world
 
 
 def _start() -> Communicator:
@@ -93,11 +90,11 @@ def _check_environment() -> None:
 def merged() -> mpi.MpiWire:
     """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
     try:
-        with deadline(2 * JOINING_S, code=0):  # nobody waits any more: no failure of the job
+        with limits.deadline(2 * JOINING_S, code=0):  # nobody waits any more: no failure of the job
             MPI = mpi.load()
     except LaunchError:  # the others failed meanwhile, or go on without
-        quit()
-    with limited("joining the others", RanksLost.exit_code, JOINING_S):
+        limits.quit()
+    with limits.limited("joining the others", RanksLost.exit_code, JOINING_S):
         return mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))
 
 
@@ -111,13 +108,12 @@ def join(wire: mpi.MpiWire) -> Communicator:
 
 def adopt(world: Communicator) -> None:
     """Take this communicator, of the ranks that live, for that of all ranks."""
-    global _world, _replaced
-    _world, _replaced = world, True
+    _job.world, _job.replaced = world, True
 
 
 def outlives() -> bool:
     """Whether ranks have failed or may, and this program goes on without them."""
-    return _replaced or ulfm.enabled()
+    return _job.replaced or ulfm.enabled()
 
 
 def part(world: Communicator, came_later: bool) -> Communicator | None:
@@ -125,17 +121,16 @@ def part(world: Communicator, came_later: bool) -> Communicator | None:
     with their program, among themselves, and the others have nothing left to do but to end: None there, unless nobody else is
     left. Collective. Raises: RankFailed, on all alike.
     """
-    global _parted
     ours = None
-    with limited("the parting from ranks that came later", RanksLost.exit_code):
+    with limits.limited("the parting from ranks that came later", RanksLost.exit_code):
         try:
             ours = world.split(int(came_later))
         except RankFailed:
             world.wire.revoke()  # who is through would wait in the vote for those who are not
         if not world.wire.all_agree(ours is not None) or ours is None:
             raise RankFailed("another rank failed while those parted that came later")
-    _parted = came_later and ours.size < world.size
-    if _parted:
+    _job.parted = came_later and ours.size < world.size
+    if _job.parted:
         return None
     adopt(ours)
     return ours
@@ -143,84 +138,32 @@ def part(world: Communicator, came_later: bool) -> Communicator | None:
 
 def end(code: int) -> int:
     """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
-    if _parted:  # how it ended the others say, whose program may make of it what it likes
-        quit()
+    if _job.parted:  # how it ended the others say, whose program may make of it what it likes
+        limits.quit()
     if outlives():
-        assert _world is not None
+        assert _job.world is not None
         try:
-            _world.leave()
+            _job.world.leave()
         except RankFailed:  # the others may be in a recovery, which comes to the others' end or to their going on
-            quit(code)
+            limits.quit(code)
         sys.stdout.flush()
         sys.stderr.flush()
-        with limited("the vote to end", code):
-            _world.wire.all_agree(True)
-        quit(code)
+        with limits.limited("the vote to end", code):
+            _job.world.wire.all_agree(True)
+        limits.quit(code)
     return code
-
-
-def quit(code: int = 0) -> int:
-    """End this process without MPI_Finalize."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-@contextlib.contextmanager
-def deadline(limit_s: float, code: int, words: str = "") -> Iterator[None]:
-    """End this process with the exit code and the words, on stderr, if it is in here for so long. Other than `limited` this works
-    also while no thread of Python gets its turn, as when MPI starts.
-    """
-    if (kernels := native.kernels()) is None:
-        faulthandler.dump_traceback_later(limit_s, exit=True)
-        call_off = faulthandler.cancel_dump_traceback_later
-    else:
-        call_off = kernels.Deadline(limit_s, code, words).call_off
-    try:
-        yield
-    finally:
-        call_off()
 
 
 def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
     """Limit the start as waits are limited, with a message from the lowest rank that waits."""
-    said, limit_s = launch(), max(START_S, stall.timeout_s())
+    said, limit_s = launch(), max(limits.START_S, stall.timeout_s())
     if said.size == 1:
         return contextlib.nullcontext()
     words = (
         f"[rank {said.rank}] StallError: MPI did not start on all {said.size} ranks within {limit_s:g} s. "
         "A rank may not have been started, be frozen, or be out of the network's reach; $HPCAI_TIMEOUT_S sets the limit\n"
     )
-    return deadline(limit_s + min(said.rank, 5), RanksLost.exit_code if ulfm.enabled() else 1, words)
-
-
-@contextlib.contextmanager
-def limited(what: str, code: int, limit_s: float | None = None) -> Iterator[None]:
-    """Limit what MPI itself does not: calls that wait for all ranks that live, of which some may be frozen. After the time limit
-    (that of waits) those that are stopped on this node are ended; after as long again, START_S at least since others may be
-    loading programs, this process is, with this exit code.
-    """
-    over, limit_s = threading.Event(), stall.timeout_s() if limit_s is None else limit_s
-    whole_s, waiting = limit_s + max(limit_s, START_S), threading.get_ident()
-
-    def look() -> None:
-        if over.wait(limit_s):
-            return
-        watch.end_frozen(what)
-        if not over.wait(whole_s - limit_s):
-            where = stacks.lines(sys._current_frames().get(waiting))[:SHOWN_FRAMES]
-            reason = f"a rank may be frozen, or MPI wait for one that failed; here it came to {' called by '.join(where)}"
-            advice = "; start again with --resume auto" if code == RanksLost.exit_code else ""
-            sys.stderr.write(f"StallError: {what} did not end within {whole_s:g} s; {reason}{advice}\n")
-            sys.stderr.flush()
-            _last_resort()
-            os._exit(code)
-
-    threading.Thread(target=look, daemon=True, name="hpcai limit").start()
-    try:
-        yield
-    finally:
-        over.set()
+    return limits.deadline(limit_s + min(said.rank, 5), RanksLost.exit_code if ulfm.enabled() else 1, words)
 
 
 def _refuse_singletons(MPI: Any) -> None:
@@ -261,9 +204,9 @@ def _install_hooks(world: Communicator) -> None:
         sys.stderr.write(marked)
         sys.stderr.flush()
         time.sleep(0.2)  # MPICH's launcher drops what it has not read yet
-        _last_resort()
+        limits.last_resort()
         if outlives() and mpi.is_last(init().wire):
-            quit(code)  # mpirun would end with 0 after MPI_Abort of a job whose other ranks have failed
+            limits.quit(code)  # mpirun would end with 0 after MPI_Abort of a job whose other ranks have failed
         init().wire.comm.Abort(code)  # type: ignore[attr-defined]
 
     if world.size == 1:
@@ -279,7 +222,7 @@ def _install_hooks(world: Communicator) -> None:
                 abort(type(error), error, None)
             return
         if outlives():
-            with limited("the vote to end", 1):
+            with limits.limited("the vote to end", 1):
                 init().wire.all_agree(True)
 
     def forked() -> None:
@@ -303,21 +246,3 @@ def _end_together(error: HpcaiError) -> None:
 def exit_code(error: BaseException) -> int:
     """What a program that ends by this error returns. Where ranks may be outlived one that does not come asks for a restart."""
     return RanksLost.exit_code if isinstance(error, StallError) and ulfm.enabled() else getattr(error, "exit_code", 1)
-
-
-def _last_resort() -> None:
-    """Leave a process behind that kills Open MPI's launcher if it does not end the job: it waits for ever for a node that it
-    cannot reach any more. The launcher's own folder goes too, as the next launcher with the same process number fails on it.
-    """
-    parent, name = os.getppid(), host.name(os.getppid())
-    if not name.startswith(("prterun", "prted", "mpirun", "mpiexec")) or "Open MPI" not in mpi.library():
-        return
-    script = (
-        'alive() { [ "$(cut -d" " -f22 "/proc/$1/stat" 2>/dev/null)" = "$2" ]; }; '
-        'for i in $(seq "$3"); do alive "$1" "$2" || exit; sleep 0.2; done; alive "$1" "$2" && kill -KILL "$1" && sleep 0.2; '
-        'case "$4" in */ompi."$1") rm -rf "$4"; esac'
-    )
-    told = [str(parent), host.started(parent), str(5 * LAST_RESORT_S), os.environ.get("PMIX_SERVER_TMPDIR", "")]
-    quiet = subprocess.DEVNULL
-    with contextlib.suppress(OSError):
-        subprocess.Popen(["sh", "-c", script, "sh", *told], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from hpcai.comm import job
+from hpcai.comm import job, limits
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
 from hpcai.comm.membership import Membership, voted
@@ -29,10 +29,10 @@ def main() -> int:
         comm = job.join(wire)
         return comm, newcomers.join(comm)
 
-    with job.limited("joining the others", RanksLost.exit_code, job.JOINING_S):
+    with limits.limited("joining the others", RanksLost.exit_code, job.JOINING_S):
         made = voted(wire, joined, given_up)
         if made is None:
-            return job.quit()  # the others go on without
+            return limits.quit()  # the others go on without
     comm, (told, dataset, replica) = made[0]
     reserve = Membership(wire, told.wanted, told.options.spare_ranks, given_up=given_up)
     return ending(lambda: go_on(reserve, comm, told, dataset, replica, came_later=True))

@@ -7,11 +7,11 @@ import pytest
 
 PROGRAM = """
 import ctypes, sys, time
-from hpcai.comm import job
+from hpcai.comm import limits
 from hpcai.ops import native
 if sys.argv[1] == "numpy":
     native._native = None
-with job.deadline(float(sys.argv[2]), code=7, words="too late\\n"):
+with limits.deadline(float(sys.argv[2]), code=7, words="too late\\n"):
     ctypes.PyDLL(None).usleep(1_000_000)  # with Python's lock
 time.sleep(1.5)  # until after the deadline, which was called off
 print("in time")

@@ -7,30 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcai.comm import job
+from hpcai.comm import job, limits
 from hpcai.comm.launch.launcher import Launch
 from hpcai.comm.wires import ulfm
 from hpcai.errors import CheckpointError, LaunchError, RankFailed, RankMismatch, RanksLost, StallError, UsageError
-
-
-class Ended(BaseException):
-    """A process that ends with this exit code."""
-
-
-@pytest.fixture
-def ends(monkeypatch):
-    """What ends this process, in order; os._exit raises Ended."""
-    done = []
-
-    def leave(code):
-        done.append(("exit", code))
-        raise Ended(code)
-
-    monkeypatch.setattr(job.os, "_exit", leave)
-    monkeypatch.setattr(job, "_last_resort", lambda: done.append("last resort"))
-    monkeypatch.setattr(job.watch, "end_frozen", lambda what: done.append(("end frozen", what)))
-    monkeypatch.setenv(ulfm.ENABLED, "0")
-    return done
+from tests.comm.ending import Ended
 
 
 @pytest.mark.parametrize("enabled", ["0", "1"])
@@ -44,82 +25,12 @@ def test_a_wait_in_vain_asks_for_a_restart_only_where_ranks_may_be_outlived(monk
     assert job.exit_code(RanksLost("two")) == RanksLost.exit_code
 
 
-def running_out(ends, limit_s, code, monkeypatch, what="the vote to end", start_s=0.04):
-    """Stay within `limited` until it has ended the process."""
-    over = threading.Event()
-    monkeypatch.setattr(job, "START_S", start_s)
-    monkeypatch.setattr(job.os, "_exit", lambda code: (ends.append(("exit", code)), over.set()))
-    with job.limited(what, code, limit_s):
-        assert over.wait(20)
-
-
-@pytest.mark.parametrize("start_s, whole", [(0.04, "0.06"), (0.01, "0.04")])
-def test_what_mpi_does_not_limit_ends_those_that_are_frozen_and_then_this_process(ends, monkeypatch, capsys, start_s, whole):
-    running_out(ends, 0.02, 9, monkeypatch, start_s=start_s)
-    assert ends == [("end frozen", "the vote to end"), "last resort", ("exit", 9)]
-    err = capsys.readouterr().err
-    assert err.startswith(f"StallError: the vote to end did not end within {whole} s; a rank may be frozen")
-    assert err.count(" called by ") == job.SHOWN_FRAMES - 1 == 3
-    assert "test_job.py" in err
-    assert "--resume auto" not in err
-
-
-def test_where_a_restart_is_asked_for_it_says_so(ends, monkeypatch, capsys):
-    running_out(ends, 0.02, RanksLost.exit_code, monkeypatch)
-    assert "start again with --resume auto" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("given, seconds", [(None, 3.0), (0.5, 0.5)])
-def test_the_limit_is_that_of_waits_unless_one_is_given_and_the_whole_as_long_again(ends, monkeypatch, given, seconds):
-    class Event:
-        """One that says for how long it is waited for, and is never set."""
-
-        def __init__(self):
-            self.seconds = []
-
-        def wait(self, s):
-            self.seconds.append(s)
-            return False
-
-        def set(self):
-            pass
-
-    class Thread:
-        def __init__(self, target, **more):
-            self.start = target
-
-    event = Event()
-    monkeypatch.setattr(job.stall, "timeout_s", lambda: 3.0)
-    monkeypatch.setattr(job, "START_S", 2.0)
-    monkeypatch.setattr(job, "threading", SimpleNamespace(Event=lambda: event, Thread=Thread, get_ident=threading.get_ident))
-    with pytest.raises(Ended), job.limited("all", 5, given):
-        pass
-    assert event.seconds == [seconds, max(seconds, 2.0)]
-    assert ends[-1] == ("exit", 5)
-
-
-@pytest.mark.parametrize("in_time", ["before the limit", "before the whole"])
-def test_what_ends_in_time_goes_on(ends, monkeypatch, in_time):
-    monkeypatch.setattr(job, "START_S", 20.0)
-    looked = threading.Event()
-    monkeypatch.setattr(job.watch, "end_frozen", lambda what: looked.set())
-    with job.limited("all", 5, 20.0 if in_time == "before the limit" else 0.01):
-        if in_time == "before the whole":
-            assert looked.wait(20)
-    for thread in threading.enumerate():
-        if thread.name == "hpcai limit":
-            thread.join(20)
-            assert not thread.is_alive()
-    assert ends == []
-    assert looked.is_set() == (in_time == "before the whole")
-
-
 @pytest.mark.parametrize("outlived, enabled", [(False, "0"), (True, "0"), (False, "1")])
 def test_where_ranks_have_failed_or_may_a_program_ends_after_a_vote(ends, monkeypatch, outlived, enabled):
     asked = []
     world = SimpleNamespace(leave=lambda: asked.append("leave"), wire=SimpleNamespace(all_agree=lambda fine: asked.append(fine)))
-    monkeypatch.setattr(job, "_world", world)
-    monkeypatch.setattr(job, "_replaced", outlived)
+    monkeypatch.setattr(job._job, "world", world)
+    monkeypatch.setattr(job._job, "replaced", outlived)
     monkeypatch.setenv(ulfm.ENABLED, enabled)
     if not outlived and enabled == "0":
         assert job.end(4) == 4
@@ -135,19 +46,19 @@ def test_where_the_others_recover_it_ends_without_one(ends, monkeypatch):
     def leave():
         raise RankFailed("another")
 
-    monkeypatch.setattr(job, "_world", SimpleNamespace(leave=leave))
-    monkeypatch.setattr(job, "_replaced", True)
+    monkeypatch.setattr(job._job, "world", SimpleNamespace(leave=leave))
+    monkeypatch.setattr(job._job, "replaced", True)
     with pytest.raises(Ended):
         job.end(4)
     assert ends == [("exit", 4)]
 
 
 def test_what_is_adopted_is_the_world(monkeypatch):
-    monkeypatch.setattr(job, "_world", None)
-    monkeypatch.setattr(job, "_replaced", False)
+    monkeypatch.setattr(job._job, "world", None)
+    monkeypatch.setattr(job._job, "replaced", False)
     job.adopt("those that live")
     assert job.init() == "those that live"
-    assert job._replaced is True
+    assert job._job.replaced is True
 
 
 @pytest.mark.parametrize(
@@ -210,7 +121,7 @@ def test_the_start_is_limited_as_waits_are_but_not_below_15_s(monkeypatch, rank,
     made = []
     monkeypatch.setattr(job, "launch", lambda: Launch("srun", rank, size, size))
     monkeypatch.setattr(job.stall, "timeout_s", lambda: timeout_s)
-    monkeypatch.setattr(job, "deadline", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(limits, "deadline", lambda *arguments: made.append(arguments))
     monkeypatch.setenv(ulfm.ENABLED, enabled)
     job._deadline_of_start()
     assert made[0][:2] == (limit_s, code)
@@ -219,7 +130,7 @@ def test_the_start_is_limited_as_waits_are_but_not_below_15_s(monkeypatch, rank,
 
 def test_a_world_of_one_waits_for_nobody_at_its_start(monkeypatch):
     monkeypatch.setattr(job, "launch", lambda: Launch("", 0, 1, 1))
-    monkeypatch.setattr(job, "deadline", None)
+    monkeypatch.setattr(limits, "deadline", None)
     with job._deadline_of_start():
         pass
 
@@ -246,7 +157,7 @@ def hooks(monkeypatch):
     comm = SimpleNamespace(Abort=lambda code: (done.aborted.append(code), done.order.append("abort")))
     done.world = SimpleNamespace(rank=2, size=3, wire=SimpleNamespace(comm=comm), leave=lambda: None)
     monkeypatch.setattr(job, "init", lambda: done.world)
-    monkeypatch.setattr(job, "_last_resort", lambda: done.order.append("last resort"))
+    monkeypatch.setattr(limits, "last_resort", lambda: done.order.append("last resort"))
     monkeypatch.setattr(job, "time", SimpleNamespace(sleep=done.naps.append))
     monkeypatch.setattr(job.sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(job.threading, "excepthook", threading.excepthook)
@@ -335,63 +246,24 @@ def test_a_world_of_one_ends_as_any_program(hooks):
     assert hooks.left == hooks.forked == []
 
 
-@pytest.mark.parametrize(
-    "launcher, library, starts",
-    [
-        ("prterun", "Open MPI v5", True),
-        ("prted", "Open MPI v5", True),
-        ("mpirun", "Open MPI v5", True),
-        ("mpiexec", "Open MPI v5", True),
-        ("mpirun", "MPICH 5", False),
-        ("bash", "Open MPI v5", False),
-    ],
-)
-def test_only_open_mpis_launcher_is_ended_where_it_does_not_end_the_job(monkeypatch, launcher, library, starts):
-    started = []
-    monkeypatch.setattr(job.os, "getppid", lambda: 4711)
-    monkeypatch.setattr(job.host, "name", lambda pid: {4711: launcher}[pid])
-    monkeypatch.setattr(job.host, "started", lambda pid: {4711: "99"}[pid])
-    monkeypatch.setattr(job.mpi, "library", lambda: library)
-    monkeypatch.setenv("PMIX_SERVER_TMPDIR", "/tmp/ompi.4711")
-    monkeypatch.setattr(job.subprocess, "Popen", lambda command, **more: started.append((command, more)))
-    job._last_resort()
-    assert len(started) == starts
-    for command, more in started:
-        assert command[:2] == ["sh", "-c"]
-        assert command[3:] == ["sh", "4711", "99", str(5 * job.LAST_RESORT_S), "/tmp/ompi.4711"]
-        assert more["start_new_session"] is True
-    assert job.LAST_RESORT_S == 10
-
-
-def test_a_last_resort_that_cannot_be_had_is_none(monkeypatch):
-    def refuse(*arguments, **more):
-        raise OSError("no more processes")
-
-    monkeypatch.setattr(job.host, "name", lambda pid: "prterun")
-    monkeypatch.setattr(job.host, "started", lambda pid: "99")
-    monkeypatch.setattr(job.mpi, "library", lambda: "Open MPI v5")
-    monkeypatch.setattr(job.subprocess, "Popen", refuse)
-    job._last_resort()
-
-
 def test_a_new_rank_takes_the_wire_of_all(monkeypatch):
-    limits = []
+    limited = []
 
     @contextlib.contextmanager
     def limit(*arguments, **more):
-        limits.append((arguments, more))
+        limited.append((arguments, more))
         yield
 
     merged = []
     parent = SimpleNamespace(Merge=lambda high: merged.append(high) or "merged")
     MPI = SimpleNamespace(Comm=SimpleNamespace(Get_parent=lambda: parent))
-    monkeypatch.setattr(job, "deadline", limit)
-    monkeypatch.setattr(job, "limited", limit)
+    monkeypatch.setattr(limits, "deadline", limit)
+    monkeypatch.setattr(limits, "limited", limit)
     monkeypatch.setattr(job.mpi, "load", lambda: MPI)
     monkeypatch.setattr(job.mpi, "MpiWire", lambda comm: ("wire", comm))
     assert job.merged() == ("wire", "merged")
     assert merged == [True]
-    assert limits == [((60.0,), {"code": 0}), (("joining the others", RanksLost.exit_code, 30.0), {})]
+    assert limited == [((60.0,), {"code": 0}), (("joining the others", RanksLost.exit_code, 30.0), {})]
 
 
 def test_a_new_rank_whose_others_failed_meanwhile_is_no_failure(ends, monkeypatch):
@@ -419,39 +291,17 @@ def test_a_start_gives_the_world_and_rank_0_says_what_is_slow(monkeypatch, capsy
     monkeypatch.setattr(job.cores, "share_cores", lambda: did.append("cores"))
     monkeypatch.setattr(job.ops, "is_native", lambda: native)
     monkeypatch.setattr(job.environment, "say_unknown", lambda who: did.append("unknown"))
-    monkeypatch.setattr(job, "_world", None)
+    monkeypatch.setattr(job._job, "world", None)
     assert job.init() is wire
     assert job.init() is wire
     assert did == ["environment", "singletons", "watch", "hooks", "cores", *["unknown"] * (rank == 0)]
     assert ("native kernels are not built" in capsys.readouterr().err) is words
     hooked = []
-    monkeypatch.setattr(job, "_replaced", False)
+    monkeypatch.setattr(job._job, "replaced", False)
     monkeypatch.setattr(job, "_install_hooks", hooked.append)
     other = SimpleNamespace(rank=1)
     assert job.join(other) is job.init() is other
     assert hooked == [other]
-
-
-@pytest.mark.parametrize("built", [True, False])
-def test_a_deadline_is_the_kernels_where_they_are_built_and_called_off(monkeypatch, built):
-    did = []
-
-    class Deadline:
-        def __init__(self, *arguments):
-            did.append(arguments)
-
-        def call_off(self):
-            did.append("off")
-
-    monkeypatch.setattr(job.native, "kernels", lambda: SimpleNamespace(Deadline=Deadline) if built else None)
-    later = SimpleNamespace(
-        dump_traceback_later=lambda limit_s, exit: did.append((limit_s, exit)),
-        cancel_dump_traceback_later=lambda: did.append("off"),
-    )
-    monkeypatch.setattr(job, "faulthandler", later)
-    with pytest.raises(ZeroDivisionError), job.deadline(60.0, 3, "words"):
-        raise ZeroDivisionError
-    assert did == [(60.0, 3, "words") if built else (60.0, True), "off"]
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -462,7 +312,7 @@ def test_an_error_of_all_ranks_is_one_line_and_its_code(hooks, capsys, monkeypat
         if alone:
             raise RankMismatch("others wait")
 
-    monkeypatch.setattr(job, "_replaced", False)
+    monkeypatch.setattr(job._job, "replaced", False)
     hooks.world.leave, hooks.world.rank = leave, 0
     job._install_hooks(hooks.world)
     error = UsageError("no such\noption")

@@ -13,7 +13,7 @@ ON_THREADS = [cell for cell in misuse.CELLS if not cell.only_mpi]
 @pytest.mark.parametrize("cell", ON_THREADS, ids=lambda cell: cell.name)
 def test_on_threads(cell, shared, monkeypatch):
     monkeypatch.setenv("HPCAI_NODE", shared)
-    monkeypatch.setattr("hpcai.comm.diagnosis.stall._set_s", misuse.CELL_S)
+    monkeypatch.setattr("hpcai.comm.diagnosis.stall.waits.limit_s", misuse.CELL_S)
     said = threads.run(2, misuse.outcome, cell)
     assert not [text for text in said if text.startswith("WRONG")]
 

@@ -13,8 +13,8 @@ from hpcai.errors import RankFailed, StallError, UsageError
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     monkeypatch.delenv("HPCAI_TIMEOUT_S", raising=False)
-    monkeypatch.setattr(stall, "_set_s", None)
-    monkeypatch.setattr(stall, "_waits_fail", False)
+    monkeypatch.setattr(stall.waits, "limit_s", None)
+    monkeypatch.setattr(stall.waits, "fail", False)
     monkeypatch.setattr(watch, "watch", None)
     monkeypatch.setattr(stacks, "gave_up", {})
 
@@ -57,6 +57,9 @@ class Watched:
         self.rank, self.size, self.comm, self.answers, self.asked = rank, 8, comm, dict(answers), []
         self.places = [self.answers.get(one, WORKS).place for one in range(8)]
         self.family = [comm]
+
+    def ask_twice(self, ranks):
+        return self.ask(ranks)
 
     def ask(self, ranks):
         self.asked.append(list(ranks))
@@ -141,7 +144,7 @@ def warn(monkeypatch, capsys, comm, watched, found=True):
 @pytest.mark.parametrize("outlived, end", [(False, "The job ends"), (True, "It counts as failed")])
 @pytest.mark.parametrize("missing", [[2, 3], None])
 def test_the_warning_says_who_keeps_whom_waiting(monkeypatch, capsys, outlived, end, missing):
-    monkeypatch.setattr(stall, "_waits_fail", outlived)
+    monkeypatch.setattr(stall.waits, "fail", outlived)
     comm = member(0, missing=missing, waiting_since=100.0)
     watched = Watched(0, comm, {4: WORKS, 6: DEAD})
     assert warn(monkeypatch, capsys, comm, watched) == (

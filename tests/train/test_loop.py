@@ -236,9 +236,9 @@ def test_a_gradient_that_is_not_finite_is_named_through_any_codec(tmp_path, comp
 
 
 def test_a_run_that_outlives_no_failure_does_not_inherit_that_from_an_earlier_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(stall, "_waits_fail", True)
+    monkeypatch.setattr(stall.waits, "fail", True)
     train(1, options(tmp_path, "--steps", "1", "--hidden", "8"))
-    assert not stall._waits_fail
+    assert not stall.waits.fail
 
 
 @pytest.mark.parametrize("overlap", ["always", "never"])

@@ -27,30 +27,38 @@ PATIENCE_S = 10.0
 LOWER = 8
 """So many of the lower ranks are asked whether they wait too."""
 
-_set_s: float | None = None
-_waits_fail = False
-"""Whether a wait in vain is a failure that the ranks that wait outlive, instead of the job's end."""
+
+class Waits:
+    """How the waits of this process end.
+
+    limit_s: their limit in seconds, once `set_timeout` was called.
+    fail: whether a wait in vain is a failure that the ranks that wait outlive, instead of the job's end.
+    """
+
+    limit_s: float | None = None
+    fail = False
+
+
+waits = Waits()
 
 
 def timeout_s() -> float:
     """The time limit of a wait in seconds."""
-    return _set_s or float(environment.value_of("TIMEOUT_S") or TIMEOUT_S)
+    return waits.limit_s or float(environment.value_of("TIMEOUT_S") or TIMEOUT_S)
 
 
 def set_timeout(seconds: float) -> float:
     """Limit the waits of communicators that are made from now on, and return the limit. See Communicator.set_timeout."""
-    global _set_s
     number = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
     if not number or not environment.limit_fits(seconds):
         raise UsageError(f"set_timeout wants {environment.LIMIT_WORDS}, got {seconds!r}")
-    _set_s = float(seconds)
-    return _set_s
+    waits.limit_s = float(seconds)
+    return waits.limit_s
 
 
 def outlive(failures: bool = True) -> None:
     """From now on a wait in vain is a failure, which the ranks that wait outlive, or no longer."""
-    global _waits_fail
-    _waits_fail = failures
+    waits.fail = failures
 
 
 def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallError | RankFailed:
@@ -64,7 +72,7 @@ def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallEr
     """
     watched, family = watch.watch, _family()
     found = stacks.current(sys._getframe(1), family)
-    if _waits_fail:
+    if waits.fail:
         where = what if found is None else f"{found.text} at {found.place}"
         watch.end_frozen(where)
         return RankFailed(f"rank {wire.ranks[wire.rank]} waited {wire.timeout_s:g} s in vain in {where}")
@@ -120,7 +128,7 @@ def watch_over(world: Any) -> None:
     try:
         watched = watch.start(world)
     except RankFailed:
-        if _waits_fail:  # if all live, and one was slow, the next collective would not fail by itself
+        if waits.fail:  # if all live, and one was slow, the next collective would not fail by itself
             world.wire.revoke()
         return
     watched.look = _Warnings(watched).look
@@ -160,7 +168,7 @@ class _Warnings:
         waited_s = time.monotonic() - since
         print(
             f"hpcai: {call.some(late)} kept others waiting for {waited_s:.0f} s in {found.text} at {found.place}. {what}. "
-            f"{'It counts as failed' if _waits_fail else 'The job ends'} when a wait reaches {timeout_s():g} s.",
+            f"{'It counts as failed' if waits.fail else 'The job ends'} when a wait reaches {timeout_s():g} s.",
             file=sys.stderr,
             flush=True,
         )

@@ -18,7 +18,7 @@ import time
 from time import perf_counter
 from typing import NamedTuple
 
-from hpcai.comm import job
+from hpcai.comm import job, limits
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
 from hpcai.comm.membership import voted
@@ -83,13 +83,13 @@ def _complete(run: Run) -> bool:
     """False on all alike if another rank failed while new ones were to be started."""
     if run.options.elastic != "grow" or run.comm.size >= run.reserve.wanted:
         return True
-    with job.limited("the start of new ranks", RanksLost.exit_code, job.JOINING_S):
+    with limits.limited("the start of new ranks", RanksLost.exit_code, job.JOINING_S):
         return newcomers.spawn_ranks(run)
 
 
 def _find_others(run: Run, names: list[int]) -> None:
     """Go on among the ranks that live and spare ones in the places of those that failed, whose `names` go to run.lost."""
-    with job.limited("the recovery from a failure", RanksLost.exit_code):
+    with limits.limited("the recovery from a failure", RanksLost.exit_code):
         while True:
             failed = _shrink(run)
             run.lost += [name for rank, name in enumerate(names) if rank in failed]

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import NamedTuple
 
-from hpcai.comm import job
+from hpcai.comm import limits
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
 from hpcai.comm.membership import Membership, voted
@@ -37,11 +37,11 @@ def stand_by(options: Options, reserve: Membership) -> Seat:
         signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
     stall.outlive()
     while not reserve.run_ended():
-        with job.limited("the recovery from a failure", RanksLost.exit_code):
+        with limits.limited("the recovery from a failure", RanksLost.exit_code):
             seat = _recovered(reserve)
         if seat is not None:
             return seat
-    raise SystemExit(job.quit())
+    raise SystemExit(limits.quit())
 
 
 def _recovered(reserve: Membership) -> Seat | None:
@@ -82,4 +82,4 @@ def _end(reserve: Membership) -> None:
     """Nobody is left to learn from."""
     if reserve.world.rank == 0:
         print("hpcai.train: all ranks that trained have ended, so the spare ones end too", file=sys.stderr, flush=True)
-    job.quit(RanksLost.exit_code)
+    limits.quit(RanksLost.exit_code)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcai.comm import job
+from hpcai.comm import limits
 from hpcai.comm.diagnosis import stall
 from hpcai.errors import RankFailed
 from tests.command import needs_mpirun, start
@@ -139,9 +139,9 @@ def test_a_rank_that_does_not_come_to_the_start_ends_the_job(tmp_path):
     process = start(3, program=(str(tmp_path / "program.py"),), HPCAI_TIMEOUT_S="3")
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert job.START_S <= time.perf_counter() - begin < job.START_S + 10
+    assert limits.START_S <= time.perf_counter() - begin < limits.START_S + 10
     assert err.count("StallError") == 1, err
-    assert f"[rank 0] StallError: MPI did not start on all 3 ranks within {job.START_S:g} s" in err
+    assert f"[rank 0] StallError: MPI did not start on all 3 ranks within {limits.START_S:g} s" in err
 
 
 def test_training_that_stalls_says_so_once_and_ends_within_its_limit(tmp_path):
@@ -173,6 +173,6 @@ def test_where_failures_are_outlived_ranks_that_learnt_nothing_of_each_other_fai
 
     revoked = []
     monkeypatch.setattr(stall.watch, "start", start)
-    monkeypatch.setattr(stall, "_waits_fail", outlived)
+    monkeypatch.setattr(stall.waits, "fail", outlived)
     stall.watch_over(SimpleNamespace(size=2, wire=SimpleNamespace(revoke=lambda: revoked.append(True))))
     assert bool(revoked) == outlived
