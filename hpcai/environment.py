@@ -76,6 +76,8 @@ VARIABLES: dict[str, Variable] = {
     "ALL": _TEXT,
     "FUZZ": _count(1),
     "FUZZ_SEED": _count(0),
+    "SHARE": _count(1),
+    "SHARE_SEED": _TEXT,
     "TORTURE": _count(1),
     "TORTURE_SEED": _count(0),
 }

@@ -15,7 +15,7 @@ import pytest
 
 from hpcai.comm.diagnosis import stall
 from hpcai.comm.launch.launcher import launch
-from tests import owned
+from tests import owned, share
 
 LAUNCHED = launch()
 UNDER_LAUNCHER = bool(LAUNCHED.name)
@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(config, items):
     marks = config.getoption("-m")
     mine = [item for item in items if not UNDER_LAUNCHER or "mpi" in item.keywords]
     mine = [item for item in mine if "big" not in item.keywords or "big" in marks]
+    mine = share.drawn(mine)
     if len(mine) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in mine])
         items[:] = mine

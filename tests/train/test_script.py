@@ -38,13 +38,22 @@ def test_it_comes_to_the_same_on_any_number_of_ranks(tmp_path):
     assert len(SCRIPT.read_text().splitlines()) <= 30
 
 
-@pytest.mark.parametrize("then", [2, 1, 4])
-def test_it_is_killed_and_goes_on(tmp_path, then):
-    """On as many ranks to the same bits."""
-    options = {"compress": "int8", "compress_smallest": 1, "zero": 1, "checkpoint_steps": 10}
-    code, _, err = script(2, tmp_path / "whole", epochs=80, **options)
+COMPRESSED = {"compress": "int8", "compress_smallest": 1, "zero": 1, "checkpoint_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The run that is not killed."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, _, err = script(2, folder, epochs=30, **COMPRESSED)
     assert code == 0, err
-    words = [f"{name}={value}" for name, value in options.items()]
+    return folder
+
+
+@pytest.mark.parametrize("then", [2, 1, 4])
+def test_it_is_killed_and_goes_on(tmp_path, then, undisturbed):
+    """On as many ranks to the same bits."""
+    words = [f"{name}={value}" for name, value in COMPRESSED.items()]
     process = start(2, f"run_dir={tmp_path / 'killed'}", "epochs=100000", *words, program=(SCRIPT,))
     try:
         wait_for(lambda: (tmp_path / "killed").exists() and resume.newest(tmp_path / "killed"), limit=60)
@@ -53,10 +62,10 @@ def test_it_is_killed_and_goes_on(tmp_path, then):
         assert process.returncode != 0
     finally:
         end(process)
-    code, _, err = script(then, tmp_path / "killed", epochs=80, resume="auto", **options)
+    code, _, err = script(then, tmp_path / "killed", epochs=30, resume="auto", **COMPRESSED)
     assert code == 0, err
     assert "going on after step" in err
-    whole, killed = hpcai.load(tmp_path / "whole"), hpcai.load(tmp_path / "killed")
+    whole, killed = hpcai.load(undisturbed), hpcai.load(tmp_path / "killed")
     assert whole.step == killed.step
     for name, array in whole.parameters.items():
         if then == 2:

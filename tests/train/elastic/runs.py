@@ -22,7 +22,7 @@ def without_ulfm():
     return "" if "Open MPI" in version else "wants Open MPI"
 
 
-ulfm = pytest.mark.skipif(bool(without_ulfm()), reason=without_ulfm() or "-")
+ulfm = pytest.mark.skipif(bool(without_ulfm()), reason=without_ulfm() or "wants Open MPI")
 
 
 def struck(tmp_path, strikes, *flags, ranks=4, elastic="shrink", run="run", **variables):
