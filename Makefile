@@ -2,6 +2,7 @@
 PYTHON ?= python3
 MPI ?= mpich
 VENV ?= .venv$(if $(filter mpich,$(MPI)),,-$(MPI))
+EXTRAS ?= dev
 RANKS ?= 2
 MPI_RANKS ?= 2 3 4
 MINUTES ?= 30
@@ -117,7 +118,7 @@ $(VENV)/run-$(MPI): $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/dev-$(MPI): $(VENV)/bin/python $(SOURCES)
-	pip install -q -e '.[$(MPI),dev]'
+	pip install -q -e '.[$(MPI),$(EXTRAS)]'
 	touch $@ $(VENV)/run-$(MPI)
 
 $(VENV)/docs-$(MPI): $(VENV)/run-$(MPI) docs/requirements.txt

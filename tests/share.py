@@ -1,7 +1,7 @@
 """A share of the cases of tests that have many, drawn by a seed: what CI runs under a second MPI, in minutes.
 
-HPCAI_SHARE=3 keeps a third of the cases, `FEW` at least, of each test in a file of `ALIKE`; HPCAI_SHARE_SEED says which third (CI
-takes the commit's number, so that all have their turn).
+HPCAI_SHARE=3 keeps a third of each test's cases, `FEW` at least; HPCAI_SHARE_SEED says which third (CI takes the commit's number, so
+that all have their turn).
 """
 
 from __future__ import annotations
@@ -11,10 +11,7 @@ import os
 import zlib
 from collections import defaultdict
 
-FEW = 3
-
-ALIKE = ("comm/diagnosis/test_stall.py", "comm/test_misuse.py", "test_doctor.py", "train/test_command.py", "train/test_lock.py")
-"""Files of command tests that are alike under every MPI."""
+FEW = 2
 
 
 def drawn(items):
@@ -24,7 +21,7 @@ def drawn(items):
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
     kept = set()
-    for name, same in cases.items():
-        count = max(FEW, math.ceil(len(same) / share)) if name.partition("::")[0].endswith(ALIKE) else len(same)
+    for same in cases.values():
+        count = max(FEW, math.ceil(len(same) / share))
         kept.update(sorted(same, key=lambda item: zlib.crc32(f"{seed} {item.nodeid}".encode()))[:count])
     return [item for item in items if item in kept]
