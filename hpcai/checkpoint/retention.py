@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from hpcai.checkpoint import format, naming
-from hpcai.checkpoint.format import Laid
+from hpcai.checkpoint.format import Broken, Laid
 from hpcai.checkpoint.storage import Store
 from hpcai.errors import CheckpointError, counted
 
@@ -30,12 +30,19 @@ class Retention:
         self.place, self.keep = place, keep
         self.last = "no checkpoint was written yet"
         self._whole: set[str] = set()
+        self._best = ""
+
+    @property
+    def best(self) -> str:
+        """The checkpoint that is kept as the best, as people call it; empty where none is."""
+        return self._best and self.place.path(self._best)
 
     def look(self) -> None:
-        """Find the last good one, of before this process."""
+        """Find the last good one, of before this process, and the best that it knows."""
         found = [name for name in self.place.names() if self.has(name)]
         if found:
             self._good(found[-1])
+            self._best = self._best or self._best_by(found[-1])
 
     def conclude(self, what: Next, entries: list[dict[str, Any]], failed: list[tuple[int, str]]) -> None:
         """Write the manifest, if all shards are there. Raises: CheckpointError, after a warning."""
@@ -47,10 +54,13 @@ class Retention:
             self._check_sizes(name, entries)
             counters = {entry["layout"]: entry["counters"] for entry in entries if entry["counters"] is not None}
             shards = [{k: v for k, v in entry.items() if k != "counters"} for entry in entries if entry["runs"]]
-            meta = what.meta | {"counters": [counters[i] for i in range(len(what.layouts))]}
+            best = attempt(lambda: self._best_beside(name, what.meta)) or ""
+            kept = {"best_kept": naming.step_of(best) if best else None} if what.meta.get("keeps_best") else {}
+            meta = what.meta | {"counters": [counters[i] for i in range(len(what.layouts))]} | kept
             manifest = format.manifest(what.step, meta, what.layouts, shards)
-            superseded = attempt(lambda: self._superseded(name, what.meta)) or []
-            gone = self.place.commit(name, manifest, superseded if self.keep > 1 else [])
+            superseded = attempt(lambda: self._superseded({name, best})) or []
+            at_once = [old for old in superseded if old != self._best] if self.keep > 1 else []
+            gone = self.place.commit(name, manifest, at_once)
         except BaseException as error:
             attempt(lambda: self.place.discard(name))
             path, why = self.place.path(name), " ".join(str(error).split())
@@ -58,6 +68,7 @@ class Retention:
             print(f"hpcai: warning: {said}; the run goes on; {self.last}", file=sys.stderr, flush=True)
             raise CheckpointError(said) from None
         self._good(name)
+        self._best = best
         self._whole.difference_update(superseded)
         for old in superseded:
             if old not in gone:
@@ -83,10 +94,26 @@ class Retention:
                     "be on a file system that all nodes share, see --checkpoint-dir"
                 )
 
-    def _superseded(self, following: str, meta: dict[str, Any]) -> list[str]:
+    def _best_beside(self, following: str, meta: dict[str, Any]) -> str:
+        """The checkpoint that is the best when the next one is there. Where that of the best epoch could not be written, the
+        one that was kept before it.
+        """
+        best = meta["progress"].get("best") if meta.get("keeps_best") else None
+        if best is None:
+            return ""
+        name = naming.named(best["step"])
+        return name if name == following or self.has(name) else self._best
+
+    def _best_by(self, name: str) -> str:
+        """The best by what that checkpoint says, if it is there."""
+        try:
+            step = format.opened(self.place, name).meta.get("best_kept")
+        except Broken:
+            return ""
+        return naming.named(step) if step is not None and self.has(naming.named(step)) else ""
+
+    def _superseded(self, spared: set[str]) -> list[str]:
         """Those that are too many beside the next one. Broken ones do not count, and stay; so does the best."""
-        best = meta["progress"].get("best")
-        spared = {following, naming.named(best["step"])} if best is not None and meta.get("keeps_best") else {following}
         others = [name for name in self.place.names() if name not in spared and self.has(name)]
         return others[: max(0, len(others) - (self.keep - 1))]
 

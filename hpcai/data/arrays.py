@@ -19,22 +19,16 @@ def dataset(name: str, parts: Named, task: Task | None = None, validation: Valid
     """x_train, x_test: (n, ...) numbers or booleans; y_train, y_test: (n,) numbers, booleans or texts, whose values are classes.
 
     Bytes are scaled to [-1, 1]; other numbers are taken as they are, in f32, and booleans as 0 and 1. task: see targets.py.
-    validation: what is held out of the training rows, before anything is measured on them.
+    validation: what is held out of the training rows, before anything is measured on them; else x_validation and y_validation
+    may be given, of which nothing is measured either.
 
     Raises: DataError that says which arrays do not belong together, or which value is none for a model.
     """
-    for side in ("train", "test"):
-        check_pair(name, {f"{kind}_{side}": parts[f"{kind}_{side}"] for kind in "xy"})
-    x_train, x_test = parts["x_train"], parts["x_test"]
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise DataError(f"{name}: x_train has rows of shape {x_train.shape[1:]}, x_test of {x_test.shape[1:]}; wanted the same")
-    if (x_train.dtype == np.uint8) != (x_test.dtype == np.uint8):
-        raise DataError(
-            f"{name}: x_train is {x_train.dtype}, x_test {x_test.dtype}, but bytes (uint8) are scaled and others are not; "
-            "give both one dtype"
-        )
+    check_pair(name, {key: parts[key] for key in ("x_train", "y_train")})
+    for side in ("test", "validation") if "x_validation" in parts else ("test",):
+        _require_alike(name, parts, side)
     parts, held = _held_out(parts, task, validation)
-    x_train, x_test = parts["x_train"], parts["x_test"]
+    x_train = parts["x_train"]
     y = _targets(name, parts["y_train"].reshape(-1), parts["y_test"].reshape(-1), task)
     as_bytes = x_train.dtype == np.uint8
     rows = {key: _rows(name, key, parts[key]) for key in ("x_train", "x_test")}
@@ -56,17 +50,42 @@ def dataset(name: str, parts: Named, task: Task | None = None, validation: Valid
     return split_tests(made, held)
 
 
+def _require_alike(name: str, parts: Named, side: str) -> None:
+    """Raise DataError for rows of that side that are no pair, or not as those for training are."""
+    check_pair(name, {f"{kind}_{side}": parts[f"{kind}_{side}"] for kind in "xy"}, least=2 if side == "test" else 1)
+    x_train, x = parts["x_train"], parts[f"x_{side}"]
+    if x_train.shape[1:] != x.shape[1:]:
+        raise DataError(f"{name}: x_train has rows of shape {x_train.shape[1:]}, x_{side} of {x.shape[1:]}; wanted the same")
+    if (x_train.dtype == np.uint8) != (x.dtype == np.uint8):
+        raise DataError(
+            f"{name}: x_train is {x_train.dtype}, x_{side} {x.dtype}, but bytes (uint8) are scaled and others are not; "
+            "give both one dtype"
+        )
+    y_train, y = parts["y_train"], parts[f"y_{side}"]
+    texts = [one.dtype.kind if one.dtype.kind in "US" else "" for one in (y_train, y)]
+    if side == "validation" and texts[0] != texts[1]:
+        raise DataError(f"{name}: y_train is {y_train.dtype}, y_{side} is {y.dtype}; wanted texts in both, or numbers in both")
+
+
 def _held_out(parts: Named, task: Task | None, wanted: Validation | None) -> tuple[Named, int]:
     """The four arrays where the last rows for testing, so many, are for validation."""
+    if "x_validation" in parts:
+        return _behind_tests(parts, parts["x_validation"], parts["y_validation"]), len(parts["x_validation"])
     if wanted is None:
         return parts, 0
     labels = parts["y_train"].reshape(-1)
     train, held = held_out(len(labels), wanted, None if task == "regression" else labels)
     found = {f"{key}_train": parts[f"{key}_train"][train] for key in "xy"}
-    behind = {key: (parts[f"{key}_test"], parts[f"{key}_train"][held]) for key in "xy"}
-    found["x_test"] = np.concatenate(behind["x"])
-    found["y_test"] = np.concatenate([one.reshape(-1) for one in behind["y"]])
-    return found, len(held)
+    return _behind_tests(parts | found, parts["x_train"][held], parts["y_train"][held]), len(held)
+
+
+def _behind_tests(parts: Named, x: Array, y: Array) -> Named:
+    return {
+        "x_train": parts["x_train"],
+        "y_train": parts["y_train"],
+        "x_test": np.concatenate([parts["x_test"], x]),
+        "y_test": np.concatenate([parts["y_test"].reshape(-1), y.reshape(-1)]),
+    }
 
 
 def check_pair(name: str, pair: Named, least: int = 2) -> None:

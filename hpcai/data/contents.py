@@ -30,6 +30,12 @@ def contents(dataset: Dataset) -> Contents:
     }
     if dataset.x_validation is not None:
         numbers[f"validation {dataset.unit}"] = len(dataset.x_validation)
+        assert dataset.y_validation is not None
+        held = {
+            "validation inputs": _digest(dataset.x_validation, *seen),
+            "validation targets": _digest(dataset.y_validation, *target),
+        }
+        numbers |= held
     if not dataset.context:  # which is no property of a text
         numbers["values a sample"] = list(dataset.shape)
     if names := [one for one in ((dataset.encoding or {}).get("label") or {}).get("values", []) if isinstance(one, str)]:
@@ -52,8 +58,12 @@ def _of_samples(dataset: Dataset) -> Contents:
         "classes": dataset.classes,
         "values a sample": list(dataset.shape),
     }
-    for side, count in (("training", dataset.train_samples), ("test", dataset.test_samples)):
-        x, target = take(dataset, np.array([0, count - 1]), np.empty(0), train=side == "training")
+    parts = [("training", dataset, dataset.train_samples), ("test", dataset, dataset.test_samples)]
+    if dataset.validates:
+        parts.append(("validation", dataset.validating, dataset.validating.test_samples))
+        found["validation samples"] = parts[-1][2]
+    for side, part, count in parts:
+        x, target = take(part, np.array([0, count - 1]), np.empty(0), train=side == "training")
         found |= {f"first or last {side} input": _digest(x), f"first or last {side} target": _digest(target)}
     return found
 

@@ -22,7 +22,7 @@ def from_arrays(
     *,
     task: Task | None = None,
     name: str = "arrays",
-    validation: Validation | None = None,
+    validation: Validation | tuple[Any, Any] | None = None,
 ) -> Dataset:
     """A data set of arrays in memory, as npz:PATH reads them.
 
@@ -32,7 +32,8 @@ def from_arrays(
         x_test, y_test: the same for testing; without them a fixed fifth of the rows is held out, and n is 10 at least.
         task: "classification" or "regression"; without it texts and few whole numbers are classes.
         name: for the head of a run.
-        validation: what is held out of the rows for training; fit holds out what its option says, of (x, y) as they are.
+        validation: (x, y) for validation; or what is held out of the rows for training, as fit holds out what its option says
+            of (x, y) as they are.
     Raises: DataError that says which arrays do not belong together, or which value is none for a model.
 
     >>> found = from_arrays(np.arange(40.0).reshape(20, 2), np.arange(20) % 2)
@@ -42,29 +43,44 @@ def from_arrays(
     if (x_test is None) != (y_test is None):
         raise DataError(f"{name}: {'x_test' if x_test is None else 'y_test'} is given alone; give both, or neither")
     pair = {"x": np.asarray(x), "y": np.asarray(y)}
+    held = validation if isinstance(validation, Validation) else None
+    theirs = {} if held is validation else _pair(name, validation)
     if x_test is not None:
         parts = {"x_train": pair["x"], "y_train": pair["y"], "x_test": np.asarray(x_test), "y_test": np.asarray(y_test)}
-        return arrays.dataset(name, parts, task, validation)
+        return arrays.dataset(name, parts | theirs, task, held)
     arrays.check_pair(name, pair, least=10)
     train, test = hold_out(len(pair["x"]))
     parts = {f"{key}_{side}": array[index] for side, index in (("train", train), ("test", test)) for key, array in pair.items()}
-    return arrays.dataset(name, parts, task, validation)
+    return arrays.dataset(name, parts | theirs, task, held)
 
 
-def from_samples(train: Samples, test: Samples, *, classes: int = 0, name: str = "samples") -> Dataset:
+def _pair(name: str, validation: Any) -> dict[str, Any]:
+    """x_validation and y_validation. Raises: DataError for what is no pair."""
+    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+        raise DataError(
+            f"{name}: validation wants a pair (x, y), or hpcai.data.validation.Validation(fraction, seed), got "
+            f"{type(validation).__name__}"
+        )
+    return {"x_validation": np.asarray(validation[0]), "y_validation": np.asarray(validation[1])}
+
+
+def from_samples(
+    train: Samples, test: Samples, *, classes: int = 0, name: str = "samples", validation: Samples | None = None
+) -> Dataset:
     """A data set of objects with `__len__` and `take(index)`, for training and for testing.
 
     Args:
-        train, test: see samples.Samples. Every rank has its own, and asks it for its share of each batch.
+        train, test, validation: see samples.Samples. Every rank has its own, and asks it for its share of each batch.
         classes: how many there are, where targets are their numbers; 0: targets are quantities.
         name: for the head of a run.
     Raises: DataError for an object that has no samples, or whose first sample is none.
     """
-    for side, samples in (("train", train), ("test", test)):
+    named = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
+    for side, samples in named.items():
         if not hasattr(samples, "take") or not hasattr(samples, "__len__"):
             raise DataError(f"{name}: {side} is {type(samples).__name__}; wanted is an object with __len__ and take(index)")
         if not len(samples):
             raise DataError(f"{name}: {side} has no samples; wanted is one at least")
     x, _ = taken((train, test), np.zeros(1, np.int64), np.float64)
     rows, labels = np.zeros((0, int(np.prod(x.shape[1:])))), np.zeros(0, np.int64)
-    return Dataset(name, rows, labels, rows, labels, x.shape[1:], classes, samples=(train, test))
+    return Dataset(name, rows, labels, rows, labels, x.shape[1:], classes, samples=tuple(named.values()))

@@ -56,9 +56,11 @@ def _shares(sizes: Array, count: int) -> Array:
     """How many of each group, `count` in all where that leaves one of each: by the largest remainder."""
     exact = sizes * (count / sizes.sum())
     shares = np.minimum(np.floor(exact).astype(np.int64), sizes - 1)
-    for i in np.argsort(shares - exact, kind="stable"):
-        if shares.sum() < count and shares[i] < sizes[i] - 1:
-            shares[i] += 1
+    order = np.argsort(shares - exact, kind="stable")
+    while shares.sum() < count and (shares < sizes - 1).any():  # once, but where many groups have one sample each
+        for i in order:
+            if shares.sum() < count and shares[i] < sizes[i] - 1:
+                shares[i] += 1
     return shares
 
 

@@ -4,11 +4,15 @@ one.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from hpcai.checkpoint import naming
+from hpcai.checkpoint.retention import Retention
 from hpcai.data.dataset import Dataset
 from hpcai.errors import UsageError, counted
+from hpcai.nn.models import Model
 from hpcai.train.history import Progress
 from hpcai.train.options.options import Options
 
@@ -16,25 +20,34 @@ RISING = ("validation_accuracy", "test_accuracy")
 """Figures of which more is better; of the others less is."""
 
 
-def metric(options: Options) -> str:
-    """The figure that decides; empty where none does."""
+def metric(options: Options, validates: bool) -> str:
+    """The figure that decides; empty where none does. validates: whether the data have samples for validation."""
     if options.keep_best is None and options.patience is None:
         return ""
-    return options.keep_best or ("validation_loss" if options.validation is not None else "test_loss")
+    return options.keep_best or ("validation_loss" if validates else "test_loss")
 
 
 def require(options: Options, dataset: Dataset) -> None:
     """Raise UsageError for a figure that an epoch of this data has not."""
-    name = metric(options)
+    name = metric(options, dataset.validates)
     if name.startswith("validation_") and not dataset.validates:
         raise UsageError(f"--keep-best {name} wants data for validation; give --validation FRACTION, as in --validation 0.1")
     if name in RISING and not dataset.classes:
         raise UsageError(f"--keep-best {name} is for classes, and these targets are quantities; take {name.split('_')[0]}_loss")
 
 
+def require_counted(options: Options, model: Model) -> None:
+    """Raise UsageError for the accuracy of a model whose loss does not tell which rows are correct."""
+    name = options.keep_best or ""
+    if name in RISING and not model.loss.counts:
+        raise UsageError(
+            f"--keep-best {name} wants a model that predicts; {model.name} has no accuracy; take {name.split('_')[0]}_loss"
+        )
+
+
 def judge(progress: Progress, record: Mapping[str, Any], options: Options, whole: bool = True) -> None:
     """Compare an epoch's figures with the best so far. whole: whether it counts for --patience."""
-    name = metric(options)
+    name = metric(options, "validation_loss" in record)
     if not name:
         return
     if progress.best is not None and progress.best["metric"] != name:
@@ -55,6 +68,19 @@ def waits_in_vain(progress: Progress, options: Options) -> bool:
 def is_here(progress: Progress, options: Options) -> bool:
     """Whether the best epoch has just ended, so that a checkpoint of it is due."""
     return options.keep_best is not None and progress.best is not None and progress.best["step"] == progress.step
+
+
+def checkpoint(series: Retention, step: int) -> str | None:
+    """That of the best epoch, as people call it; None, after a warning, where it is not there: it could not be written, or the
+    run went on from where --keep-best was not given, or from another folder. On rank 0.
+    """
+    name = naming.named(step)
+    if series.has(name):
+        return series.place.path(name)
+    kept = f"the best that is kept is {series.best}" if series.best else f"none is kept in {series.place.path('')}"
+    said = f"of the best epoch, after step {step:,}, there is no checkpoint; {kept}"
+    print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
+    return None
 
 
 def stopped(progress: Progress) -> str:

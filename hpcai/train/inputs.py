@@ -88,7 +88,9 @@ def prepare(options: Options, ranks: int) -> Dataset:
     _check_range(options, dataset)
     best.require(options, dataset)
     if own_name.is_own(options.model or "") or own_name.is_own(options.optimizer):
-        build.build_optimizer(options, build.build_model(options, dataset))
+        model = build.build_model(options, dataset)
+        best.require_counted(options, model)
+        build.build_optimizer(options, model)
     for note in dataset.notes:
         print(f"hpcai: {note}", file=sys.stderr)
     for warning in dataset.warnings:
@@ -99,9 +101,8 @@ def prepare(options: Options, ranks: int) -> Dataset:
 def _check_range(options: Options, dataset: Dataset) -> None:
     """Raise UsageError for features that the dtype in which they are handed to the model does not hold."""
     if options.dtype == "f16" and not dataset.context and dataset.samples is None:
-        ends = [
-            float(end) * dataset.scale + dataset.shift for x in (dataset.x_train, dataset.x_test) for end in (x.min(), x.max())
-        ]
+        parts = [x for x in (dataset.x_train, dataset.x_test, dataset.x_validation) if x is not None]
+        ends = [float(end) * dataset.scale + dataset.shift for x in parts for end in (x.min(), x.max())]
         worst, most = max(ends, key=abs), float(np.finfo(np.float16).max)
         if abs(worst) > most:
             raise UsageError(f"--dtype f16 holds numbers up to {most:,.0f}, and the data have {worst:.6g}; take bf16 or f32")

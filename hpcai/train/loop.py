@@ -9,38 +9,31 @@ from pathlib import Path
 from time import time
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from hpcai.checkpoint import naming
 from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
 from hpcai.comm.membership import Membership, training_ranks
 from hpcai.data import sharding
-from hpcai.data.dataset import Dataset, take
+from hpcai.data.dataset import Dataset
 from hpcai.errors import HpcaiError, NonFiniteError, RankFailed, RankMismatch, RanksLost, StallError
 from hpcai.monitor import Sink
-from hpcai.parallel import schedules
-from hpcai.parallel.pipeline import MicroBatch
-from hpcai.strategies.sharded import Sharded, weight_norm
-from hpcai.strategies.strategy import part
 from hpcai.train import advice, best, class_weights, fits, inputs, outputs, resume, sampling, signals
+from hpcai.train.between import between
 from hpcai.train.build import build_schedule
 from hpcai.train.elastic import newcomers, recover, spares
+from hpcai.train.evaluation import evaluate
 from hpcai.train.history import Progress
 from hpcai.train.lock import Locks
 from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
-from hpcai.train.outcome import Evaluation
 from hpcai.train.replica import Replica, new_replica
 from hpcai.train.report import trace
-from hpcai.train.report.figures import MOST_LISTED, Figures, by_class, in_units
+from hpcai.train.report.figures import MOST_LISTED, by_class
 from hpcai.train.report.reporter import Reporter
-from hpcai.train.run import Run, batch_of, room
+from hpcai.train.run import Run, batch_of
 from hpcai.train.saving import Saver, on_root_beside
 from hpcai.train.step import train_step
-
-EVALUATION_BATCH = 1024
 
 
 class Ended(NamedTuple):
@@ -223,11 +216,11 @@ def _part(run: Run, comm: Communicator) -> Communicator | None:
 
 def _train(run: Run) -> None:
     """All steps that are left, and what comes between them."""
-    _between(run)
+    between(run)
     while run.progress.step < run.total and not best.waits_in_vain(run.progress, run.options):
         _step(run)
         run.reserve.given_up.clear()
-        _between(run)
+        between(run)
 
 
 def _finish(run: Run) -> Ended:
@@ -253,13 +246,14 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _best(run: Run) -> dict[str, Any]:
-    """What the summary says of the best epoch, and of an early end."""
+    """What the summary says of the best epoch, and of an early end. Collective."""
     progress, options = run.progress, run.options
     found: dict[str, Any] = {}
-    if progress.best is not None and best.metric(options):
+    if progress.best is not None and best.metric(options, run.dataset.validates):
         found["best"] = dict(progress.best)
         if options.keep_best is not None:
-            found["best"]["checkpoint"] = run.saver.place.path(naming.named(progress.best["step"]))
+            step = progress.best["step"]
+            found["best"]["checkpoint"] = run.comm.on_root(lambda: best.checkpoint(run.saver.series, step))
     if best.waits_in_vain(progress, options):
         found["stopped_early"] = best.stopped(progress)
     return found
@@ -274,79 +268,6 @@ def _step(run: Run) -> None:
     with run.reporter.waiting.counted():
         outcome = train_step(replica, x, target, samples, at, run.schedule(at))
     run.completed(outcome)
-
-
-def _between(run: Run) -> None:
-    """What is due after the last step: an epoch's evaluation, a checkpoint, leaving. Does nothing when it is called again."""
-    options, progress = run.options, run.progress
-    run.saver.heard(run.counted)
-    epoch_ends, record = progress.step % run.per_epoch == 0, None
-    if epoch_ends and progress.samples:
-        _close_epoch(run, _record(run))
-    run_ends = progress.step == run.total or best.waits_in_vain(progress, options)
-    if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
-        record = _record(run, whole=False)
-    leave = None if run_ends else signals.check(run.counted, progress.step)
-    due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
-    if (run_ends or leave or due or best.is_here(progress, options)) and run.written < progress.step:
-        run.reporter.flush()
-        resume.save(options, run.replica, progress, run.saver)
-        run.written = progress.step
-    if run_ends:
-        run.saver.close()
-    if leave and run.saver.finish():  # said already; older checkpoints are there
-        leave = signals.check(run.counted, progress.step, written=False)
-    if record is not None:
-        _close_epoch(run, record)
-    if leave is not None:
-        raise leave
-
-
-def _record(run: Run, whole: bool = True) -> dict[str, Any]:
-    """Evaluate, and compare with the best epoch; returns this epoch's record. Collective. whole: it has come to its end."""
-    run.evaluated = found = evaluate(run.replica, run.dataset)
-    figures = {"test_loss": found.loss, "test_accuracy": found.accuracy, **found.quantities}
-    if run.dataset.validates:
-        held = evaluate(run.replica, run.dataset.validating)
-        figures |= {"validation_loss": held.loss, "validation_accuracy": held.accuracy}
-    base = part(run.replica.state, Sharded)
-    assert base is not None
-    figures["weight_norm"] = weight_norm(base)
-    record = run.progress.record(figures)
-    best.judge(run.progress, record, run.options, whole)
-    return record
-
-
-def _close_epoch(run: Run, record: dict[str, Any]) -> None:
-    run.progress.close_epoch(record)
-    run.reporter.epoch(record)
-
-
-def evaluate(replica: Replica, dataset: Dataset) -> Evaluation:
-    """The model on the test samples, which data-parallel ranks share out. Collective."""
-    mesh, n = replica.mesh, dataset.test_samples
-    most = max(1, EVALUATION_BATCH // dataset.targets_a_sample)
-    index = sharding.shard(np.arange(n), mesh.dp.rank, mesh.dp.size)
-    rounds = -(-max(mesh.dp.allgather_object(len(index))) // most)
-    rows, sums, figures = room(dataset, most, replica), np.zeros(2), Figures(dataset, replica.whole)
-    # All micro-batches at once would keep all their inputs; as many as there are stages fill a pipeline.
-    depth = 2 * mesh.pp.size if mesh.pp.size > 1 else 1
-    for start in range(0, rounds, depth):
-        micros = []
-        for one in range(start, min(start + depth, rounds)):
-            x, target = take(dataset, index[one * most : (one + 1) * most], rows, train=False)
-            micros.append(MicroBatch(x.copy() if depth > 1 else x, target, 0))
-        plan = schedules.forwards(mesh.pp.size, len(micros), replica.chunks)
-        sums += replica.evaluation.run(plan, micros, replica.weights, None, 0.0, None, seen=figures.add)
-    sums = np.concatenate([sums, figures.weight]) * (mesh.tp.rank == 0)
-    mesh.world.allreduce(sums)
-    targets = n * dataset.targets_a_sample
-    weight = float(sums[2]) if len(figures.weight) else targets
-    quantities, outputs = dict[str, float | None](), list[dict[str, float | None]]()
-    if not dataset.classes and figures.predicts:
-        quantities, outputs = in_units(mesh.world.allgather_object(figures.quantities), dataset.target_unit)
-    accuracy = float(sums[1]) / targets if dataset.classes and replica.whole.loss.counts else None
-    return Evaluation(float(sums[0]) / weight if weight else 0.0, accuracy, quantities, outputs, figures.counts)
 
 
 @contextlib.contextmanager

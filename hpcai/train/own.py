@@ -77,7 +77,13 @@ def data(name: str, validation: Validation | None = None) -> Dataset:
     """The data set of that name, with what is held out for validation. Raises: UsageError, DataError."""
     found = _made(f"--data {name}", name, None)
     if isinstance(found, Dataset):
+        _require_none(name, found.validates, validation)
         return split(found, validation)
+    theirs: Any = validation
+    if isinstance(found, dict) and {"x_validation", "y_validation"} <= set(found):
+        _require_none(name, True, validation)
+        theirs = found["x_validation"], found["y_validation"]
+        found = {key: value for key, value in found.items() if not key.endswith("_validation")}
     if isinstance(found, dict) and set(found) <= {"x", "y", "x_test", "y_test", "x_train", "y_train"}:
         found = tuple(found.get(key, found.get(f"{key}_train")) for key in ("x", "y")) + tuple(
             found[key] for key in ("x_test", "y_test") if key in found
@@ -86,11 +92,20 @@ def data(name: str, validation: Validation | None = None) -> Dataset:
         if all(hasattr(one, "take") and hasattr(one, "__len__") and not hasattr(one, "dtype") for one in found):
             made = from_samples(*found, classes=getattr(found[0], "classes", 0), name=called(name))
             return split(made, validation)
-        return from_arrays(*found, name=called(name), validation=validation)
+        return from_arrays(*found, name=called(name), validation=theirs)
     raise UsageError(
         f"--data {name} gave {type(found).__name__}; wanted is (x, y), (x, y, x_test, y_test), a pair of objects with "
         "__len__ and take(index) for training and testing, or what hpcai.data.from_arrays or from_samples gives"
     )
+
+
+def _require_none(name: str, has: bool, wanted: Validation | None) -> None:
+    """Raise UsageError where samples would be held out of data that bring their own."""
+    if has and wanted is not None:
+        raise UsageError(
+            f"--validation {wanted.fraction:g} would hold samples out, and --data {name} has samples for validation already; "
+            "leave it out"
+        )
 
 
 def _made(flag: str, name: str, argument: Any) -> Any:

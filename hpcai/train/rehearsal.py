@@ -104,7 +104,7 @@ def _print(
 ) -> None:
     """On rank 0."""
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
-    for words in remarks.beforehand(options, replica.mesh.sizes, dataset.train_samples, per_epoch, total):
+    for words in remarks.beforehand(options, replica.mesh.sizes, dataset.train_samples, per_epoch, total, dataset.validates):
         print(f"hpcai: {words}", file=sys.stderr, flush=True)
     layers = _layers(build.build_model(options, dataset), dataset)
     micro = -(-min(options.batch, dataset.train_samples) // (replica.mesh.dp.size * options.micro_batches))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from hpcai.data import from_arrays, from_samples, sources
+from hpcai.data.contents import changed, contents
 from hpcai.data.dataset import take
 from hpcai.data.validation import Validation, held_out, split
 from hpcai.errors import DataError
@@ -111,3 +112,70 @@ def test_a_text_too_short_for_it_is_refused(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"abcdefghij" * 30)
     with pytest.raises(DataError, match="--context 16 wants 32 and 17 at least"):
         sources.load(f"text:{tmp_path / 't.txt'}", context=16, validation=Validation(0.01, 0))
+
+
+def test_many_classes_of_one_sample_do_not_make_the_part_smaller():
+    labels = np.concatenate([np.zeros(150, int), np.arange(1, 91)])
+    train, held = held_out(240, Validation(0.4, 0), labels)
+    assert len(held) == 96
+    assert len(set(labels[train])) == 91
+
+
+def test_arrays_may_bring_their_own():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(50, 3)), rng.normal(10, 2, 50)
+    theirs = rng.normal(size=(7, 3)), rng.normal(90, 2, 7)
+    data = from_arrays(x, y, validation=theirs)
+    alone = from_arrays(x, y)
+    np.testing.assert_array_equal(data.x_validation, theirs[0].astype("f4"))
+    for name in ("x_train", "y_train", "x_test", "y_test"):
+        np.testing.assert_array_equal(getattr(data, name), getattr(alone, name))
+    assert data.encoding == alone.encoding, "nothing is measured on them"
+    label = data.encoding["label"]
+    found = np.ldexp(data.y_validation[:, 0] * label["deviation"] + label["mean"], label.get("exponent", 0))
+    np.testing.assert_allclose(found, theirs[1])
+    named = from_arrays(x, np.array(["a", "b"] * 25), validation=(theirs[0], np.array(["b"] * 7)))
+    assert named.y_validation.tolist() == [1] * 7
+
+
+@pytest.mark.parametrize(
+    "theirs, said",
+    [
+        ((np.zeros((7, 2)), np.zeros(7)), r"x_train has rows of shape \(3,\), x_validation of \(2,\)"),
+        ((np.zeros((7, 3)), np.zeros(6)), r"x_validation of shape \(7, 3\) and y_validation of shape \(6,\) do not belong"),
+        ((np.zeros((7, 3), "u1"), np.zeros(7)), "x_validation uint8"),
+        ((np.zeros((7, 3)), np.array(["a"] * 7)), "y_validation is <U1"),
+        ((np.full((7, 3), np.nan), np.zeros(7)), "x_validation has nan"),
+        ((np.zeros((7, 3)),), r"validation wants a pair \(x, y\)"),
+        (0.2, r"validation wants a pair \(x, y\)"),
+    ],
+)
+def test_what_does_not_fit_the_other_arrays_is_refused(theirs, said):
+    rng = np.random.default_rng(0)
+    with pytest.raises(DataError, match=said):
+        from_arrays(rng.normal(size=(50, 3)), rng.normal(size=50), validation=theirs)
+
+
+def test_objects_may_bring_their_own_too():
+    class Numbers:
+        def __init__(self, n):
+            self.n = n
+
+        def __len__(self):
+            return self.n
+
+        def take(self, index):
+            return index[:, None].astype("f4"), index % 2
+
+    data = from_samples(Numbers(50), Numbers(7), classes=2, validation=Numbers(9))
+    assert (data.train_samples, data.test_samples, data.validating.test_samples) == (50, 7, 9)
+    others = from_samples(Numbers(50), Numbers(7), classes=2, validation=Numbers(8))
+    assert changed(contents(data), contents(others))
+
+
+def test_a_checkpoint_knows_the_rows_that_are_held_out():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(100, 3)), np.arange(100) % 2
+    data = from_arrays(x, y, validation=TENTH)
+    touched = data._replace(x_validation=data.x_validation + 1)
+    assert changed(contents(data), contents(touched)) == "other validation inputs"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import hpcai
-from hpcai.checkpoint import format, naming
+from hpcai.checkpoint import format, naming, storage
+from hpcai.checkpoint.local import Local
 from hpcai.errors import CheckpointError, UsageError
 from hpcai.train import best
 from hpcai.train.history import Progress
@@ -173,3 +174,145 @@ def test_a_run_without_checkpoints_between_keeps_its_best(tmp_path):
     kept = [int(path.name[5:]) for path in format.all_in(tmp_path / "run" / "checkpoints")]
     assert summary["best"]["step"] in kept
     assert kept[-1] == summary["steps"]
+
+
+def kept(folder):
+    return [int(path.name[5:]) for path in format.all_in(folder / "checkpoints")]
+
+
+def test_where_the_best_cannot_be_written_the_former_best_stays(tmp_path, monkeypatch, capsys):
+    """Losses fall, so every epoch is the best; the third one's checkpoint fails, and those behind it are no better."""
+    write, steps = Local.write, [PER_EPOCH * epoch for epoch in range(1, 7)]
+    figures = dict(zip(steps, (0.5, 0.4, 0.3, 0.6, 0.7, 0.8), strict=True))
+
+    def failing(place, name, file, content):
+        if name == naming.named(steps[2]):
+            raise OSError("No space left on device")
+        write(place, name, file, content)
+
+    monkeypatch.setattr(Local, "write", failing)
+    record = Progress.record
+    monkeypatch.setattr(Progress, "record", lambda self, found: record(self, found) | {"validation_loss": figures[self.step]})
+    flags = [*FLAGS, "--keep-best", "validation_loss", "--keep-checkpoints", "2"]
+    summary = train(2, options(tmp_path, *flags, "--epochs", "5"))
+    assert summary["best"] == {"metric": "validation_loss", "step": steps[2], "value": 0.3, "checkpoint": None}
+    assert kept(tmp_path / "run") == [steps[1], steps[3], steps[4]]
+    assert (
+        f"of the best epoch, after step {steps[2]}, there is no checkpoint; the best that is kept is" in capsys.readouterr().err
+    )
+    train(2, options(tmp_path, *flags, "--epochs", "6", "--resume", "auto"))
+    assert kept(tmp_path / "run") == [steps[1], steps[4], steps[5]], "also by a run that goes on"
+
+
+def test_the_former_best_goes_only_when_the_next_is_durable(tmp_path, monkeypatch):
+    commit, seen = Local.commit, []
+
+    def watched(place, name, manifest, superseded=()):
+        seen.append((name, list(superseded)))
+        return commit(place, name, manifest, superseded)
+
+    monkeypatch.setattr(Local, "commit", watched)
+    figures = iter((0.5, 0.6, 0.4, 0.7))
+    record = Progress.record
+    monkeypatch.setattr(Progress, "record", lambda self, found: record(self, found) | {"loss": next(figures)})
+    train(1, options(tmp_path, *FLAGS, "--keep-best", "loss", "--keep-checkpoints", "2", "--epochs", "4"))
+    third = naming.named(3 * PER_EPOCH)
+    assert dict(seen)[third] == [], "a power cut in this commit may take the new one and what it supersedes"
+    assert kept(tmp_path / "run") == [2 * PER_EPOCH, 3 * PER_EPOCH, 4 * PER_EPOCH]
+
+
+@pytest.mark.parametrize("how", ["patience before", "another folder"])
+def test_a_best_checkpoint_that_is_not_there_is_not_named(tmp_path, how, monkeypatch, capsys):
+    figures = iter((0.1, 0.5, 0.6, 0.7))
+    record = Progress.record
+    monkeypatch.setattr(Progress, "record", lambda self, found: record(self, found) | {"validation_loss": next(figures)})
+    keep, other = ["--keep-best", "validation_loss"], how == "another folder"
+    flags = [*FLAGS, "--keep-checkpoints", "1"]
+    train(1, options(tmp_path, *flags, *(keep if other else ["--patience", "9"]), "--epochs", "3"))
+    again = ["--resume", str(tmp_path / "run"), *flags, *keep, "--epochs", "4"]
+    summary = train(1, options(tmp_path, *again, run="other" if other else "run"))
+    assert summary["best"]["step"] == PER_EPOCH
+    assert summary["best"]["checkpoint"] is None
+    assert "there is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_within_an_epoch_goes_on_as_if_it_had_not(tmp_path, monkeypatch):
+    flags = [*FLAGS, "--keep-best", "loss", "--patience", "9"]
+    record = Progress.record
+    monkeypatch.setattr(
+        Progress, "record", lambda self, found: record(self, found) | {"loss": 1.0 if self.step % PER_EPOCH else 2.0 + self.step}
+    )
+    summary = train(1, options(tmp_path, *flags, "--steps", str(PER_EPOCH + 2)))
+    assert summary["best"]["step"] == PER_EPOCH + 2
+    again = train(1, options(tmp_path, *flags, "--epochs", "3", "--resume", "auto"))
+    assert again["best"]["step"] == PER_EPOCH
+    assert again["best"]["value"] == 2.0 + PER_EPOCH
+    assert hpcai.load(again["best"]["checkpoint"]).step == PER_EPOCH
+
+
+def test_the_best_stays_on_a_url_too(tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    figures = iter((0.5, 0.4, 0.6, 0.7, 0.8))
+    record = Progress.record
+    monkeypatch.setattr(Progress, "record", lambda self, found: record(self, found) | {"loss": next(figures)})
+    url = f"memory://{tmp_path}/there"
+    flags = [*FLAGS, "--keep-best", "loss", "--keep-checkpoints", "1", "--checkpoint-dir", url]
+    train(1, options(tmp_path, *flags, "--epochs", "4"))
+    summary = train(1, options(tmp_path, *flags, "--epochs", "5", "--resume", "auto"))
+    assert storage.place(url).names() == [naming.named(2 * PER_EPOCH), naming.named(5 * PER_EPOCH)]
+    assert hpcai.load(summary["best"]["checkpoint"]).step == 2 * PER_EPOCH
+
+
+def test_more_epochs_go_on_along_a_longer_cosine(tmp_path, capsys):
+    flags = [*FLAGS, "--lr-schedule", "cosine"]
+    train(1, options(tmp_path, *flags, "--epochs", "2"))
+    capsys.readouterr()
+    train(1, options(tmp_path, *flags, "--epochs", "3", "--resume", "auto"))
+    assert "--epochs 3 (was 2)" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if "lr" in line][2 * PER_EPOCH :]
+    total = 3 * PER_EPOCH
+    wanted = [0.05 * (1 + np.cos(np.pi * at / total)) / 2 for at in range(2 * PER_EPOCH, total)]
+    np.testing.assert_allclose(rates, wanted, rtol=1e-6)
+
+
+class Uncounted:
+    """A model of one's own whose loss does not tell which rows are correct."""
+
+    parameters = {"w": np.zeros((2, 3))}
+
+    def loss_and_gradients(self, parameters, x, target):
+        return float((parameters["w"] ** 2).sum()), {"w": 2 * parameters["w"]}
+
+
+def test_accuracy_of_a_model_that_has_none_is_refused(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    with pytest.raises(UsageError, match="--keep-best test_accuracy .* no accuracy; take test_loss"):
+        hpcai.fit(Uncounted(), (x, np.arange(60) % 3), epochs=1, keep_best="test_accuracy", run_dir=tmp_path / "run")
+
+
+def given(rng, n):
+    x = rng.uniform(-1, 1, (n, 2))
+    return x, (np.hypot(*x.T) > 0.6).astype(int)
+
+
+def test_data_with_validation_of_their_own_decide_by_it(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    data = hpcai.data.from_arrays(*given(rng, 200), validation=given(rng, 40))
+    found = hpcai.fit("mlp", data, epochs=3, patience=2, run_dir=tmp_path / "run", hidden=[8])
+    assert found.best["metric"] == "validation_loss"
+    assert found.best["value"] == min(one["validation_loss"] for one in found.history)
+    assert "ends the run by the test data" not in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--validation 0.2 would hold samples out.* has samples for validation already"):
+        hpcai.fit("mlp", data, epochs=3, validation=0.2, run_dir=tmp_path / "other", hidden=[8])
+    x, y = given(rng, 40)
+    other = hpcai.data.from_arrays(*given(np.random.default_rng(0), 200), validation=(x, y))
+    with pytest.raises(CheckpointError, match="other validation inputs"):
+        hpcai.fit("mlp", other, epochs=4, run_dir=tmp_path / "run", hidden=[8], resume="auto")
+
+
+def test_without_validation_the_end_is_by_test_data_and_that_is_said(tmp_path, capsys):
+    x, y = given(np.random.default_rng(0), 200)
+    found = hpcai.fit("mlp", (x, y), epochs=2, patience=2, run_dir=tmp_path / "run", hidden=[8])
+    assert found.best["metric"] == "test_loss"
+    assert "ends the run by the test data" in capsys.readouterr().err

@@ -34,8 +34,11 @@ LENGTH = ("epochs", "steps")
 """These change the course of --lr-schedule cosine."""
 
 
-def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int) -> list[str]:
-    """A line for each option that has another effect than people expect, or none, on this mesh in a run of so many steps."""
+def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int, validates: bool) -> list[str]:
+    """A line for each option that has another effect than people expect, or none, on this mesh in a run of so many steps.
+
+    validates: whether the data have samples for validation.
+    """
     length, by_epochs = counted(total, "step"), (o.epochs or 0) * per_epoch
     told = [
         (
@@ -51,7 +54,7 @@ def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int
             f"--steps {o.steps} ends the run before --epochs {o.epochs}, which would be {counted(by_epochs, 'step')}",
         ),
         (
-            o.patience is not None and o.validation is None and (o.keep_best or "test").startswith("test"),
+            o.patience is not None and (o.keep_best or ("" if validates else "test")).startswith("test"),
             f"--patience {o.patience} ends the run by the test data, so what comes out on them is better than on others; give "
             "--validation FRACTION",
         ),

@@ -71,7 +71,9 @@ class Reporter:
         """Open the metrics file and say where the run begins, and with what. May raise OSError."""
         self._begin(resume.changed(self.options, self.progress.step)).open()
         axes = self.replica.mesh.sizes
-        for words in remarks.beforehand(self.options, axes, self.dataset.train_samples, self.per_epoch, self.total):
+        for words in remarks.beforehand(
+            self.options, axes, self.dataset.train_samples, self.per_epoch, self.total, self.dataset.validates
+        ):
             self.line.lasting(f"hpcai: {words}")
 
     def _begin(self, changed: str = "") -> Metrics:

@@ -1,0 +1,58 @@
+"""What is due between two steps: an epoch's evaluation, a checkpoint, the end of the run, a wish to leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpcai.strategies.sharded import Sharded, weight_norm
+from hpcai.strategies.strategy import part
+from hpcai.train import best, resume, signals
+from hpcai.train.evaluation import evaluate
+from hpcai.train.run import Run
+
+
+def between(run: Run) -> None:
+    """What is due after the last step: an epoch's evaluation, a checkpoint, leaving. Does nothing when it is called again."""
+    options, progress = run.options, run.progress
+    run.saver.heard(run.counted)
+    epoch_ends, record = progress.step % run.per_epoch == 0, None
+    if epoch_ends and progress.samples:
+        whole = _record(run)
+        best.judge(progress, whole, options)
+        _close_epoch(run, whole)
+    run_ends = progress.step == run.total or best.waits_in_vain(progress, options)
+    if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
+        record = _record(run)
+    leave = None if run_ends else signals.check(run.counted, progress.step)
+    due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
+    if (run_ends or leave or due or best.is_here(progress, options)) and run.written < progress.step:
+        run.reporter.flush()
+        resume.save(options, run.replica, progress, run.saver)
+        run.written = progress.step
+    if run_ends:
+        run.saver.close()
+    if leave and run.saver.finish():  # said already; older checkpoints are there
+        leave = signals.check(run.counted, progress.step, written=False)
+    if record is not None:
+        best.judge(progress, record, options, whole=False)  # nor is that in the checkpoint
+        _close_epoch(run, record)
+    if leave is not None:
+        raise leave
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """Evaluate; returns this epoch's record. Collective."""
+    run.evaluated = found = evaluate(run.replica, run.dataset)
+    figures = {"test_loss": found.loss, "test_accuracy": found.accuracy, **found.quantities}
+    if run.dataset.validates:
+        held = evaluate(run.replica, run.dataset.validating)
+        figures |= {"validation_loss": held.loss, "validation_accuracy": held.accuracy}
+    base = part(run.replica.state, Sharded)
+    assert base is not None
+    figures["weight_norm"] = weight_norm(base)
+    return run.progress.record(figures)
+
+
+def _close_epoch(run: Run, record: dict[str, Any]) -> None:
+    run.progress.close_epoch(record)
+    run.reporter.epoch(record)
