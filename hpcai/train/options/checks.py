@@ -44,6 +44,21 @@ def check(o: Options) -> None:
             "--signals: KILL and STOP cannot be handled, and INT (Ctrl-C) always means to leave",
         ),
         (
+            o.image_channels is not None and o.model not in _taking("image_channels", MODELS),
+            f"--image-channels is for --model {' or '.join(_taking('image_channels', MODELS))}, not for {o.model}",
+        ),
+        *_refused_data(o),
+        *_refused_rehearsals(o),
+        *_refused_splits(o),
+    ]
+    for wrong, message in [*refuse, *_refused_by_entries(o, None)]:
+        if wrong:
+            raise UsageError(message)
+
+
+def _refused_data(o: Options) -> list[tuple[bool, str]]:
+    return [
+        (
             bool(o.label_column or o.ignore_columns or o.categorical_columns) and not o.data.startswith("csv:"),
             f"--label-column, --ignore-columns and --categorical-columns name columns of --data csv:PATH, "
             f"got {o.data}{_with_kind(o.data, 'csv')}",
@@ -56,16 +71,6 @@ def check(o: Options) -> None:
             (o.keep_best or "").startswith("validation_") and o.validation is None and not own_name.is_own(o.data),
             f"--keep-best {o.keep_best} wants data for validation; give --validation FRACTION, as in --validation 0.1",
         ),
-        (o.dry_run and o.find_lr, "--dry-run writes nothing and --find-lr a file; take one of them"),
-        (
-            (o.dry_run or o.find_lr) and (o.elastic != "never" or o.spare_ranks > 0),
-            f"--{'dry-run' if o.dry_run else 'find-lr'} trains nothing that could go on; leave --elastic and --spare-ranks out",
-        ),
-        (o.find_lr and o.resume not in ("never", "auto"), "--find-lr begins with fresh parameters; leave --resume out"),
-        (
-            o.image_channels is not None and o.model not in _taking("image_channels", MODELS),
-            f"--image-channels is for --model {' or '.join(_taking('image_channels', MODELS))}, not for {o.model}",
-        ),
         (
             o.class_weights is not None and o.data.startswith("text:"),
             f"--class-weights are for classes; --data {o.data} is text, so leave them out",
@@ -74,11 +79,18 @@ def check(o: Options) -> None:
             o.class_weights is not None and o.task == "regression",
             "--class-weights are for classes; leave them out with --task regression",
         ),
-        *_refused_splits(o),
     ]
-    for wrong, message in [*refuse, *_refused_by_entries(o, None)]:
-        if wrong:
-            raise UsageError(message)
+
+
+def _refused_rehearsals(o: Options) -> list[tuple[bool, str]]:
+    return [
+        (o.dry_run and o.find_lr, "--dry-run writes nothing and --find-lr a file; take one of them"),
+        (
+            (o.dry_run or o.find_lr) and (o.elastic != "never" or o.spare_ranks > 0),
+            f"--{'dry-run' if o.dry_run else 'find-lr'} trains nothing that could go on; leave --elastic and --spare-ranks out",
+        ),
+        (o.find_lr and o.resume not in ("never", "auto"), "--find-lr begins with fresh parameters; leave --resume out"),
+    ]
 
 
 def _refused_by_entries(o: Options, axes: Sizes | None) -> list[tuple[bool, str]]:

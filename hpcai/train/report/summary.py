@@ -48,19 +48,7 @@ def table(summary: dict[str, Any], written: list[Path], target: str = "") -> str
         ("training loss", _shown(summary["epoch_losses"][-1]) if summary["epoch_losses"] else "-"),
         ("test loss", f"{_shown(summary['test_loss'])}{_bits(summary)}"),
     ]
-    if summary.get("test_r2") is not None:
-        rows.append(("test R2", f"{_shown(summary['test_r2'])}   (a constant predictor: 0)"))
-    if "test_rmse" in summary:
-        mae, rmse = (amount(summary[key]) for key in ("test_mae", "test_rmse"))
-        rows.append(("test error", f"mean absolute {mae}, root mean square {rmse}   (in the unit of {target or 'the target'})"))
-    if summary["test_accuracy"] is not None:
-        constant = summary["constant_score"]
-        beside = "" if constant is None else f"   (a constant predictor: {constant:.4f})"
-        rows.append(("test accuracy", f"{summary['test_accuracy']:.4f}{beside}"))
-    if (best := summary.get("best")) is not None:
-        rows.append(("best epoch", f"{best['metric'].replace('_', ' ')} {best['value']:.4f}, after step {best['step']:,}"))
-    if "stopped_early" in summary:
-        rows.append(("early end", summary["stopped_early"]))
+    rows += _of_quality(summary, target)
     rows += [
         ("throughput", f"{summary['samples_per_s']:,.0f} {unit}/s"),
         ("step", f"{summary['step_ms']:.2f} ms, of which communication {summary['comm_ms']:.2f} ms"),
@@ -76,18 +64,43 @@ def table(summary: dict[str, Any], written: list[Path], target: str = "") -> str
     if any(count > 1 for count in summary["mesh"].values()) and (summary["options"]["zero"] or not _only_dp(summary["mesh"])):
         kept = {name: size for name, size in summary["memory"].items() if size}
         rows.append(("memory of a rank", ", ".join(f"{name} {size / 2**20:,.1f} MiB" for name, size in kept.items())))
-    if (said := summary.get("compression")) is not None:
-        rows.append(("compression", f"{said['name']}: {_compressed(said)}"))
-        shown = said["buckets"][:SHOWN_BUCKETS] if len(said["buckets"]) > 1 else []
-        rows += [
-            ("" if i else "  by bucket", f"{counted(one['elements'], 'element')}: {_compressed(one)}")
-            for i, one in enumerate(shown)
-        ]
-        if len(shown) < len(said["buckets"]) and shown:
-            rows.append(("", f"and {len(said['buckets']) - len(shown)} more (in summary.json)"))
+    rows += _of_compression(summary)
     rows += [("written" if i == 0 else "", str(path)) for i, path in enumerate(written)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _of_quality(summary: dict[str, Any], target: str) -> list[tuple[str, str]]:
+    """Figures of the test data that not every task has, the best epoch, and an early end."""
+    rows = list[tuple[str, str]]()
+    if summary.get("test_r2") is not None:
+        rows.append(("test R2", f"{_shown(summary['test_r2'])}   (a constant predictor: 0)"))
+    if "test_rmse" in summary:
+        mae, rmse = (amount(summary[key]) for key in ("test_mae", "test_rmse"))
+        rows.append(("test error", f"mean absolute {mae}, root mean square {rmse}   (in the unit of {target or 'the target'})"))
+    if summary["test_accuracy"] is not None:
+        constant = summary["constant_score"]
+        beside = "" if constant is None else f"   (a constant predictor: {constant:.4f})"
+        rows.append(("test accuracy", f"{summary['test_accuracy']:.4f}{beside}"))
+    if (best := summary.get("best")) is not None:
+        rows.append(("best epoch", f"{best['metric'].replace('_', ' ')} {best['value']:.4f}, after step {best['step']:,}"))
+    if "stopped_early" in summary:
+        rows.append(("early end", summary["stopped_early"]))
+    return rows
+
+
+def _of_compression(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What compression saved in all, and by bucket."""
+    if (said := summary.get("compression")) is None:
+        return []
+    rows = [("compression", f"{said['name']}: {_compressed(said)}")]
+    shown = said["buckets"][:SHOWN_BUCKETS] if len(said["buckets"]) > 1 else []
+    rows += [
+        ("" if i else "  by bucket", f"{counted(one['elements'], 'element')}: {_compressed(one)}") for i, one in enumerate(shown)
+    ]
+    if len(shown) < len(said["buckets"]) and shown:
+        rows.append(("", f"and {len(said['buckets']) - len(shown)} more (in summary.json)"))
+    return rows
 
 
 def _shown(value: float | None, form: str = ".4f") -> str:
