@@ -18,7 +18,7 @@ ALIGN = 16
 
 
 class Slot(NamedTuple):
-    """Where one named array lies in a flat buffer, in elements."""
+    """The offset, size and shape of one named array in a flat buffer, in elements."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ def buckets(where: Layout, itemsize: int, bucket_bytes: int, whole: Callable[[st
 
 
 def gaps(where: Layout) -> list[slice]:
-    """What alignment leaves between arrays: elements that belong to none.
+    """The slices that alignment leaves unused between arrays.
 
     >>> gaps(layout({"weight": (3, 2), "bias": (16,)}))
     [slice(6, 16, None)]

@@ -108,14 +108,14 @@ def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
 
 
 def kernels() -> tuple[str, bool]:
-    """Which kernels fold."""
+    """Return which kernels run."""
     if not ops.is_native():
         return "not built: numpy folds instead, slower (reinstall with a C++17 compiler)", False
     return f"native, {ops.lanes()}", True
 
 
 def shared_memory(comm: Communicator) -> tuple[str, bool]:
-    """Whether the ranks of this node address each other's memory, and why not. Collective."""
+    """Return whether the ranks of this node address each other's memory, and why not. Collective."""
     node = comm.split_by_node()
     states = comm.allgather_object(_shared_memory_here(node))
     return next((state for state in states if not state[1]), states[0])
@@ -142,7 +142,7 @@ def _shared_memory_here(node: Communicator) -> tuple[str, bool]:
 
 
 def plan(comm: Communicator) -> str:
-    """What "auto" does here. Collective."""
+    """Return the choices that "auto" makes here. Collective."""
     preferred = os.environ.get("HPCAI_ALGORITHM")
     if preferred:
         return f"{preferred}, as $HPCAI_ALGORITHM says"

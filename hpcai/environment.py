@@ -29,7 +29,7 @@ LANES = ("v3", "none")
 
 
 class Variable(NamedTuple):
-    """Whether a value makes sense, and what does in words."""
+    """A variable's check, and a description of valid values."""
 
     fine: Callable[[str], bool]
     wanted: str
@@ -51,7 +51,7 @@ def _is_limit(text: str) -> bool:
 
 
 def limit_fits(seconds: float) -> bool:
-    """Whether a time limit is one: above 0 and not beyond MOST_S."""
+    """Return whether a time limit is above 0 and at most MOST_S."""
     return 0 < seconds <= MOST_S  # not so for NaN
 
 

@@ -70,13 +70,13 @@ class NonFiniteError(HpcaiError):
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, as a command prints it: one line that any terminal takes, however long or odd what was given is."""
+    """Return an error's text as a command prints it: one line that any terminal shows, however long or odd the input was."""
     said = " ".join("".join(one if one.isprintable() else " " for one in str(error)).split())
     return said if len(said) <= LONGEST_LINE else f"{said[: LONGEST_LINE // 2]} ... {said[-LONGEST_LINE // 3 :]}"
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """So many of something, in words.
+    """Return a count with its noun, such as 1 rank or 3 ranks.
 
     >>> counted(1, "rank"), counted(0, "rank"), counted(1000, "class", "classes")
     ('1 rank', '0 ranks', '1,000 classes')
@@ -85,7 +85,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def meant(word: str, words: Iterable[str]) -> str:
-    """Which of some words may be meant, to be put behind a refusal; empty if none is near.
+    """Return a suggestion from some words, to be appended to a refusal; empty if none is close.
 
     >>> meant("Adamm", ["adam", "sgd"]), meant("other", ["adam", "sgd"])
     (' (is adam meant?)', '')

@@ -1,4 +1,4 @@
-"""Which library an array belongs to. The core asks the array; it has no `if gpu`."""
+"""The library that an array belongs to. The core asks the array; it has no `if gpu`."""
 
 from __future__ import annotations
 

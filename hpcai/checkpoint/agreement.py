@@ -1,4 +1,4 @@
-"""What the fields of a manifest must say together, and of the files beside it: integers and names only.
+"""Checks of a manifest's fields against each other and against the files of its checkpoint, on integers and names only.
 
 All of it is checked before an array is allocated or a shard is opened, in time that grows like sorting the manifest's entries.
 """
@@ -49,7 +49,7 @@ def check(fields: dict[str, Any], name: str) -> None:
 
 
 def files(fields: dict[str, Any], there: dict[str, int]) -> str:
-    """What is wrong with the shards' files, as `Place.files` tells of them; nothing if they can be what the manifest says."""
+    """Describe what is wrong with the shards' files, listed by `Place.files`; empty if they match the manifest."""
     for shard in fields["shards"]:
         file, wanted = shard["file"], shard["bytes"]
         found = there.get(file)
@@ -100,7 +100,7 @@ def _shapes(parameters: list[Any]) -> dict[str, list[int]]:
 
 
 def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]], into: dict[str, set[Box]]) -> None:
-    """A layout's parts are boxes of parameters that there are, and lie where an arena has them. Boxes go `into`."""
+    """Check that a layout's parts are boxes of existing parameters, placed where an arena has them; adds the boxes to `into`."""
     end = 0
     for i, (name, shape, box, start) in enumerate(parts):
         here = f"{field}[1][{i}]"
@@ -118,7 +118,7 @@ def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]]
 
 
 def _tiled(cut: Sequence[Box], shape: Sequence[int]) -> bool:
-    """Whether sorted boxes have each element once, cut along one dim after the other.
+    """Return whether sorted boxes cover each element exactly once, cut along one dim after the other.
 
     >>> _tiled([((0, 2), (0, 1)), ((0, 2), (1, 3)), ((2, 4), (0, 3))], (4, 3))
     True
@@ -138,7 +138,7 @@ def _tiled(cut: Sequence[Box], shape: Sequence[int]) -> bool:
 
 
 def _shard(field: str, shard: dict[str, Any], meta: dict[str, Any], into: Runs) -> None:
-    """A shard's file is this rank's, and its runs fill it. They go into `into`."""
+    """Check that a shard's file belongs to this rank and that its runs fill it; adds the runs to `into`."""
     rank, ranks, mesh, file = shard["rank"], meta["ranks"], meta["mesh"], shard["file"]
     if rank >= ranks:
         raise Refused(f"is {rank}, of {counted(ranks, 'rank')}", f"{field}.rank")

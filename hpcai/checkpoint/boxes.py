@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """Where it ends in the flat array."""
+        """The end of the part in the flat array."""
         return self.start + prod(self.extent)
 
     def run(self, box: Box) -> slice:
@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What two parts have in common."""
+    """The intersection of two parts."""
 
     theirs: Part
     mine: Part
@@ -88,7 +88,7 @@ def part(name: str, shape: Sequence[int], box: Iterable[Sequence[int]], start: i
 
 
 def shared(theirs: Sequence[Part], mine: Sequence[Part], wanted: Sequence[slice]) -> list[Shared]:
-    """What their parts have of mine, as far as it is in the wanted slices of my flat array.
+    """The intersections of their parts with mine, restricted to the wanted slices of my flat array.
 
     >>> four = part("w", (4, 2), [(0, 4), (0, 2)], 0)
     >>> below = part("w", (4, 2), [(2, 4), (0, 2)], 16)
@@ -108,7 +108,7 @@ def shared(theirs: Sequence[Part], mine: Sequence[Part], wanted: Sequence[slice]
 
 
 def overlap(a: slice, b: slice) -> slice:
-    """What two runs have in common; empty where it is nothing."""
+    """The intersection of two runs; empty if they do not overlap."""
     return slice(max(a.start, b.start), min(a.stop, b.stop))
 
 
@@ -128,6 +128,6 @@ def merged(runs: Iterable[slice]) -> list[slice]:
 
 
 def covered(wanted: Iterable[slice], runs: Iterable[slice]) -> bool:
-    """Whether every wanted element is in one of the runs."""
+    """Return whether every wanted element is in one of the runs."""
     have = merged(runs)
     return all(any(run.start <= want.start and want.stop <= run.stop for run in have) for want in merged(wanted))

@@ -31,7 +31,7 @@ class Broken(CheckpointError):
 
 
 class Laid(NamedTuple):
-    """How a writer's flat arrays were laid out: their length, and which part of which whole array lies where."""
+    """The layout of a writer's flat arrays: their length, and which part of which whole array lies where."""
 
     size: int
     parts: tuple[Part, ...]
@@ -61,7 +61,7 @@ class Opened:
 
     @property
     def path(self) -> str:
-        """How people call it."""
+        """The checkpoint's path or URL, for messages."""
         return self.place.path(self.name)
 
     def read_into(self, into: Array, array: str, layout: int, wanted: Sequence[slice], partial: bool = False) -> None:
@@ -148,7 +148,7 @@ def opened(place: Store, name: str) -> Opened:
 
 
 def complete(place: Store, name: str) -> bool:
-    """Whether there is a checkpoint of this format whose shards have their length; not whether their bytes are right."""
+    """Return whether there is a checkpoint of this format whose shards have the right length; their bytes are not checked."""
     try:
         opened(place, name)
     except Broken:
@@ -214,7 +214,7 @@ def _together(found: Opened) -> dict[str, Array]:
 
 
 def laid_out(where: arena.Layout) -> Laid:
-    """Of a model that one rank has whole."""
+    """The layout of a model that one rank holds whole."""
     return Laid(where.size, tuple(Part(s.name, s.shape, tuple((0, n) for n in s.shape), s.start) for s in where.slots))
 
 

@@ -39,11 +39,11 @@ class Local:
             return []
 
     def path(self, name: str) -> str:
-        """How people call the checkpoint."""
+        """The checkpoint's path, for messages."""
         return str(self.folder / name)
 
     def files(self, name: str) -> dict[str, int]:
-        """What it has: bytes of regular files, -1 for others."""
+        """List the checkpoint's files with their sizes in bytes; -1 for anything that is not a regular file."""
         try:
             with _opened(self.folder / name) as folder:
                 return {one.name: _regular_size(one.stat(follow_symlinks=False)) for one in os.scandir(folder)}
@@ -67,7 +67,7 @@ class Local:
         self._write_over_spare(name, file, content)
 
     def sizes(self, name: str) -> dict[str, int]:
-        """What lies beside."""
+        """List the sizes of the files of the checkpoint under way."""
         try:
             return {one.name: one.stat().st_size for one in os.scandir(self._beside(name))}
         except FileNotFoundError:
@@ -110,7 +110,7 @@ class Local:
         return str(aside)
 
     def discard(self, name: str | None = None) -> None:
-        """What lies beside. A checkpoint that was to be replaced, and was not, comes back."""
+        """Remove the files of the checkpoint under way. A checkpoint that it was to replace comes back."""
         if name is not None:
             _delete(self._beside(name))
             return
@@ -154,7 +154,7 @@ class Local:
             (path / file).unlink()
 
     def _delete_replaced(self, old: Path) -> None:
-        """Of a checkpoint in whose place another one is; what others put into it goes there too."""
+        """Remove a checkpoint that another one has replaced; files that others put into it move to the new one."""
         path = self.folder / old.name.removeprefix(".replaced-")
         with contextlib.suppress(OSError):
             for one in os.scandir(old) if _is_folder(old) and _is_folder(path) else ():
@@ -221,7 +221,7 @@ def _write_synced(path: Path, content: memoryview) -> None:
 
 
 def _written_past_cache(handle: int, content: memoryview) -> int:
-    """How many bytes could be written so: none where memory or file system do not allow it."""
+    """Return how many bytes could be written past the page cache: 0 if memory or the file system does not allow direct writes."""
     direct, done = getattr(os, "O_DIRECT", 0), 0
     try:
         fcntl.fcntl(handle, fcntl.F_SETFL, direct)

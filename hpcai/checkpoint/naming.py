@@ -1,4 +1,4 @@
-"""What checkpoints and their files are called."""
+"""The names of checkpoints and their files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def shard(rank: int, ranks: int) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Those names that are checkpoints', by step.
+    """The names that are checkpoints, sorted by step.
 
     >>> in_order(["step-000000020", "step-000000003", "step-1000", ".writing-step-000000030"])
     ['step-000000003', 'step-000000020']

@@ -29,11 +29,11 @@ class Remote:
             raise CheckpointError(f"{url} cannot be opened: {error}; for s3:// pip install 'hpcai[s3]'") from None
 
     def names(self) -> list[str]:
-        """Those that have a manifest."""
+        """List the checkpoints that have a manifest."""
         return [name for name in in_order(self._within(self.root)) if self._do("exists", self._at(name, MANIFEST))]
 
     def path(self, name: str) -> str:
-        """How people call the checkpoint."""
+        """The checkpoint's URL, for messages."""
         return f"{self.url}/{name}"
 
     def files(self, name: str) -> dict[str, int]:
@@ -98,7 +98,7 @@ class Remote:
         return list(self._listed(folder))
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
-        """What a folder has, by name."""
+        """List a folder, by name."""
         try:
             found = self._do("ls", folder, detail=True)
         except FileNotFoundError:
@@ -134,5 +134,5 @@ class Remote:
 
 
 def _is_file(about: dict[str, Any]) -> bool:
-    """Whether fsspec tells of a file, and how large it is."""
+    """Return whether fsspec describes a regular file whose size is known."""
     return about.get("type") == "file" and not about.get("islink") and type(about.get("size")) is int

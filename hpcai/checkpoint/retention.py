@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Next(NamedTuple):
-    """What the manifest of the checkpoint under way says besides its shards."""
+    """What the manifest of the checkpoint under way contains besides its shards."""
 
     step: int
     meta: dict[str, Any]
@@ -75,7 +75,7 @@ class Retention:
                 attempt(functools.partial(self.place.remove, old))
 
     def has(self, name: str) -> bool:
-        """Whether that checkpoint is complete: its manifest is ours, and all shards that it names have their length."""
+        """Return whether that checkpoint is complete: the manifest has this format, and all its shards have their length."""
         if name not in self._whole and format.complete(self.place, name):
             self._whole.add(name)
         return name in self._whole
@@ -113,13 +113,15 @@ class Retention:
         return naming.named(step) if step is not None and self.has(naming.named(step)) else ""
 
     def _superseded(self, spared: set[str]) -> list[str]:
-        """Those that are too many beside the next one. Broken ones do not count, and stay; so does the best."""
+        """List the checkpoints that are too many once the next one is there. Broken ones are not counted and stay; so does the
+        best.
+        """
         others = [name for name in self.place.names() if name not in spared and self.has(name)]
         return others[: max(0, len(others) - (self.keep - 1))]
 
 
 def attempt(work: Callable[[], T]) -> T | None:
-    """What may fail without harm: another checkpoint's turn will try again."""
+    """Run what may fail without harm; the next checkpoint tries again."""
     try:
         return work()
     except OSError as error:

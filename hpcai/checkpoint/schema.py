@@ -44,13 +44,13 @@ class Refused(ValueError):
 
 
 def check(schema: dict[str, Any]) -> Check:
-    """What checks values against a schema. Raises: KeyError for a keyword that it does not know."""
+    """Return a function that checks values against a schema. Raises: KeyError for a keyword that it does not know."""
     made: dict[str, Check] = {}
     return _compiled(schema, schema, made)
 
 
 def depth(value: Any, most: int = DEEPEST) -> int:
-    """How deep arrays and objects lie within each other; no deeper than most + 1 is looked."""
+    """Return how deep arrays and objects are nested, looking no deeper than most + 1."""
     level, deep = [value], 0
     while deep <= most and (level := [one for one in level if isinstance(one, (list, dict))]):
         deep += 1

@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Where a run lies in a shard's file, in bytes, and its checksum."""
+    """The place of a run in a shard's file, in bytes, and its checksum."""
 
     array: str
     start: int
@@ -103,7 +103,7 @@ class ShardBuffer:
         return self._memory.data[: self._size]
 
     def describe(self) -> dict[str, Any]:
-        """What the manifest says of it: bytes, the header's length and checksum, and each run with its own."""
+        """The shard's entry in the manifest: bytes, the header's length and checksum, and each run with its own."""
         stops = [one.at + (one.stop - one.start) * np.dtype(one.dtype).itemsize for one in self._runs]
         runs = zip(self._runs, stops, strict=True)
         return {

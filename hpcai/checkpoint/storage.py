@@ -1,4 +1,4 @@
-"""Where checkpoints are kept: a folder of this machine or of a file system that nodes share, or any URL that fsspec knows.
+"""The places where checkpoints are kept: a folder, local or shared by nodes, or any URL that fsspec knows.
 
 A place holds checkpoints by step, each a few files. It becomes one at a single instant, `commit`: a local folder by its renaming,
 elsewhere, where nothing can be renamed, by its manifest, which is written last and deleted first.
@@ -22,10 +22,11 @@ class Store(Protocol):
         """All checkpoints, oldest first."""
 
     def path(self, name: str) -> str:
-        """How people call the checkpoint."""
+        """The checkpoint's path or URL, for messages."""
 
     def files(self, name: str) -> dict[str, int]:
-        """What a checkpoint has, and its bytes; -1 for what is no regular file. Nothing where it is absent."""
+        """List a checkpoint's files with their sizes in bytes; -1 for anything that is not a regular file. Empty if it is absent.
+        """
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
         """A file of a checkpoint, or its bytes from start to stop; fewer where it ends earlier."""

@@ -26,7 +26,7 @@ class Task:
 
     @property
     def done(self) -> bool:
-        """Whether it is."""
+        """Return whether the task has ended."""
         return self._over.is_set()
 
     def wait(self) -> str:

@@ -200,7 +200,7 @@ class Request:
         return bool(self._outcome or self._error)
 
     def wait(self) -> Any:
-        """What the call gives, when all that this thread asked for until now are made.
+        """Return the call's result, once all calls that this thread asked for before are made.
 
         Raises: the call's error; UsageError if it was left out, since an earlier one failed.
         """

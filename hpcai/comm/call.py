@@ -98,7 +98,7 @@ def some(ranks: list[int]) -> str:
 
 
 def array_problem(kind: str, x: Array, op: str) -> Exception | None:
-    """What is wrong with the array or operation of a call, if anything."""
+    """Return the error of a call with this array and operation; None if they are right."""
     if (problem := memory_problem(kind, x)) is not None:
         return problem
     if kind in REDUCING:
@@ -114,7 +114,7 @@ def array_problem(kind: str, x: Array, op: str) -> Exception | None:
 
 
 def memory_problem(kind: str, x: Array) -> Exception | None:
-    """What keeps an array from being moved as the bytes that it is, if anything."""
+    """Return the error of an array that cannot be moved as raw bytes; None if it can."""
     if not isinstance(x, np.ndarray):
         return TypeError(f"{kind} wants a numpy array, got {type(x).__module__}.{type(x).__qualname__}")
     if type(x) not in (np.ndarray, np.memmap):  # a mask or other rules for its elements would be lost
@@ -127,14 +127,15 @@ def memory_problem(kind: str, x: Array) -> Exception | None:
 
 
 def moved(flat: Array, op: str) -> Array:
-    """What is sent in place of a flat array: kernels, which reduce it, want numbers, and these aligned."""
+    """Return the array that is sent in place of a flat one: kernels want numbers, aligned."""
     if op and flat.dtype == bool:  # or and and of truths are maximum and minimum of numbers
         return flat.astype(np.int32)
     return flat.copy() if op and not flat.flags.aligned else flat
 
 
 def choice_problem(kind: str, root: Any, algorithm: Any, wire: Wire, in_memory: bool) -> Exception | None:
-    """What is wrong with a collective's root or algorithm, where ranks share memory or not, if anything."""
+    """Return the error of a collective's root or algorithm, the same whether or not ranks share memory; None if they are right.
+    """
     if not whole(root) or not 0 <= root < wire.size:
         return ValueError(f"{kind}: root {root!r} is not one of {counted(wire.size, 'rank')}, 0 to {wire.size - 1}")
     known = [name for name in ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
@@ -153,7 +154,7 @@ def whole(value: Any) -> bool:
 
 
 def peer_problem(kind: str, peer: Any, lane: Any, rank: int, size: int) -> Exception | None:
-    """What is wrong with whom a message is for or from, or with its lane, if anything."""
+    """Return the error of a message's peer or lane; None if they are right."""
     if not whole(peer) or not 0 <= peer < size or peer == rank:
         others = "there are no others" if size == 1 else f"the others are 0 to {size - 1}"
         return ValueError(f"{kind} wants the number of another rank, got {peer!r}; this is rank {rank} of {size}, {others}")
@@ -163,7 +164,7 @@ def peer_problem(kind: str, peer: Any, lane: Any, rank: int, size: int) -> Excep
 
 
 def split_problem(color: Any, order: Any) -> Exception | None:
-    """What is wrong with a color (None, or a whole number that MPI can carry; also a truth) or a key, if anything."""
+    """Return the error of a color (None, a bool, or an int that MPI can carry) or a key; None if they are right."""
     if color is not None and not (isinstance(color, (bool, np.bool_)) or (whole(color) and 0 <= color < 1 << 31)):
         return ValueError(f"split wants a color from 0 to 2**31 - 1, or None for a rank that wants no group, got {color!r}")
     if order is not None and not (whole(order) and -(1 << 31) <= order < 1 << 31):
@@ -172,7 +173,7 @@ def split_problem(color: Any, order: Any) -> Exception | None:
 
 
 def empty_problem(shape: Any, dtype: Any) -> Exception | None:
-    """What keeps a symmetric array of this shape and dtype from being made, if anything."""
+    """Return the error of a symmetric array of this shape and dtype that cannot be made; None if it can."""
     try:
         kind = np.dtype(dtype)
     except TypeError:
@@ -190,7 +191,7 @@ def empty_problem(shape: Any, dtype: Any) -> Exception | None:
 
 
 def pickled(value: Any, size: int) -> tuple[bytes, Exception | None]:
-    """A value as bytes that `size` ranks can exchange, and what keeps it from being that, if anything."""
+    """Return a value as bytes that `size` ranks can exchange, and the error if it cannot be exchanged, else None."""
     try:
         raw = pickle.dumps(value)
     except Exception as error:  # whatever the value's own way of being pickled raises

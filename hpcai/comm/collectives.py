@@ -1,4 +1,4 @@
-"""What reducers and algorithms ask of a communicator."""
+"""The protocols that reducers and algorithms need of a communicator."""
 
 from __future__ import annotations
 

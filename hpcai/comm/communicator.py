@@ -133,7 +133,9 @@ class Communicator:
         return self._memory is None or self._memory.notices_ends
 
     def addresses(self, x: Array) -> list[int] | None:
-        """Where each rank's part of the symmetric array `x` lies in this process's memory; None if `x` is not symmetric."""
+        """Return the address of each rank's part of the symmetric array `x` in this process's memory; None if `x` is not
+        symmetric.
+        """
         return None if self._memory is None else self._memory.addresses(x)
 
     def chunk(self, n: int, rank: int | None = None) -> slice:
@@ -149,12 +151,12 @@ class Communicator:
 
     @property
     def calls(self) -> int:
-        """How many collectives this rank has called on this communicator."""
+        """The number of collectives that this rank has called on this communicator."""
         return self._calls
 
     @property
     def waiting_since(self) -> float:
-        """When this rank began to wait for others here, by time.monotonic(); 0 while it does not wait."""
+        """The time.monotonic() at which this rank began to wait for others here; 0 while it does not wait."""
         return max(self.wire.waiting_since, self._memory.native.waiting_since if self._memory is not None else 0.0)
 
     @property
@@ -418,7 +420,7 @@ class Communicator:
         ALGORITHMS["ring" if algorithm == "node" else algorithm].run(flat, self.wire, self._two_levels, op)
 
     def selection(self) -> select.Choice:
-        """By what "auto" chooses between algorithms over the wire. The first call is collective."""
+        """The constants by which "auto" chooses between algorithms over the wire. The first call is collective."""
         if self._choice is None:
             self._choice = select.agree(self.wire)
         return self._choice

@@ -1,4 +1,4 @@
-"""Who may make calls on a communicator: the thread that made it, one call at a time, in the process that started MPI.
+"""The guard of a communicator's calls: only the thread that made it may call, once at a time, in the process that started MPI.
 
 Ranks can only be compared while each makes its calls in one order. Two threads have none between them, so calls of the same
 shape would meet across them and be summed. A thread may hand its calls to a `Background`, which makes them in order, and
@@ -25,7 +25,7 @@ FORKED = "fork"
 
 
 class Door:
-    """One communicator's. `native`, where its ranks share memory, takes a short way for the thread that is its `caller`."""
+    """The guard of one communicator. If its ranks share memory, `native` lets its `caller` thread skip the checks in Python."""
 
     def __init__(self, native: Any):
         self.owner = background.acting_for(threading.current_thread())

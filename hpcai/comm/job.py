@@ -1,4 +1,4 @@
-"""A job under MPI: its start, the guard against ranks that are each alone, and its end, also when a rank fails."""
+"""A job under MPI: its start, the refusal of ranks that do not see each other, and its end, also when a rank fails."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def adopt(world: Communicator) -> None:
 
 
 def outlives() -> bool:
-    """Whether ranks have failed or may, and this program goes on without them."""
+    """Return whether ranks have failed or may fail while this program goes on without them."""
     return _job.replaced or ulfm.enabled()
 
 
 def part(world: Communicator, came_later: bool) -> Communicator | None:
-    """When what ranks did together is over of which some came later (train/join.py): those that were there from the start go on
-    with their program, among themselves, and the others have nothing left to do but to end: None there, unless nobody else is
-    left. Collective. Raises: RankFailed, on all alike.
+    """Part from ranks that came later, when the work in common is done: those of the start go on with their program among
+    themselves and get their communicator; the others get None and end, unless nobody else is left. Collective. Raises:
+    RankFailed, on all alike.
     """
     ours = None
     with limits.limited("the parting from ranks that came later", RanksLost.exit_code):
@@ -226,7 +226,7 @@ def _install_hooks(world: Communicator) -> None:
                 init().wire.all_agree(True)
 
     def forked() -> None:
-        """A child is no rank: its end is its own."""
+        """A forked child is not a rank: its end does not end the job."""
         atexit.unregister(leave)
         sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
 
@@ -244,5 +244,6 @@ def _end_together(error: HpcaiError) -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    """What a program that ends by this error returns. Where ranks may be outlived one that does not come asks for a restart."""
+    """The exit code of a program that this error ends. If failures can be outlived, a rank that does not come asks for a restart.
+    """
     return RanksLost.exit_code if isinstance(error, StallError) and ulfm.enabled() else getattr(error, "exit_code", 1)

@@ -26,7 +26,7 @@ LOOK_S, ANSWER_S = 0.005, 5.0
 
 
 def training_ranks(ranks: int, spares: int) -> int:
-    """How many ranks train. Raises UsageError where those are too few."""
+    """Return how many ranks train. Raises UsageError if they are too few."""
     if spares and ranks - spares < 2:
         raise UsageError(
             f"--spare-ranks {spares} of {counted(ranks, 'rank')}: 2 at least must train, so that a spare one can learn "
@@ -72,7 +72,7 @@ class Membership:
 
     @property
     def places(self) -> int:
-        """How many spare ranks are wanted."""
+        """The number of spare ranks that are wanted."""
         return min(self.spares, self.wanted - (self.world.size - self.spares))
 
     def with_spares(self) -> Wire | None:
@@ -88,7 +88,9 @@ class Membership:
         return self.world.split(0 if self.world.rank < count else None, self.world.rank)
 
     def _voted(self, make: Callable[[], Wire | None]) -> Wire | None:
-        """What this rank made, if all could: one that has the new wire would wait on it for one that has not."""
+        """Return what this rank made if all ranks could make theirs; else a rank with the new wire would wait on it for one
+        without.
+        """
         made = voted(self.world, make, self.given_up)
         if made is None:
             raise RankFailed("another rank failed while ranks found out who trains")
@@ -125,8 +127,8 @@ class Membership:
 
 
 def voted(wire: Wire, make: Callable[[], T], given_up: list[RankFailed]) -> tuple[T] | None:
-    """What this rank made among those that live, in a tuple, if all of them could; None on all alike where one met a failure, as
-    a rank that had made its part would wait in it for one that has not. Collective.
+    """Return (what this rank made,) if all ranks that live could make theirs; None on all alike if one met a failure: a rank that
+    had made its part would otherwise wait in it for one that has not. Collective.
 
     given_up: errors whose arrays must live on (see Membership).
     """

@@ -132,7 +132,7 @@ Message = Sent | Received
 
 
 def header(x: Array) -> bytes:
-    """What a message tells of its array. Messages of training are of few kinds."""
+    """The header that describes a message's array. Training sends few kinds."""
     return _header(x.nbytes, x.dtype, x.shape)
 
 

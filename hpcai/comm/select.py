@@ -1,4 +1,4 @@
-"""Which all-reduce, when ranks do not all share memory: a cost model in five constants of the machine.
+"""The choice of an all-reduce when ranks do not all share memory: a cost model with five constants of the machine.
 
 Each algorithm's time is a sum of messages x latency, bytes over the network x seconds per byte, bytes folded x seconds per byte,
 and the node's own collectives, as in Thakur, Rabenseifner & Gropp, IJHPCA 19(1), 2005, doi:10.1177/1094342005051521. The
@@ -39,7 +39,7 @@ class Constants(NamedTuple):
 
 
 def terms(algorithm: str, nbytes: int, shape: Shape) -> list[float]:
-    """What each of the constants is multiplied by, for an all-reduce of `nbytes` bytes.
+    """Return the factor of each constant in the cost of an all-reduce of `nbytes` bytes.
 
     >>> terms("ring", 1000, Shape(nodes=2, per_node=1, ranks=2))
     [2, 1000.0, 0, 0, 0, 0, 0]
@@ -93,7 +93,7 @@ def _nonnegative(rows: Array) -> Array:
 
 
 class Choice(NamedTuple):
-    """What a communicator chooses by: its shape, the constants, and where those are from (see `load`)."""
+    """The basis of a communicator's choice: its shape, the constants, and their origin (see `load`)."""
 
     shape: Shape
     constants: Constants
@@ -112,7 +112,7 @@ def agree(wire: Wire) -> Choice:
 
 
 def cache_file() -> Path:
-    """Where constants are kept: $HPCAI_CACHE, else $XDG_CACHE_HOME/hpcai, else ~/.cache/hpcai."""
+    """Return the file of the constants: in $HPCAI_CACHE, else $XDG_CACHE_HOME/hpcai, else ~/.cache/hpcai."""
     base = os.environ.get("HPCAI_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hpcai"
     )

@@ -1,4 +1,4 @@
-"""What carries bytes between ranks. MPI and queues between threads are wires (wires/)."""
+"""The protocol of what carries bytes between ranks. MPI and queues between threads implement it (wires/)."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Wire(Protocol):
         """True on all ranks that live if all of them say so and none has failed; on a revoked wire too."""
 
     def why_not_elastic(self, growing: bool) -> str:
-        """What keeps ranks from outliving others on this wire, or new ones from coming; empty if nothing does."""
+        """Describe why ranks cannot outlive others on this wire, or new ranks cannot join; empty if they can."""
 
     def serves_threads(self) -> bool:
         """True if any thread may use it, one at a time."""

@@ -1,4 +1,4 @@
-"""What a codec is: functions and visible state.
+"""The protocol of a codec: functions and visible state.
 
 Two functions are enough for one of your own; the rest has defaults:
 
@@ -36,7 +36,7 @@ def stateless(x: Array) -> State:
 
 
 class Codec(NamedTuple):
-    """A way to say an array in fewer bytes.
+    """A codec: it encodes an array in fewer bytes.
 
     encode(x, state) -> (payload, state): x is flat f32 and stays as it is. decode(payload, n) -> (n,) f32.
     init(x) -> the state for arrays like x. summable: the sum over ranks of the payload's first array decodes to the sum of
@@ -96,5 +96,5 @@ def opened(name: str, payload: Payload, *form: tuple[Any, tuple[int, ...]], into
 
 
 def payload_bytes(payload: Payload) -> int:
-    """How many bytes travel."""
+    """Return the number of bytes that are sent."""
     return sum(part.nbytes for part in payload)

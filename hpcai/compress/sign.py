@@ -1,4 +1,4 @@
-"""One bit an element: its sign, with the mean magnitude of each block of 256 elements as scale.
+"""One bit per element: its sign. The scale is the mean magnitude of each block of 256 elements.
 
 Sources: Seide et al., Interspeech 2014, doi:10.21437/Interspeech.2014-274; Karimireddy et al., arXiv:1901.09847, who show that it
 needs error feedback to converge.

@@ -168,7 +168,7 @@ def _named(train: Array, test: Array, task: Task | None) -> Targets:
 
 
 def _texts(y: Array) -> Array:
-    """As Unicode. Raises: DataError for what is none, of which numpy makes no str."""
+    """Return an array of texts as Unicode. Raises: DataError for values that are not texts."""
     try:
         if y.dtype.kind == "S":
             return np.char.decode(y, "utf-8")

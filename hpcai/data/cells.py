@@ -38,7 +38,7 @@ _ROW_BYTES = 48
 
 
 class Plan(NamedTuple):
-    """What to take of a table: columns by their place, how many values a text may have, and whether the label is to be classes.
+    """The selection from a table: columns by position, how many values a text may have, whether the label is to be classes.
 
     kinds: in the order of the columns, the label last.
     """
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     classes: bool
 
     def places(self, number: bool) -> list[int]:
-        """Where the columns of numbers are, or those of texts."""
+        """Return the positions of the columns of numbers, or of texts."""
         return [place for place, kind in self.kinds.items() if (kind == "number") == number]
 
 
@@ -305,7 +305,7 @@ class _Reader:
 
 
 def _share(file: TextIO) -> float:
-    """How much of a plain file has been read; all, as far as is known, of one that is decompressed."""
+    """Return the share of a plain file that has been read; 1 if it is not known, as for one that is decompressed."""
     try:
         content = file.buffer
         return min(1.0, content.tell() / max(1, os.fstat(content.fileno()).st_size))

@@ -71,7 +71,7 @@ def features(cells: Cells, numbers: list[str], texts: list[str], train: Array, t
 
 
 def described(columns: list[dict[str, Any]] | None, label: dict[str, Any]) -> dict[str, Any]:
-    """What a prediction needs, without what would be too long for a manifest."""
+    """Return what a prediction needs, without anything too long for a manifest."""
     found: dict[str, Any] = {"columns": columns, "label": label}
     for part in ("columns", "label"):
         if len(json.dumps(found)) > _DESCRIBED_BYTES:

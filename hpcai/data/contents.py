@@ -1,4 +1,4 @@
-"""What a data set holds, in a few words: by them a run that goes on knows the data that it began with."""
+"""A short description of a data set's contents, by which a run that resumes recognises its data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Contents = dict[str, Any]
 
 
 def contents(dataset: Dataset) -> Contents:
-    """Of what training sees, not of the files: these may be moved, renamed or compressed.
+    """Describe the data that training sees, not the files, which may be moved, renamed or compressed.
 
     Cost: one pass of xxh3, some 10 GB/s. It finds changes; it does not stop forgers.
     """
@@ -51,7 +51,7 @@ def contents(dataset: Dataset) -> Contents:
 
 
 def _of_samples(dataset: Dataset) -> Contents:
-    """Of objects that hand out samples, which may be too many to read: how many there are, and the first and last of each."""
+    """Describe objects that hand out samples, which may be too many to read: their number, and the first and last of each."""
     found: Contents = {
         "training samples": dataset.train_samples,
         "test samples": dataset.test_samples,
@@ -69,7 +69,7 @@ def _of_samples(dataset: Dataset) -> Contents:
 
 
 def changed(then: Contents, now: Contents) -> str:
-    """What of an earlier data set is another now, in words; none if nothing is."""
+    """Describe in words what differs from an earlier data set; empty if nothing does."""
     names = [name for name in now | then if then.get(name) != now.get(name)]
     counts = [f"{_shown(then.get(name))} {name} (now {_shown(now[name])})" for name in names if _is_count(now.get(name))]
     return ", ".join(counts) or " and ".join(f"other {name}" for name in names)

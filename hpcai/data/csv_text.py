@@ -91,7 +91,7 @@ def blocks(path: Path, file: TextIO, begin: int) -> Iterator[str]:
 
 
 def lines_in(text: str) -> int:
-    """How many lines end in it, by whatever sign."""
+    """Count the lines that end in a block, with any line ending."""
     return text.count("\n") + (text.count("\r") - text.count("\r\n") if "\r" in text else 0)
 
 

@@ -46,7 +46,7 @@ class Dataset(NamedTuple):
 
     @property
     def validates(self) -> bool:
-        """Whether some samples are for validation."""
+        """Whether some samples are held out for validation."""
         return self.x_validation is not None or (self.samples is not None and len(self.samples) > 2)
 
     @property
@@ -60,7 +60,7 @@ class Dataset(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """How many numbers a model predicts for a row."""
+        """The number of values that a model predicts for a row."""
         return self.classes or 1
 
     @property
@@ -72,7 +72,7 @@ class Dataset(NamedTuple):
 
     @property
     def target_name(self) -> str:
-        """What is predicted, by the name of its column, if it has one."""
+        """The name of the column that is predicted, if it has one."""
         return str(((self.encoding or {}).get("label") or {}).get("name", ""))
 
     @property
@@ -91,12 +91,12 @@ class Dataset(NamedTuple):
 
     @property
     def targets_a_sample(self) -> int:
-        """How many predictions a sample asks for."""
+        """The number of predictions per sample."""
         return self.context or 1
 
     @property
     def unit(self) -> str:
-        """What is counted when targets are."""
+        """The unit in which targets are counted."""
         return "bytes" if self.context else "samples"
 
 
@@ -142,8 +142,8 @@ def batch_into(out: Array, rows: Array, index: Array, dataset: Dataset) -> Array
 
 
 def constant_score(dataset: Dataset) -> float | None:
-    """What a predictor that ignores its input scores on the test rows: accuracy of the commonest training label, or for
-    regression the mean squared error of the training mean. None where targets are not in memory.
+    """The score on the test rows of a predictor that ignores its input: accuracy of the commonest training label, or for
+    regression the mean squared error of the training mean. None if targets are not in memory.
     """
     if dataset.samples is not None:
         return None

@@ -61,7 +61,7 @@ def load(name: str, paths: Sequence[Path]) -> Dataset:
 
 
 def files(name: str, folder: Path | None) -> list[Path]:
-    """Where the four files of `name` are, in `folder` or /usr/share/datasets. Raises: DataError, which says how to get them."""
+    """Find the four files of `name`, in `folder` or /usr/share/datasets. Raises: DataError, which says how to get them."""
     return [_find(name, file, folder) for file in _FILES]
 
 
@@ -83,7 +83,7 @@ def _read(path: Path, digest: str) -> Array:
 
 
 def _shape(raw: bytes) -> tuple[int, ...]:
-    """What an IDX file's header promises; nothing if it has none."""
+    """Return the shape in an IDX file's header; empty if it has none."""
     dims = raw[3] if len(raw) > 4 and raw[:3] == b"\0\0\x08" else 0
     return struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims]) if len(raw) >= 4 + 4 * dims else ()
 

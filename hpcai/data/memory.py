@@ -1,4 +1,4 @@
-"""How much memory a process can still have: of its machine, of its control groups, and of its own limit."""
+"""The memory that a process can still get, from its machine, its control groups and its own limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def available() -> int:
 
 
 def machine() -> int | None:
-    """What the kernel would give without swapping; None where it does not say."""
+    """Return the bytes that the kernel would give without swapping; None if it does not say."""
     for line in _lines("proc/meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
@@ -44,14 +44,14 @@ def control_groups() -> list[tuple[Path, int]]:
 
 
 def limit() -> int | None:
-    """What ulimit -v leaves of this process's addresses; None where it has no limit."""
+    """Return the bytes of address space that ulimit -v leaves to this process; None if there is no limit."""
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     used = next(iter(_lines("proc/self/statm")), "0").split()[0]
     return None if most == resource.RLIM_INFINITY else most - int(used) * resource.getpagesize()
 
 
 def _reclaimable(group: Path, cached: str) -> int:
-    """What the group's page cache holds, which counts as used and yields to who asks."""
+    """Return the bytes in the group's page cache: they count as used, and are given up on demand."""
     return sum(int(line.split()[1]) for line in _lines(group / "memory.stat") if line.startswith(f"{cached} "))
 
 

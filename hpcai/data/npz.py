@@ -82,7 +82,7 @@ def _wanted(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.Zip
 
 
 def _array(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_bytes: int) -> Array:
-    """One member. `where` names it in errors."""
+    """Read one array of the archive. `where` names it in errors."""
     if info.flag_bits & 1:
         raise DataError(f"{where} is encrypted; write the archive without a password")
     if info.file_size > max(opening.FREE_BYTES, opening.RATIO * min(info.compress_size, archive_bytes)):

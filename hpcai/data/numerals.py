@@ -12,7 +12,7 @@ WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
 
 
 def is_number(cell: str) -> bool:
-    """Whether a cell is one in ASCII, as people write it: `1_2`, which Python reads too, is none."""
+    """Return whether a cell is a number in ASCII, as people write it; `1_2`, which Python accepts, is not."""
     try:
         float(cell)
     except ValueError:
@@ -35,7 +35,7 @@ def whole(cell: str) -> int | None:
 
 
 def is_spelt(cell: str, number: float) -> bool:
-    """Whether a cell is how f64's number that was read from it is written: a whole one as it is, another in as many digits.
+    """Return whether a cell is written as the f64 read from it would be: a whole number as it is, another with as many digits.
 
     >>> is_spelt("6.02e23", 6.02e23), is_spelt("9007199254740993.0", 9007199254740992.0)
     (True, False)

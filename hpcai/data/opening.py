@@ -112,7 +112,7 @@ def read(path: Path, most: int | None = None) -> bytes:
 
 
 def kind_of(first: bytes) -> str:
-    """What a file is by its first 16 bytes, where that is known; else nothing.
+    """Return the kind of a file by its first 16 bytes; empty if they are unknown.
 
     >>> kind_of(b"%PDF-1.7"), kind_of(b"a,b,c")
     ('PDF', '')
@@ -168,7 +168,7 @@ def damage_named(path: Path | str) -> Iterator[None]:
 
 
 def bounded(path: Path, file: BinaryIO, content: BinaryIO, begin: int = 0) -> BinaryIO:
-    """What is decompressed as `content` from `file`, of which it takes the part after `begin`, bounded as in `opened`."""
+    """Open the decompressed `content` of `file`, from the part after `begin` on, bounded as in `opened`."""
     return cast(BinaryIO, io.BufferedReader(_Bounded(path, file, content, begin), 1 << 16))
 
 

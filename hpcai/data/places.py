@@ -9,7 +9,7 @@ from hpcai.errors import DataError
 
 
 def expanded(path: Path) -> Path:
-    """With the home folder for ~. Raises: DataError where nobody has that name."""
+    """Return the path with the home folder for ~. Raises: DataError if there is no such user."""
     try:
         return path.expanduser()
     except RuntimeError:

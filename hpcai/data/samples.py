@@ -11,10 +11,10 @@ from hpcai.xp import Array
 
 
 class Samples(Protocol):
-    """What can be trained on. Every rank has one of its own, and asks it for its share of each batch."""
+    """The protocol of objects that can be trained on. Every rank has its own object, and asks it for its share of each batch."""
 
     def __len__(self) -> int:
-        """How many samples there are, the same on all ranks."""
+        """The number of samples, the same on all ranks."""
 
     def take(self, index: Array, /) -> tuple[Any, Any]:
         """(x, target) of the samples with these numbers, (b,) i64: arrays with a row for each, in that order.

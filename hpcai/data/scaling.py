@@ -35,7 +35,7 @@ class Scale(NamedTuple):
         return z
 
     def described(self, column: int) -> dict[str, Any]:
-        """One column's, for a file."""
+        """Return one column's scaling, for a file."""
         found = {"mean": float(self.mean[column]), "deviation": float(self.deviation[column])}
         return found | ({"exponent": int(self.exponent[column])} if self.exponent[column] else {})
 

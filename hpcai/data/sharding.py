@@ -1,4 +1,4 @@
-"""Which samples each rank sees: a function of (seed, epoch, step), the same global batches for any number of ranks."""
+"""Which samples each rank sees: a function of (seed, epoch, step), with the same global batches for any number of ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hpcai.xp import Array
 
 
 def steps_per_epoch(n: int, batch: int) -> int:
-    """How many global batches one pass over n samples takes; the last may be smaller.
+    """Return the number of global batches in one pass over n samples; the last may be smaller.
 
     >>> steps_per_epoch(10, 4)
     3
@@ -37,12 +37,12 @@ def shard(index: Array, rank: int, size: int, grain: int = 1) -> Array:
 
 
 def first(n: int, rank: int, size: int, grain: int = 1) -> int:
-    """Where this rank's part of a global batch of n samples begins."""
+    """Return the first sample of this rank's part of a global batch of n samples."""
     return grain * (-(-n // grain) * rank // size)
 
 
 def phase(context: int, seed: int, epoch: int) -> int:
-    """Where an epoch's first window of a text begins, below `context`: each epoch cuts it elsewhere."""
+    """Return where an epoch's first window of a text begins, below `context`: each epoch cuts the text elsewhere."""
     return int(streams.generator(seed, epoch).integers(context)) if context else 0
 
 

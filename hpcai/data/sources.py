@@ -22,7 +22,7 @@ _ENDINGS = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".npz": "npz", ".txt": 
 
 
 class Asked(NamedTuple):
-    """What of a source is wanted: columns of tables, the length of a text's samples, whether labels are classes."""
+    """What is wanted of a source: columns of tables, the length of a text's samples, whether labels are classes."""
 
     label: str | None = None
     ignore: Sequence[str] = ()
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A row. files(spec, folder) -> the files of a data set, found but not read; load(spec, files, asked) -> the data set."""
+    """A row. files(spec, folder): find the files of a data set, without reading them; load(spec, files, asked): the data set."""
 
     about: str
     files: Callable[[str, Path | None], list[Path]]
@@ -68,7 +68,7 @@ _KINDS = tuple(name.partition(":")[0] for name in NAMES)
 
 
 def variable() -> tuple[str | None, Path | None]:
-    """What $HPCAI_DATA means: (the data set that it names, None), or (None, the folder of data files that it is).
+    """Return the meaning of $HPCAI_DATA: (the data set that it names, None), or (None, the folder of data files that it is).
 
     A name of a data set comes first, so a folder called mnist is written ./mnist. What is neither is taken for a name.
     """
@@ -125,8 +125,8 @@ def files(spec: str, folder: Path | None = None) -> list[Path]:
 
 
 def with_kind(spec: str, kind: str = "") -> str:
-    """A path that lacks its kind, by which it is read, with that: by its ending, or this one if there is such a file. Empty for
-    what is no such path.
+    """Return the path with its kind in front, such as csv:PATH, by its ending or else this kind if there is such a file. Empty if
+    no such path exists.
 
     >>> with_kind("table.csv.gz"), with_kind("other"), with_kind("csv:table.csv")
     ('csv:table.csv.gz', '', '')

@@ -38,7 +38,7 @@ def load(
     task: Task | None = None,
     validation: Validation | None = None,
 ) -> Dataset:
-    """A table with a header line; `label` names the column to predict, `ignore` columns to leave out, `categorical` columns
+    """Read a table with a header line; `label` names the column to predict, `ignore` columns to leave out, `categorical` columns
     whose values are names. Plain or compressed (see opening.py), UTF-8 or UTF-16, separated by commas, semicolons, tabs or bars.
 
     Numbers are standardised with the training rows' mean and deviation, categories become one-hot; a fifth of the rows, by a
@@ -66,7 +66,7 @@ def load(
 
 
 class Asked(NamedTuple):
-    """What the caller wants of a table, by the names of its columns."""
+    """The caller's wishes about a table, by the names of its columns."""
 
     label: str | None
     ignore: set[str]
@@ -115,7 +115,8 @@ def _first_row(head: Header, ahead: list[str]) -> list[str]:
 
 
 def _places(path: Path, names: list[str], first: list[str], asked: Asked) -> tuple[list[int], tuple[str, ...]]:
-    """Where the columns are that are kept, and what to say of others. Raises: DataError for names that are none, or twofold."""
+    """Return the positions of the columns that are kept, and remarks on others. Raises: DataError for unknown or duplicate names.
+    """
     if _are_data(names, first):
         raise DataError(
             f"{path} begins with {listed(names)}, which are numbers, not names of columns; a table wants a line of names first"
@@ -136,7 +137,7 @@ def _places(path: Path, names: list[str], first: list[str], asked: Asked) -> tup
 
 
 def _are_data(names: list[str], first: list[str]) -> bool:
-    """Whether the first line is a row of data: numbers above all numbers, but for counted columns and years, which increase."""
+    """Return whether the first line is a row of data: numbers above columns of numbers, except counted columns and years."""
     above = [name for name, cell in zip(names, first, strict=False) if is_number(cell)]
     if not above or not all(map(is_number, above)):
         return False
@@ -145,7 +146,8 @@ def _are_data(names: list[str], first: list[str]) -> bool:
 
 
 def _plan(head: Header, places: list[int], first: list[str], asked: Asked, kind: Kind | None) -> Plan:
-    """What each column is; the label is the last of its kind. `kind`: of the label, if that is known from an earlier reading."""
+    """Return the kind of each column; the label is the last of its kind. `kind`: of the label, if known from an earlier reading.
+    """
     where = head.names.index(str(asked.label))
     given = asked.task == "classification" or asked.label in asked.categorical
     if kind is None:

@@ -1,4 +1,4 @@
-"""What a label's values become: classes, or a quantity in units of its deviation."""
+"""The encoding of labels: classes, or a quantity in units of its standard deviation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def targets(train: Array, test: Array, task: Task | None = None) -> Targets:
 
 
 def _otherwise(values: Array, classes: bool) -> str:
-    """How to have whole numbers taken as what they were not."""
+    """Advice on how to have whole numbers read the other way, as classes or as quantities."""
     if not _are_whole(values) or len(values) < 3 or max(-float(values[0]), float(values[-1])) > EXACT:
         return ""
     return "; --task regression takes it as a quantity" if classes else "; --task classification takes its values as classes"
@@ -101,7 +101,7 @@ def _are_whole(values: Array) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A class as people write it: 3, not 3.0."""
+    """Return a class as people write it: 3, not 3.0."""
     return int(value) if value == int(value) else value
 
 
@@ -130,7 +130,7 @@ def _quantity(train: Array, test: Array) -> Targets:
 
 
 def _exact_floats(values: Array) -> Array:
-    """In f64. Raises: DataError for whole numbers that it does not hold, and for numbers beyond its range."""
+    """Return values as f64. Raises: DataError for whole numbers that f64 does not represent, and for numbers beyond its range."""
     with np.errstate(over="ignore"):
         floats = values.astype(np.float64)
     doubtful = values[np.abs(floats) >= EXACT] if values.dtype.kind in "iuO" else values[~np.isfinite(floats)]

@@ -53,7 +53,9 @@ def held_out(n: int, wanted: Validation, labels: Array | None = None) -> tuple[A
 
 
 def _shares(sizes: Array, count: int) -> Array:
-    """How many of each group, `count` in all where that leaves one of each: by the largest remainder."""
+    """Return the number of samples taken from each group, `count` in all if that leaves one in each group, by the largest
+    remainder.
+    """
     exact = sizes * (count / sizes.sum())
     shares = np.minimum(np.floor(exact).astype(np.int64), sizes - 1)
     order = np.argsort(shares - exact, kind="stable")

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: events, and who hears them."""
+"""The events of a run, and the sinks that receive them."""
 
 from hpcai.monitor.event import Event, Sink, functions
 

@@ -20,7 +20,7 @@ class Event(NamedTuple):
 
 
 class Sink(Protocol):
-    """What hears the events of a run, on the rank that is rank 0: where that fails, its successor's opens."""
+    """The protocol of an object that receives a run's events, on rank 0; if that rank fails, its successor opens its own."""
 
     def open(self, about: dict[str, Any], /) -> None:
         """The run begins, or goes on here: its options, and the step after which it does."""

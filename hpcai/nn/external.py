@@ -88,7 +88,7 @@ class _Functions(NamedTuple):
 
 
 class _Call:
-    """What a forward pass was asked, until the loss, which knows the targets, answers it."""
+    """A forward pass under way, until the loss, which knows the targets, completes it."""
 
     def __init__(self, functions: _Functions, params: Params, x: Array, training: bool):
         self.functions, self.params, self.x, self.training = functions, params, x, training
@@ -114,7 +114,7 @@ class _Output(np.ndarray):
 
 
 def _evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
-    """As of any loss: the sum over samples, and how many predictions are right."""
+    """Return the sum of the loss over samples and the number of correct predictions, as any loss does."""
     call = y.call  # type: ignore[attr-defined]  # an array that knows the call that made it
     weight = len(call.x) if call.functions.reduction == "mean" else 1
     if not call.training:

@@ -13,7 +13,7 @@ from hpcai.nn.split import WHOLE, Split
 
 
 class Shape(NamedTuple):
-    """Of a gpt. Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019."""
+    """The sizes of a GPT. Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019."""
 
     layers: int = 4
     width: int = 128

@@ -39,7 +39,7 @@ class Parameter(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One layer.
+    """One layer of a model: its parameters, forward and backward.
 
     forward(params, cache, x) -> y. gradients(params, grads, cache, dy), where it has parameters, writes theirs into `grads`,
     which can be on their way to other ranks while backward(params, cache, dy) -> dx, called next, computes its input's. Either

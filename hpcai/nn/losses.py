@@ -54,7 +54,7 @@ def softmax_cross_entropy(weights: Sequence[float] | Array | None = None) -> Los
 
 
 def weights_of(loss: Loss, target: Array) -> list[float]:
-    """What these targets weigh together, where classes have weights; nothing where they have none."""
+    """Return the total weight of these targets, as a list of one, if classes have weights; else an empty list."""
     return [] if loss.weights is None else [float(loss.weights[target].sum())]
 
 

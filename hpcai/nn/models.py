@@ -25,7 +25,7 @@ MOST_COLOURS = 4
 
 
 class Gradients(Protocol):
-    """Where a backward pass writes: for each layer its gradients by name. A list of what `per_layer` gives is one."""
+    """The destination of a backward pass: for each layer its gradients by name. A list of the results of `per_layer` is one."""
 
     def __getitem__(self, i: int, /) -> Params:
         """Layer i's."""
@@ -258,7 +258,9 @@ def gradients(
 
 
 def first_non_finite(model: Model, params: Sequence[Params], caches: list[Cache], x: Array) -> str | None:
-    """Which layer of a forward pass over `x` first gives NaN or infinity, and whether its parameters or its input did it."""
+    """Find the first layer of a forward pass over `x` that gives NaN or infinity, and whether its parameters or its input caused
+    it.
+    """
     with np.errstate(all="ignore"):
         if not np.isfinite(x).all():
             return "the input data"

@@ -19,7 +19,7 @@ from hpcai.xp import Array
 
 
 class BatchPosition(NamedTuple):
-    """When and where in the data a forward pass stands: what dropout's masks depend on besides the seed.
+    """The position of a forward pass in time and data: dropout's masks depend on it and on the seed.
 
     first: the number of the first sample in the global batch.
     """

@@ -1,4 +1,4 @@
-"""How layers are shared out between ranks, as far as a layer must know: its part, and what joins the parts.
+"""How layers are shared between ranks, as far as a layer must know: its part, and the operations that join the parts.
 
 The room knows no ranks: parallel/tensor.py makes a Split from a communicator, and WHOLE is a layer that is not shared out.
 """

@@ -1,4 +1,4 @@
-"""What the verbs of blocks.py mean, in numpy. See kernels/include/hpcai/blocks.hpp for the same in C++."""
+"""Reference implementations of the verbs of blocks.py, in numpy. See kernels/include/hpcai/blocks.hpp for the same in C++."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a verb takes, declared: arguments are checked once, where they come in, and kernels trust them.
+"""Declarations of a verb's arguments: they are checked once, at the door, and kernels trust them.
 
     @takes(out="T b k", rows="u8|f32|f64 n k", index="i64 b <n", writes="out")
     def gather_into(out, rows, index, scale: float, shift: float): ...
@@ -56,7 +56,7 @@ SCALARS: dict[str, tuple[str, set[type], str, int | None]] = {
 
 
 class ArrayRule(NamedTuple):
-    """What the native door is told of one array; `place` is that among the arguments."""
+    """The native door's rule for one array; `place` is its position among the arguments."""
 
     place: int
     written: bool
@@ -75,7 +75,7 @@ class ScalarRule(NamedTuple):
 
 
 class _Scalar(NamedTuple):
-    """What one scalar has to be."""
+    """The requirement on one scalar."""
 
     name: str
     letter: str
@@ -138,8 +138,8 @@ def _guarded(verb: Any, signature: inspect.Signature, rules: list[Rule], same: s
 def _check(
     verb: Any, names: list[str], rules: list[Rule], scalars: list[_Scalar], same: set[str], where: dict[str, str]
 ) -> tuple[Callable[[tuple[Any, ...]], tuple[int, ...]], list[str]]:
-    """What looks at all arguments of a call, in their order, and gives the limits of arrays' values; and the scalars that shapes
-    depend on.
+    """Return a function that checks all arguments of a call in order and returns the limits of arrays' values, and the scalars
+    that shapes depend on.
     """
     title = verb.__name__
     fit, shaping = layouts.fits(title, verb.__globals__, rules, where, [one.name for one in scalars])
@@ -177,7 +177,7 @@ def _apart(names: list[str], rules: list[Rule]) -> list[tuple[int, int]]:
 
 
 def _looked_at(title: str, rule: Rule, x: Any) -> tuple[Any, Any]:
-    """An array's dtype and shape, once its type and memory are as declared; None twice for none."""
+    """Return an array's dtype and shape, once its type and memory are as declared; (None, None) for None."""
     if x is None and rule.optional:
         return None, None
     if type(x) not in ARRAYS:
@@ -189,7 +189,7 @@ def _looked_at(title: str, rule: Rule, x: Any) -> tuple[Any, Any]:
 
 
 def _scalars(signature: inspect.Signature) -> list[_Scalar]:
-    """What the annotations say of scalars; one with a default of None may be None."""
+    """Return the annotations of scalars; one with a default of None may be None."""
     found = []
     for name, parameter in signature.parameters.items():
         kind, _, more = str(parameter.annotation).partition(" | ")

@@ -1,4 +1,4 @@
-"""Whether the dtypes and shapes of a call are as its verb declares them; door.py says how that is written."""
+"""Checks that the dtypes and shapes of a call are as its verb declares them; door.py explains the notation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LETTERS = {"T": "f32|f64", "L": "u8|u16", "A": "|".join(DTYPES), "B": "|".join(D
 
 
 class Rule(NamedTuple):
-    """What one array has to be. dims: None for any shape. limit: its values are below it."""
+    """The requirement on one array. dims: None for any shape. limit: its values are below it."""
 
     name: str
     dtype: str

@@ -32,7 +32,7 @@ def kernels() -> Any:
 
 
 def lanes() -> str:
-    """Which instructions the kernels use."""
+    """Return the instructions that the kernels use."""
     return _native.lanes() if is_native() else "numpy's, as the kernels are not built"
 
 
@@ -116,10 +116,10 @@ def node(rank: int, size: int, desks: Array, timeout_s: float, crowded: bool) ->
 
 
 def desk_bytes() -> int:
-    """How much shared memory each rank of a node needs for itself."""
+    """Return the bytes of shared memory that each rank of a node needs for itself."""
     return _native.DESK_BYTES
 
 
 def address(x: Array) -> int:
-    """Where the array's bytes begin."""
+    """Return the address of the array's first byte."""
     return x.__array_interface__["data"][0]

@@ -52,6 +52,6 @@ def _within(maker: Maker, values: dict[str, Any], good: Callable[[Any], bool], w
 
 
 def shown(value: Any) -> str:
-    """What was given, on one line and not too long."""
+    """Return a value as text, on one line and not too long."""
     said = " ".join(repr(value).split())
     return said if len(said) <= 60 else f"{said[:57]}..."

@@ -1,5 +1,5 @@
-"""What the verbs mean, in a few lines of numpy each. The fast implementations are tested against these, bit for bit where the
-order of operations is fixed. Shapes and dtypes are in the docstrings of native.py and fused.py.
+"""The verbs in a few lines of numpy each. The fast implementations are tested against these, bit for bit where the order of
+operations is fixed. Shapes and dtypes are in the docstrings of native.py and fused.py.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def norm(grads: Array) -> float:
 
 
 def factor(norm: float, limit: float) -> float:
-    """What to multiply a gradient of this norm with so that it does not exceed `limit` (0: no limit).
+    """Return the factor that limits a gradient of this norm to `limit` (0: no limit).
 
     Raises: ValueError for a norm that is not finite, which no factor mends.
     Source: Pascanu, Mikolov & Bengio, arXiv:1211.5063.

@@ -17,7 +17,7 @@ AXES = ("dp", "tp", "pp")
 
 
 class Sizes(NamedTuple):
-    """How many ranks each axis has."""
+    """The number of ranks on each axis."""
 
     dp: int = 1
     tp: int = 1
@@ -77,7 +77,7 @@ def _are(ranks: int) -> str:
 
 
 def _fitting(given: dict[str, int], ranks: int) -> str:
-    """A mesh near the given one that has so many ranks, or how many ranks would do."""
+    """Suggest a mesh near the given one for so many ranks, or the number of ranks that would fit."""
     for axis in ("dp", "pp", "tp"):
         rest = prod(count for name, count in given.items() if name != axis)
         if axis in given and ranks % rest == 0:

@@ -27,13 +27,13 @@ ACTIVATIONS, GRADIENTS = 0, 1
 
 
 class Gradients(Protocol):
-    """Where backward puts gradients: see zero.py."""
+    """The destination of gradients in backward; see zero.py."""
 
     def begin(self) -> None:
-        """A step begins."""
+        """Begin a step."""
 
     def __getitem__(self, i: int, /) -> Params:
-        """Where layer i's are to be written."""
+        """Return the arrays into which layer i's gradients are written."""
 
     def filled(self, i: int) -> None:
         """Layer i's of one micro-batch are written."""
@@ -66,7 +66,7 @@ class Stages(NamedTuple):
 
 
 class _Slot:
-    """What is kept of one micro-batch in one stage between its forward and the end of its backward."""
+    """The data kept for one micro-batch in one stage from its forward to the end of its backward."""
 
     def __init__(self, model: Model):
         self.caches = models.caches(model)
@@ -195,7 +195,7 @@ class _Run:
         del self.slots[action.micro, action.chunk]
 
     def stage(self, action: Action) -> int:
-        """Which of all stages an action works on."""
+        """Return the index, among all stages, of the stage that an action works on."""
         return action.chunk * self.comm.size + self.comm.rank
 
     def _send(self, y: Array, stage: int, lane: int) -> None:

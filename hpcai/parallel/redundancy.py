@@ -58,6 +58,6 @@ class Backup:
 
 
 def _parts(x: Array) -> Iterator[Array]:
-    """As much as a message carries at a time."""
+    """Cut an array into pieces of one message each."""
     step = MESSAGE_BYTES // x.itemsize
     return (x[start : start + step] for start in range(0, x.size, step))

@@ -153,7 +153,7 @@ def _stage(action: Action, rank: int, ranks: int) -> int:
 def _ready(
     action: Action, rank: int, ranks: int, stages: int, done: dict[tuple[str, int, int], float], wire_s: float
 ) -> float | None:
-    """When what an action wants is there; None if that is not known yet."""
+    """Return when the inputs of an action are there; None if that is not known yet."""
     stage, micro = _stage(action, rank, ranks), action.micro
     if action.kind == "W":
         return done.get(("I", stage, micro))
@@ -175,7 +175,7 @@ def bubble(timelines: list[list[Work]]) -> float:
 
 
 def bubble_in_theory(name: str, ranks: int, micros: int, seconds: Mapping[str, float], chunks: int = 1) -> float:
-    """What the papers say. seconds: of F, I and W of one stage (a rank's work is `chunks` stages).
+    """The bubble that the papers predict. seconds: of F, I and W of one stage (a rank's work is `chunks` stages).
 
     GPipe and 1F1B idle (ranks - 1)(F + I + W), interleaved 1/chunks of that, ZB-H1 (ranks - 1)(F + I - W) with as many
     micro-batches as ranks or more, nothing where W is longer.

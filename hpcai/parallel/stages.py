@@ -1,4 +1,4 @@
-"""Where a model is cut into pipeline stages: between groups of layers, so that the slowest stage is as quick as can be."""
+"""The cut of a model into pipeline stages: between groups of layers, so that the slowest stage is as fast as possible."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class TiedParameter(NamedTuple):
 
 
 def tied_parameter(model: Model, whole: Model, mesh: Mesh) -> TiedParameter | None:
-    """Where the first and the last stage both have the embedding. Collective."""
+    """Return the tied parameter if the first and the last stage both hold the embedding. Collective."""
     owner = next((layer.shares_parameters_with for layer in whole.layers if layer.shares_parameters_with), None)
     if owner is None or mesh.pp.size == 1:
         return None

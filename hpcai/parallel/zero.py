@@ -1,4 +1,4 @@
-"""Where parameters, gradients and optimizer state lie among data-parallel ranks: everything everywhere, or in shards.
+"""The placement of parameters, gradients and optimizer state among data-parallel ranks: replicated, or in shards.
 
     stage 0  every rank has all of all                                            bytes a rank, N elements, P ranks, f32, Adam
     stage 1  optimizer state in shards: reduce-scatter, update, all-gather        4N + 4N + 8N/P
@@ -80,7 +80,7 @@ class WholeGradients:
         self.written.clear()
 
     def __getitem__(self, i: int) -> Params:
-        """Where layer i's gradients are to be written."""
+        """Return the arrays into which layer i's gradients are written."""
         names = {
             key: f"{self.model.layers[i].shares_parameters_with or self.model.layers[i].name}.{key}" for key in self.views[i]
         }
@@ -126,7 +126,7 @@ class ShardedGradients:
         self.flat[:] = 0
 
     def __getitem__(self, i: int) -> Params:
-        """Where layer i's gradients are to be written. Collective among ranks when it leaves a unit."""
+        """Return the arrays into which layer i's gradients are written. Collective when it leaves a unit."""
         unit = self.unit_of[i]
         names = {f"{self.model.layers[i].shares_parameters_with or self.model.layers[i].name}.{key}" for key in self.views[i]}
         if unit != self._current or names & self._visited:

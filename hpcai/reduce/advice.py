@@ -1,4 +1,4 @@
-"""What each way to reduce a gradient would take here: the wire measured, coding measured, and the two added.
+"""Predictions of what each way to reduce a gradient would cost here: the wire and the coding are measured, and added.
 
 A curve of seconds over bytes is measured for each collective, up to sizes that take a tenth of a second; longer arrays are taken
 to cost as much a byte as the last stretch did. Coding is timed on the real sizes, on all ranks at once, with nothing sent.
@@ -66,7 +66,7 @@ class Prediction(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """Of the whole reduction."""
+        """The seconds of the whole reduction."""
         return self.coding_s + self.wire_s
 
 
@@ -86,7 +86,7 @@ def measure_wire(comm: Communicator, largest: int, algorithm: str = "auto") -> W
 
 
 def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: Wire) -> Prediction:
-    """What arrays of these lengths take with their reducers. The same on all ranks. Collective."""
+    """Predict the cost of reducing arrays of these lengths with their reducers. The same on all ranks. Collective."""
     coding, on_wire, sent = 0.0, 0.0, 0.0
     for n, reducer in reducers:
         gradient = np.random.default_rng([comm.rank, n]).standard_normal(n, np.float32)
@@ -153,8 +153,8 @@ def _stream(comm: Communicator) -> tuple[float, float, float]:
 
 
 def _coding_s(reducer: Reducer, gradient: Array, comm: Communicator, counting: Counting) -> list[tuple[float, float]]:
-    """Of some reductions in which nothing is sent: seconds of coding, and how many of them could hide behind the wire; those of
-    the slowest rank. The calls of the last stay in `counting`.
+    """Measure some reductions in which nothing is sent: seconds of coding, and how many of them could hide behind the wire, on
+    the slowest rank. The calls of the last one stay in `counting`.
     """
     fresh, state = gradient.copy(), reducer.init(gradient)
     turns = np.zeros((1 + REPEATS, 2))

@@ -213,14 +213,16 @@ def _decode_mean(codec: Codec, x: Array, payloads: list[Payload]) -> None:
 
 
 def parts(n: int, cut: int) -> list[slice]:
-    """How `by_gather` cuts n elements of a codec: parts of PART elements or less, cut at multiples of `cut`; one if it is 0."""
+    """Return how `by_gather` cuts n elements of a codec: parts of PART elements or less, cut at multiples of `cut`; one part if
+    it is 0.
+    """
     step = max(cut, PART // cut * cut) if cut else max(1, n)
     return [slice(start, min(n, start + step)) for start in range(0, max(1, n), step)]
 
 
 def share(n: int, parts: int, index: int) -> slice:
-    """What rank `index` of `parts` owns in `by_scatter`: a part of n elements, cut between blocks, so that shares have the scales
-    that the whole would have.
+    """Return the part of n elements that rank `index` of `parts` owns in `by_scatter`, cut between blocks, so that shares have
+    the scales of the whole array.
     """
     cut = schedule.split(blocks.block_count(n), parts, index)
     return slice(min(n, cut.start * blocks.BLOCK), min(n, cut.stop * blocks.BLOCK))

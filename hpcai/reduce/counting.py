@@ -76,7 +76,7 @@ class Counting:
         return self._called("allgather", x, begin)
 
     def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
-        """As Communicator.allgather_each; its seconds are those in which nothing was made or taken."""
+        """As Communicator.allgather_each; the recorded seconds leave out the time spent making and taking arrays."""
         making = _Stopwatch()
         running, taking = self.comm.allgather_each(making.each(arrays)), 0.0
         while True:
@@ -105,7 +105,7 @@ class Counting:
 
 @dataclass
 class CostRecord:
-    """What the reductions of one bucket have cost: how many, seconds of coding, and the calls of the last."""
+    """The cost of one bucket's reductions: their number, seconds of coding, and the calls of the last one."""
 
     count: int = 0
     coding_s: float = 0.0
@@ -122,7 +122,7 @@ class CostRecord:
 
 
 class SilentRank:
-    """A rank that is alone but does not know: everyone else is taken to say what this rank says, and nothing is sent.
+    """A rank that works alone as if it had others: each of them is taken to send what this rank sends, and nothing is sent.
 
     A reducer on it takes the time that coding takes on so many ranks.
     """

@@ -20,12 +20,12 @@ Make = Callable[[str, int, Sequence[Place], int], Reducer]
 
 
 def _plainly(reducer: Callable[[], Reducer]) -> Make:
-    """A reducer that loses nothing, or keeps its own account."""
+    """A reducer without error feedback: it loses nothing, or keeps its own account."""
     return lambda value, ranks, places, seed: reducer()
 
 
 def _whole(codec: Callable[[], Codec]) -> Make:
-    """A codec without an argument, in the way that is cheapest for so many ranks."""
+    """A codec without an argument, combined in the way that is cheapest for so many ranks."""
 
     def make(value: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
         return by_gather(codec()) if ranks <= 2 else by_scatter(codec())
@@ -34,7 +34,7 @@ def _whole(codec: Callable[[], Codec]) -> Make:
 
 
 def _of_a_ratio(name: str, codec: Callable[[float], Codec], combined: Callable[[Codec], Reducer]) -> Make:
-    """A codec that sends a share of the elements."""
+    """A codec that sends a ratio of the elements."""
 
     def make(value: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
         try:

@@ -1,5 +1,6 @@
-"""When to compress, and what how: not small arrays, which cost latency only, not the first steps, where gradients are wild, and
-parts of an array each in its own way."""
+"""The policy of compression: small arrays are left out, as only latency matters for them; the first steps too, as their gradients
+vary widely; parts of an array may each be compressed in their own way.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reducer is, and what it has done."""
+"""The protocol of a reducer, and the record of what it did."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Reduced(NamedTuple):
 
 
 class Reducer(NamedTuple):
-    """A way to take the mean of an array over all ranks.
+    """A reducer: it takes the mean of an array over all ranks.
 
     init(x) -> the state for arrays like x. reduce(x, comm, state) -> Reduced; x is flat f32, may be overwritten, and the mean
     may lie in it. keep(x, memory, comm, state) -> Reduced is the mean of x + memory, after which the memory, written in the same

@@ -54,7 +54,7 @@ def agreed_largest(x: Array, comm: Collectives) -> float:
 
 
 def largest_magnitude(x: Array) -> float:
-    """Of f32 values, as f64; NaN if there is one, 0 of nothing.
+    """Return the largest magnitude of f32 values, as f64; NaN if one is NaN, 0 for an empty array.
 
     >>> largest_magnitude(np.float32([1, -3])), largest_magnitude(np.float32([]))
     (3.0, 0.0)

@@ -24,7 +24,7 @@ def remembered(state: Any, start: int) -> list[tuple[int, Remembered]]:
 
 
 def owed_by_owner(state: Remembered) -> Array | None:
-    """What this rank owes as an owner of a share (see combine.by_scatter); None where there are no owners."""
+    """Return what this rank owes as the owner of a share (see combine.by_scatter); None if there are no owners."""
     return state.inner.owed if isinstance(state.inner, Scattered) else None
 
 
@@ -59,6 +59,6 @@ def with_counters(state: Any, saved: Any) -> Any:
 
 
 def norm(state: Any, comm: Collectives) -> float | None:
-    """Of what this rank still owes; None where it has no memory."""
+    """Return the norm of what this rank still owes; None if it has no memory."""
     found = remembered(state, 0)
     return math.sqrt(sum(float(np.linalg.norm(owed(kept, comm))) ** 2 for _, kept in found)) if found else None

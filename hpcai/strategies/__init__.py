@@ -1,1 +1,1 @@
-"""How replicas of one model agree: strategies, which compose."""
+"""Strategies: how replicas of one model agree. They compose."""

@@ -16,7 +16,7 @@ from hpcai.strategies.strategy import Kept, Setup, State, Strategy, Totals, Wrap
 
 @dataclass
 class Compressed(Wrapped):
-    """A reducer for each bucket, its state, and what it did. gaps: elements of the layout that belong to no parameter."""
+    """The reducer of each bucket, its state, and its record. gaps: elements of the layout that belong to no parameter."""
 
     buckets: list[slice]
     reducers: Sequence[Reducer]
@@ -57,7 +57,7 @@ def compressed(inner: Strategy, reducers: Sequence[Reducer]) -> Strategy:
 
 
 def _kept(state: Compressed) -> list[Kept]:
-    """What ranks remember of each bucket, what its ranks share, and its counters."""
+    """Return what outlives a step: each rank's memory of each bucket, state shared by ranks, and counters."""
     found = []
     for i, (bucket, one) in enumerate(zip(state.buckets, state.states, strict=True)):
         for start, remembered in states.remembered(one, bucket.start):

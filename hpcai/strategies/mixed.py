@@ -97,7 +97,7 @@ def mixed(inner: Strategy) -> Strategy:
 
 
 def skips_overflow(state: State) -> bool:
-    """Whether a step whose gradient is not finite leaves the parameters as they are and scales the loss down, as with f16."""
+    """Return whether a step with a gradient that is not finite is skipped and the loss scaled down, as with f16."""
     found = part(state, Mixed)
     return found is not None and found.buffers.stored.dtype == np.float16
 

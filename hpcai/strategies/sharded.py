@@ -87,7 +87,7 @@ def _init(setup: Setup, stage: int, left_out: Sequence[slice]) -> Sharded:
 
 
 def _counted(places: list[tuple[slice, slice]], left_out: Sequence[slice]) -> list[slice]:
-    """Of runs, each with where it lies in the flat layout, what is left without those that are left out."""
+    """Return the parts of runs, each with its place in the flat layout, that are not excluded."""
     runs = []
     for flat, run in places:
         start, shift = flat.start, run.start - flat.start
@@ -183,7 +183,7 @@ def _kept(state: Sharded, stage: int) -> list[Kept]:
 
 
 def named(params: Array, optimizer: dict[str, Array]) -> list[tuple[str, Array]]:
-    """As a checkpoint calls them."""
+    """Return the state's arrays with their names in checkpoints."""
     return [("params", params), *((f"optimizer.{name}", array) for name, array in optimizer.items())]
 
 

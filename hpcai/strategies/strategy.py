@@ -1,4 +1,4 @@
-"""What a strategy is, and what of it outlives a step.
+"""The protocol of a strategy, and of what outlives a step.
 
 A step computes gradients, and the strategy decides what becomes of them: how they are reduced, what this rank updates, and what
 ranks share afterwards. Wrappers return the same type, so that `redundant(compressed(sharded(1), reducers))` reads as what it
@@ -28,7 +28,8 @@ Held = Literal["all", "shard", "copy", "own", "owner", "common", "counter"]
 
 
 class Kept(NamedTuple):
-    """One thing that outlives a step. Checkpoints, recovery, new ranks and taking a step back are each one loop over all of them.
+    """One thing that outlives a step. Checkpoints, recovery, new ranks and the undoing of a step are each one loop over all of
+    them.
 
     held: which of the data-parallel ranks have it, and so who writes it and what another rank, or another number of ranks, gets.
 
@@ -55,7 +56,7 @@ class Kept(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What all ranks know when a step is *decided*: its gradients are summed, and what is left needs no further sums.
+    """What all ranks know when a step is *decided*: its gradients are summed, and the rest needs no further sums.
 
     A rank that knows them knows that all others have the sums of the gradients, even if one of them fails now (see
     elastic/recover.py). factor: what its gradients are still to be multiplied by when they are used; loss_sum has been, and
@@ -101,9 +102,9 @@ class Buffers:
 
 
 class Setup(NamedTuple):
-    """What a strategy begins with. initial: the model's parameters, flat; dtype: of arithmetic; storage: in which parameters and
-    gradients are stored and sent; buckets: slices of the gradient that are reduced in one go; units: those in which shards
-    travel; algorithm: of all-reduces; clip: the limit of the gradient's norm.
+    """The inputs of a strategy. initial: the model's parameters, flat; dtype: of arithmetic; storage: the dtype in which
+    parameters and gradients are stored and sent; buckets: slices of the gradient that are reduced together; units: the slices in
+    which shards are sent; algorithm: of all-reduces; clip: the limit of the gradient's norm.
     """
 
     model: Model
@@ -146,7 +147,7 @@ class Wrapped:
 
     @property
     def buffers(self) -> Buffers:
-        """Those of the innermost."""
+        """Return the buffers of the innermost strategy."""
         found: Buffers = self.inner.buffers
         return found
 
@@ -161,7 +162,7 @@ def part(state: State, kind: type[T]) -> T | None:
 
 
 def wrapping(inner: Strategy, make: Callable[[State, Setup], State]) -> Strategy:
-    """A strategy that does what `inner` does, with a state around its own; replace what is to be done otherwise."""
+    """Return a strategy that does what `inner` does, with a state around its own; replace the functions that differ."""
     return Strategy(
         init=lambda setup: make(inner.init(setup), setup),
         scale=lambda state: inner.scale(state.inner),

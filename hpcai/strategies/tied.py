@@ -11,7 +11,7 @@ from hpcai.strategies.strategy import Setup, State, Strategy, Totals, Wrapped, w
 
 @dataclass
 class Tied(Wrapped):
-    """Which parameters, and with whom."""
+    """The tied parameters, and the ranks that share them."""
 
     parameter: TiedParameter
 

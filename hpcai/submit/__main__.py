@@ -120,7 +120,9 @@ def _say(text: str) -> None:
 
 
 def _job(chosen: argparse.Namespace, training: list[str], whole: Options, tasks: list[list[str]]) -> script.Job:
-    """What the script says. Paths are whole, so that it can be submitted again from anywhere but for training's own."""
+    """Return the job that the script describes. Paths are absolute, except those of training itself, so that it can be submitted
+    from anywhere.
+    """
     folder = Path(str(whole.run_dir)).absolute()
     return script.Job(
         name=os.path.basename(os.path.abspath(folder)) or "hpcai" if chosen.name is None else chosen.name,

@@ -1,4 +1,4 @@
-"""What can be known of a run before it waits in a queue."""
+"""Checks of a run that are possible before it waits in a queue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all batch scripts have in common, in bash: signals, requeueing, the launcher, and the judgement of how training ended.
+"""The parts common to all batch scripts, in bash: signals, requeueing, the launcher, and how the end of training is judged.
 
 Texts that hpcai.submit.script puts together. They read what a script sets first: python, site, launcher, elastic (as the option
 of training), and for training max_restarts and options. A variable of the environment may hold anything: bash runs commands

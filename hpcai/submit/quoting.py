@@ -1,4 +1,4 @@
-"""How texts get into a batch script whole: those that a line cannot hold are refused, and words are quoted for Slurm."""
+"""Quoting of texts in a batch script: texts that a line cannot hold are refused, and words are quoted for Slurm."""
 
 from __future__ import annotations
 

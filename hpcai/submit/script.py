@@ -31,7 +31,7 @@ CALLED = {
 
 
 class Job(NamedTuple):
-    """What a batch script says; the defaults are those of slurm/train.sbatch."""
+    """The contents of a batch script; the defaults are those of slurm/train.sbatch."""
 
     name: str = "hpcai"
     nodes: int = 1

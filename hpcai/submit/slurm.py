@@ -98,7 +98,7 @@ def _print_new(log: Path, start: int, mark: str) -> int:
 
 
 def _read(log: Path, start: int) -> bytes:
-    """A piece of the log, of READ_BYTES at most; nothing of what is no plain file, which may never end."""
+    """Read a piece of the log, READ_BYTES at most; nothing from a file that is not regular, which may never end."""
     try:
         handle = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -122,7 +122,7 @@ def _states(job: str) -> dict[str, tuple[str, str]]:
 
 
 def _parsed(said: str) -> dict[str, tuple[str, str]]:
-    r"""What `scontrol show job` says. Names, comments and paths may have anything in them but the beginning of a line.
+    r"""Parse the output of `scontrol show job`. Names, comments and paths may contain anything but the beginning of a line.
 
     >>> _parsed("JobId=7 JobName=x JobState=FAILED\n   JobState=RUNNING Reason=None\n   Requeue=1 Restarts=0 ExitCode=0:0\n")
     {'7': ('RUNNING', '0:0')}

@@ -1,4 +1,4 @@
-"""Whether a run fits into its walltime, by the step time of earlier runs."""
+"""A prediction of whether a run fits into its walltime, from the step time of earlier runs."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def measured(options: Options, ranks: int) -> Measured | None:
 
 
 def _read(folder: Path, like: Options | None, ranks: int) -> Measured | None:
-    """What metrics.jsonl says; with `like`, only of a finished run with those options."""
+    """Read metrics.jsonl; with `like`, only that of a finished run with those options."""
     try:
         if like is not None and not _alike(summary(folder), like, ranks):
             return None
@@ -105,7 +105,7 @@ def _read(folder: Path, like: Options | None, ranks: int) -> Measured | None:
 
 
 def summary(folder: Path) -> dict:
-    """What a finished run's summary.json says. Raises: one of UNREADABLE."""
+    """Read a finished run's summary.json. Raises: one of UNREADABLE."""
     path = folder / "summary.json"
     if not path.exists():
         raise FileNotFoundError(path)
@@ -131,7 +131,7 @@ def _alike(summary: dict, like: Options, ranks: int) -> bool:
 
 
 def check(time: str, lead_s: int, found: Measured | None, total_steps: int | None, resumes: bool) -> str:
-    """What is expected of a run of so many steps in allocations of `time` that end `lead_s` early, in words.
+    """Describe in words what to expect of a run of so many steps in allocations of `time` that end `lead_s` early.
 
     Raises: UsageError for a walltime that leaves no time for a few steps.
     """

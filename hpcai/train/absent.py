@@ -1,4 +1,4 @@
-"""What is said where --resume names something that holds no checkpoint: what is there, and what to do."""
+"""The message where --resume names something without a checkpoint: what is there, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which --compress to take for this model on this machine: measured, predicted, and said why."""
+"""The choice of --compress for this model on this machine: measured, predicted, and explained."""
 
 from __future__ import annotations
 

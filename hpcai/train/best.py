@@ -61,18 +61,20 @@ def judge(progress: Progress, record: Mapping[str, Any], options: Options, whole
 
 
 def waits_in_vain(progress: Progress, options: Options) -> bool:
-    """Whether so many epochs were no better than one before that the run ends (Prechelt, doi:10.1007/3-540-49430-8_3)."""
+    """Return whether the run ends because so many epochs were no better than an earlier one (Prechelt,
+    doi:10.1007/3-540-49430-8_3).
+    """
     return options.patience is not None and progress.waited >= options.patience
 
 
 def is_here(progress: Progress, options: Options) -> bool:
-    """Whether the best epoch has just ended, so that a checkpoint of it is due."""
+    """Return whether the best epoch has just ended, so that its checkpoint is due."""
     return options.keep_best is not None and progress.best is not None and progress.best["step"] == progress.step
 
 
 def checkpoint(series: Retention, step: int) -> str | None:
-    """That of the best epoch, as people call it; None, after a warning, where it is not there: it could not be written, or the
-    run went on from where --keep-best was not given, or from another folder. On rank 0.
+    """Return the path of the best epoch's checkpoint; None, after a warning, if it is not there: it could not be written, or the
+    run resumed from one without --keep-best or from another folder. On rank 0.
     """
     name = naming.named(step)
     if series.has(name):
@@ -84,7 +86,7 @@ def checkpoint(series: Retention, step: int) -> str | None:
 
 
 def stopped(progress: Progress) -> str:
-    """In words, why a run has ended early."""
+    """Describe why a run has ended early."""
     assert progress.best is not None or progress.waited
     best = progress.best
     since = "" if best is None else f" than {best['value']:.6g} after step {best['step']:,}"

@@ -1,4 +1,4 @@
-"""What is due between two steps: an epoch's evaluation, a checkpoint, the end of the run, a wish to leave."""
+"""The work between two steps: an epoch's evaluation, a checkpoint, the end of the run, leaving on request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcai.train.run import Run
 
 
 def between(run: Run) -> None:
-    """What is due after the last step: an epoch's evaluation, a checkpoint, leaving. Does nothing when it is called again."""
+    """Do what is due after the last step: evaluate an epoch, write a checkpoint, leave. A second call does nothing."""
     options, progress = run.options, run.progress
     run.saver.heard(run.counted)
     epoch_ends, record = progress.step % run.per_epoch == 0, None

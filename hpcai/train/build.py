@@ -101,7 +101,8 @@ def build_stages(
 
 
 def overlaps(options: Options, mesh: Mesh) -> bool:
-    """Whether gradients are reduced while backward computes the next: as the options say, else where ranks span nodes.
+    """Return whether gradients are reduced while backward computes the next ones: as the options say, by default if ranks span
+    nodes.
 
     On one node memory is the wire, and a thread would only take the core from backward. Where other axes communicate within
     backward, or shards do, a thread would come between.
@@ -146,7 +147,7 @@ def build_optimizer(options: Options, model: Model) -> Optimizer:
 def build_reducers(
     options: Options, model: Model, buckets: list[slice], ranks: int, tensor_parallel: bool = False
 ) -> list[Reducer]:
-    """One for each bucket, or none at all where gradients are summed as they are.
+    """Return a reducer for each bucket; none if gradients are summed uncompressed.
 
     Arrays that tensor-parallel ranks all have whole travel as they are: a codec would mix them with neighbours that differ
     between those ranks, and the copies would drift apart.
@@ -158,7 +159,7 @@ def build_reducers(
 
 
 def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int, copies: set[str]) -> Reducer:
-    """Of one bucket: neighbouring arrays of the same choice are a part, which is reduced in one go."""
+    """Return one bucket's reducer: neighbouring arrays with the same choice form a part, which is reduced together."""
     slots = [slot for slot in layout.slots if bucket.start <= slot.start and slot.stop <= bucket.stop]
     choices = ["none" if slot.name in copies else _choice(options, slot.name) for slot in slots]
     starts = [i for i in range(len(slots)) if i == 0 or choices[i] != choices[i - 1]]
@@ -173,7 +174,7 @@ def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int, copies
 
 
 def _choice(options: Options, name: str) -> str:
-    """How the array of that name travels."""
+    """Return the compression of the array of that name."""
     return next((choice for pattern, choice in options.compress_layers if fnmatch(name, pattern)), options.compress)
 
 

@@ -89,7 +89,7 @@ def _of_each(given: tuple[Any, ...], names: list[str]) -> Array:
 
 
 def _counts(dataset: Dataset, comm: Communicator) -> Array:
-    """How many training samples of each class there are; of samples that are not in memory each rank asks for its share."""
+    """Count the training samples of each class; if samples are not in memory, each rank asks for its share."""
     if dataset.samples is None:
         return np.bincount(dataset.y_train, minlength=dataset.classes)
     counts, failure = np.zeros(dataset.classes, np.int64), None

@@ -1,4 +1,4 @@
-"""How training ends on all ranks alike: one line on rank 0, and the same exit code everywhere."""
+"""The end of training, alike on all ranks: one line on rank 0, and the same exit code everywhere."""
 
 from __future__ import annotations
 

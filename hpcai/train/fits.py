@@ -1,4 +1,6 @@
-"""Whether a model fits into the memory that is free, before any of it is taken: a kernel that runs out kills without a word."""
+"""A check, before any memory is taken, that a model fits into free memory: the kernel kills a process that runs out without a
+message.
+"""
 
 from __future__ import annotations
 
@@ -83,13 +85,17 @@ def pools() -> list[Pool]:
 
 
 def _number(group: Path) -> str:
-    """What tells a control group from others of its machine: containers may see different ones under the same path."""
+    """Return an identity that tells a control group from others of its machine: containers may see different groups under one
+    path.
+    """
     about = group.stat()
     return f"{about.st_dev} {about.st_ino}"
 
 
 def _parameters(options: Options, dataset: Dataset) -> tuple[int, int, int]:
-    """How many there are, and in the largest array; and how many arrays of optimizer state are as long as they are together."""
+    """Return the number of parameters, that of the largest array, and how many arrays of optimizer state have the length of the
+    parameters.
+    """
     model = build.build_model(options, dataset)
     largest = max((slot.stop - slot.start for slot in model.layout.slots), default=0)
     return model.layout.size, largest, len(build.build_optimizer(options, model).init(np.zeros(1, np.float32)))

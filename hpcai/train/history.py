@@ -1,4 +1,4 @@
-"""How far a run has come, and what its epochs came to."""
+"""The progress of a run, and the results of its epochs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Progress:
         self.samples += samples
 
     def record(self, found: Mapping[str, float | None]) -> dict[str, Any]:
-        """What the epoch has come to, with what was found on other data than the training's."""
+        """Return the epoch's record, with the figures found on data other than the training data."""
         return {"step": self.step, "loss": self.loss_sum / self.samples, **found}
 
     def close_epoch(self, record: dict[str, Any]) -> None:

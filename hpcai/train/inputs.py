@@ -1,4 +1,4 @@
-"""A run's data set, on all ranks, and what must be right before anything is written."""
+"""A run's data set on all ranks, and the checks before anything is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that any death of its holder releases, also on NFS, and that says who holds it.
+"""A lock that allows one run at a time in a folder: any death of its holder releases it, also on NFS, and it names its holder.
 
 It is a record lock (fcntl) on the file .lock, which is never deleted: else one run would lock the old file, another the new one.
 Such a lock belongs to a process and a file, whatever the folder is called, and *any* close of that file in the process releases
@@ -51,7 +51,7 @@ _guard = threading.Lock()
 
 
 class Locks:
-    """Those of one run, taken by its rank 0. token: of the run, so that its ranks know each other's locks."""
+    """The locks of one run, taken by its rank 0. token: the run's, so that its ranks know each other's locks."""
 
     def __init__(self, folders: Sequence[Path], token: str = ""):
         self.folders, self.token = folders, token or uuid.uuid4().hex
@@ -157,7 +157,9 @@ def patience() -> float:
 
 
 def token_of(folder: Path) -> str:
-    """That of the run that holds the folder or held it last; empty where none can be read. Not for a process that holds it."""
+    """Return the token of the run that holds the folder or held it last; empty if none can be read. Not for a process that holds
+    it.
+    """
     try:
         handle = _opened(folder / NAME, os.O_RDONLY)
     except (OSError, UsageError):
@@ -169,7 +171,7 @@ def token_of(folder: Path) -> str:
 
 
 def described(text: bytes) -> str:
-    """In words, who wrote that into a lock file.
+    """Describe the process that wrote a lock file.
 
     >>> described(b'{"host": "n1", "pid": 7, "job": "12", "since": "2026-01-01 00:00:00 UTC"}')
     'process 7 on n1, job 12, since 2026-01-01 00:00:00 UTC'
@@ -195,7 +197,7 @@ def _opened(path: Path, access: int = os.O_RDWR | os.O_CREAT) -> int:
 
 
 def _write(handle: int, token: str) -> None:
-    """Who holds it, for others to read."""
+    """Write the holder's identity, for others to read."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
     task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -37,8 +37,8 @@ from hpcai.train.step import train_step
 
 
 class Ended(NamedTuple):
-    """A run that has come to its end: what a rank knows of it. checkpoint: the last one's name, as people call it; comm: of the
-    ranks that go on with their program.
+    """What a rank knows of a run that has ended. checkpoint: the path of the last one; comm: of the ranks that go on with their
+    program.
     """
 
     summary: dict[str, Any]
@@ -236,7 +236,7 @@ def _finish(run: Run) -> Ended:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    """Of the last evaluation, what the summary says of single classes or outputs. Collective."""
+    """Return the last evaluation's figures of single classes or outputs, for the summary. Collective."""
     if run.evaluated is None and not run.dataset.context:  # nothing was left to do, or ranks failed that had a part in it
         run.evaluated = evaluate(run.replica, run.dataset)
     if (found := run.evaluated) is None:
@@ -246,7 +246,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _best(run: Run) -> dict[str, Any]:
-    """What the summary says of the best epoch, and of an early end. Collective."""
+    """Return what the summary says of the best epoch and of an early end. Collective."""
     progress, options = run.progress, run.options
     found: dict[str, Any] = {}
     if progress.best is not None and best.metric(options, run.dataset.validates):
@@ -260,7 +260,7 @@ def _best(run: Run) -> dict[str, Any]:
 
 
 def _step(run: Run) -> None:
-    """One step on this rank's samples of the next global batch."""
+    """Make one step on this rank's samples of the next global batch."""
     options, replica, at = run.options, run.replica, run.progress.step
     x, target, samples = batch_of(run.dataset, options, replica, at, run.rows)
     if options.elastic != "never":

@@ -47,7 +47,7 @@ class Finder:
 
     @property
     def lr(self) -> float:
-        """Of the next step."""
+        """Return the learning rate of the next step."""
         return LOWEST * (HIGHEST / LOWEST) ** (len(self.tried) / (STEPS - 1))
 
     def goes_on(self, loss: float) -> bool:

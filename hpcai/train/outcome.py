@@ -1,4 +1,4 @@
-"""What a step and an evaluation came to, as all ranks know it."""
+"""The results of a step and of an evaluation, as all ranks know them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from hpcai.xp import Array
 
 
 class Report(NamedTuple):
-    """What one step did, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds, votes."""
+    """The result of one step, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds, votes.
+    """
 
     loss_sum: float
     targets: int
@@ -19,7 +20,7 @@ class Report(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What a model is worth on test data.
+    """The result of an evaluation.
 
     loss: the mean, by weight where classes have weights. accuracy: None where nothing is right or wrong. quantities, outputs: of
     all outputs together and of each, in the target's unit (see report/figures.py). counts: this rank's, of classes.

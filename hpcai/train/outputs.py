@@ -10,7 +10,7 @@ from hpcai.train.options.options import Options
 
 
 def metrics_path(options: Options) -> Path:
-    """Where the lines of steps go."""
+    """Return the path of the metrics file."""
     return Path(options.metrics_file) if options.metrics_file else Path(options.run_dir or "runs") / "metrics.jsonl"
 
 

@@ -109,7 +109,7 @@ def _require_none(name: str, has: bool, wanted: Validation | None) -> None:
 
 
 def _made(flag: str, name: str, argument: Any) -> Any:
-    """What a name stands for: a value, or what a function gives, which may want an argument. Raises: UsageError."""
+    """Return the object of a name: a value, or the result of a function, which may take an argument. Raises: UsageError."""
     value = name.value if isinstance(name, Own) else _found(flag, name)
     is_model = hasattr(value, "loss_and_gradients") and not inspect.isclass(value)  # which may be callable too
     if isinstance(value, tuple) or not callable(value) or is_model:

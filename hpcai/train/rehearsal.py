@@ -1,5 +1,5 @@
-"""A run that is tried and thrown away: --dry-run says what would be trained, --find-lr looks for a learning rate. Nothing of a
-run is written, locked or changed.
+"""A rehearsal of a run: --dry-run says what would be trained, --find-lr looks for a learning rate. It writes, locks and changes
+nothing of a run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LISTED = 60
 
 
 def run(options: Options, comm: Communicator) -> None:
-    """What --dry-run and --find-lr ask for, on all ranks. Collective. Raises: UsageError, DataError, CheckpointError."""
+    """Carry out --dry-run or --find-lr, on all ranks. Collective. Raises: UsageError, DataError, CheckpointError."""
     dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
     dataset = class_weights.decided(options, dataset, comm)
     comm.on_root(lambda: resume.require_there(options))
@@ -55,7 +55,7 @@ def run(options: Options, comm: Communicator) -> None:
 
 
 def _steps(options: Options, dataset: Dataset, replica: Replica) -> Iterator[tuple[Array, Array, int, int]]:
-    """What each step from the first works on: x, target, samples of the global batch, and its number."""
+    """Return the inputs of each step: x, target, samples of the global batch, and the step's number."""
     samples = min(options.batch, dataset.train_samples)
     rows, at = room(dataset, samples, replica), 0
     while True:
@@ -161,7 +161,7 @@ def _layers(model: Model, dataset: Dataset) -> list[Described]:
 
 
 def _table(layers: list[Described]) -> list[str]:
-    """A row for each layer, of many the first."""
+    """Return a table with a row for each layer; of many layers, the first ones."""
     rows = [("layer", "output", "parameters")]
     rows += [(one.name, " x ".join(map(str, one.shape)) or "1", f"{one.parameters:,}") for one in layers[:LISTED]]
     if len(layers) > LISTED:
@@ -172,7 +172,7 @@ def _table(layers: list[Described]) -> list[str]:
 
 
 def _facts(options: Options, dataset: Dataset, replica: Replica, kept: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """What there is to say of model, data and ranks."""
+    """Return the facts to print about model, data and ranks."""
     whole = sum(int(np.prod(p.whole or p.shape)) for p in models.parameters(replica.whole).values())
     yield "model", f"{replica.whole.name}, {whole:,} parameters, {options.dtype}"
     sizes = ", ".join(f"{name} {nbytes / 2**20:,.1f}" for name, nbytes in kept.items() if nbytes)
@@ -188,7 +188,7 @@ def _facts(options: Options, dataset: Dataset, replica: Replica, kept: dict[str,
 
 
 def _travel(options: Options, replica: Replica) -> str:
-    """In words, what becomes of the gradients of data-parallel ranks."""
+    """Describe how the gradients of data-parallel ranks are combined."""
     dp = replica.mesh.dp
     if dp.size == 1:
         return "stay where they are: there is one data-parallel rank"

@@ -89,7 +89,7 @@ class Replica:
 
     @property
     def params(self) -> Array:
-        """What the optimizer updates, flat or a shard."""
+        """The parameters that the optimizer updates, flat or a shard."""
         return self.buffers.params
 
     @property
@@ -99,17 +99,17 @@ class Replica:
 
     @property
     def gradients(self) -> WholeGradients | ShardedGradients:
-        """Where layers write gradients."""
+        """The arrays into which layers write gradients."""
         return self.buffers.gradients
 
     def kept(self) -> list[Kept]:
-        """What outlives a step."""
+        """Return the list of what outlives a step."""
         return self.strategy.kept(self.state)
 
 
 def new_replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.Cut = None) -> Replica:
-    """A fresh replica, all of them together the same model on any mesh. Collective. cut: of the pipeline's stages, where it is
-    not to be measured.
+    """Build a fresh replica; together all replicas form the same model on any mesh. Collective. cut: of the pipeline's stages, if
+    it is not to be measured.
 
     Raises: UsageError where model and mesh do not fit.
     """
@@ -167,7 +167,7 @@ def _travelling(
 
 
 def _strategy(options: Options, setup: Setup, parameter: TiedParameter | None) -> Strategy:
-    """How replicas agree, by the options."""
+    """Return the strategy that the options ask for."""
     model, mesh = setup.model, setup.mesh
     strategy = sharded(options.zero, _left_out(model, mesh, parameter))
     if reducers := build.build_reducers(options, model, setup.buckets, mesh.dp.size, mesh.tp.size > 1):

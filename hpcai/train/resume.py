@@ -1,4 +1,4 @@
-"""How far a run has come, and its way through checkpoints: saving, finding, checking, going on."""
+"""The way of a run through checkpoints: saving, finding, checking, resuming."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ GPT_IDENTITY = ("layers", "width", "heads", "context", "norm", "tied", "dropout"
 
 
 def place(options: Options) -> Store:
-    """Where the run's checkpoints go. Raises: CheckpointError for a URL that cannot be served."""
+    """Return the place of the run's checkpoints. Raises: CheckpointError for a URL that cannot be served."""
     return storage.place(_kept(options))
 
 
 def folders(options: Options) -> list[Path]:
-    """Those that a run writes into and has for itself: its own, and that of its checkpoints unless these are elsewhere."""
+    """Return the folders that a run writes into and locks: its own, and that of its checkpoints unless it is elsewhere."""
     kept = storage.local(_kept(options))
     return [Path(options.run_dir or "runs"), *([] if kept is None else [kept])]
 
@@ -98,7 +98,7 @@ def require_there(options: Options) -> None:
 
 
 def earlier(options: Options) -> dict[str, Any]:
-    """What the checkpoint that the run goes on from says beside its arrays; nothing where there is none. On one rank."""
+    """Return what the checkpoint that the run resumes contains beside its arrays; empty if there is none. On one rank."""
     for where, name in _candidates(options):
         with contextlib.suppress(Broken):
             return format.opened(where, name).meta
@@ -106,7 +106,7 @@ def earlier(options: Options) -> dict[str, Any]:
 
 
 def changed(options: Options, step: int) -> str:
-    """In words, which options differ from those of the checkpoint of that step that the run goes on from. On one rank."""
+    """Describe which options differ from those of the checkpoint of that step that the run resumes. On one rank."""
     with contextlib.suppress(CheckpointError, OSError):
         for where, name in _candidates(options):
             if name == naming.named(step):
@@ -115,12 +115,12 @@ def changed(options: Options, step: int) -> str:
 
 
 def compression(options: Options) -> str | None:
-    """How gradients travelled in the run that `options` go on from; None where there is none."""
+    """Return the compression of the run that `options` resume; None if there is none."""
     return earlier(options).get("compress")
 
 
 def cut(options: Options, comm: Communicator) -> Cut:
-    """Where the run that `options` go on from cut its model into the same number of stages; else None. Collective."""
+    """Return the cut of the run that `options` resume, if it has the same number of stages; else None. Collective."""
 
     def find() -> Cut:
         meta = earlier(options) if options.mesh else {}
@@ -131,8 +131,8 @@ def cut(options: Options, comm: Communicator) -> Cut:
 
 
 def start(options: Options, replica: Replica, comm: Communicator, folder: Path) -> Progress:
-    """Where to begin. With a checkpoint, `replica` is filled from it; without one an earlier run's files in `folder` are moved to
-    previous-N, so that nothing is lost and nothing is mixed. Collective.
+    """Return where to begin. With a checkpoint, `replica` is filled from it; without one an earlier run's files in `folder` are
+    moved to previous-N, so that nothing is lost and nothing is mixed. Collective.
 
     Of several checkpoints the newest that can be read: each broken one is named in a line on rank 0's stderr.
     Raises: CheckpointError on all ranks: one was named that is broken, all are, or it belongs to another run.
@@ -164,7 +164,7 @@ def restored(options: Options, replica: Replica, comm: Communicator) -> Progress
 
 
 def _tried(name: str, options: Options, replica: Replica, comm: Communicator) -> tuple[_Found | None, str]:
-    """What a checkpoint has for this rank, if all ranks can read theirs; else why not. Collective."""
+    """Return what a checkpoint has for this rank if all ranks can read theirs; else the reason. Collective."""
     opened: list[Opened] = []
 
     def find() -> tuple[dict[str, Any] | None, str]:
@@ -190,7 +190,7 @@ def _tried(name: str, options: Options, replica: Replica, comm: Communicator) ->
 
 
 class _Found(NamedTuple):
-    """What a rank has read of a checkpoint."""
+    """The data that a rank has read of a checkpoint."""
 
     source: Opened
     read: arrays.Read
@@ -292,7 +292,7 @@ def _set_aside(folder: Path) -> bool:
 
 
 def _has_files(folder: Path) -> bool:
-    """Whether there is more than a lock, or behind a link a checkpoint."""
+    """Return whether a folder has more than a lock or, behind a link, a checkpoint."""
     names = Local(folder).names() if folder.is_symlink() else [one.name for one in folder.iterdir() if one.name != lock.NAME]
     return bool(names)
 
@@ -329,7 +329,7 @@ def _check(found: Opened, options: Options, replica: Replica) -> None:
 
 
 def _as_option(name: str, value: Any) -> str:
-    """As it is written on the command line."""
+    """Return an option as it is written on the command line."""
     if value is None:
         return f"no --{name}"
     return shown(

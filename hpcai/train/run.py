@@ -1,4 +1,4 @@
-"""What one rank's training under way consists of."""
+"""The parts of one rank's training under way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hpcai.xp import Array
 
 
 class Part(NamedTuple):
-    """A rank's part among certain ranks, and where they all are."""
+    """A rank's part among certain ranks, and the places of all."""
 
     comm: Communicator
     replica: Replica
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where it writes."""
+        """The folder that the run writes into."""
         return Path(self.options.run_dir or "runs")
 
     @property
@@ -106,5 +106,5 @@ def batch_of(dataset: Dataset, options: Options, replica: Replica, at: int, rows
 
 
 def room(dataset: Dataset, samples: int, replica: Replica) -> Array:
-    """A buffer for so many samples; text needs none."""
+    """Return a buffer for so many samples; empty for text, which needs none."""
     return np.empty((0 if dataset.context else samples, dataset.x_train.shape[-1]), replica.params.dtype)

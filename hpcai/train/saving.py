@@ -53,12 +53,12 @@ class Saver:
 
     @property
     def place(self) -> Store:
-        """Where they go."""
+        """The place of the checkpoints."""
         return self.series.place
 
     @property
     def under_way(self) -> bool:
-        """Whether a checkpoint is not durable yet, as far as this rank knows."""
+        """Return whether a checkpoint is not durable yet, as far as this rank knows."""
         return self._writing is not None or self._committing is not None
 
     def save(self, step: int, meta: dict[str, Any]) -> None:
@@ -107,8 +107,8 @@ class Saver:
             raise CheckpointError(self._failure)
 
     def moved(self, replica: Replica, comm: Communicator) -> Saver:
-        """One that goes on among other ranks, after some have failed. What is under way is not waited for before the next save,
-        which may take it away. Not collective.
+        """Return a saver that goes on among other ranks, after some have failed. A checkpoint under way is awaited only by the
+        next save, which may take it away. Not collective.
         """
         fresh = Saver(replica, comm, self.place, self.series.keep)
         fresh.series = self.series

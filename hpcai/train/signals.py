@@ -50,7 +50,7 @@ def cast_into(cast: Array, names: Sequence[str], speaks: bool) -> Iterator[None]
 
 
 def check(counted: Array, step: int, written: bool = True) -> Leave | None:
-    """How the run ends after step `step`, by all ranks' votes; None if it goes on. written: whether the checkpoint is."""
+    """Return how the run ends after step `step`, by all ranks' votes; None if it goes on. written: whether the checkpoint is."""
     how = "with a checkpoint" if written else "without a checkpoint of it, which could not be written"
     if counted[votes.INTERRUPT]:
         return Leave(f"interrupted: left after step {step:,} {how}; --resume auto goes on from the last one", INTERRUPTED)

@@ -70,7 +70,7 @@ def update(replica: Replica, totals: Totals, step: int, lr: float) -> None:
 
 
 def _share(replica: Replica) -> float:
-    """What ranks give each other after the update; returns the seconds that it took."""
+    """Exchange what ranks need of each other after the update; returns the seconds that it took."""
     before = perf_counter()
     replica.strategy.share(replica.state)
     return perf_counter() - before

@@ -31,7 +31,7 @@ PREDICTED = 1024
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     step: how many were done. parameters, optimizer: arrays by name, in the model's shapes. history: a record for each epoch.
     encoding: of the data's columns and labels. options: of the run, as far as they may differ in one that goes on.
@@ -147,7 +147,7 @@ class Trained:
         return best if values is None else values[np.minimum(best, len(values) - 1)]
 
     def _rows(self, x: Array) -> Array:
-        """As the first layer takes them."""
+        """Return rows in the shape that the first layer takes."""
         dtype = np.float64 if self.options.dtype == "f64" else np.float32
         if self.data.context or self.data.samples is not None:
             return np.ascontiguousarray(x, np.int64 if x.dtype.kind in "iu" else dtype)

@@ -20,5 +20,5 @@ OF_CHECKPOINTS = [WRITTEN, FAILED, COMMITTED]
 
 
 def none() -> Array:
-    """An array of votes, none cast."""
+    """Return an array of votes, none of them cast."""
     return np.zeros(5)

@@ -33,7 +33,8 @@ _kept = threading.local()
 
 
 class Arrival(NamedTuple):
-    """One segment that comes from the left: where it ends up, the fold if it is not just copied there, what then goes right."""
+    """One segment received from the left: its destination, the fold unless it is just copied there, and what is then sent right.
+    """
 
     target: Array
     fold: Callable[[Array, Array], object] | None

@@ -1,4 +1,4 @@
-"""Who sends which chunk to whom and when: integers only, so that a schedule is tested without running.
+"""Which rank sends which chunk to whom and when. Integers only, so that a schedule is tested without running it.
 
 The ring. An array is cut into P chunks, chunk c belongs to rank c. In the reduce-scatter lap chunk c starts at rank c+1 and
 goes right; every rank folds its own share in as it passes, so after P-1 steps rank c holds the whole sum of chunk c. In the

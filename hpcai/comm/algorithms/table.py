@@ -13,7 +13,7 @@ from hpcai.xp import Array
 
 
 class Shape(NamedTuple):
-    """How many nodes, how many ranks on each (0: nodes of different sizes), how many in all."""
+    """The number of nodes, of ranks on each (0: nodes of different sizes), and of ranks in all."""
 
     nodes: int
     per_node: int
@@ -21,8 +21,9 @@ class Shape(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """A row. run(x, wire, levels, op): reduce a flat array in place; `levels()` gives those of nodes and rails, None where there
-    are not two. cost(nbytes, shape) -> by what each of select.Constants is multiplied. can(shape): whether it can run there.
+    """A row. run(x, wire, levels, op): reduce a flat array in place; `levels()` returns the communicators within and across
+    nodes, or None if there are not two levels. cost(nbytes, shape): the factor of each of select.Constants. can(shape): whether
+    it can run there.
     """
 
     about: str

@@ -1,1 +1,1 @@
-"""Who waits for whom: what ranks do when one asks them, and what is said when one does not come."""
+"""Diagnosis of ranks that do not come: what each rank does when asked, and the report that a person reads."""

@@ -1,4 +1,4 @@
-"""What ranks answered when they were asked, in words: slow is told from dead."""
+"""The answers of ranks that were asked, in words; they tell a slow rank from a dead one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GROUPS = 16
 
 
 def late(answers: Mapping[int, Answer], comm: Any) -> list[int]:
-    """Those ranks of this communicator, of all that were asked, that do not wait in it."""
+    """The ranks of this communicator, among those asked, that do not wait in it."""
     path, members = list(comm.path), set(comm.wire.ranks)
     return [
         rank
@@ -24,7 +24,7 @@ def late(answers: Mapping[int, Answer], comm: Any) -> list[int]:
 
 
 def report(answers: Mapping[int, Answer], late: Iterable[int], timeout_s: float) -> list[str]:
-    """What each rank does, those that are late first, and what a person can do about it."""
+    """Describe what each rank does, the late ones first, and what a person can do about it."""
     late = list(late)
     groups = grouped(answers, late) + grouped(answers, [rank for rank in sorted(answers) if rank not in late])
     lines = [f"{call.some(ranks)}: {text}" for text, ranks in groups[:GROUPS]]
@@ -50,7 +50,7 @@ def grouped(answers: Mapping[int, Answer], ranks: Iterable[int], short: bool = F
 
 
 def _said(answer: Answer, short: bool) -> tuple[str, float]:
-    """One rank's answer, with {waited} for the seconds that it has waited, and these."""
+    """One rank's answer with {waited} in place of the seconds that it has waited, and these seconds."""
     told = answer.told
     if told is None:
         return _silent(answer), 0.0
@@ -78,7 +78,7 @@ def _members(ranks: list[int]) -> str:
 
 
 def _silent(answer: Answer) -> str:
-    """What is to be thought of a rank that gave no answer."""
+    """Describe a rank that gave no answer."""
     there, state = answer.place, answer.state
     who = f"process {there.pid} on {there.host}" if there is not None else "its process"
     if state in ("T", "t"):

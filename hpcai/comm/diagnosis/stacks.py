@@ -1,4 +1,4 @@
-"""What the threads of this process are doing, read from their Python frames: a rank that is asked must not have kept a diary.
+"""What the threads of this process are doing, read from their Python frames, so that nothing has to be recorded beforehand.
 
 A collective that is under way stands on the stack of its thread, with its communicator and its arguments; so the calls
 themselves record nothing and cost nothing.
@@ -55,8 +55,8 @@ def waits(method: Callable[..., T]) -> Callable[..., T]:
 
 
 class Call(NamedTuple):
-    """A collective, or a message, that a thread is in: as its program called it, the communicator and wire on which it is now
-    (a collective may be made of others), and the peer if it is a message.
+    """The collective or message that a thread is in: the call as its program made it, the communicator and wire that it has
+    reached (a collective may be made of others), and the peer of a message.
     """
 
     text: str
@@ -102,7 +102,7 @@ def _words(frame: FrameType, inner: Any) -> str:
 
 
 def place(frame: FrameType | None) -> str:
-    """Where a frame stands: file:line function."""
+    """The place of a frame: file:line function."""
     return "" if frame is None else f"{_short(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
@@ -160,7 +160,7 @@ def _waited_s(found: Call) -> float:
 
 
 def lines(frame: FrameType | None) -> list[str]:
-    """Where a stack's innermost frames stand."""
+    """The places of a stack's innermost frames."""
     found: list[str] = []
     while frame is not None and len(found) < INNERMOST:
         if "<frozen " not in frame.f_code.co_filename:

@@ -1,4 +1,4 @@
-"""How long ranks wait for each other, and what is said when one does not come: first a line, then, at the limit, a report."""
+"""Limits of waits, and the reports of waits that are too long: first one line, at the limit a full report."""
 
 from __future__ import annotations
 
@@ -104,14 +104,14 @@ def _family() -> list[Any]:
 
 
 def _missing_in_memory(comm: Any) -> list[int] | None:
-    """Who has not come, in numbers of the world, where shared memory knows it."""
+    """The ranks that have not come, in numbers of the world, if shared memory shows them."""
     missing = comm.missing()
     return None if missing is None else [comm.wire.ranks[rank] for rank in missing]
 
 
 def _leads(watched: watch.Watch, comm: Any, late: Sequence[int] | None) -> bool:
-    """Whether this rank is the lowest that waits in this communicator. Where the lowest ranks are all late nobody above them
-    leads, rather than everybody asking them.
+    """Return whether this rank is the lowest that waits in this communicator. If the lowest ranks are all late, no rank above
+    them leads: otherwise all would ask them.
     """
     lower = sorted(rank for rank in comm.wire.ranks if rank < watched.rank)
     if late is not None:

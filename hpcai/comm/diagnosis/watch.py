@@ -44,7 +44,8 @@ LOOK_AGAIN_S, ENDING_S = 1.0, 2.0
 
 
 class Answer(NamedTuple):
-    """What came of asking a rank: what it told, or nothing; whether its host took the call; its process's state where known."""
+    """The result of asking a rank: what it told, or None; whether its host accepted the connection; its process's state if known.
+    """
 
     told: dict[str, Any] | None
     reached: bool = False
@@ -130,7 +131,7 @@ class Watch:
         return answers | self.ask(silent, AGAIN_S) if silent else answers
 
     def _lives(self, answer: Answer) -> bool:
-        """Whether a rank that gave no answer may yet give one."""
+        """Return whether a rank that gave no answer may still give one."""
         if answer.told is not None or answer.place is None or not answer.place.port:
             return False
         return answer.reached or process_state(answer.place) not in ("", *STOPPED, "D", "X", "Z", "gone")
@@ -191,7 +192,7 @@ beside: list[Process] = []
 
 
 def frozen() -> list[Process]:
-    """Those of all these on this node that are stopped."""
+    """The watched processes of this node that are stopped."""
     return [place for place in (*([] if watch is None else watch.places), *beside) if process_state(place) in STOPPED]
 
 

@@ -1,4 +1,4 @@
-"""How many cores a rank has, and how many threads numpy's BLAS may use on them."""
+"""The number of cores of a rank, and of threads that numpy's BLAS may use on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hpcai.comm.launch.launcher import launch
 
 
 def core_share() -> int:
-    """How many cores this rank has: bound ranks see only their own, unbound ones see them all and share."""
+    """Return how many cores this rank has: a bound rank sees only its own; unbound ranks see all of them and share."""
     allowed, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     return allowed if allowed < cores else max(1, cores // launch().local_size)
 

@@ -1,4 +1,4 @@
-"""Where a process is: its host's addresses, and what the kernel says of it."""
+"""The location of a process: its host's addresses, and what the kernel knows of it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def name(pid: int) -> str:
 
 
 def started(pid: int) -> str:
-    """When a process was started, in the kernel's units."""
+    """Return when a process was started, in the kernel's units."""
     return _stat(pid)[1]
 
 
@@ -83,7 +83,7 @@ def boot_id() -> str:
 
 
 def namespace() -> str:
-    """Where process numbers are counted; "" without /proc."""
+    """Return the PID namespace; "" without /proc."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

@@ -1,4 +1,4 @@
-"""What the launcher's environment says, readable before MPI starts."""
+"""What the launcher's environment says about ranks, readable before MPI starts."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def srun_pmi2(environment: Mapping[str, str]) -> bool:
 
 
 def pretended_node(rank: int) -> int | None:
-    """Which node `rank` is on if $HPCAI_RANKS_PER_NODE pretends that nodes end after so many ranks, to test what spans nodes."""
+    """Return the node of `rank` if $HPCAI_RANKS_PER_NODE pretends that nodes end after so many ranks, to test several nodes on
+    one.
+    """
     per_node = os.environ.get("HPCAI_RANKS_PER_NODE", "")
     return rank // int(per_node) if per_node.isdigit() and int(per_node) > 0 else None

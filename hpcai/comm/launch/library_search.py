@@ -39,7 +39,7 @@ def absent(said: str) -> str:
 
 
 def _broken(said: str) -> str:
-    """What was wrong other than that one of the names is not there."""
+    """Describe errors other than a library that was not found."""
     lines = [line.strip() for line in said.splitlines()]
     others = [
         line

@@ -1,4 +1,4 @@
-"""A mend for starts by `srun --mpi=pmi2`, where MPICH over UCX fails or waits for ever with some layouts of memory.
+"""A workaround for starts by `srun --mpi=pmi2`, where MPICH over UCX fails or hangs with some layouts of memory.
 
 While MPI starts, every rank tells Slurm its address, in lines of PMI-1. Slurm lets values have 1,024 characters, but reads 1,024
 of a line (handle_pmi1_cmd in its pmi1.c) and takes the rest for another request, which it does not answer. MPICH sends the 4 KiB

@@ -1,1 +1,1 @@
-"""What carries bytes between ranks: MPI, shared memory of a node, queues between threads."""
+"""The carriers of bytes between ranks: MPI, shared memory of a node, queues between threads."""

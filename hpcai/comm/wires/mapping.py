@@ -95,7 +95,7 @@ def _with_name(wire: Wire) -> int:
 
 
 def _file(handle: int) -> tuple[int, int]:
-    """Which file it is."""
+    """Return the identity of an open file: its device and inode."""
     return (os.fstat(handle).st_dev, os.fstat(handle).st_ino) if handle >= 0 else (0, 0)
 
 

@@ -89,7 +89,7 @@ class MpiWire:
 
     @property
     def advice(self) -> str:
-        """What to do instead of waiting here, where ranks went on without this wire."""
+        """Advice that is appended to errors of a wire that the other ranks have left."""
         return ulfm.GIVEN_UP if self.family.given_up else ""
 
     def keep(self, request: Any, key: tuple[Any, ...]) -> None:
@@ -99,7 +99,7 @@ class MpiWire:
             self._idle.pop(next(iter(self._idle))).Free()
 
     def agree(self, key: Sequence[int]) -> bool:
-        """One small MPI_Iallreduce: the maximum of the key equals its minimum."""
+        """Compare the key on all ranks with one small MPI_Iallreduce: its maximum equals its minimum."""
         n = len(key)
         self._key[:n] = key
         np.negative(self._key[:n], out=self._key[n : 2 * n])
@@ -131,8 +131,8 @@ class MpiWire:
             return self._exchange_by_messages(value) if ulfm.enabled() else self.comm.allgather(value)
 
     def _exchange_by_messages(self, value: Any) -> list[Any]:
-        """By way of rank 0, which pickles all values once, so that all ranks get the same. When a rank fails in one of the
-        library's collectives the others may get garbage without an error.
+        """Exchange values through rank 0, which pickles all of them once, so that all ranks get the same. When a rank fails in
+        one of the library's collectives, the others may get garbage without an error.
         """
         raw = pickle.dumps(value)
         if self.rank:
@@ -242,7 +242,7 @@ class MpiWire:
                 request.Wait()
 
     def why_not_elastic(self, growing: bool) -> str:
-        """What keeps ranks from outliving others here, or new ones from coming; empty if nothing does."""
+        """Describe why ranks cannot outlive others here, or new ranks cannot join; empty if they can."""
         return ulfm.why_not(library(), growing)
 
     def all_agree(self, fine: bool) -> bool:
@@ -253,7 +253,7 @@ class MpiWire:
             return False
 
     def serves_threads(self) -> bool:
-        """What MPI_Query_thread says."""
+        """Return whether MPI_Query_thread allows calls from several threads, one at a time."""
         return self.MPI.Query_thread() >= self.MPI.THREAD_SERIALIZED
 
     def describe(self) -> str:
@@ -300,7 +300,7 @@ LAST_LOOKS = 30
 
 
 def is_last(wire: Any) -> bool:
-    """Whether all other ranks of the wire have failed, as MPI finds when it makes progress, which takes a moment."""
+    """Return whether all other ranks of the wire have failed; MPI finds out while it makes progress, which takes a moment."""
     for _ in range(LAST_LOOKS):
         with contextlib.suppress(wire.MPI.Exception):
             wire.comm.Iprobe()
@@ -312,7 +312,7 @@ def is_last(wire: Any) -> bool:
 
 
 class _Family:
-    """What a wire and those split from it share: each other, and whom to tell when they are revoked."""
+    """State shared by a wire and those split from it: each other, and whom to tell when they are revoked."""
 
     def __init__(self) -> None:
         self.wires: weakref.WeakSet[MpiWire] = weakref.WeakSet()

@@ -73,7 +73,9 @@ class Node:
         return flat[: count * dtype.itemsize].view(dtype).reshape(shape)
 
     def addresses(self, x: Array) -> list[int] | None:
-        """Where each rank's part of the symmetric array (or slice) `x` lies in this process; None if `x` is not symmetric."""
+        """Return the address of each rank's part of the symmetric array (or slice) `x` in this process; None if `x` is not
+        symmetric.
+        """
         at = x.__array_interface__["data"][0]
         for block in self.blocks.values():
             offset = at - block.memory.ctypes.data - self.wire.rank * block.stride
@@ -141,7 +143,7 @@ class _Block:
 
 
 class _Owner:
-    """What a symmetric array and all its views keep alive; when it goes, this rank has dropped the block."""
+    """The owner that a symmetric array and all its views keep alive; when it goes, this rank has dropped the block."""
 
     def __init__(self, node: Node, block: _Block):
         mine = block.memory[node.wire.rank * block.stride : (node.wire.rank + 1) * block.stride]

@@ -27,13 +27,13 @@ class Owner(Wire, Protocol):
 
     @property
     def advice(self) -> str:
-        """What to do instead of waiting, where ranks went on without this wire."""
+        """Advice that is appended to errors of a wire that the other ranks have left."""
 
     def keep(self, request: Any, key: tuple[Any, ...]) -> None:
         """Put a completed persistent request by."""
 
     def missing(self) -> list[int]:
-        """Who has not come, after a wait in vain."""
+        """The ranks that have not come, after a wait in vain."""
 
 
 class Request:

@@ -23,7 +23,7 @@ LANES = 6
 
 
 class World:
-    """What all threads of one run share: whether one of them failed, and how to release those that wait for it."""
+    """State shared by all threads of one run: whether one of them failed, and how to release those that wait for it."""
 
     def __init__(self) -> None:
         self.failed = threading.Event()
@@ -36,14 +36,14 @@ class World:
             release()
 
     def fail(self) -> None:
-        """A thread has failed: release the others."""
+        """Record that a thread has failed, and release the others."""
         self.failed.set()
         for release in self.releases:
             release()
 
 
 class Group:
-    """What the ranks of one communicator share: a mailbox for each ordered pair and lane, a barrier, a table of values."""
+    """State shared by the ranks of one communicator: a mailbox for each ordered pair and lane, a barrier, a table of values."""
 
     def __init__(self, size: int, world: World, ranks: Sequence[int] = ()):
         self.size, self.world, self.ranks = size, world, ranks or range(size)

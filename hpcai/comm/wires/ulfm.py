@@ -57,7 +57,9 @@ def _end_with_launcher() -> None:
 
 
 def why_not(library: str, growing: bool = False) -> str:
-    """What keeps ranks from outliving others under this library and launcher, or (`growing`) new ones from coming; else empty."""
+    """Describe why ranks cannot outlive others under this library and launcher, or (`growing`) why new ranks cannot join; else
+    empty.
+    """
     if "Open MPI" not in library:
         return f"{library} cannot go on without a failed rank; use Open MPI 5, or go on from checkpoints with --resume auto"
     if not enabled() or (growing and not _launcher_says(RECOVERABLE)):
@@ -69,7 +71,9 @@ def why_not(library: str, growing: bool = False) -> str:
 
 
 def is_failure(MPI: Any, error: Any) -> bool:
-    """Where ranks may fail errors without a class of their own count too: Open MPI's collectives end with such ones at times."""
+    """Return whether an error means that a rank failed. Errors without a class count too where ranks may fail: Open MPI's
+    collectives end with such ones at times.
+    """
     unclassed = (MPI.ERR_OTHER, MPI.ERR_INTERN, MPI.ERR_UNKNOWN) if enabled() else ()
     return error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED, *unclassed)
 

@@ -93,7 +93,7 @@ def _welcomed(run: Run, comm: Communicator) -> Part:
 
 
 class Invitation(NamedTuple):
-    """What a new rank is told first."""
+    """The first message to a new rank."""
 
     options: Options
     progress: Progress
@@ -111,7 +111,9 @@ class Invitation(NamedTuple):
 
 
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
-    """What a new rank begins with, from the others. Collective; the others then vote whether it is to go on with them."""
+    """Receive the state with which a new rank begins, from the others. Collective; the others then vote whether it goes on with
+    them.
+    """
     comm.wire.connect_all()
     told = comm.allgather_object(None)[0]
     assert isinstance(told, Invitation)

@@ -36,7 +36,7 @@ from hpcai.train.state import transfer
 
 
 class SurvivorReport(NamedTuple):
-    """What a rank that lives tells the others: its rank until now, and the last step that it saw decided."""
+    """A survivor's message to the others: its former rank, and the last step that it saw decided."""
 
     rank: int
     decided: Decided
@@ -67,8 +67,8 @@ def _require_hope(run: Run) -> None:
 
 
 def finish_recovery(run: Run, names: list[int]) -> None:
-    """When the ranks that live have found each other, on them and on those that came: have new ones started where some are
-    lacking still, and set up anew what depends on the ranks. Collective. `names`: the numbers of ranks that were there before.
+    """Complete a recovery once the surviving ranks have found each other, on them and on those that came: start new ranks if some
+    are still missing, and rebuild what depends on the ranks. Collective. `names`: the former numbers of the ranks.
     """
     while not _complete(run):
         _find_others(run, names)

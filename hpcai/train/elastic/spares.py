@@ -22,7 +22,7 @@ from hpcai.train.replica import Replica
 
 
 class Seat(NamedTuple):
-    """What a spare rank goes on with."""
+    """The state with which a spare rank goes on."""
 
     reserve: Membership
     comm: Communicator
@@ -70,7 +70,7 @@ def _stood_aside(reserve: Membership) -> bool:
 
 
 def _seat(reserve: Membership) -> Seat | None:
-    """A place among those that train; None where this rank is not wanted. Raises: RankFailed."""
+    """Return a place among the ranks that train; None if this rank is not wanted. Raises: RankFailed."""
     wire = reserve.with_spares()
     if wire is None:
         return None

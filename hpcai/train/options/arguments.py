@@ -1,4 +1,4 @@
-"""What commands' options have in common: complaints of one line, and whole numbers within bounds."""
+"""Common parts of commands' options: messages of one line, and whole numbers within bounds."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def meant(self, argument: str) -> str:
-        """Which option may be meant by an argument that is none, to be put behind a refusal."""
+        """Suggest the option that an unknown argument may mean, to be appended to a refusal."""
         names = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
         names = [name for name in names if self._option_string_actions[f"--{name}"].help != argparse.SUPPRESS]
         return meant(argument.lstrip("-").partition("=")[0], names).replace("(is ", "(is --")
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls with its complaint."""
+        """Raise argparse's complaint as a refusal of one line."""
         raise refusal(self.prog, message)
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
-    """How argparse is to read a whole number from `least` to `most`."""
+    """Return an argparse type for a whole number from `least` to `most`."""
     reader = readers.whole(least, most)
 
     def read(text: str) -> int:
@@ -52,18 +52,18 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def refusal(prog: str, message: str) -> UsageError:
-    """In one line that can be printed."""
+    """Return a refusal as one printable line."""
     said = "".join(one if one.isprintable() else " " for one in message)
     return UsageError(f"{' '.join(said.split())[:LONGEST_MESSAGE]} (python -m {prog} --help lists the options)")
 
 
 def shown_all(words: Sequence[str]) -> str:
-    """As they were given, and not too long."""
+    """Return the values as they were given, shortened."""
     said = " ".join(words)
     return said if len(said) <= LONGEST_MESSAGE // 2 else f"{said[: LONGEST_MESSAGE // 2]}..."
 
 
 def shown(value: Any) -> str:
-    """As it was given, on one line and not too long."""
+    """Return the value as it was given, on one line and shortened."""
     said = repr(value) if isinstance(value, str) else str(value)
     return said if len(said) <= LONGEST_SHOWN else f"{said[: LONGEST_SHOWN - 20]}... ({len(said):,} characters)"

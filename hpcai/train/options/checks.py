@@ -1,4 +1,4 @@
-"""Which options make no sense together. What each takes alone is declared where they are (options.py)."""
+"""Checks of options against each other. Checks of single options are declared with them (options.py)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _refused_rehearsals(o: Options) -> list[tuple[bool, str]]:
 
 
 def _refused_by_entries(o: Options, axes: Sizes | None) -> list[tuple[bool, str]]:
-    """What the rows of tables that the options name say themselves."""
+    """Refusals by the table entries that the options name."""
     rows = [OPTIMIZERS.get(o.optimizer), MODELS.get(o.model or "")]
     said = [row.refuses(o, axes) for row in rows if row is not None]
     return [(bool(one), one) for one in said]
@@ -106,13 +106,13 @@ def _taking(option: str, table: Mapping[str, Entry] = OPTIMIZERS) -> list[str]:
 
 
 def _with_kind(data: str, *kinds: str) -> str:
-    """What to write instead of a path alone of one of these kinds, to be put behind a refusal."""
+    """Suggest a path with one of these kinds in front, to be appended to a refusal."""
     whole = sources.with_kind(data, kinds[0])
     return f"; write --data {whole}" if whole.partition(":")[0] in kinds else ""
 
 
 def _refused_elastic(o: Options) -> list[tuple[bool, str]]:
-    """What makes no sense where ranks may fail."""
+    """Refusals of options that conflict with elastic training."""
     return [
         (
             o.spare_ranks > 0 and o.elastic == "never",
@@ -136,7 +136,7 @@ def _refused_elastic(o: Options) -> list[tuple[bool, str]]:
 
 
 def _refused_splits(o: Options) -> list[tuple[bool, str]]:
-    """What makes no sense of models, micro-batches and shards, whatever the mesh."""
+    """Refusals of options of models, micro-batches and shards that conflict on any mesh."""
     text = o.data.startswith("text:")
     grains = o.compress == "reproducible"
     return [

@@ -1,4 +1,4 @@
-"""Which options have an effect with which others, so that a run can say of one that it does nothing."""
+"""Which options take effect only with others, so that a run can name those that do nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcai.train.options.options import Options
 
 
 class Belongs(NamedTuple):
-    """What an option is for: when it acts, that in words, and what there is instead where it does not act."""
+    """The condition under which an option acts, this condition in words, and what to use instead where it does not act."""
 
     acts: Callable[[Options, Sizes], bool]
     to: str
@@ -24,7 +24,7 @@ def _flag(name: str) -> str:
 
 
 def _with(name: str, *values: str) -> Belongs:
-    """An option that acts where another has one of these values."""
+    """Return the condition that another option has one of these values."""
     flag = _flag(name)
     return Belongs(
         lambda o, axes: getattr(o, name) in values, f"{flag} {' or '.join(values)}", lambda o, axes: f"{flag} {getattr(o, name)}"
@@ -32,12 +32,12 @@ def _with(name: str, *values: str) -> Belongs:
 
 
 def _on(axis: str) -> Belongs:
-    """An option that acts where the mesh has several ranks on an axis."""
+    """Return the condition that the mesh has several ranks on an axis."""
     return Belongs(lambda o, axes: getattr(axes, axis) > 1, f"a --mesh with {axis}=2 or more", lambda o, axes: f"{axis}=1")
 
 
 def _also(one: Belongs, other: Belongs) -> Belongs:
-    """An option that acts where both are so."""
+    """Return the condition that both conditions hold."""
 
     def instead(o: Options, axes: Sizes) -> str:
         return (other if one.acts(o, axes) else one).instead(o, axes)
@@ -81,7 +81,9 @@ OF: dict[str, Belongs] = {
 
 
 def idle(o: Options, axes: Sizes) -> list[str]:
-    """A line for each option that does nothing here. One that has its default's value is none: files of options have all."""
+    """Return a line for each option that does nothing here. An option with its default value is not named, as files of options
+    list all.
+    """
     return [
         f"{_flag(name)} does nothing with {belongs.instead(o, axes)}; it is for {belongs.to}"
         for name, default in ((field.name, field.default) for field in dataclasses.fields(o))

@@ -1,4 +1,4 @@
-"""What is given for each option: by flags, by variables of the environment, and by files; the former win over the latter."""
+"""The values given for options: by flags, environment variables and files, in this order of precedence."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _by_new_names(values: Mapping[str, Any], as_written: Callable[[str], str]) -
 
 @functools.cache
 def readers_of(kind: type) -> dict[str, Reader]:
-    """How each option is read: as is declared, else by its type."""
+    """Return each option's reader: the declared one, else one by its type."""
     hints = typing.get_type_hints(kind)
     return {one.name: one.metadata["reader"] or _reader_by_type(hints[one.name]) for one in dataclasses.fields(kind)}
 
@@ -126,7 +126,7 @@ def from_python(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(kind: type, name: str, value: Any, where: str) -> Any:
-    """A value that was given there."""
+    """Read a value given in that place."""
     reader = readers_of(kind)[name]
     try:
         return reader(value)

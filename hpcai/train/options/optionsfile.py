@@ -16,8 +16,8 @@ _NULL, _STANDARD = "tag:yaml.org,2002:null", "tag:yaml.org,2002:"
 
 
 def read(path: str) -> dict[str, Any]:
-    """What the file says: texts by name, lists and mappings of texts, and None for null. Which type a text is, its reader says:
-    YAML would take `no` for false and 010 for 8.
+    """Return the file's contents: texts by name, lists and mappings of texts, and None for null. An option's reader decides the
+    type of a text: YAML would read `no` as false and 010 as 8.
 
     Raises: UsageError, one line.
     """
@@ -82,14 +82,14 @@ def _require_bounded(path: str, said: str) -> None:
 
 
 def _count(within: list[list[Any]], anchored: dict[str, int], anchor: str | None, values: int) -> None:
-    """A value has ended: it belongs to the collection that is open."""
+    """Count a value that has ended in the open collection."""
     within[-1][1] += values
     if anchor:
         anchored[anchor] = values
 
 
 def _value(path: str, node: yaml.Node) -> Any:
-    """A node without YAML's types."""
+    """Return a node as text, without YAML's types."""
     if not node.tag.startswith(_STANDARD) or ":python/" in node.tag:
         raise UsageError(f"--config {path} has the tag {node.tag!r}; options are plain values")
     if isinstance(node, yaml.ScalarNode):

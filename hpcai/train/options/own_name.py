@@ -35,12 +35,12 @@ class Own(str):
 
 
 def is_own(name: str) -> bool:
-    """Whether that is something of one's own, and no name that hpcai knows."""
+    """Return whether the value is the user's own object, not a name that hpcai knows."""
     return isinstance(name, Own) or is_name(name)
 
 
 def is_name(name: str) -> bool:
-    """Whether it is of the form package.module:function or file.py:function.
+    """Return whether the value has the form package.module:function or file.py:function.
 
     >>> is_name("mine:model"), is_name("work/mine.py:model"), is_name("csv:table"), is_name("mlp")
     (True, True, False, False)
@@ -59,7 +59,9 @@ def called(name: str) -> str:
 
 
 def wrapped(value: Any, kind: str) -> str:
-    """What was handed over in Python, as an option: a text as it is; a function by its name, if it has one; else for people."""
+    """Return a Python value as an option: a text as it is; a function under its name, if it has one; any other object under a
+    name for display.
+    """
     if isinstance(value, str):
         return value
     name = _name_of(value) if inspect.isfunction(value) else ""
@@ -67,7 +69,7 @@ def wrapped(value: Any, kind: str) -> str:
 
 
 def _name_of(function: Callable[..., Any]) -> str:
-    """By which another process finds the function; empty if none does."""
+    """Return the name by which another process finds the function; empty if there is none."""
     if not function.__qualname__.isidentifier():  # within a function, a class, or a lambda
         return ""
     if function.__module__ != "__main__":

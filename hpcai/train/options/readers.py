@@ -1,4 +1,4 @@
-"""How options are read, from the command line, variables and files alike: what each kind takes, and within which bounds.
+"""Readers of options, the same for the command line, variables and files: the type of each, and its bounds.
 
 A reader turns a text, or a list or mapping from a file, into a value, takes its own values too, and raises ValueError for all
 else. Its docstring says what it wants. Digits are 0 to 9, without underscores or leading zeros, which others read in other ways.
@@ -32,7 +32,7 @@ _ON, _OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 class NoChoice(ValueError):
-    """A word that is none of those that there are; its text says which may be meant."""
+    """The error of a word that is not among the choices; its text suggests one."""
 
 
 def _saying(wanted: str, read: Reader) -> Reader:
@@ -41,7 +41,7 @@ def _saying(wanted: str, read: Reader) -> Reader:
 
 
 def whole(least: int = 0, most: int = MOST) -> Reader:
-    """How to read a whole number within bounds, both included.
+    """Return a reader of a whole number within bounds, both included.
 
     >>> whole(1)("128")
     128
@@ -60,7 +60,7 @@ def whole(least: int = 0, most: int = MOST) -> Reader:
 def number(
     least: float = -math.inf, most: float = math.inf, above: float = -math.inf, below: float = math.inf, what: str = "a number"
 ) -> Reader:
-    """How to read a finite number within bounds: from `least` to `most`, greater than `above`, less than `below`."""
+    """Return a reader of a finite number within bounds: from `least` to `most`, greater than `above`, less than `below`."""
     bounds = ((least, "from"), (above, "above"), (most, "to"), (below, "below"))
     said = " ".join(f"{word} {bound:g}" for bound, word in bounds if math.isfinite(bound))
 
@@ -75,7 +75,7 @@ def number(
 
 
 def choice(*words: str) -> Reader:
-    """How to read one of some words. YAML's no is "never" and its yes "always", where there are such words."""
+    """Return a reader of one of some words. YAML's no is "never" and its yes "always", where there are such words."""
     switched = dict.fromkeys(_OFF[:3], "never") | dict.fromkeys(_ON[:3], "always")
 
     def read(value: Any) -> str:
@@ -90,7 +90,7 @@ def choice(*words: str) -> Reader:
 
 
 def choice_or_own(*words: str) -> Reader:
-    """How to read one of some words, or the name of a function of one's own."""
+    """Return a reader of one of some words, or of the name of a user's own function."""
     of_words = choice(*words)
 
     def read(value: Any) -> str:

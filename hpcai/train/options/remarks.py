@@ -1,4 +1,4 @@
-"""What a run says of its options when it begins: those that do not do what they seem to, and those that differ from before."""
+"""Remarks on options at the start of a run: those that do not do what they seem to, and those that differ from before."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LENGTH = ("epochs", "steps")
 
 
 def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int, validates: bool) -> list[str]:
-    """A line for each option that has another effect than people expect, or none, on this mesh in a run of so many steps.
+    """Return a line for each option that has an unexpected effect, or none, on this mesh in a run of so many steps.
 
     validates: whether the data have samples for validation.
     """
@@ -77,13 +77,13 @@ def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int
 
 
 def recorded(options: Options) -> dict[str, Any]:
-    """What a checkpoint keeps of the options, to compare it later."""
+    """Return the options that a checkpoint keeps for later comparison."""
     found: dict[str, Any] = json.loads(strict.dumps({name: getattr(options, name) for name in (*MATTER, *LENGTH)}))
     return found
 
 
 def changed(before: Any, options: Options) -> str:
-    """In words, what differs from a checkpoint's options.
+    """Describe what differs from a checkpoint's options.
 
     >>> from hpcai.train.options import parser
     >>> changed(recorded(parser.parse(["--lr", "0.001"])), parser.parse(["--lr", "0.1"]))

@@ -31,7 +31,7 @@ def require_matplotlib() -> None:
 
 
 def unit(loss: str, dataset: Dataset) -> str:
-    """In what a loss of that name is counted; empty where that is not known."""
+    """Return the unit of a loss of that name; empty if it is not known."""
     known = loss != "mean_squared_error" or ((dataset.encoding or {}).get("label") or {}).get("kind") == "number"
     return UNITS.get(loss, "") if known else ""
 
@@ -69,7 +69,8 @@ def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, u
 
 
 def _draw_losses(axes: Any, records: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-    """Of steps, by their records, and of epochs: the mean in the middle of each, that on test data at its end."""
+    """Draw the losses of steps, by their records, and of epochs: the mean in the middle of each epoch, the test loss at its end.
+    """
     ends = [record["step"] for record in history]
     middles = [(a + b) / 2 for a, b in zip([0, *ends], ends, strict=False)]
     means, tests = ([_number(record.get(key)) for record in history] for key in ("loss", "test_loss"))
@@ -82,7 +83,7 @@ def _draw_losses(axes: Any, records: list[dict[str, Any]], history: list[dict[st
 
 
 def _scores(history: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """What epochs came to on test data, by its key, beside the loss."""
+    """Draw the epochs' scores on test data, by their key, beside the loss."""
     keys = ("test_accuracy", "test_mae", "test_rmse")
     found = {key: [_number(record.get(key)) for record in history] for key in keys}
     return {key: values for key, values in found.items() if any(map(isfinite, values))}

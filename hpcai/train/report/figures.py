@@ -1,4 +1,4 @@
-"""What a model is worth on test data, beside loss and accuracy: for each class, or for quantities in the target's own unit.
+"""Figures of a model on test data, beside loss and accuracy: for each class, or for quantities in the target's unit.
 
 Each rank counts what it predicts, and ranks are put together afterwards: counts of classes by one sum, quantities by moments,
 which merge without the cancellation that sums of squares suffer. Source: Chan, Golub & LeVeque, The American Statistician 37(3),
@@ -35,7 +35,9 @@ LONGEST_NAME = 24
 
 
 class Quantities(NamedTuple):
-    """Of each of k outputs over n samples: mean and squared deviations of the targets, absolute and squared errors, (k,) f64."""
+    """Sums over n samples for each of k outputs: mean and squared deviations of the targets, absolute and squared errors, (k,)
+    f64.
+    """
 
     n: int
     mean: Array
@@ -44,7 +46,7 @@ class Quantities(NamedTuple):
     squared: Array
 
     def merged(self, other: Quantities) -> Quantities:
-        """Of both parts together."""
+        """Return the figures of both parts together."""
         n, between = self.n + other.n, other.mean - self.mean
         return Quantities(
             n,
@@ -56,7 +58,7 @@ class Quantities(NamedTuple):
 
 
 class Figures:
-    """What this rank counts while a model is evaluated.
+    """The counts of this rank while a model is evaluated.
 
     weight: of the targets, where classes have weights. counts: of classes, a matrix (class, predicted class) or, of many, right,
     predicted and real ones of each, (3, classes); None where there are no classes to tell apart. quantities: None likewise.
@@ -151,7 +153,7 @@ def _worst(f1: Array, support: Array, most: int) -> list[int]:
 
 
 def table(summary: dict[str, Any], classes: int) -> str:
-    """What of the classes is printed at the end; nothing where the summary has none. classes: how many there are."""
+    """Return the table of classes that is printed at the end; empty if the summary has none. classes: their number."""
     listed = summary.get("classes")
     if not listed:
         return ""
@@ -180,7 +182,7 @@ def _line(row: list[str], widths: list[int]) -> str:
 
 
 def _taken_for(row: list[int], i: int, listed: list[dict[str, Any]]) -> str:
-    """Which wrong class was predicted most often, and how often."""
+    """Return the wrong class that was predicted most often, and how often."""
     wrong = [0 if j == i else count for j, count in enumerate(row)]
     most = max(wrong)
     return f"{_short(listed[wrong.index(most)]['name'])} ({most:,})" if most else ""
@@ -207,7 +209,7 @@ def words(record: dict[str, Any], target: str) -> str:
 
 
 def amount(value: float | None) -> str:
-    """A quantity as people write it.
+    """Return a quantity as people write it.
 
     >>> amount(1234567.8), amount(12.3456), amount(None)
     ('1,234,568', '12.35', 'not finite')

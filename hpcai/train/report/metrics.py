@@ -28,8 +28,8 @@ TAIL_BYTES = 1 << 16
 
 
 class Metrics:
-    """That file. Going on after a step, lines of later ones are cut off first, and of `owed`, records of the last steps until
-    then, those are written that it lacks.
+    """The metrics file. When a run resumes, lines of later steps are cut off first; then the missing ones of `owed`, records of
+    the last steps until then, are written.
 
     A disk that is full, or a file that cannot be written for another reason, costs one warning: lines wait, and are tried again.
     """
@@ -87,8 +87,8 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _kept(path: Path, after_step: int) -> tuple[int, int]:
-    """How many bytes of a metrics file end with its last whole line of a step up to that one, and which step that is (0, 0 if
-    there is none). Looked for from the end, as the file of a long run is long.
+    """Return the bytes of a metrics file up to its last whole line of a step not beyond that one, and this step ((0, 0) if there
+    is none). The search begins at the end, as the file of a long run is long.
     """
     with path.open("rb") as file:
         size, tail = file.seek(0, os.SEEK_END), TAIL_BYTES

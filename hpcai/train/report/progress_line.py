@@ -37,7 +37,7 @@ class ProgressLine:
             self.drawn = now
 
     def lasting(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._write(text, lasting=True)
 
     def close(self) -> None:
@@ -69,8 +69,8 @@ class ProgressLine:
 
 
 def fitted(parts: Sequence[str], done: float, width: int) -> str:
-    """One line of less than `width` columns: as many of the parts as there is room for, the first ones first, and a bar of the
-    share that is done before them if there is room for one.
+    """Return one line of less than `width` columns: as many of the parts as fit, the first ones first, and before them a bar of
+    the share that is done, if it fits.
 
     >>> fitted(["epoch 1/2", "step 25/100", "loss 0.5"], 0.25, 45)
     '[##......]  epoch 1/2  step 25/100  loss 0.5'
@@ -109,7 +109,7 @@ def terminal() -> int | str | None:
 
 
 def columns(terminal: int | str) -> int:
-    """How wide it is now."""
+    """Return the terminal's width."""
     try:
         if isinstance(terminal, int):
             return os.get_terminal_size(terminal).columns or USUAL_COLUMNS
@@ -133,12 +133,12 @@ def _launcher_pid() -> int:
 
 
 def _of(count: int, total: int) -> str:
-    """A count of a total, always as wide, so that what is behind it stands still."""
+    """Return a count of a total, padded, so that the text behind it does not move."""
     return f"{count:>{len(f'{total:,}')},}/{total:,}"
 
 
 def duration(seconds: float) -> str:
-    """As people say it: 12 s, 3:04, 1:02:03."""
+    """Return a duration as people write it: 12 s, 3:04, 1:02:03."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(int(seconds), 60)

@@ -1,4 +1,4 @@
-"""What a person and a program see of a run: progress, the final table, metrics, summary and plot."""
+"""The outputs of a run for people and programs: progress, the final table, metrics, summary and plot."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Reporter:
 
     @property
     def token(self) -> str:
-        """Of the run's locks, for ranks that join it."""
+        """The token of the run's locks, for ranks that join it."""
         return "" if self.locks is None else self.locks.token
 
     def moved(self, comm: Communicator, replica: Replica, progress: Progress) -> None:
@@ -116,7 +116,7 @@ class Reporter:
             self.metrics.flush()
 
     def note_recovery(self, lost: list[int], before: int, seconds: float) -> None:
-        """What the summary says of one, also to ranks that came with it: any may be the one that writes the summary."""
+        """Record a recovery for the summary, also on ranks that came with it: any of them may be the one that writes it."""
         at = {"step": self.progress.step, "lost": lost, "of": before, "ranks": self.comm.size}
         self.recoveries.append(at | {"seconds": seconds, "at": time()})
         self._tell("recovery", self.recoveries[-1])
@@ -130,7 +130,7 @@ class Reporter:
         self.say(f"{failed}; {now} {'goes' if now == 1 else 'go'} on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
 
     def say(self, text: str) -> None:
-        """A line on stderr that stays, from rank 0."""
+        """Print a line on stderr that stays, from rank 0."""
         if not self.silent:
             self.line.lasting(text)
 
@@ -147,7 +147,7 @@ class Reporter:
         self.line.show(number, done.loss_sum / done.targets, lambda: self._samples_per_s(last=50))
 
     def _record(self, number: int, lr: float, done: Report) -> dict[str, Any]:
-        """A step as a line of the metrics."""
+        """Return a step as a line of the metrics."""
         return {
             "step": number,
             "epoch": (number - 1) // self.per_epoch + 1,
@@ -275,6 +275,6 @@ class Reporter:
 
 
 def say(text: bytes) -> None:
-    """A sample of text, below the table."""
+    """Print a sample of text, below the table."""
     if text:
         print(f"\n{text.decode('utf-8', 'replace')}", flush=True)

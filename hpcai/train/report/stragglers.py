@@ -14,7 +14,8 @@ WORTH_SAYING = 0.05
 
 
 class Waiting:
-    """What this rank waited in the steps so far; but for the first, in which kernels are compiled, not everywhere alike."""
+    """The time that this rank waited in the steps so far, without the first, in which kernels are compiled, not everywhere alike.
+    """
 
     def __init__(self, comm: Communicator):
         self.comm = comm
@@ -43,8 +44,8 @@ class Waiting:
 
 
 def summarised(waited_s: list[float], spent_s: float) -> dict[str, Any]:
-    """Who was late, for the summary. The rank that waited least is the one that the others waited for; what all wait alike
-    nobody could spare them.
+    """Summarise which ranks were late. The rank that waited least is the one that the others waited for; time that all ranks wait
+    alike is nobody's fault.
 
     >>> summarised([3.0, 1.0, 3.5], 20.0)
     {'waited_s': [3.0, 1.0, 3.5], 'late_rank': 1, 'cost_s': 2.25, 'share': 0.1125}
@@ -56,7 +57,7 @@ def summarised(waited_s: list[float], spent_s: float) -> dict[str, Any]:
 
 
 def row(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """A row of the final table, where it is worth one."""
+    """Return a row of the final table, if the waits are worth one."""
     said = summary.get("waiting")
     if said is None or said["share"] < WORTH_SAYING:
         return []

@@ -30,7 +30,7 @@ def write(path: Path, summary: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """An earlier summary.json; nothing where there is none that can be read."""
+    """Read an earlier summary.json; empty if there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -90,7 +90,7 @@ def _of_quality(summary: dict[str, Any], target: str) -> list[tuple[str, str]]:
 
 
 def _of_compression(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """What compression saved in all, and by bucket."""
+    """Return the rows of what compression saved, in all and by bucket."""
     if (said := summary.get("compression")) is None:
         return []
     rows = [("compression", f"{said['name']}: {_compressed(said)}")]
@@ -112,7 +112,7 @@ def _bits(summary: dict[str, Any]) -> str:
 
 
 def _axes(mesh: dict[str, int]) -> str:
-    """A mesh in words; nothing for data parallelism alone."""
+    """Describe a mesh in words; empty for data parallelism alone."""
     return "" if _only_dp(mesh) else f" ({', '.join(f'{axis}={count}' for axis, count in mesh.items())})"
 
 
@@ -121,7 +121,7 @@ def _only_dp(mesh: dict[str, int]) -> bool:
 
 
 def compression(replica: Replica, comm: Communicator) -> dict[str, Any]:
-    """What compression did in the last step and took on average, in all and for each bucket; errors are this rank's.
+    """Return what compression did in the last step and took on average, in all and for each bucket; errors are this rank's.
 
     error: the norm of what this rank still owes over that of the mean that was delivered; None without a memory.
     """
@@ -147,7 +147,7 @@ def compression(replica: Replica, comm: Communicator) -> dict[str, Any]:
 
 
 def _compressed(said: dict[str, Any]) -> str:
-    """What was sent instead of what, in words."""
+    """Describe what was sent instead of what."""
     ratio = f" ({said['plain_bytes'] / said['sent_bytes']:.1f}x)" if said["sent_bytes"] else ""
     text = f"a rank sends {said['sent_bytes']:,.0f} bytes a step instead of {said['plain_bytes']:,.0f}{ratio}, "
     owed = f", memory {said['error']:.0%} of the mean" if said.get("error") is not None else ""

@@ -1,1 +1,1 @@
-"""What of a replica outlives its ranks, and how it gets into checkpoints and to other ranks."""
+"""The state of a replica that outlives its ranks, and its way into checkpoints and to other ranks."""

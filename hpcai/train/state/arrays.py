@@ -1,4 +1,4 @@
-"""What a rank keeps from step to step, as runs of flat arrays that a checkpoint can put together again on any mesh.
+"""The state that a rank keeps from step to step, as runs of flat arrays that a checkpoint can put together again on any mesh.
 
 A whole array is flat, in the layout of the model on a single rank. Every rank's arrays are pieces of it: some of the layers
 (pipeline), a part of each array (tensor), a shard of that (ZeRO). Each thing that is kept says itself which ranks have it
@@ -36,7 +36,7 @@ def whole_layout(model: Model) -> Layout:
 
 
 def laid(replica: Replica) -> Laid:
-    """How this rank's flat arrays are laid out."""
+    """Return the layout of this rank's flat arrays."""
     by_number = dict(zip(replica.whole.numbers, models.parameters(replica.whole), strict=True))
     found = []
     own = zip(models.parameters(replica.model).values(), replica.model.numbers, replica.model.layout.slots, strict=True)
@@ -54,7 +54,7 @@ def number(replica: Replica) -> int:
 
 
 def runs(replica: Replica) -> list[Run]:
-    """What this rank writes. No copies."""
+    """Return the runs that this rank writes, without copies."""
     dp, kept, found = replica.mesh.dp, replica.kept(), list[Run]()
     shared_bytes = sum(one.array.nbytes for one in kept if one.array is not None and one.held == "all")
     writers = max(1, min(dp.size, shared_bytes // SMALLEST_SHARD_BYTES))
@@ -78,12 +78,14 @@ def runs(replica: Replica) -> list[Run]:
 
 
 def counters(replica: Replica) -> list[Any]:
-    """What a manifest keeps of reducers beside their arrays, as JSON."""
+    """Return the counters of reducers that a manifest keeps beside their arrays, as JSON."""
     return [one.counter for one in replica.kept() if one.held == "counter" and one.name != "loss_scale"]
 
 
 class Read(NamedTuple):
-    """What one rank has read of a checkpoint: an array, or None, for each thing that is kept, and what it owes in all, flat."""
+    """The data that one rank has read of a checkpoint: an array, or None, for each thing that is kept, and what it owes in all,
+    flat.
+    """
 
     arrays: list[Array | None]
     owed: Array | None
@@ -107,7 +109,7 @@ class _Reader:
         self._flat: dict[str, Array] = {}
 
     def array(self, one: Kept) -> Array | None:
-        """What `one` is to be filled with; None where it stays as it is."""
+        """Return the array that `one` is to be filled with; None if it stays as it is."""
         if one.held == "all":
             return self._pieces(one, [self.replica.mesh.dp.chunk(self.laid.size)])
         if one.held == "shard":
@@ -140,7 +142,7 @@ class _Reader:
         return self._flat[name]
 
     def flat(self, name: str) -> Array:
-        """A flat array of which ranks wrote some runs; zero elsewhere."""
+        """Return a flat array put together from the runs that ranks wrote; zero elsewhere."""
         if name not in self._flat:
             self._flat[name] = self._read(name)
         return self._flat[name]

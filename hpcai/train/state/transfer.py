@@ -62,7 +62,7 @@ def carry_over(old: Replica | None, fresh: Replica, alive: set[int]) -> None:
 
 
 def _owed(old: Replica | None, ranks: int) -> Array | None:
-    """What this rank owed, as an owner too, flat, for gradients of so many ranks."""
+    """Return what this rank owed, as an owner too, flat, for gradients of so many ranks."""
     if old is None or not (remembered := [one for one in old.kept() if one.held in ("own", "owner")]):
         return None
     dp, flat = old.mesh.dp, np.zeros(old.model.layout.size, np.float32)
@@ -79,7 +79,7 @@ def _owed(old: Replica | None, ranks: int) -> Array | None:
 
 
 def _whole(one: Kept, size: int, before: list[Kept], alive: set[int], comm: Communicator) -> Array:
-    """A flat array from the shards of the ranks that live, and the copies that they have of others. Collective.
+    """Return a flat array put together from the shards of the ranks that live and their copies of others. Collective.
 
     Added as integers, so that every bit stays: each element is zero on all ranks but one.
     """

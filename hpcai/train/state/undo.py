@@ -1,4 +1,4 @@
-"""What a step changes before it is decided, kept so that the step can be repeated: what reducers remember."""
+"""The state that a step changes before it is decided, kept so that the step can be repeated: the memory of reducers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hpcai.xp import Array
 
 @dataclass
 class Undo:
-    """What there was before step `step`. The arrays are used again from step to step."""
+    """The state before step `step`. The arrays are reused from step to step."""
 
     step: int = -1
     _before: list[tuple[Array | None, Any]] = field(default_factory=list)
