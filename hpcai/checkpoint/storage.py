@@ -25,8 +25,7 @@ class Store(Protocol):
         """The checkpoint's path or URL, for messages."""
 
     def files(self, name: str) -> dict[str, int]:
-        """List a checkpoint's files with their sizes in bytes; -1 for anything that is not a regular file. Empty if it is absent.
-        """
+        """List a checkpoint's files with their sizes in bytes; -1 for what is not a regular file. Empty if it is absent."""
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
         """A file of a checkpoint, or its bytes from start to stop; fewer where it ends earlier."""

@@ -134,8 +134,7 @@ def moved(flat: Array, op: str) -> Array:
 
 
 def choice_problem(kind: str, root: Any, algorithm: Any, wire: Wire, in_memory: bool) -> Exception | None:
-    """Return the error of a collective's root or algorithm, the same whether or not ranks share memory; None if they are right.
-    """
+    """Return the error of a collective's root or algorithm, the same with or without shared memory; None if they are right."""
     if not whole(root) or not 0 <= root < wire.size:
         return ValueError(f"{kind}: root {root!r} is not one of {counted(wire.size, 'rank')}, 0 to {wire.size - 1}")
     known = [name for name in ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]

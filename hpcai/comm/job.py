@@ -244,6 +244,5 @@ def _end_together(error: HpcaiError) -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of a program that this error ends. If failures can be outlived, a rank that does not come asks for a restart.
-    """
+    """The exit code of a program ended by this error. If failures can be outlived, a missing rank asks for a restart."""
     return RanksLost.exit_code if isinstance(error, StallError) and ulfm.enabled() else getattr(error, "exit_code", 1)

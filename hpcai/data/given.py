@@ -12,6 +12,7 @@ from hpcai.data.samples import Samples, taken
 from hpcai.data.targets import Task
 from hpcai.data.validation import Validation
 from hpcai.errors import DataError
+from hpcai.xp import Array
 
 
 def from_arrays(
@@ -42,11 +43,12 @@ def from_arrays(
     """
     if (x_test is None) != (y_test is None):
         raise DataError(f"{name}: {'x_test' if x_test is None else 'y_test'} is given alone; give both, or neither")
-    pair = {"x": np.asarray(x), "y": np.asarray(y)}
+    pair = {"x": _array(name, "x", x), "y": _array(name, "y", y)}
     held = validation if isinstance(validation, Validation) else None
     theirs = {} if held is validation else _pair(name, validation)
     if x_test is not None:
-        parts = {"x_train": pair["x"], "y_train": pair["y"], "x_test": np.asarray(x_test), "y_test": np.asarray(y_test)}
+        tests = {"x_test": _array(name, "x_test", x_test), "y_test": _array(name, "y_test", y_test)}
+        parts = {"x_train": pair["x"], "y_train": pair["y"], **tests}
         return arrays.dataset(name, parts | theirs, task, held)
     arrays.check_pair(name, pair, least=10)
     train, test = hold_out(len(pair["x"]))
@@ -61,7 +63,15 @@ def _pair(name: str, validation: Any) -> dict[str, Any]:
             f"{name}: validation wants a pair (x, y), or hpcai.data.validation.Validation(fraction, seed), got "
             f"{type(validation).__name__}"
         )
-    return {"x_validation": np.asarray(validation[0]), "y_validation": np.asarray(validation[1])}
+    return {f"{key}_validation": _array(name, f"{key}_validation", one) for key, one in zip("xy", validation, strict=True)}
+
+
+def _array(name: str, key: str, value: Any) -> Array:
+    """The value as an array. Raises: DataError for rows of different lengths, and what numpy cannot take."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: {key} is {type(value).__name__}, not an array, nor rows of one length: {error}") from None
 
 
 def from_samples(

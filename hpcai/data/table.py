@@ -115,8 +115,7 @@ def _first_row(head: Header, ahead: list[str]) -> list[str]:
 
 
 def _places(path: Path, names: list[str], first: list[str], asked: Asked) -> tuple[list[int], tuple[str, ...]]:
-    """Return the positions of the columns that are kept, and remarks on others. Raises: DataError for unknown or duplicate names.
-    """
+    """Return the positions of the columns to keep, and remarks on others. Raises: DataError for unknown or duplicate names."""
     if _are_data(names, first):
         raise DataError(
             f"{path} begins with {listed(names)}, which are numbers, not names of columns; a table wants a line of names first"
@@ -146,8 +145,7 @@ def _are_data(names: list[str], first: list[str]) -> bool:
 
 
 def _plan(head: Header, places: list[int], first: list[str], asked: Asked, kind: Kind | None) -> Plan:
-    """Return the kind of each column; the label is the last of its kind. `kind`: of the label, if known from an earlier reading.
-    """
+    """Return the kind of each column; the label is the last of its kind. `kind`: the label's, if known already."""
     where = head.names.index(str(asked.label))
     given = asked.task == "classification" or asked.label in asked.categorical
     if kind is None:

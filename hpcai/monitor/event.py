@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
 
+from hpcai.errors import UsageError
+
 
 class Event(NamedTuple):
     """Something that happened on all ranks, said on rank 0.
@@ -35,8 +37,20 @@ class Sink(Protocol):
 Heard = Callable[[dict[str, Any]], object]
 
 
+def require(sinks: Any) -> None:
+    """Raise UsageError for what is not a list of sinks."""
+    if not isinstance(sinks, (list, tuple)):
+        raise UsageError(f"sinks is {type(sinks).__name__}; wanted is a list of objects with open, event and close")
+    for sink in sinks:
+        if not all(callable(getattr(sink, name, None)) for name in ("open", "event", "close")) or isinstance(sink, type):
+            raise UsageError(f"a sink is {type(sink).__name__}; wanted is an object with open(about), event(event) and close()")
+
+
 def functions(after_step: Heard | None = None, after_epoch: Heard | None = None) -> Sink:
-    """A sink of functions that take the values of steps and epochs, each with its number under "step"."""
+    """A sink of functions that take the values of steps and epochs, each with its number under "step". Raises: UsageError."""
+    for name, function in (("after_step", after_step), ("after_epoch", after_epoch)):
+        if function is not None and not callable(function):
+            raise UsageError(f"{name} is {type(function).__name__}; wanted is a function of a dict")
     return _Functions({"step": after_step, "epoch": after_epoch})
 
 

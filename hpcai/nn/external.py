@@ -11,7 +11,7 @@ from hpcai.errors import UsageError, counted
 from hpcai.nn.layers import Cache, Layer, Parameter, Params
 from hpcai.nn.losses import Loss
 from hpcai.nn.models import Model, sequential
-from hpcai.xp import Array
+from hpcai.xp import Array, bfloat16
 
 Gradients = Mapping[str, Any]
 LossAndGradients = Callable[[Params, Array, Array], tuple[Any, Gradients]]
@@ -47,6 +47,8 @@ def external(
     """
     if reduction not in ("mean", "sum"):
         raise UsageError(f"reduction is {reduction!r}; wanted is 'mean' or 'sum', which the loss is over its samples")
+    if not isinstance(parameters, Mapping):
+        raise UsageError(f"parameters are a {type(parameters).__name__}; wanted are arrays by their names, as in a dict")
     values = {key: np.asarray(value) for key, value in parameters.items()}
     for key, value in values.items():
         if value.dtype.kind != "f" or not value.size:
@@ -122,25 +124,57 @@ def _evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, 
     if not len(call.x):
         call.gradients = {key: np.zeros_like(value) for key, value in call.params.items()}
         return 0.0, 0
-    loss, gradients = call.functions.loss_and_gradients(call.params, call.x, target)
+    loss, gradients = _answered(call, target)
     call.gradients = {key: _scaled(key, gradients, value, weight * scale) for key, value in call.params.items()}
-    return weight * float(loss), 0
+    return weight * loss, 0
+
+
+def _answered(call: _Call, target: Array) -> tuple[float, Gradients]:
+    """Call loss_and_gradients. Raises: UsageError for what is not a loss, and gradients of all parameters."""
+    found = call.functions.loss_and_gradients(call.params, call.x, target)
+    if not isinstance(found, (tuple, list)) or len(found) != 2 or not isinstance(found[1], Mapping):
+        raise UsageError(f"loss_and_gradients gave {_shape_of(found)}; wanted is (loss, gradients), the gradients by their names")
+    for key in call.params:
+        if key not in found[1]:
+            raise UsageError(
+                f"loss_and_gradients gave no gradient of {key!r}; it gave {', '.join(map(repr, found[1])) or 'none'}"
+            )
+    if len(found[1]) > len(call.params):
+        extra = next(key for key in found[1] if key not in call.params)
+        known = ", ".join(map(repr, call.params))
+        raise UsageError(f"loss_and_gradients gave a gradient of {extra!r}, which is not a parameter; there are {known}")
+    return _number(found[0], "loss_and_gradients"), found[1]
+
+
+def _shape_of(found: Any) -> str:
+    if not isinstance(found, (tuple, list)):
+        return type(found).__name__
+    return f"({', '.join(type(one).__name__ for one in found)})"
+
+
+def _number(loss: Any, name: str) -> float:
+    """The loss as a float. Raises: UsageError for a value that is not one number."""
+    try:
+        return float(loss)
+    except (TypeError, ValueError, RuntimeError):  # the last of these is torch's
+        shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
+        raise UsageError(f"the loss of {name} is {type(loss).__name__}{shape}; wanted is one number") from None
 
 
 def _loss(call: _Call, target: Array) -> float:
     if not len(call.x):
         return 0.0
     if call.functions.loss is not None:
-        return float(call.functions.loss(call.params, call.x, target))
-    return float(call.functions.loss_and_gradients(call.params, call.x, target)[0])
+        return _number(call.functions.loss(call.params, call.x, target), "loss")
+    return _answered(call, target)[0]
 
 
 def _scaled(key: str, gradients: Gradients, parameter: Array, scale: float) -> Array:
-    if key not in gradients:
-        raise UsageError(f"loss_and_gradients gave no gradient of {key!r}; it gave {', '.join(map(repr, gradients)) or 'none'}")
     found = np.asarray(gradients[key])
     if found.shape != parameter.shape:
         raise UsageError(f"the gradient of {key!r} has shape {found.shape}; wanted is that of the parameter, {parameter.shape}")
+    if found.dtype.kind not in "fiu" and found.dtype != bfloat16:
+        raise UsageError(f"the gradient of {key!r} has dtype {found.dtype}; wanted are real numbers")
     return np.multiply(found, scale, dtype=parameter.dtype, casting="same_kind")
 
 

@@ -8,8 +8,7 @@ from hpcai.xp import Array
 
 
 class Report(NamedTuple):
-    """The result of one step, equal on all ranks except for the times: sums over the global batch, gradient norm, seconds, votes.
-    """
+    """The result of one step, equal on all ranks but for the times: sums over the global batch, gradient norm, seconds, votes."""
 
     loss_sum: float
     targets: int

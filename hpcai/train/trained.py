@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.errors import CheckpointError, HpcaiError, RankFailed, StallError, UsageError
-from hpcai.monitor import Sink, functions
+from hpcai.monitor import Sink, event, functions
 from hpcai.nn import models
 from hpcai.nn.models import Model
 from hpcai.train import absent, build, loop, own, resume
@@ -107,18 +108,20 @@ class Trained:
         return None if found is None else np.array(found)
 
     def save(self, path: str | Path) -> None:
-        """Write the parameters to FILE.npz or FILE.safetensors. Every rank that calls it writes. Raises: UsageError, OSError."""
-        ending = Path(path).suffix
-        if ending == ".npz":
-            np.savez(path, **self.parameters)  # type: ignore[arg-type]  # of which none is called allow_pickle
-        elif ending == ".safetensors":
-            if find_spec("safetensors") is None:
-                raise UsageError("FILE.safetensors wants the package safetensors: pip install safetensors, or save to FILE.npz")
-            from safetensors.numpy import save_file
+        """Write the parameters to FILE.npz or FILE.safetensors, whole or not at all. Every rank that calls it writes.
 
-            save_file({key: np.ascontiguousarray(array) for key, array in self.parameters.items()}, path)
-        else:
-            raise UsageError(f"save wants a file that ends in .npz or .safetensors, got {path}")
+        Raises: UsageError, OSError.
+        """
+        if not isinstance(path, (str, os.PathLike)) or Path(path).suffix not in (".npz", ".safetensors"):
+            raise UsageError(f"save wants a file that ends in .npz or .safetensors, got {path!r}")
+        target = Path(path)
+        part = target.with_name(f".{os.getpid()}-{target.name}")
+        part.touch()  # raises OSError where it cannot be; safetensors has errors of its own
+        try:
+            _write(part, self.parameters)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
 
     def scores(self, x: Any) -> Array:
         """The last layer's output, (n, outputs), for samples x as the data set has them: (n, ...) numbers. Raises: UsageError."""
@@ -156,7 +159,20 @@ class Trained:
             raise UsageError(
                 f"x has shape {x.shape} and dtype {x.dtype}; wanted are numbers, (n, {', '.join(map(str, self.data.shape))})"
             )
+        if not np.isfinite(x).all():
+            raise UsageError("x has nan or infinity; wanted are finite numbers, as in training: fill or leave out")
         return (x.reshape(len(x), *self.data.shape) * self.data.scale + self.data.shift).astype(dtype)
+
+
+def _write(path: Path, parameters: dict[str, Array]) -> None:
+    if path.suffix == ".npz":
+        np.savez(path, **parameters)  # type: ignore[arg-type]  # of which none is called allow_pickle
+        return
+    if find_spec("safetensors") is None:
+        raise UsageError("FILE.safetensors wants the package safetensors: pip install safetensors, or save to FILE.npz")
+    from safetensors.numpy import save_file
+
+    save_file({key: np.ascontiguousarray(array) for key, array in parameters.items()}, path)
 
 
 def fit(
@@ -190,6 +206,7 @@ def fit(
     Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError, on all ranks alike.
     """
     own.require_guard()
+    event.require(sinks)
     heard = [*sinks, functions(after_step, after_epoch)] if after_step or after_epoch else list(sinks)
     try:
         comm = job.init() if comm is None else comm

@@ -6,6 +6,7 @@ import pytest
 from hpcai import nn
 from hpcai.errors import UsageError
 from hpcai.nn import models
+from hpcai.xp import bfloat16
 
 
 def half_square(params, x, target):
@@ -64,6 +65,18 @@ def test_predictions_are_counted_where_targets_are_classes():
     assert not nn.external({"w": W}, half_square).loss.counts
 
 
+def given(gradients, loss=0.0, training=True):
+    """What comes of a function that gives these."""
+    return evaluated(nn.external({"w": W}, lambda *a: (loss, gradients)), X, TARGET, training=training)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64, bfloat16])
+def test_gradients_may_be_any_real_numbers(dtype):
+    gradients = np.array([[1], [2], [-3]], dtype)
+    _, _, grads = given({"w": gradients})
+    np.testing.assert_array_equal(grads["w"], 4 * gradients.astype(np.float64))
+
+
 @pytest.mark.parametrize(
     "make, words",
     [
@@ -73,6 +86,15 @@ def test_predictions_are_counted_where_targets_are_classes():
         (lambda: nn.external({"w": W}, half_square, reduction="median"), "reduction is 'median'"),
         (lambda: evaluated(nn.external({"v": W}, lambda *a: (0.0, {"w": W})), X, TARGET), "no gradient of 'v'; it gave 'w'"),
         (lambda: evaluated(nn.external({"w": W}, lambda *a: (0.0, {"w": W.T})), X, TARGET), r"'w' has shape \(1, 3\); wanted"),
+        (lambda: nn.external([W], half_square), "parameters are a list; wanted are arrays by their names"),
+        (lambda: given({"w": W * 1j}), "the gradient of 'w' has dtype complex128"),
+        (lambda: given({"w": np.full((3, 1), "a")}), "the gradient of 'w' has dtype <U1"),
+        (lambda: given({"w": W, "z": W}), "a gradient of 'z', which is not a parameter; there are 'w'"),
+        (lambda: given([W]), r"gave \(float, list\); wanted is \(loss, gradients\)"),
+        (lambda: evaluated(nn.external({"w": W}, lambda *a: {"w": W}), X, TARGET), "loss_and_gradients gave dict; wanted"),
+        (lambda: given({"w": W}, loss=None), "the loss of loss_and_gradients is NoneType; wanted is one number"),
+        (lambda: given({"w": W}, loss=np.zeros(2)), r"is ndarray of shape \(2,\); wanted is one number"),
+        (lambda: given({"w": W}, loss=None, training=False), "the loss of loss_and_gradients is NoneType"),
         (
             lambda: evaluated(nn.external({"w": W}, half_square, predict=lambda p, x: x[:2]), X, TARGET, training=False),
             r"predict gave shape \(2, 3\) for 4 samples",

@@ -122,6 +122,8 @@ def test_images_of_bytes_are_predicted_as_they_are_trained(tmp_path):
     assert found.predict(images[:0]).shape == (0,)
     with pytest.raises(UsageError, match=r"x has shape \(3, 7, 8\).*wanted are numbers, \(n, 8, 8\)"):
         found.predict(np.zeros((3, 7, 8)))
+    with pytest.raises(UsageError, match="x has nan or infinity"):
+        found.predict(np.full((1, 8, 8), np.nan))
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
@@ -133,6 +135,11 @@ def test_parameters_are_saved_by_name(tmp_path, ending):
     assert {name: saved[name].tolist() for name in saved} == {name: array.tolist() for name, array in found.parameters.items()}
     with pytest.raises(UsageError, match=r"ends in .npz or .safetensors, got .*weights.txt"):
         found.save(tmp_path / "weights.txt")
+    with pytest.raises(UsageError, match=r"ends in .npz or .safetensors, got None"):
+        found.save(None)
+    with pytest.raises(OSError, match="No such file"):
+        found.save(tmp_path / "nowhere" / f"weights.{ending}")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", f"weights.{ending}"}, "nothing is left beside it"
 
 
 def test_events_are_heard_in_order_on_rank_0(tmp_path):
@@ -173,6 +180,9 @@ def test_events_are_heard_in_order_on_rank_0(tmp_path):
         ({"model": 7}, "gave int; wanted is an hpcai.nn.Model"),
         ({"data": 7}, "gave int; wanted is (x, y)"),
         ({"zero": 2, "compress": "int8"}, "take --zero 1"),
+        ({"sinks": [3]}, "a sink is int; wanted is an object with open(about)"),
+        ({"sinks": print}, "sinks is builtin_function_or_method; wanted is a list"),
+        ({"after_step": "print"}, "after_step is str; wanted is a function of a dict"),
         ({"elastic": "shrink"}, "elastic='shrink' is for all ranks that the launcher started; leave comm out"),
     ],
 )

@@ -33,8 +33,7 @@ _kept = threading.local()
 
 
 class Arrival(NamedTuple):
-    """One segment received from the left: its destination, the fold unless it is just copied there, and what is then sent right.
-    """
+    """One segment received from the left: its destination, the fold unless it is only copied there, and what is then sent on."""
 
     target: Array
     fold: Callable[[Array, Array], object] | None

@@ -44,8 +44,7 @@ LOOK_AGAIN_S, ENDING_S = 1.0, 2.0
 
 
 class Answer(NamedTuple):
-    """The result of asking a rank: what it told, or None; whether its host accepted the connection; its process's state if known.
-    """
+    """The answer of a rank: what it told, or None; whether its host accepted the connection; its process's state if known."""
 
     told: dict[str, Any] | None
     reached: bool = False

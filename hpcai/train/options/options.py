@@ -32,8 +32,7 @@ from hpcai.train.options.readers import (
 
 
 def option(group: str, default: Any, text: str, kind: Reader | None = None) -> Any:
-    """Declare a field of a group, with its help text, and its reader if the type alone does not determine it: bounds, or a form.
-    """
+    """Declare a field of a group, with its help text, and its reader if the type alone does not say it: bounds, or a form."""
     return dataclasses.field(default=default, metadata={"help": text, "reader": kind, "group": group})
 
 

@@ -69,8 +69,7 @@ def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, u
 
 
 def _draw_losses(axes: Any, records: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-    """Draw the losses of steps, by their records, and of epochs: the mean in the middle of each epoch, the test loss at its end.
-    """
+    """Draw the losses of steps, by their records, and of epochs: the mean in the middle of each, the test loss at its end."""
     ends = [record["step"] for record in history]
     middles = [(a + b) / 2 for a, b in zip([0, *ends], ends, strict=False)]
     means, tests = ([_number(record.get(key)) for record in history] for key in ("loss", "test_loss"))

@@ -14,8 +14,7 @@ WORTH_SAYING = 0.05
 
 
 class Waiting:
-    """The time that this rank waited in the steps so far, without the first, in which kernels are compiled, not everywhere alike.
-    """
+    """The time that this rank waited in the steps so far, without the first, in which kernels are compiled."""
 
     def __init__(self, comm: Communicator):
         self.comm = comm
