@@ -103,7 +103,9 @@ class Dataset(NamedTuple):
 def take(dataset: Dataset, index: Array, rows: Array, train: bool = True, phase: int = 0) -> tuple[Array, Array]:
     """(x, target) of these samples. rows: a buffer for x, of whose dtype it is; phase: of text, where the first window begins."""
     if dataset.samples is not None:
-        return samples.taken(dataset.samples, index, rows.dtype, train)
+        x, target = samples.taken(dataset.samples, index, rows.dtype, train)
+        samples.require(x, target, dataset.shape, dataset.classes)
+        return x, target
     x, y = (dataset.x_train, dataset.y_train) if train else (dataset.x_test, dataset.y_test)
     if dataset.context:
         return windows(x, index, dataset.context, phase)

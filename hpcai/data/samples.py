@@ -39,3 +39,14 @@ def taken(samples: tuple[Samples, ...], index: Array, dtype: Any, train: bool = 
     x = np.ascontiguousarray(x, dtype if x.dtype.kind == "f" else np.int64)
     target = np.ascontiguousarray(target, np.float64 if target.dtype.kind == "f" else np.int64)
     return x[: len(index)], target[: len(index)]
+
+
+def require(x: Array, target: Array, shape: tuple[int, ...], classes: int) -> None:
+    """Raise DataError for samples of another shape than the first one's, and for labels that are none of the classes."""
+    if len(x) and x.shape[1:] != shape:
+        raise DataError(f"take gave samples of shape {x.shape[1:]}, and before of {shape}; wanted is one shape")
+    if classes and target.dtype.kind == "i" and target.ndim == 1 and len(target):
+        lowest, highest = int(target.min()), int(target.max())
+        if lowest < 0 or highest >= classes:
+            wrong = lowest if lowest < 0 else highest
+            raise DataError(f"take gave the label {wrong}; wanted are whole numbers from 0 to below the {classes} classes")

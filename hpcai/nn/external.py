@@ -29,7 +29,7 @@ def external(
     """A model of one layer, whose loss and gradients a function gives.
 
     Args:
-        parameters: names to initial values, arrays of any shape. They must be the same on all ranks: the seed does not make them.
+        parameters: names to initial values, arrays of any shape, the same on all ranks. Training begins with those of rank 0.
         loss_and_gradients: (parameters, x, target) -> (loss, gradients by name). It gets numpy views of the parameters, in the
             dtype of the run, which it must not change; x and target: this rank's samples, as the data set gives them.
         loss: (parameters, x, target) -> loss alone, for evaluation; without it gradients are computed there too and dropped.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import xxhash
+
+from hpcai.errors import RankMismatch
 from hpcai.strategies.sharded import Sharded, weight_norm
 from hpcai.strategies.strategy import part
 from hpcai.train import best, resume, signals
@@ -17,6 +20,7 @@ def between(run: Run) -> None:
     run.saver.heard(run.counted)
     epoch_ends, record = progress.step % run.per_epoch == 0, None
     if epoch_ends and progress.samples:
+        _require_alike(run)
         whole = _record(run)
         best.judge(progress, whole, options)
         _close_epoch(run, whole)
@@ -51,6 +55,22 @@ def _record(run: Run) -> dict[str, Any]:
     assert base is not None
     figures["weight_norm"] = weight_norm(base)
     return run.progress.record(figures)
+
+
+def _require_alike(run: Run) -> None:
+    """Raise RankMismatch, on all ranks, where the whole parameters of replicas have come apart. Collective."""
+    mesh = run.replica.mesh
+    if mesh.dp.size == 1 or run.options.zero:  # a shard is updated by one rank
+        return
+    place = mesh.tp.rank, mesh.pp.rank
+    known = mesh.world.allgather_object((place, xxhash.xxh3_64_intdigest(run.replica.params.view("u1").data)))
+    for rank, (part_of, digest) in enumerate(known):
+        first = next(i for i, (one, _) in enumerate(known) if one == part_of)
+        if digest != known[first][1]:
+            raise RankMismatch(
+                f"after step {run.progress.step:,} rank {rank} has other parameters than rank {first}; gradients and optimizers "
+                "of one's own must be the same functions on all ranks, and change nothing but what they are asked for"
+            )
 
 
 def _close_epoch(run: Run, record: dict[str, Any]) -> None:

@@ -71,6 +71,12 @@ def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, ...]
         raise failure
     if first := next((one for one in failures if one), None):
         raise DataError(f"another rank could not make the data: {first}")
+    lengths = comm.allgather_object([len(one) for one in found or ()])
+    for rank, theirs in enumerate(lengths):
+        if theirs != lengths[0]:
+            raise DataError(
+                f"rank 0's objects have {lengths[0]} samples, rank {rank}'s {theirs}; wanted is the same on all ranks"
+            )
     return found
 
 

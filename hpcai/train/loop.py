@@ -94,10 +94,11 @@ def _begin(
 
     run = _run(options, dataset, progress, Saver(replica, comm, place, options.keep_checkpoints), reserve, locks, sinks)
     run.in_script = in_script
-    comm.on_root(run.reporter.open)
-    if progress.step < run.total:
-        on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
-    return _through(run)
+    with contextlib.closing(run.reporter):
+        comm.on_root(run.reporter.open)
+        if progress.step < run.total:
+            on_root_beside(comm, lambda: resume.leave_branch(place, progress.step))
+        return _through(run)
 
 
 def _hold(locks: Locks, comm: Communicator) -> None:

@@ -12,10 +12,12 @@ import importlib.util
 import inspect
 import re
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hpcai.comm.communicator import Communicator
 from hpcai.data.dataset import Dataset
 from hpcai.data.given import from_arrays, from_samples
 from hpcai.data.validation import Validation, split
@@ -24,6 +26,7 @@ from hpcai.nn.external import external, is_external
 from hpcai.nn.models import Model
 from hpcai.optim.optimizers import Optimizer
 from hpcai.train.options.own_name import NAME, Own, called
+from hpcai.xp import Array
 
 _ALIAS = "hpcai_own_"
 """How the names of modules begin that are read from a file."""
@@ -63,6 +66,26 @@ def fitting(model: Model, recompute: bool, dtype: str) -> Model:
     if dtype in ("bf16", "f16"):
         raise UsageError(f"--dtype {dtype} is for layers of hpcai; model {model.name} computes its own way; take f32 or f64")
     return model
+
+
+def share(model: Model, initial: Array, comm: Communicator) -> None:
+    """Have a model of one's own begin alike on all ranks: where a function gives its gradients, with rank 0's parameters.
+
+    Collective. Raises: UsageError, on all ranks, for parameters of other names or shapes.
+    """
+    slots = [(slot.name, slot.shape) for slot in model.layout.slots]
+    for rank, theirs in enumerate(everyones := comm.allgather_object(slots)):
+        if theirs != everyones[0]:
+            ours, other = next(pair for pair in zip_longest(everyones[0], theirs) if pair[0] != pair[1])
+            raise UsageError(
+                f"the model is not the same on all ranks: rank 0 has {_named(ours)} where rank {rank} has {_named(other)}"
+            )
+    if is_external(model):
+        comm.broadcast(initial)
+
+
+def _named(slot: tuple[str, tuple[int, ...]] | None) -> str:
+    return "nothing" if slot is None else f"{slot[0]} of shape {slot[1]}"
 
 
 def optimizer(name: str, model: Model) -> Optimizer:

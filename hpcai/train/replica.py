@@ -31,7 +31,8 @@ from hpcai.strategies.reproducible import reproducible
 from hpcai.strategies.sharded import sharded
 from hpcai.strategies.strategy import Buffers, Kept, Setup, State, Strategy, Totals
 from hpcai.strategies.tied import tied
-from hpcai.train import build, rounding, votes
+from hpcai.train import build, own, rounding, votes
+from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
 from hpcai.train.state.undo import Undo
 from hpcai.xp import DTYPES, Array
@@ -124,6 +125,8 @@ def new_replica(options: Options, dataset: Dataset, comm: Communicator, cut: bui
     overlap = build.overlaps(options, mesh)
     buckets, units = _travelling(options, model, dtype, storage, overlap)
     initial = models.initialise(model, options.seed, dtype)
+    if own_name.is_own(options.model or ""):
+        own.share(model, initial, mesh.dp)
     setup = Setup(model, mesh, initial, dtype, storage, optimizer, buckets, units, options.allreduce_algorithm, options.clip_norm)
     strategy = _strategy(options, setup, parallel_stages.tied_parameter(model, whole, mesh))
     by_grains = options.compress == "reproducible"

@@ -11,7 +11,7 @@ import hpcai
 from hpcai import nn, optim
 from hpcai.checkpoint import naming
 from hpcai.comm import threads
-from hpcai.errors import CheckpointError, DataError, UsageError
+from hpcai.errors import CheckpointError, DataError, RankMismatch, UsageError
 from tests.train import mine
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -79,6 +79,81 @@ def test_of_arrays_only_rank_0s_are_read(tmp_path):
     x, y = mine.points()
     chosen = {"run_dir": tmp_path / "run", "steps": 3}
     threads.run(2, lambda comm: hpcai.fit("softmax", (x, y) if comm.rank == 0 else (None, None), comm, **chosen))
+
+
+def of_each_rank(tmp_path, make, data=mine.points, **options):
+    """Three ranks of which each has what `make(rank)` gives: a model, data, an optimizer."""
+    chosen = {"run_dir": tmp_path / "run", "steps": 30, "batch": 32, "lr": 0.05} | options
+
+    def program(comm):
+        given = {"model": mine.Program(), "data": data} | make(comm.rank)
+        return hpcai.fit(comm=comm, **given, **chosen)
+
+    return threads.run(3, program)
+
+
+def test_parameters_begin_as_rank_0_has_them(tmp_path):
+    def make(rank):
+        model = mine.Program()
+        model.parameters["bias"] = model.parameters["bias"] + rank
+        return {"model": model}
+
+    ours, alone = of_each_rank(tmp_path, make), trained(tmp_path, 3, mine.Program, run="alike")
+    for one in ours:
+        for name, array in one.parameters.items():
+            np.testing.assert_array_equal(array, alone[0].parameters[name])
+
+
+class Odd(mine.Rows):
+    """Points of one rank that are not as the others'."""
+
+    def __init__(self, how, x, y):
+        super().__init__(x, y)
+        self.how = how
+
+    def take(self, index):
+        x, y = super().take(index)
+        if len(index) > 1 and self.how == "shape":
+            x = x[:, :4]
+        return x, y + 3 if len(index) > 1 and self.how == "label" else y
+
+
+@pytest.mark.parametrize(
+    "odd, error, words",
+    [
+        (
+            {"parameters": {"a.weight": np.zeros((4, 3)), "bias": np.zeros(3)}},
+            UsageError,
+            r"rank 1 has external.a.weight of shape",
+        ),
+        (
+            {"parameters": {"a.weight": np.zeros((5, 3))}},
+            UsageError,
+            r"rank 0 has external.bias of shape \(3,\) where rank 1 has nothing",
+        ),
+        ("length", DataError, r"rank 0's objects have \[240, 60\] samples, rank 1's \[239, 60\]"),
+        ("shape", DataError, r"take gave samples of shape \(4,\), and before of \(5,\)"),
+        ("label", DataError, "take gave the label [345]; wanted are whole numbers from 0 to below the 3 classes"),
+        ("optimizer", RankMismatch, "after step 8 rank 1 has other parameters than rank 0"),
+    ],
+)
+def test_what_is_not_alike_on_all_ranks_is_refused(tmp_path, odd, error, words):
+    def make(rank):
+        if rank != 1:
+            return {}
+        if isinstance(odd, dict):
+            model = mine.Program()
+            model.parameters = odd["parameters"]
+            return {"model": model}
+        if odd == "optimizer":
+            return {"optimizer": optim.adam(beta1=0.5)}
+        train, test = mine.rows()
+        return {"data": (Odd(odd, train.x[odd == "length" :], train.y[odd == "length" :]), test)}
+
+    alike = {"optimizer": optim.adam()} if odd == "optimizer" else {}
+    data = mine.rows() if odd in ("length", "shape", "label") else mine.points
+    with pytest.raises(error, match=words):
+        of_each_rank(tmp_path, lambda rank: alike | make(rank), data)
 
 
 def test_a_resumed_run_goes_on_also_on_other_ranks(tmp_path):
