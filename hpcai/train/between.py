@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import xxhash
-
+from hpcai.checkpoint import shards
 from hpcai.errors import RankMismatch
 from hpcai.strategies.sharded import Sharded, weight_norm
 from hpcai.strategies.strategy import part
@@ -63,7 +62,7 @@ def _require_alike(run: Run) -> None:
     if mesh.dp.size == 1 or run.options.zero:  # a shard is updated by one rank
         return
     place = mesh.tp.rank, mesh.pp.rank
-    known = mesh.world.allgather_object((place, xxhash.xxh3_64_intdigest(run.replica.params.view("u1").data)))
+    known = mesh.world.allgather_object((place, shards.checksum(run.replica.params.view("u1").data)))
     for rank, (part_of, digest) in enumerate(known):
         first = next(i for i, (one, _) in enumerate(known) if one == part_of)
         if digest != known[first][1]:

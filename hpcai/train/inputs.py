@@ -75,7 +75,7 @@ def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, ...]
     for rank, theirs in enumerate(lengths):
         if theirs != lengths[0]:
             raise DataError(
-                f"rank 0's objects have {lengths[0]} samples, rank {rank}'s {theirs}; wanted is the same on all ranks"
+                f"the objects of rank 0 have the lengths {lengths[0]}, those of rank {rank} {theirs}; wanted is one on all"
             )
     return found
 

@@ -31,7 +31,7 @@ def test_arrays_of_waits_that_failed_live_until_a_step_is_done(monkeypatch):
         steps.append(seen["array"]() is not None)
         run.progress.step += 1
 
-    monkeypatch.setattr(loop, "_between", between)
+    monkeypatch.setattr(loop, "between", between)
     monkeypatch.setattr(loop, "_step", step)
     monkeypatch.setattr(loop, "_finish", lambda run: SimpleNamespace(_replace=lambda comm: {}))
     monkeypatch.setattr(loop.recover, "recover", lambda run: None)

@@ -9,7 +9,7 @@ import pytest
 
 import hpcai
 from hpcai.comm import threads
-from hpcai.train import loop, strict
+from hpcai.train import between, strict
 from hpcai.train.loop import fit
 from hpcai.train.options import parser
 from hpcai.train.outcome import Evaluation
@@ -58,7 +58,7 @@ def test_a_run_whose_test_loss_is_not_finite(tmp_path, monkeypatch, capsys, regr
     np.savez(tmp_path / "d.npz", x=x, y=x[:, 0] if regression else np.arange(40) % 2)
     quantities = {"test_mae": float("inf"), "test_rmse": float("nan"), "test_r2": float("nan")} if regression else {}
     found = Evaluation(float("inf"), None if regression else 0.5, quantities, [], None)
-    monkeypatch.setattr(loop, "evaluate", lambda mine, dataset: found)
+    monkeypatch.setattr(between, "evaluate", lambda mine, dataset: found)
     flags = [
         "--data",
         f"npz:{tmp_path / 'd.npz'}",
