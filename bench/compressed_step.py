@@ -23,7 +23,7 @@ from bench import torch_hooks
 from bench.harness import interleaved, machine, size_of, start_gloo
 from hpcai.comm.communicator import Communicator
 from hpcai.reduce import advice
-from hpcai.reduce.named import named
+from hpcai.reduce.named import by_name
 from hpcai.reduce.reducer import Reducer
 
 SIDE = 2048
@@ -45,7 +45,7 @@ def main() -> None:
     gradient = np.random.default_rng(comm.rank).normal(size=n).astype(np.float32)
     mean = comm.allreduce(gradient.copy(), "mean")
 
-    reducers = {name: named(name, comm.size, places=places) for name in arguments.choices.split(",")}
+    reducers = {name: by_name(name, comm.size, places=places) for name in arguments.choices.split(",")}
     wire = advice.measure_wire(comm, gradient.nbytes)
     predicted = {name: advice.predict([(n, reducer)], comm, wire).seconds for name, reducer in reducers.items()}
     sides: dict[str, Callable[[], Any]] = {LIBRARY: library(comm, gradient.copy())}

@@ -16,7 +16,7 @@ from hpcai import environment, errors
 from hpcai.comm import threads
 from hpcai.comm.wires.threads import ThreadWire
 from hpcai.reduce.counting import Counting, sent_bytes
-from hpcai.reduce.named import CHOICES, named
+from hpcai.reduce.named import CHOICES, by_name
 from hpcai.train.options.options import GROUPS, RENAMED, Options
 from tests import pages
 
@@ -232,7 +232,7 @@ def test_reducers_send_what_their_page_says(size):
 
         def program(comm, choice=one.choice):
             counting, x = Counting(comm), np.random.default_rng(comm.rank).standard_normal(n).astype(np.float32)
-            reducer = named(choice, size)
+            reducer = by_name(choice, size)
             reducer.reduce(x, counting, reducer.init(x))
             return sum(sent_bytes(call, size) for call in counting.calls)
 

@@ -63,7 +63,7 @@ def files(fields: dict[str, Any], there: dict[str, int]) -> str:
 
 
 def _steps(step: int, name: str, progress: dict[str, Any]) -> None:
-    if naming.in_order([name]) and name != naming.named(step):
+    if naming.in_order([name]) and name != naming.name_of(step):
         raise Refused(f"is {step}, in a checkpoint that is called {name}", "step")
     if progress["step"] != step:
         raise Refused(f"is {progress['step']}, where step is {step}", "meta.progress.step")

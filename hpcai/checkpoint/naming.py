@@ -26,7 +26,7 @@ def split(where: str) -> tuple[str, str]:
     return (head or ("/" if where.startswith("/") else ".")), tail
 
 
-def named(step: int) -> str:
+def name_of(step: int) -> str:
     """A checkpoint's folder."""
     return f"step-{step:09d}"
 

@@ -46,7 +46,7 @@ class Retention:
 
     def conclude(self, what: Next, entries: list[dict[str, Any]], failed: list[tuple[int, str]]) -> None:
         """Write the manifest, if all shards are there. Raises: CheckpointError, after a warning."""
-        name = naming.named(what.step)
+        name = naming.name_of(what.step)
         try:
             if failed:
                 others = f" (and {counted(len(failed) - 1, 'more rank')})" if len(failed) > 1 else ""
@@ -101,7 +101,7 @@ class Retention:
         best = meta["progress"].get("best") if meta.get("keeps_best") else None
         if best is None:
             return ""
-        name = naming.named(best["step"])
+        name = naming.name_of(best["step"])
         return name if name == following or self.has(name) else self._best
 
     def _best_by(self, name: str) -> str:
@@ -110,7 +110,7 @@ class Retention:
             step = format.opened(self.place, name).meta.get("best_kept")
         except Broken:
             return ""
-        return naming.named(step) if step is not None and self.has(naming.named(step)) else ""
+        return naming.name_of(step) if step is not None and self.has(naming.name_of(step)) else ""
 
     def _superseded(self, spared: set[str]) -> list[str]:
         """List the checkpoints that are too many once the next one is there. Broken ones are not counted and stay; so does the

@@ -79,7 +79,7 @@ CHOICES = tuple(CODECS)
 _BY_BASE = {name.partition(":")[0]: name for name in CODECS}
 
 
-def named(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:
+def by_name(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:
     """The reducer of that name, in the way that is cheapest for so many ranks (see combine.py).
 
     places: the arrays in the flat one that is to be reduced, for powersgd. feedback: with a memory for what is lost, where

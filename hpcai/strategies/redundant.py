@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hpcai.optim import clip
 from hpcai.parallel.redundancy import Backup
 from hpcai.parallel.zero import Piece
-from hpcai.strategies.sharded import Sharded, named
+from hpcai.strategies.sharded import Sharded, named_arrays
 from hpcai.strategies.strategy import Kept, Setup, State, Strategy, Totals, Wrapped, part, wrapping
 
 
@@ -41,7 +41,7 @@ def redundant(inner: Strategy, whole: bool) -> Strategy:
         pieces = {"params": [Piece(piece.flat, piece.flat) for piece in backup.owned]}
         copies = [
             Kept(name, "copy", array, pieces.get(name, backup.owned), backup.left)
-            for name, array in named(state.buffers.params, backup.state)
+            for name, array in named_arrays(state.buffers.params, backup.state)
         ]
         return [*inner.kept(state.inner), *copies]
 

@@ -177,12 +177,15 @@ def _forgotten(state: Sharded) -> None:
 def _kept(state: Sharded, stage: int) -> list[Kept]:
     buffers = state.buffers
     if not stage:
-        return [Kept(name, "all", array) for name, array in named(buffers.params, buffers.optimizer)]
+        return [Kept(name, "all", array) for name, array in named_arrays(buffers.params, buffers.optimizer)]
     pieces = {"params": [Piece(place.flat, place.params) for place in buffers.places]}
-    return [Kept(name, "shard", array, pieces.get(name, state.owned)) for name, array in named(buffers.params, buffers.optimizer)]
+    return [
+        Kept(name, "shard", array, pieces.get(name, state.owned))
+        for name, array in named_arrays(buffers.params, buffers.optimizer)
+    ]
 
 
-def named(params: Array, optimizer: dict[str, Array]) -> list[tuple[str, Array]]:
+def named_arrays(params: Array, optimizer: dict[str, Array]) -> list[tuple[str, Array]]:
     """Return the state's arrays with their names in checkpoints."""
     return [("params", params), *((f"optimizer.{name}", array) for name, array in optimizer.items())]
 

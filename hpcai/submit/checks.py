@@ -98,7 +98,7 @@ def data(options: Options) -> Dataset | None:
         files = [] if own_name.is_own(options.data) else sources.files(options.data, where)
         if sum(path.stat().st_size for path in files) > SMALL_BYTES:
             return None
-        return inputs.named(options)
+        return inputs.load_alone(options)
     except (HpcaiError, OSError) as error:
         raise UsageError(str(error)) from None
 

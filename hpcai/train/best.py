@@ -72,14 +72,14 @@ def is_here(progress: Progress, options: Options) -> bool:
     return options.keep_best is not None and progress.best is not None and progress.best["step"] == progress.step
 
 
-def checkpoint(series: Retention, step: int) -> str | None:
+def checkpoint(retention: Retention, step: int) -> str | None:
     """Return the path of the best epoch's checkpoint; None, after a warning, if it is not there: it could not be written, or the
     run resumed from one without --keep-best or from another folder. On rank 0.
     """
-    name = naming.named(step)
-    if series.has(name):
-        return series.place.path(name)
-    kept = f"the best that is kept is {series.best}" if series.best else f"none is kept in {series.place.path('')}"
+    name = naming.name_of(step)
+    if retention.has(name):
+        return retention.place.path(name)
+    kept = f"the best that is kept is {retention.best}" if retention.best else f"none is kept in {retention.place.path('')}"
     said = f"of the best epoch, after step {step:,}, there is no checkpoint; {kept}"
     print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
     return None

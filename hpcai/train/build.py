@@ -26,7 +26,7 @@ from hpcai.parallel import stages as cuts
 from hpcai.parallel.mesh import Mesh
 from hpcai.parallel.pipeline import Stages
 from hpcai.parallel.schedules import Plan
-from hpcai.reduce.named import named
+from hpcai.reduce.named import by_name
 from hpcai.reduce.policy import by_parts, policy
 from hpcai.reduce.reducer import Reducer
 from hpcai.train import class_weights, own
@@ -167,7 +167,7 @@ def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int, copies
     for first, after in zip(starts, [*starts[1:], len(slots)], strict=True):
         begin, end = slots[first].start, slots[after].start if after < len(slots) else bucket.stop
         places = [(slot.start - begin, slot.shape) for slot in slots[first:after]]
-        reducer = named(choices[first], ranks, places=places, seed=options.seed, feedback=not options.no_error_feedback)
+        reducer = by_name(choices[first], ranks, places=places, seed=options.seed, feedback=not options.no_error_feedback)
         one = policy(reducer, smallest=options.compress_smallest, warmup=options.compress_warmup_steps)
         parts.append((slice(begin - bucket.start, end - bucket.start), one))
     return parts[0][1] if len(parts) == 1 else by_parts(parts)

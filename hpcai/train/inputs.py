@@ -24,10 +24,10 @@ from hpcai.xp import Array
 
 def load(options: Options, comm: Communicator) -> Dataset:
     """The data set that the options name, on all ranks."""
-    return share(comm, lambda: named(options))
+    return share(comm, lambda: load_alone(options))
 
 
-def named(options: Options) -> Dataset:
+def load_alone(options: Options) -> Dataset:
     """The same, on this rank alone."""
     held = None if options.validation is None else Validation(options.validation, options.seed)
     if own_name.is_own(options.data):
@@ -90,7 +90,7 @@ def prepare(options: Options, ranks: int) -> Dataset:
     build.check(options, ranks)
     if options.plot:
         curve.require_matplotlib()
-    dataset = named(options)
+    dataset = load_alone(options)
     _check_range(options, dataset)
     best.require(options, dataset)
     if own_name.is_own(options.model or "") or own_name.is_own(options.optimizer):

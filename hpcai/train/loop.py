@@ -80,7 +80,7 @@ def _begin(
     options: Options, comm: Communicator, reserve: Membership, locks: Locks, sinks: Sequence[Sink], in_script: bool
 ) -> Ended:
     folder = Path(options.run_dir or "runs")
-    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
+    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.load_alone(options))
     dataset = class_weights.decided(options, dataset, comm)
     if options.elastic == "grow" and dataset.samples is not None:
         own_name.require_names({"--data": options.data})
@@ -232,7 +232,7 @@ def _finish(run: Run) -> Ended:
     text = sampling.sample(run.replica, options.context, options.sample_bytes, options.seed) if options.sample_bytes else b""
     figures = _figures(run) | _best(run)
     summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text, figures))
-    last = run.saver.place.path(naming.named(run.progress.step))
+    last = run.saver.place.path(naming.name_of(run.progress.step))
     return Ended(summary, run.progress.history, last, run.dataset, run.options, run.comm)
 
 
@@ -254,7 +254,7 @@ def _best(run: Run) -> dict[str, Any]:
         found["best"] = dict(progress.best)
         if options.keep_best is not None:
             step = progress.best["step"]
-            found["best"]["checkpoint"] = run.comm.on_root(lambda: best.checkpoint(run.saver.series, step))
+            found["best"]["checkpoint"] = run.comm.on_root(lambda: best.checkpoint(run.saver.retention, step))
     if best.waits_in_vain(progress, options):
         found["stopped_early"] = best.stopped(progress)
     return found

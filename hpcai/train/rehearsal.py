@@ -40,7 +40,7 @@ LISTED = 60
 
 def run(options: Options, comm: Communicator) -> None:
     """Carry out --dry-run or --find-lr, on all ranks. Collective. Raises: UsageError, DataError, CheckpointError."""
-    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.named(options))
+    dataset = inputs.share(comm, lambda: inputs.prepare(options, comm.size), lambda: inputs.load_alone(options))
     dataset = class_weights.decided(options, dataset, comm)
     comm.on_root(lambda: resume.require_there(options))
     if options.find_lr:

@@ -109,7 +109,7 @@ def changed(options: Options, step: int) -> str:
     """Describe which options differ from those of the checkpoint of that step that the run resumes. On one rank."""
     with contextlib.suppress(CheckpointError, OSError):
         for where, name in _candidates(options):
-            if name == naming.named(step):
+            if name == naming.name_of(step):
                 return remarks.changed(format.opened(where, name).meta.get("options"), options)
     return ""
 

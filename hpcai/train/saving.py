@@ -41,7 +41,7 @@ class Saver:
     """Writes a run's checkpoints into a place. Every rank calls it alike."""
 
     def __init__(self, replica: Replica, comm: Communicator, place: Store, keep: int):
-        self.replica, self.comm, self.series = replica, comm, Retention(place, keep)
+        self.replica, self.comm, self.retention = replica, comm, Retention(place, keep)
         self._layouts: list[Laid] = []
         self._before: list[Task] | None = None
         self._image, self._thread = ShardBuffer(), Worker()
@@ -54,7 +54,7 @@ class Saver:
     @property
     def place(self) -> Store:
         """The place of the checkpoints."""
-        return self.series.place
+        return self.retention.place
 
     @property
     def under_way(self) -> bool:
@@ -68,14 +68,14 @@ class Saver:
         After a recovery a step whose checkpoint is complete already is not written again: it holds the same.
         """
         self.finish()
-        if not self._layouts and self._begin(naming.named(step)):
+        if not self._layouts and self._begin(naming.name_of(step)):
             return
         self._step, self._meta = step, meta | {"mesh": self.replica.mesh.sizes._asdict(), "ranks": self.comm.size}
         self._image.fill(arrays.runs(self.replica))
         counters = arrays.counters(self.replica) if self.replica.mesh.dp.rank == 0 else None
         entry = {"rank": self.comm.rank, "layout": arrays.number(self.replica), "counters": counters}
         self.replica.votes[votes.OF_CHECKPOINTS] = 0
-        write = functools.partial(_write, self.place, naming.named(step), self._image, entry, self.comm.size)
+        write = functools.partial(_write, self.place, naming.name_of(step), self._image, entry, self.comm.size)
         self._writing = self._thread.begin(Task(write, functools.partial(_cast, self.replica.votes, votes.WRITTEN)))
 
     def heard(self, counted: Array) -> None:
@@ -110,8 +110,8 @@ class Saver:
         """Return a saver that goes on among other ranks, after some have failed. A checkpoint under way is awaited only by the
         next save, which may take it away. Not collective.
         """
-        fresh = Saver(replica, comm, self.place, self.series.keep)
-        fresh.series = self.series
+        fresh = Saver(replica, comm, self.place, self.retention.keep)
+        fresh.retention = self.retention
         works = (*(self._before or []), self._writing, self._committing, self._tidying)
         fresh._before = [work for work in works if work is not None]
         return fresh
@@ -127,12 +127,12 @@ class Saver:
         ]
         self._layouts = [laid for _, laid in sorted(told, key=lambda one: one[0])]
         recovered, self._before = self._before is not None, None
-        place, series = self.place, self.series
+        place, retention = self.place, self.retention
 
         def tidied() -> bool:
             attempt(place.discard)
-            attempt(series.look)
-            return recovered and series.has(name)
+            attempt(retention.look)
+            return recovered and retention.has(name)
 
         work = self._tidying = self._thread.begin(Task(tidied)) if self.comm.rank == 0 else Task.none()
         _all_done(self.comm, [work])
@@ -151,7 +151,7 @@ class Saver:
         failed = [(rank, why) for rank, (_, why) in enumerate(told) if why]
         entries = [entry for entry, _ in told if entry is not None]
         what = Next(self._step, self._meta, self._layouts)
-        conclude = functools.partial(self.series.conclude, what, entries, failed)
+        conclude = functools.partial(self.retention.conclude, what, entries, failed)
         commit = Task(conclude, functools.partial(_cast, self.replica.votes, votes.COMMITTED))
         self._committing = self._thread.begin(commit) if self.comm.rank == 0 else Task.none()
 

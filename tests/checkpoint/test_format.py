@@ -228,7 +228,7 @@ def test_memories_find_their_places_on_another_mesh(tmp_path, text):  # noqa: F8
             again.close()
 
         threads.run(ranks, program)
-        after = format.read(tmp_path / "again" / naming.named(6))[1].arrays
+        after = format.read(tmp_path / "again" / naming.name_of(6))[1].arrays
         assert len(after["memories"]) == dp
         whole = arena.layout(
             {n: tuple(s) for n, s in format.read(resume.newest(tmp_path / "run"))[1].meta["identity"]["parameters"]}

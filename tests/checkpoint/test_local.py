@@ -23,7 +23,7 @@ SHARD = "shard-00000-of-00001.safetensors"
 
 
 def write(place, step, content=b"x" * 5000):
-    name = naming.named(step)
+    name = naming.name_of(step)
     place.write(name, SHARD, memoryview(content))
     return place.commit(name, b"manifest")
 
@@ -49,7 +49,7 @@ def damage(kind):
         "/dev/zero": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
         "folder": lambda path: (path.unlink(), path.mkdir()),
         "link": lambda path: (path.rename(path.parent.parent / "away"), path.symlink_to("../away")),
-        "the older's": lambda path: shutil.copy(path.parent.parent / naming.named(3) / path.name, path),
+        "the older's": lambda path: shutil.copy(path.parent.parent / naming.name_of(3) / path.name, path),
         "nothing": lambda path: path.unlink(),
         "empty": lambda path: path.write_bytes(b""),
         "a terabyte": lambda path: os.truncate(path, 1 << 40),
@@ -70,7 +70,7 @@ def test_auto_takes_the_older_one_and_says_in_a_line_which_file_it_is(twice, tmp
     if kind in ("a part missing", "null", "a path") and file != "manifest.json":
         return
     shutil.copytree(twice / "run", tmp_path / "run")
-    newer = tmp_path / "run" / "checkpoints" / naming.named(6)
+    newer = tmp_path / "run" / "checkpoints" / naming.name_of(6)
     damage(kind)(newer / file)
     capsys.readouterr()
     assert started(2, options(tmp_path, *SMALL, "--resume", "auto"), tmp_path / "run") == [3, 3]
@@ -84,16 +84,16 @@ def test_auto_takes_the_older_one_and_says_in_a_line_which_file_it_is(twice, tmp
 
 def test_a_named_link_to_a_checkpoint_is_taken_and_one_in_a_place_is_not(twice, tmp_path):
     place = twice / "run" / "checkpoints"
-    (tmp_path / "latest").symlink_to(place / naming.named(6))
+    (tmp_path / "latest").symlink_to(place / naming.name_of(6))
     (tmp_path / "best").symlink_to("latest")
     assert format.read(tmp_path / "best")[0] == 6
     assert started(2, options(tmp_path, *SMALL, "--resume", str(tmp_path / "latest"), run="none"), tmp_path / "none") == [6, 6]
-    (tmp_path / naming.named(6)).symlink_to(place / naming.named(6))
+    (tmp_path / naming.name_of(6)).symlink_to(place / naming.name_of(6))
     assert Local(tmp_path).names() == []
     (tmp_path / "linked").symlink_to(place)
-    assert Local(tmp_path / "linked").names() == [naming.named(3), naming.named(6)]
-    assert storage.place(f"file://{place}").names() == [naming.named(3), naming.named(6)]
-    shutil.copytree(place / naming.named(6), tmp_path / "copy")
+    assert Local(tmp_path / "linked").names() == [naming.name_of(3), naming.name_of(6)]
+    assert storage.place(f"file://{place}").names() == [naming.name_of(3), naming.name_of(6)]
+    shutil.copytree(place / naming.name_of(6), tmp_path / "copy")
     assert format.read(tmp_path / "copy")[0] == 6
 
 
@@ -128,17 +128,17 @@ def test_only_names_of_steps_are_checkpoints(tmp_path, where):
             (tmp_path / name / "manifest.json").touch()
         else:
             place.system.pipe_file(f"{place.root}/{name}/manifest.json", b"x")
-    (tmp_path / naming.named(8)).write_text("a file")
-    (tmp_path / naming.named(9)).symlink_to(naming.named(5))
-    (tmp_path / naming.named(10)).symlink_to("nowhere")
-    os.mkfifo(tmp_path / naming.named(11))
-    assert place.names() == [naming.named(5)]
+    (tmp_path / naming.name_of(8)).write_text("a file")
+    (tmp_path / naming.name_of(9)).symlink_to(naming.name_of(5))
+    (tmp_path / naming.name_of(10)).symlink_to("nowhere")
+    os.mkfifo(tmp_path / naming.name_of(11))
+    assert place.names() == [naming.name_of(5)]
 
 
 def test_a_step_of_more_than_nine_digits_is_a_name_too():
-    assert naming.in_order([naming.named(10**12), naming.named(10**9), naming.named(10**16)]) == [
-        naming.named(10**9),
-        naming.named(10**12),
+    assert naming.in_order([naming.name_of(10**12), naming.name_of(10**9), naming.name_of(10**16)]) == [
+        naming.name_of(10**9),
+        naming.name_of(10**12),
     ]
     assert naming.next_previous(["previous-" + "9" * 100, "previous-\u0663", "previous-2"]) == "previous-3"
 
@@ -164,18 +164,18 @@ def test_what_a_link_leads_to_stays_whatever_its_name(tmp_path, linked):
     write(place, 1)
     (place.folder / linked).symlink_to(folder)
     place.discard()
-    if linked == naming.named(2):
+    if linked == naming.name_of(2):
         with pytest.raises(OSError, match="in the way"):
             write(place, 2)
     else:
         write(place, 2)
     write(place, 3)
-    place.remove(naming.named(1))
+    place.remove(naming.name_of(1))
     write(place, 4)
-    place.set_aside([naming.named(4)])
+    place.set_aside([naming.name_of(4)])
     place.discard()
     assert untouched()
-    assert place.names() == [naming.named(step) for step in ([3] if linked == naming.named(2) else [2, 3])]
+    assert place.names() == [naming.name_of(step) for step in ([3] if linked == naming.name_of(2) else [2, 3])]
     assert not [path for path in place.folder.iterdir() if path.name.startswith(".")]
 
 
@@ -184,7 +184,7 @@ def test_a_file_of_a_checkpoint_that_was_dropped_is_written_over_only_if_it_is_o
     folder, untouched = theirs(tmp_path)
     place = Local(tmp_path / "checkpoints")
     write(place, 1)
-    shard = place.folder / naming.named(1) / SHARD
+    shard = place.folder / naming.name_of(1) / SHARD
     shard.unlink()
     {
         "symbolic": lambda: shard.symlink_to(folder / SHARD),
@@ -192,24 +192,24 @@ def test_a_file_of_a_checkpoint_that_was_dropped_is_written_over_only_if_it_is_o
         "FIFO": lambda: os.mkfifo(shard),
         "folder": shard.mkdir,
     }[link]()
-    place.remove(naming.named(1))
+    place.remove(naming.name_of(1))
     write(place, 2, b"new" * 3000)
     assert untouched()
-    assert place.read(naming.named(2), SHARD) == b"new" * 3000
+    assert place.read(naming.name_of(2), SHARD) == b"new" * 3000
     place.discard()
     assert untouched()
-    assert [path.name for path in place.folder.iterdir()] == [naming.named(2)]
+    assert [path.name for path in place.folder.iterdir()] == [naming.name_of(2)]
 
 
 def test_files_of_others_in_a_checkpoint_outlive_it(tmp_path):
     place = Local(tmp_path)
     for step in (1, 2, 3):
         write(place, step)
-    (tmp_path / naming.named(1) / "notes.txt").write_text("mine")
-    (tmp_path / naming.named(2) / "plots").mkdir()
-    place.remove(naming.named(1))
-    place.write(naming.named(4), SHARD, memoryview(b"x"))
-    assert place.commit(naming.named(4), b"manifest", [naming.named(2)]) == [naming.named(2)]
+    (tmp_path / naming.name_of(1) / "notes.txt").write_text("mine")
+    (tmp_path / naming.name_of(2) / "plots").mkdir()
+    place.remove(naming.name_of(1))
+    place.write(naming.name_of(4), SHARD, memoryview(b"x"))
+    assert place.commit(naming.name_of(4), b"manifest", [naming.name_of(2)]) == [naming.name_of(2)]
     place.discard()
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*-00000000[12]/*")) == [
         "step-000000001/notes.txt",
@@ -221,14 +221,14 @@ def test_files_of_others_in_a_checkpoint_outlive_it(tmp_path):
 def test_files_of_others_are_in_the_checkpoint_that_replaces_another(tmp_path, crash, monkeypatch):
     place = Local(tmp_path)
     write(place, 1, b"old")
-    (tmp_path / naming.named(1) / "notes.txt").write_text("mine")
+    (tmp_path / naming.name_of(1) / "notes.txt").write_text("mine")
     with monkeypatch.context() as killed:
         if crash:
             killed.setattr(Local, "_delete_replaced", lambda *_: None)
         write(place, 1, b"new")
     place.discard()
-    assert {path.name for path in tmp_path.glob("**/*")} == {naming.named(1), SHARD, "manifest.json", "notes.txt"}
-    assert place.read(naming.named(1), SHARD) == b"new"
+    assert {path.name for path in tmp_path.glob("**/*")} == {naming.name_of(1), SHARD, "manifest.json", "notes.txt"}
+    assert place.read(naming.name_of(1), SHARD) == b"new"
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling", "FIFO", "folder", "file"])
@@ -257,13 +257,13 @@ def test_a_run_keeps_so_many_beside_what_is_none(tmp_path):
     flags = [*SMALL, "--keep-checkpoints", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
     place = tmp_path / "run" / "checkpoints"
-    shutil.copytree(place / naming.named(3), tmp_path / "elsewhere")
-    (place / naming.named(1)).symlink_to(tmp_path / "elsewhere")
-    shutil.copytree(place / naming.named(3), place / naming.named(2))
-    (place / naming.named(0)).write_text("a file")
+    shutil.copytree(place / naming.name_of(3), tmp_path / "elsewhere")
+    (place / naming.name_of(1)).symlink_to(tmp_path / "elsewhere")
+    shutil.copytree(place / naming.name_of(3), place / naming.name_of(2))
+    (place / naming.name_of(0)).write_text("a file")
     train(2, options(tmp_path, *flags, "--steps", "12", "--resume", "auto"))
     assert sorted(path.name for path in place.iterdir() if path.name.startswith("step-")) == [
-        naming.named(s) for s in (0, 1, 2, 9, 12)
+        naming.name_of(s) for s in (0, 1, 2, 9, 12)
     ]
     assert len(list((tmp_path / "elsewhere").iterdir())) == 3
 
@@ -271,28 +271,30 @@ def test_a_run_keeps_so_many_beside_what_is_none(tmp_path):
 def test_a_folder_that_only_had_shards_without_a_manifest_goes_too_at_a_url(tmp_path):
     place = storage.place(f"memory://{tmp_path}")
     for step in (1, 2):
-        place.write(naming.named(step), SHARD, memoryview(b"x"))
-    place.system.pipe_file(f"{place.root}/{naming.named(2)}/notes.txt", b"mine")
-    place.discard(naming.named(1))
-    place.discard(naming.named(2))
-    assert [name.rpartition("/")[2] for name in place.system.ls(place.root, detail=False)] == [naming.named(2)]
-    assert [name.rpartition("/")[2] for name in place.system.ls(f"{place.root}/{naming.named(2)}", detail=False)] == ["notes.txt"]
+        place.write(naming.name_of(step), SHARD, memoryview(b"x"))
+    place.system.pipe_file(f"{place.root}/{naming.name_of(2)}/notes.txt", b"mine")
+    place.discard(naming.name_of(1))
+    place.discard(naming.name_of(2))
+    assert [name.rpartition("/")[2] for name in place.system.ls(place.root, detail=False)] == [naming.name_of(2)]
+    assert [name.rpartition("/")[2] for name in place.system.ls(f"{place.root}/{naming.name_of(2)}", detail=False)] == [
+        "notes.txt"
+    ]
 
 
 @pytest.mark.timeout(20)
 def test_a_fifo_in_place_of_a_shard_keeps_nobody_waiting(tmp_path):
     write(Local(tmp_path), 1)
-    shard = tmp_path / naming.named(1) / SHARD
+    shard = tmp_path / naming.name_of(1) / SHARD
     shard.unlink()
     os.mkfifo(shard)
     with pytest.raises(OSError, match="no regular file"):
-        Local(tmp_path).read(naming.named(1), SHARD)
+        Local(tmp_path).read(naming.name_of(1), SHARD)
 
 
 @pytest.mark.parametrize("kind", ["nothing", "folder", "empty", "longer", "forged"])
 def test_the_same_doors_are_at_a_url(twice, tmp_path, kind):
     place = storage.place(f"memory://{tmp_path}")
-    name, shard = naming.named(6), "shard-00001-of-00002.safetensors"
+    name, shard = naming.name_of(6), "shard-00001-of-00002.safetensors"
     for path in (twice / "run" / "checkpoints" / name).iterdir():
         place.system.pipe_file(f"{place.root}/{name}/{path.name}", path.read_bytes())
     assert format.read(place.path(name))[0] == 6
@@ -318,8 +320,8 @@ def test_no_more_of_a_manifest_is_read_than_it_may_have(tmp_path, monkeypatch, w
     read = type(place).read
     monkeypatch.setattr(type(place), "read", lambda self, *which: asked.append(which) or read(self, *which))
     with pytest.raises(CheckpointError, match=r"manifest.json is damaged or of another version"):
-        format.opened(place, naming.named(1))
-    assert asked == [(naming.named(1), "manifest.json", 0, manifest.LARGEST_BYTES + 1)]
+        format.opened(place, naming.name_of(1))
+    assert asked == [(naming.name_of(1), "manifest.json", 0, manifest.LARGEST_BYTES + 1)]
 
 
 def test_a_folder_that_cannot_be_read_is_one_line(tmp_path):
@@ -332,7 +334,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path):
 
 def test_the_command_ends_in_one_line_for_a_manifest_that_is_a_fifo(twice, tmp_path):
     shutil.copytree(twice / "run", tmp_path / "run")
-    newer = tmp_path / "run" / "checkpoints" / naming.named(6)
+    newer = tmp_path / "run" / "checkpoints" / naming.name_of(6)
     damage("FIFO")(newer / "manifest.json")
     command = [
         sys.executable,

@@ -93,11 +93,11 @@ def test_a_checkpoint_appears_at_its_commit_alone(where):
 
 def test_superseded_ones_go_with_the_commit_or_are_left(where):
     place = storage.place(where)
-    for step, superseded in ((1, []), (2, []), (3, [naming.named(1), naming.named(7)])):
-        place.write(naming.named(step), SHARD, memoryview(b"x"))
-        gone = place.commit(naming.named(step), b"manifest", superseded)
-    assert gone == ([naming.named(1)] if isinstance(place, Local) else [])
-    assert place.names() == [naming.named(step) for step in (1, 2, 3) if naming.named(step) not in gone]
+    for step, superseded in ((1, []), (2, []), (3, [naming.name_of(1), naming.name_of(7)])):
+        place.write(naming.name_of(step), SHARD, memoryview(b"x"))
+        gone = place.commit(naming.name_of(step), b"manifest", superseded)
+    assert gone == ([naming.name_of(1)] if isinstance(place, Local) else [])
+    assert place.names() == [naming.name_of(step) for step in (1, 2, 3) if naming.name_of(step) not in gone]
 
 
 @pytest.mark.parametrize("before, after", [(9000, 9000), (20_000, 5001), (100, 50_000)])
@@ -168,14 +168,14 @@ def test_what_others_have_in_the_same_place_stays(where):
 def test_what_is_set_aside_is_found_there_alone(where):
     place = storage.place(where)
     for step in (1, 2, 3):
-        place.write(naming.named(step), SHARD, memoryview(b"x" * step))
-        place.commit(naming.named(step), b"manifest")
-    aside = storage.place(place.set_aside([naming.named(2), naming.named(3)]))
-    assert place.names() == [naming.named(1)]
-    assert aside.names() == [naming.named(2), naming.named(3)]
-    assert aside.read(naming.named(3), SHARD) == b"xxx"
-    assert aside.read(naming.named(3), naming.MANIFEST) == b"manifest"
-    assert place.set_aside([naming.named(1)]).endswith("previous-2")
+        place.write(naming.name_of(step), SHARD, memoryview(b"x" * step))
+        place.commit(naming.name_of(step), b"manifest")
+    aside = storage.place(place.set_aside([naming.name_of(2), naming.name_of(3)]))
+    assert place.names() == [naming.name_of(1)]
+    assert aside.names() == [naming.name_of(2), naming.name_of(3)]
+    assert aside.read(naming.name_of(3), SHARD) == b"xxx"
+    assert aside.read(naming.name_of(3), naming.MANIFEST) == b"manifest"
+    assert place.set_aside([naming.name_of(1)]).endswith("previous-2")
 
 
 def test_a_checkpoint_of_the_same_name_is_replaced(where):

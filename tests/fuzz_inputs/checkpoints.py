@@ -11,7 +11,7 @@ from hpcai.checkpoint import naming
 from tests.fuzz_inputs.kind import Kind
 from tests.train import mutations
 
-STEP = naming.named(2)
+STEP = naming.name_of(2)
 _good: list[tuple[Path, dict[str, Any]]] = []
 
 

@@ -3,7 +3,7 @@ import pytest
 from hpcai.compress import quantize, random_k, top_k
 from hpcai.reduce.combine import by_gather, by_scatter, by_sum, error_feedback, exact
 from hpcai.reduce.integer_sum import integer_sum
-from hpcai.reduce.named import named
+from hpcai.reduce.named import by_name
 from hpcai.reduce.reproducible import reproducible
 
 
@@ -23,8 +23,8 @@ from hpcai.reduce.reproducible import reproducible
     ],
 )
 def test_a_name_is_the_reducer_that_is_cheapest_for_so_many_ranks(name, ranks, like):
-    found = named(name, ranks, feedback=False)
+    found = by_name(name, ranks, feedback=False)
     assert found.name == like.name
     assert found.reduce.__qualname__ == like.reduce.__qualname__
     if name not in ("none", "reproducible"):
-        assert named(name, ranks).name == error_feedback(like).name
+        assert by_name(name, ranks).name == error_feedback(like).name

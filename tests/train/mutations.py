@@ -78,7 +78,7 @@ def good(folder):
         threads.run(8, lambda comm: fit(options, comm))
     finally:
         stages._time = timed
-    return folder / "run" / "checkpoints" / naming.named(2)
+    return folder / "run" / "checkpoints" / naming.name_of(2)
 
 
 def mutated(rng, folder):
@@ -260,7 +260,7 @@ def lying(rng, folder):
 
 def elsewhere(rng, folder):
     """The folder is called after another step."""
-    other = folder.with_name(naming.named(rng.choice([0, 1, 3, 10**9])))
+    other = folder.with_name(naming.name_of(rng.choice([0, 1, 3, 10**9])))
     folder.rename(other)
     folder.symlink_to(other.name)
     return other.name

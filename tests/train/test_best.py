@@ -79,7 +79,7 @@ def test_the_best_checkpoint_stays_and_the_run_ends_early(tmp_path, ranks, capsy
     assert "2 epochs without a better validation loss" in summary["stopped_early"]
     kept = [int(path.name[5:]) for path in format.all_in(tmp_path / "run" / "checkpoints")]
     assert kept == [at * PER_EPOCH, epochs * PER_EPOCH]
-    assert summary["best"]["checkpoint"].endswith(naming.named(at * PER_EPOCH))
+    assert summary["best"]["checkpoint"].endswith(naming.name_of(at * PER_EPOCH))
     assert hpcai.load(summary["best"]["checkpoint"]).step == at * PER_EPOCH
     assert "early end" in capsys.readouterr().out
 
@@ -186,7 +186,7 @@ def test_where_the_best_cannot_be_written_the_former_best_stays(tmp_path, monkey
     figures = dict(zip(steps, (0.5, 0.4, 0.3, 0.6, 0.7, 0.8), strict=True))
 
     def failing(place, name, file, content):
-        if name == naming.named(steps[2]):
+        if name == naming.name_of(steps[2]):
             raise OSError("No space left on device")
         write(place, name, file, content)
 
@@ -216,7 +216,7 @@ def test_the_former_best_goes_only_when_the_next_is_durable(tmp_path, monkeypatc
     record = Progress.record
     monkeypatch.setattr(Progress, "record", lambda self, found: record(self, found) | {"loss": next(figures)})
     train(1, options(tmp_path, *FLAGS, "--keep-best", "loss", "--keep-checkpoints", "2", "--epochs", "4"))
-    third = naming.named(3 * PER_EPOCH)
+    third = naming.name_of(3 * PER_EPOCH)
     assert dict(seen)[third] == [], "a power cut in this commit may take the new one and what it supersedes"
     assert kept(tmp_path / "run") == [2 * PER_EPOCH, 3 * PER_EPOCH, 4 * PER_EPOCH]
 
@@ -259,7 +259,7 @@ def test_the_best_stays_on_a_url_too(tmp_path, monkeypatch):
     flags = [*FLAGS, "--keep-best", "loss", "--keep-checkpoints", "1", "--checkpoint-dir", url]
     train(1, options(tmp_path, *flags, "--epochs", "4"))
     summary = train(1, options(tmp_path, *flags, "--epochs", "5", "--resume", "auto"))
-    assert storage.place(url).names() == [naming.named(2 * PER_EPOCH), naming.named(5 * PER_EPOCH)]
+    assert storage.place(url).names() == [naming.name_of(2 * PER_EPOCH), naming.name_of(5 * PER_EPOCH)]
     assert hpcai.load(summary["best"]["checkpoint"]).step == 2 * PER_EPOCH
 
 

@@ -47,11 +47,13 @@ def test_what_was_taken_is_said_in_the_head_of_a_run(tmp_path, capsys):
 def test_the_task_is_passed_on(tmp_path):
     for task, classes in (("classification", 60), ("regression", 0)):
         assert (
-            inputs.named(options(tmp_path, "--label-column", "age", "--ignore-columns", "region,kind", "--task", task)).classes
+            inputs.load_alone(
+                options(tmp_path, "--label-column", "age", "--ignore-columns", "region,kind", "--task", task)
+            ).classes
             == classes
         )
         np.savez(tmp_path / "a.npz", x=np.eye(20), y=np.arange(20) % 2)
-        found = inputs.named(parser.parse(["--data", f"npz:{tmp_path / 'a.npz'}", "--task", task]))
+        found = inputs.load_alone(parser.parse(["--data", f"npz:{tmp_path / 'a.npz'}", "--task", task]))
         assert (found.classes > 0) == (task == "classification")
 
 

@@ -168,7 +168,7 @@ def test_with_another_number_of_ranks_the_mean_of_memories_stays(tmp_path, ranks
         again = Saver(mine, comm, storage.place(tmp_path / f"again{comm.size}"), 1)
         resume.save(chosen, mine, Progress(12), again)
         again.close()
-        return format.read(tmp_path / f"again{comm.size}" / naming.named(12))[1].arrays
+        return format.read(tmp_path / f"again{comm.size}" / naming.name_of(12))[1].arrays
 
     for ranks in (1, 2, 3, 4):
         after = threads.run(ranks, resumed)[0]

@@ -198,7 +198,7 @@ def test_what_goes_wrong_while_a_model_is_described_goes_wrong_on_all_ranks(tmp_
 
 def test_describing_a_model_takes_the_memory_of_one_layer(tmp_path):
     chosen = options(tmp_path, "--hidden", "1000,1000,1000,1000")
-    dataset = inputs.named(chosen)
+    dataset = inputs.load_alone(chosen)
     model = build.build_model(chosen, dataset)
     rehearsal._layers(model, dataset)
     tracemalloc.start()

@@ -31,13 +31,13 @@ def there(tmp_path, run="run"):
 
 
 def steps(*numbers):
-    return [naming.named(number) for number in numbers]
+    return [naming.name_of(number) for number in numbers]
 
 
 def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_branch_of_the_later(tmp_path, capsys):
     flags = ["--hidden", "16", "--checkpoint-steps", "3", "--keep-checkpoints", "9"]
     train(2, options(tmp_path, *flags, "--steps", "12"))
-    older = str(tmp_path / "run" / "checkpoints" / naming.named(6))
+    older = str(tmp_path / "run" / "checkpoints" / naming.name_of(6))
     train(2, options(tmp_path, *flags, "--steps", "6", "--resume", older))
     assert there(tmp_path) == steps(3, 6, 9, 12), "nothing was done, so nothing is left"
     assert "set aside" not in capsys.readouterr().err
@@ -57,10 +57,10 @@ def test_a_run_on_a_url_leaves_the_branch_of_the_later_too(tmp_path):
     url = f"memory://{tmp_path}/there"
     flags = ["--hidden", "16", "--checkpoint-steps", "3", "--keep-checkpoints", "9", "--checkpoint-dir", url]
     train(2, options(tmp_path, *flags, "--steps", "9"))
-    train(2, options(tmp_path, *flags, "--steps", "5", "--resume", f"{url}/{naming.named(3)}"))
+    train(2, options(tmp_path, *flags, "--steps", "5", "--resume", f"{url}/{naming.name_of(3)}"))
     assert storage.place(url).names() == steps(3, 5)
     assert storage.place(f"{url}/previous-1").names() == steps(6, 9)
-    assert format.read(f"{url}/previous-1/{naming.named(9)}")[0] == 9
+    assert format.read(f"{url}/previous-1/{naming.name_of(9)}")[0] == 9
 
 
 @pytest.mark.parametrize("spoken", [(votes.WRITTEN,), (votes.FAILED,)])
@@ -120,7 +120,7 @@ def test_what_a_folder_has_is_synced_before_the_name_it_is_found_by(tmp_path, mo
     """Of a checkpoint that is written, and of those that are set aside."""
     place, synced = Local(tmp_path), []
     monkeypatch.setattr(local, "_sync_folder", lambda path: synced.append((path.name, place.names())))
-    name = naming.named(1)
+    name = naming.name_of(1)
     place.write(name, "shard", memoryview(b"x"))
     place.commit(name, b"manifest")
     assert synced == [(f".writing-{name}", []), (tmp_path.name, [name])]
@@ -133,10 +133,10 @@ def test_a_broken_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path):
     flags = [*SMALL, "--keep-checkpoints", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
     place = tmp_path / "run" / "checkpoints"
-    (place / naming.named(6)).rename(place / naming.named(2))  # an older one now, of a manifest that is whole
-    next((place / naming.named(2)).glob("*.safetensors")).unlink()
-    (place / naming.named(1)).mkdir()
-    (place / naming.named(1) / "manifest.json").write_text('{"format": "of another program"}')
+    (place / naming.name_of(6)).rename(place / naming.name_of(2))  # an older one now, of a manifest that is whole
+    next((place / naming.name_of(2)).glob("*.safetensors")).unlink()
+    (place / naming.name_of(1)).mkdir()
+    (place / naming.name_of(1) / "manifest.json").write_text('{"format": "of another program"}')
     train(2, options(tmp_path, *flags, "--steps", "4", "--resume", "auto"))
     assert there(tmp_path) == steps(1, 2, 3, 4)
     train(2, options(tmp_path, *flags, "--steps", "5", "--resume", "auto"))
@@ -146,10 +146,10 @@ def test_a_broken_checkpoint_is_not_counted_as_one_that_is_kept(tmp_path):
 def test_a_broken_newest_one_is_set_aside(tmp_path):
     flags = [*SMALL, "--keep-checkpoints", "2"]
     train(2, options(tmp_path, *flags, "--steps", "6"))
-    flipped(tmp_path / "run" / "checkpoints" / naming.named(6) / "shard-00000-of-00002.safetensors", 3000)
+    flipped(tmp_path / "run" / "checkpoints" / naming.name_of(6) / "shard-00000-of-00002.safetensors", 3000)
     train(2, options(tmp_path, *flags, "--steps", "5", "--resume", "auto"))
     assert there(tmp_path) == steps(3, 5)
-    assert (tmp_path / "run" / "checkpoints" / "previous-1" / naming.named(6)).exists()
+    assert (tmp_path / "run" / "checkpoints" / "previous-1" / naming.name_of(6)).exists()
 
 
 def test_a_step_that_is_complete_is_not_written_again_after_a_recovery(tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_a_step_that_is_complete_is_not_written_again_after_a_recovery(tmp_path,
         resume.save(chosen, mine, Progress(5), saver)
         saver.close()
         assert comm.on_root(lambda: len(written)) == before
-        assert comm.rank or saver.series.last.endswith(naming.named(5))
+        assert comm.rank or saver.retention.last.endswith(naming.name_of(5))
         resume.save(chosen, mine, Progress(6), saver)
         saver.close()
 

@@ -35,7 +35,7 @@ def test_all_ranks_have_the_same(tmp_path):
     labels = np.asarray(test.encoding["label"]["values"])[test.y_test]
     assert (first.predict(test.x_test) == labels).mean() == pytest.approx(first.history[-1]["test_accuracy"])
     assert first.data.x_train.shape == (0, 5)
-    assert Path(first.checkpoint).name == naming.named(30)
+    assert Path(first.checkpoint).name == naming.name_of(30)
 
 
 @pytest.mark.parametrize(

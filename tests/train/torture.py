@@ -83,7 +83,7 @@ def check(folder, announced):
     steps = []
     for path in paths:
         step, found = format.read(path)
-        assert path.name == naming.named(step)
+        assert path.name == naming.name_of(step)
         for name, array in found.arrays.items():
             if not name.startswith(("memories", "owed", "reducer.")):
                 assert (array == value(step, name)).all(), f"{path} has {array} as {name}"

@@ -15,7 +15,7 @@ from hpcai.comm.membership import voted
 from hpcai.data.dataset import Dataset
 from hpcai.errors import LaunchError, RankFailed
 from hpcai.train.history import Progress
-from hpcai.train.inputs import named, share
+from hpcai.train.inputs import load_alone, share
 from hpcai.train.options.options import Options
 from hpcai.train.replica import Decided, Replica
 from hpcai.train.run import Part, Run
@@ -118,5 +118,5 @@ def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
     told = comm.allgather_object(None)[0]
     assert isinstance(told, Invitation)
     cores.limit_threads(told.cores)
-    dataset = share(comm, lambda: None, lambda: named(told.options))
+    dataset = share(comm, lambda: None, lambda: load_alone(told.options))
     return told, dataset, transfer.rebuilt(told.options, dataset, comm, None, set(), told.decided, joined=True)

@@ -10,7 +10,7 @@ from hpcai.errors import UsageError
 from hpcai.nn.table import MODELS
 from hpcai.optim.table import OPTIMIZERS
 from hpcai.parallel.mesh import Sizes
-from hpcai.reduce.named import named
+from hpcai.reduce.named import by_name
 from hpcai.reduce.reproducible import MOST
 from hpcai.train.options import own_name
 from hpcai.train.options.options import Options
@@ -20,7 +20,7 @@ from hpcai.train.options.readers import known_signals
 def check(o: Options) -> None:
     """Raise UsageError for what makes no sense."""
     for choice in [o.compress] * (o.compress != "auto") + [choice for _, choice in o.compress_layers]:
-        named(choice, 1)
+        by_name(choice, 1)
     refuse = [
         (
             o.momentum is not None and o.optimizer not in _taking("momentum"),
