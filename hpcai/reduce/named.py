@@ -73,7 +73,7 @@ CODECS = {
     "powersgd:RANK": Entry("low-rank factors of matrices", _power_sgd, source="arXiv:1905.13727"),
     "reproducible": Entry("as integers: the same bits for any number of ranks", _plainly(reproducible)),
 }
-"""Name, with its argument in capitals -> row. `make(value, ranks, places, seed)` gives a Reducer; see `named`."""
+"""Name, with its argument in capitals -> row. `make(value, ranks, places, seed)` gives a Reducer; see `by_name`."""
 
 CHOICES = tuple(CODECS)
 _BY_BASE = {name.partition(":")[0]: name for name in CODECS}
