@@ -1,6 +1,6 @@
 """A share of the cases of tests that have many, drawn by a seed: what CI runs under a second MPI, in minutes.
 
-HPCAI_SHARE=3 keeps a third of each test's cases, `FEW` at least; HPCAI_SHARE_SEED says which third (CI takes the commit's number, so
+HPCAI_SHARE=4 keeps a quarter of each test's cases, `FEW` at least; HPCAI_SHARE_SEED says which quarter (CI takes the commit's number, so
 that all have their turn).
 """
 
