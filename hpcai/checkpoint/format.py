@@ -176,6 +176,15 @@ def fill(
             one.copy(theirs, into)
 
 
+def digest(path: str) -> str:
+    """Return the checksum of a checkpoint's manifest; empty where there is none."""
+    place, name = storage.located(path)
+    try:
+        return checksum(place.read(name, MANIFEST))
+    except OSError:
+        return ""
+
+
 def read(path: str | Path) -> tuple[int, Checkpoint]:
     """Step and content of one checkpoint, a folder or a URL, in the layout of one process: what its ranks had, put together.
 

@@ -210,6 +210,7 @@ def _install_hooks(world: Communicator) -> None:
         init().wire.comm.Abort(code)  # type: ignore[attr-defined]
 
     if world.size == 1:
+        sys.excepthook = _end_alone
         return
     sys.excepthook = abort
     threading.excepthook = lambda args: abort(args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback)
@@ -232,6 +233,15 @@ def _install_hooks(world: Communicator) -> None:
 
     atexit.register(leave)
     os.register_at_fork(after_in_child=forked)
+
+
+def _end_alone(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """On a rank that is alone errors of hpcai are one line and their exit code too; all others stay as Python shows them."""
+    if not issubclass(kind, HpcaiError) or hasattr(sys, "ps1") or sys.flags.interactive:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"{kind.__name__}: {one_line(error)}", file=sys.stderr, flush=True)
+    raise SystemExit(exit_code(error))
 
 
 def _end_together(error: HpcaiError) -> None:

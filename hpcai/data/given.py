@@ -68,8 +68,11 @@ def _pair(name: str, validation: Any) -> dict[str, Any]:
 
 def _array(name: str, key: str, value: Any) -> Array:
     """The value as an array. Raises: DataError for rows of different lengths, and what numpy cannot take."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise DataError(f"{name}: {key} has masked values; wanted is a value in each place: fill or leave out")
     try:
-        return np.asarray(value)
+        found = np.asarray(value)
+        return found if found.dtype.kind != "O" else _of_objects(found)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{name}: {key} is {type(value).__name__}, not an array, nor rows of one length: {error}") from None
 
@@ -94,3 +97,13 @@ def from_samples(
     x, _ = taken((train, test), np.zeros(1, np.int64), np.float64)
     rows, labels = np.zeros((0, int(np.prod(x.shape[1:])))), np.zeros(0, np.int64)
     return Dataset(name, rows, labels, rows, labels, x.shape[1:], classes, samples=tuple(named.values()))
+
+
+def _of_objects(found: Array) -> Array:
+    """Texts, booleans or numbers that stand in an array of objects, as pandas has them; else the array as it is."""
+    kinds = {type(one) for one in found.flat}
+    if kinds == {str}:
+        return found.astype(np.str_)
+    if kinds == {bool}:
+        return found.astype(np.bool_)
+    return found.astype(np.float64) if kinds and kinds <= {int, float} else found

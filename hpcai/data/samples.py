@@ -45,6 +45,13 @@ def require(x: Array, target: Array, shape: tuple[int, ...], classes: int) -> No
     """Raise DataError for samples of another shape than the first one's, and for labels that are none of the classes."""
     if len(x) and x.shape[1:] != shape:
         raise DataError(f"take gave samples of shape {x.shape[1:]}, and before of {shape}; wanted is one shape")
+    if not classes and target.dtype.kind == "i" and target.ndim == 1:
+        raise DataError(
+            "take gave whole numbers as targets, but the objects have no attribute classes (how many); give it, or floats"
+        )
+    if classes and (target.dtype.kind != "i" or (target.ndim == 2 and x.dtype.kind == "f")):
+        given = f"{target.dtype} of shape {target.shape}"
+        raise DataError(f"take gave targets of {given}; wanted are whole numbers from 0 to below the {classes} classes, (b,)")
     if classes and target.dtype.kind == "i" and target.ndim == 1 and len(target):
         lowest, highest = int(target.min()), int(target.max())
         if lowest < 0 or highest >= classes:

@@ -45,9 +45,31 @@ class Model(NamedTuple):
 
 
 def sequential(name: str, *parts: Layer, loss: Loss) -> Model:
-    """A model of layers with distinct names. Parameters are called layer.parameter."""
+    """A model of layers. Parameters are called layer.parameter. Layers without parameters may have one name; they are numbered.
+
+    Raises: UsageError for a part that is not a layer, and for layers with parameters that have one name.
+    """
+    parts = _distinct(parts)
     shapes = {slot: p.shape for slot, p in _own(parts).items()}
     return Model(name, parts, loss, arena.layout(shapes), tuple(range(len(shapes))))
+
+
+def _distinct(parts: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the layers with a name each."""
+    found = dict[str, Layer]()
+    for layer in parts:
+        if not isinstance(layer, Layer):
+            raise UsageError(f"a part of the model is {type(layer).__name__}; wanted is a layer, as nn.linear(name, 2, 8) gives")
+        if layer.name in found and (layer.parameters or found[layer.name].parameters):
+            raise UsageError(
+                f"two layers are called {layer.name!r}; give each a name of its own: checkpoints have parameters by name"
+            )
+        number = 2
+        name = layer.name
+        while name in found:
+            name, number = f"{layer.name}-{number}", number + 1
+        found[name] = layer if name == layer.name else layer._replace(name=name)
+    return tuple(found.values())
 
 
 def _own(parts: Sequence[Layer]) -> dict[str, Parameter]:

@@ -96,6 +96,8 @@ def prepare(options: Options, ranks: int) -> Dataset:
     if own_name.is_own(options.model or "") or own_name.is_own(options.optimizer):
         model = build.build_model(options, dataset)
         best.require_counted(options, model)
+        if own_name.is_own(options.model or ""):
+            own.try_out(options.model or "", model, dataset)
         build.build_optimizer(options, model)
     for note in dataset.notes:
         print(f"hpcai: {note}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import time
 from typing import Any, NamedTuple
 
-from hpcai.checkpoint import naming
+from hpcai.checkpoint import format, naming
 from hpcai.comm import job
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
@@ -37,13 +37,15 @@ from hpcai.train.step import train_step
 
 
 class Ended(NamedTuple):
-    """What a rank knows of a run that has ended. checkpoint: the path of the last one; comm: of the ranks that go on with their
-    program.
+    """What a rank knows of a run that has ended.
+
+    checkpoint: the path of the last one; digest: of its manifest; comm: of the ranks that go on with their program.
     """
 
     summary: dict[str, Any]
     history: list[dict[str, Any]]
     checkpoint: str
+    digest: str
     dataset: Dataset
     options: Options
     comm: Communicator
@@ -231,9 +233,9 @@ def _finish(run: Run) -> Ended:
     timelines = trace.gather(run.replica)
     text = sampling.sample(run.replica, options.context, options.sample_bytes, options.seed) if options.sample_bytes else b""
     figures = _figures(run) | _best(run)
-    summary = run.comm.on_root(lambda: run.reporter.finish(timelines, text, figures))
     last = run.saver.place.path(naming.name_of(run.progress.step))
-    return Ended(summary, run.progress.history, last, run.dataset, run.options, run.comm)
+    summary, digest = run.comm.on_root(lambda: (run.reporter.finish(timelines, text, figures), format.digest(last)))
+    return Ended(summary, run.progress.history, last, digest, run.dataset, run.options, run.comm)
 
 
 def _figures(run: Run) -> dict[str, Any]:

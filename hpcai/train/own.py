@@ -12,18 +12,21 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from hpcai.comm.communicator import Communicator
-from hpcai.data.dataset import Dataset
+from hpcai.data.dataset import Dataset, take
 from hpcai.data.given import from_arrays, from_samples
 from hpcai.data.validation import Validation, split
 from hpcai.errors import UsageError, meant
 from hpcai.nn.external import external, is_external
-from hpcai.nn.models import Model
+from hpcai.nn.models import Model, caches
 from hpcai.optim.optimizers import Optimizer
 from hpcai.train.options.own_name import NAME, Own, called
 from hpcai.xp import Array
@@ -40,6 +43,13 @@ def require_guard() -> None:
             f"{frame.f_globals['__file__']} trains when it is imported, as ranks do that are started later; put the call of fit "
             'below if __name__ == "__main__":'
         )
+
+
+PROBED = 3
+"""Parameters for which an optimizer's state is made to look at it."""
+
+STATE_NAME = re.compile("[a-z][a-z0-9_]{0,99}")
+"""Names of optimizer state in checkpoints (see manifest.schema.json)."""
 
 
 def model(name: str, data: Dataset) -> Model:
@@ -68,6 +78,31 @@ def fitting(model: Model, recompute: bool, dtype: str) -> Model:
     return model
 
 
+def try_out(name: str, model: Model, dataset: Dataset) -> None:
+    """Raise UsageError, before anything is written, for layers or a loss that one training sample does not go through.
+
+    Parameters are zeros, of one layer at a time. A function that gives its gradients itself is not called.
+    """
+    if is_external(model):
+        return
+    width = dataset.x_train.shape[-1]
+    x, target = take(dataset, np.zeros(1, np.int64), np.empty((0 if dataset.context else 1, width), np.float32))
+    for layer, cache in zip(model.layers, caches(model), strict=True):
+        cache["moment"] = None
+        zeros = {key: np.zeros(parameter.shape, np.float32) for key, parameter in layer.parameters.items()}
+        given = f"{x.dtype} of shape {x.shape[1:]} a sample"
+        x = _fitting(f"--model {name}: layer {layer.name!r} does not take {given}", layer.forward, zeros, cache, x)
+    words = f"--model {name}: its loss does not take outputs of shape {x.shape[1:]} and targets of {target.dtype} a sample"
+    _fitting(words, model.loss.evaluate, np.empty_like(x), x, target, 1.0)
+
+
+def _fitting(words: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise UsageError(f"{words}: {' '.join(str(error).split())}") from error
+
+
 def share(model: Model, initial: Array, comm: Communicator) -> None:
     """Have a model of one's own begin alike on all ranks: where a function gives its gradients, with rank 0's parameters.
 
@@ -93,7 +128,25 @@ def optimizer(name: str, model: Model) -> Optimizer:
     found = _made(f"--optimizer {name}", name, model)
     if not isinstance(found, Optimizer):
         raise UsageError(f"--optimizer {name} gave {type(found).__name__}; wanted is an hpcai.optim.Optimizer")
+    _require_state(name, found.init(np.zeros(PROBED, np.float32)))
     return found
+
+
+def _require_state(name: str, state: Any) -> None:
+    """Raise UsageError for an optimizer's state that checkpoints could not hold, of PROBED parameters."""
+    if not isinstance(state, dict):
+        raise UsageError(f"the state of --optimizer {name} is {type(state).__name__}; wanted is a dict of arrays by their names")
+    for key, value in state.items():
+        if not isinstance(key, str) or not STATE_NAME.fullmatch(key):
+            raise UsageError(
+                f"--optimizer {name} calls a part of its state {key!r}; wanted are small letters, digits and _, as in moment1"
+            )
+        if not isinstance(value, np.ndarray) or value.shape != (PROBED,) or value.dtype.kind != "f":
+            given = f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+            raise UsageError(
+                f"--optimizer {name} keeps {key} as {given} for {PROBED} parameters; wanted is an array of floats as long as the "
+                "parameters: ranks share them out"
+            )
 
 
 def data(name: str, validation: Validation | None = None) -> Dataset:
@@ -112,7 +165,7 @@ def data(name: str, validation: Validation | None = None) -> Dataset:
             found[key] for key in ("x_test", "y_test") if key in found
         )
     if isinstance(found, (tuple, list)) and len(found) in (2, 4):
-        if all(hasattr(one, "take") and hasattr(one, "__len__") and not hasattr(one, "dtype") for one in found):
+        if all(hasattr(one, "take") and hasattr(one, "__len__") and not hasattr(one, "__array__") for one in found):
             made = from_samples(*found, classes=getattr(found[0], "classes", 0), name=called(name))
             return split(made, validation)
         return from_arrays(*found, name=called(name), validation=theirs)

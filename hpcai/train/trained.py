@@ -20,6 +20,7 @@ from hpcai.data.dataset import Dataset
 from hpcai.errors import CheckpointError, HpcaiError, RankFailed, StallError, UsageError
 from hpcai.monitor import Sink, event, functions
 from hpcai.nn import models
+from hpcai.nn.external import is_external
 from hpcai.nn.models import Model
 from hpcai.train import absent, build, loop, own, resume
 from hpcai.train.history import Progress
@@ -77,8 +78,8 @@ def load(path: str | Path) -> Saved:
 class Trained:
     """A run that has ended, the same on all ranks. Nothing here communicates.
 
-    summary: what summary.json has. checkpoint: the last one. model: the whole of it. data: the data set, without its samples.
-    comm: of the ranks that are here; with `elastic` some may be gone, and the one that was given is of no use then.
+    summary: what summary.json has. checkpoint: the last one; digest: of its manifest. model: the whole of it. data: the data set,
+    without its samples. comm: of the ranks that are here; with `elastic` some may be gone, and the one that was given is useless.
     """
 
     summary: dict[str, Any]
@@ -88,11 +89,24 @@ class Trained:
     data: Dataset
     options: Options
     comm: Communicator
+    digest: str
 
     @functools.cached_property
     def parameters(self) -> dict[str, Array]:
         """Arrays by name, read from the last checkpoint when they are first asked for. Raises: CheckpointError."""
-        return load(self.checkpoint).parameters
+        return load(self._kept(self.checkpoint)).parameters
+
+    def _kept(self, path: str) -> str:
+        """The checkpoint, which a later run in the same folder may have set aside. Raises: CheckpointError."""
+        name, folder = Path(path).name, Path(path).parent
+        aside = [*folder.glob(f"previous-*/{name}"), *folder.parent.glob(f"previous-*/{folder.name}/{name}")]
+        for one in (path, *map(str, aside)):
+            if format.digest(one) == self.digest:
+                return one
+        raise CheckpointError(
+            f"this run's checkpoint {path} is not there any more: it was removed, or another run writes there; give each fit a "
+            "run_dir of its own, or ask for the parameters before"
+        )
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -125,6 +139,8 @@ class Trained:
 
     def scores(self, x: Any) -> Array:
         """The last layer's output, (n, outputs), for samples x as the data set has them: (n, ...) numbers. Raises: UsageError."""
+        if is_external(self.model) and not self.model.loss.counts:
+            raise UsageError(f"model {self.model.name} has no predict(parameters, x), so nothing can be predicted with it")
         rows = self._rows(np.asarray(x))
         flat = np.zeros(self.model.layout.size, np.float64 if self.options.dtype == "f64" else np.float32)
         for key, view in arena.views(flat, self.model.layout).items():
@@ -152,15 +168,19 @@ class Trained:
     def _rows(self, x: Array) -> Array:
         """Return rows in the shape that the first layer takes."""
         dtype = np.float64 if self.options.dtype == "f64" else np.float32
-        if self.data.context or self.data.samples is not None:
+        if self.data.context:
             return np.ascontiguousarray(x, np.int64 if x.dtype.kind in "iu" else dtype)
         wanted = int(np.prod(self.data.shape))
-        if not x.ndim or x.dtype.kind not in "buif" or x.size != len(x) * wanted:
+        squeezed = tuple(n for n in self.data.shape if n > 1)  # as images of one channel often are
+        fits = x.shape[1:] in (self.data.shape, (wanted,)) or tuple(n for n in x.shape[1:] if n > 1) == squeezed
+        if not x.ndim or x.dtype.kind not in "buif" or not fits:
             raise UsageError(
                 f"x has shape {x.shape} and dtype {x.dtype}; wanted are numbers, (n, {', '.join(map(str, self.data.shape))})"
             )
         if not np.isfinite(x).all():
             raise UsageError("x has nan or infinity; wanted are finite numbers, as in training: fill or leave out")
+        if self.data.samples is not None:
+            return np.ascontiguousarray(x.reshape(len(x), *self.data.shape), np.int64 if x.dtype.kind in "iub" else dtype)
         return (x.reshape(len(x), *self.data.shape) * self.data.scale + self.data.shift).astype(dtype)
 
 
@@ -207,6 +227,10 @@ def fit(
     """
     own.require_guard()
     event.require(sinks)
+    if comm is not None and not isinstance(comm, Communicator):
+        raise UsageError(
+            f"comm is {type(comm).__name__}; wanted is an hpcai.Communicator, as hpcai.init() gives, or one split from it"
+        )
     heard = [*sinks, functions(after_step, after_epoch)] if after_step or after_epoch else list(sinks)
     try:
         comm = job.init() if comm is None else comm
@@ -215,23 +239,34 @@ def fit(
     except HpcaiError as error:
         error.everywhere = not isinstance(error, (StallError, RankFailed))
         raise
+    where = ended.checkpoint
     empty: dict[str, Any] = {name: getattr(ended.dataset, name)[:0] for name in ("x_train", "y_train", "x_test", "y_test")}
     empty |= {"x_validation": None, "y_validation": None}
     return Trained(
         ended.summary,
         ended.history,
-        ended.checkpoint,
+        where if "://" in where else os.path.abspath(where),
         build.build_model(ended.options, ended.dataset),
         ended.dataset._replace(**empty),
         ended.options,
         ended.comm,
+        ended.digest,
     )
 
 
 def _chosen(comm: Communicator, own_ones: dict[str, Any], options: dict[str, Any]) -> Options:
     """The options, the same on all ranks but for what is of one's own, which each has by itself. Collective."""
     wrapped = {kind: own_name.wrapped(value, kind) for kind, value in own_ones.items() if value is not None}
+    for name in ("run_dir", "checkpoint_dir"):
+        if str(options.get(name, "")).startswith("~"):
+            options[name] = os.path.expanduser(options[name])
     chosen = comm.on_root(lambda: parser.of(wrapped | options))
+    named = comm.allgather_object({kind: "" if isinstance(one, own_name.Own) else one for kind, one in wrapped.items()})
+    for rank, theirs in enumerate(named):
+        if theirs.keys() != named[0].keys() or any(bool(theirs[kind]) != bool(named[0][kind]) for kind in theirs):
+            raise UsageError(
+                f"model, data and optimizer are given in other ways on rank {rank} than on rank 0; give the same on all"
+            )
     _require_all(comm, chosen)
     if chosen.dry_run or chosen.find_lr:
         name = "dry_run" if chosen.dry_run else "find_lr"

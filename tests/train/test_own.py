@@ -171,6 +171,27 @@ def test_data_may_be_given_in_some_forms(form):
     assert (found.train_samples, found.test_samples) == (200, 100)
 
 
+def test_arrays_with_a_method_take_are_arrays():
+    class Frame:
+        """As pandas has them."""
+
+        def __init__(self, values):
+            self.values = values
+
+        def __len__(self):
+            return len(self.values)
+
+        def __array__(self, dtype=None, copy=None):
+            return np.asarray(self.values, dtype)
+
+        def take(self, index):
+            raise AssertionError("rows are not asked for by numbers")
+
+    x, y = mine.points()
+    found = own.data(own_name.Own("points", (Frame(x), Frame(y))))
+    assert (found.train_samples, found.classes) == (240, 3)
+
+
 def test_data_that_a_rank_cannot_make_are_everyones_error(tmp_path):
     ranks = []
 

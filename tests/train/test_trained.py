@@ -1,5 +1,6 @@
 """Training from Python: what comes back, who hears of it, and what a checkpoint gives without MPI."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,108 @@ def test_what_is_not_alike_on_all_ranks_is_refused(tmp_path, odd, error, words):
     data = mine.rows() if odd in ("length", "shape", "label") else mine.points
     with pytest.raises(error, match=words):
         of_each_rank(tmp_path, lambda rank: alike | make(rank), data)
+
+
+def test_sinks_get_copies_and_all_are_closed(tmp_path):
+    closed = []
+
+    class Sink:
+        def __init__(self, name):
+            self.name = name
+
+        def open(self, about):
+            about.clear()
+
+        def event(self, event):
+            event.values.clear()
+
+        def close(self):
+            closed.append(self.name)
+            if self.name == "b":
+                raise OSError("full")
+
+    steps = []
+    with pytest.raises(OSError, match="full"):
+        trained(tmp_path, 1, steps=3, sinks=[Sink("a"), Sink("b"), Sink("c")], after_step=steps.append)
+    assert sorted(closed) == ["a", "b", "c"]
+    assert len(steps) == 3
+    assert all("loss" in step for step in steps)
+
+
+def test_a_result_stays_its_own_runs_when_another_run_takes_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = trained(Path(), 1, lr=1e-4)[0]
+    second = trained(Path(), 1, lr=0.1)[0]
+    monkeypatch.chdir("/")
+    x, y = mine.points()
+    test = hpcai.data.from_arrays(x, y)
+    for one in (first, second):
+        right = (one.predict(test.x_test) == test.y_test).mean()
+        assert right == pytest.approx(one.history[-1]["test_accuracy"])
+    assert first.history[-1]["test_accuracy"] < second.history[-1]["test_accuracy"]
+    lost = trained(tmp_path, 1, run="lost")[0]
+    shutil.rmtree(tmp_path / "lost")
+    with pytest.raises(CheckpointError, match="is not there any more"):
+        lost.predict(x)
+    other = trained(tmp_path, 1, run="lost", lr=0.01)[0]
+    assert other.parameters
+    with pytest.raises(CheckpointError, match="give each fit a run_dir of its own"):
+        lost.predict(x)
+
+
+def test_a_home_folder_may_be_written_as_people_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = threads.run(1, lambda comm: hpcai.fit("softmax", mine.points, comm, steps=3, run_dir="~/there"))[0]
+    assert Path(found.checkpoint).parents[1] == tmp_path / "there"
+
+
+def test_a_model_that_gives_no_predictions_has_none(tmp_path):
+    found = trained(tmp_path, 1, mine.Silent())[0]
+    with pytest.raises(UsageError, match=r"model external has no predict\(parameters, x\)"):
+        found.predict(mine.points()[0])
+
+
+def wrong_layers(data):
+    return nn.sequential("m", nn.linear("a", 5, 8), nn.relu(), nn.linear("b", 7, 3), loss=nn.softmax_cross_entropy())
+
+
+def wrong_loss(data):
+    return nn.sequential("m", nn.linear("a", 5, 3), loss=nn.mean_squared_error())
+
+
+def state(**arrays):
+    return optim.Optimizer("own", lambda params: {key: make(params) for key, make in arrays.items()}, lambda *a, **k: None)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"model": wrong_layers}, r"layer 'b' does not take float32 of shape \(8,\) a sample"),
+        ({"model": wrong_loss}, r"its loss does not take outputs of shape \(3,\) and targets of int64"),
+        (
+            {"model": lambda data: nn.sequential("m", print, loss=nn.mean_squared_error())},
+            "a part of the model is builtin_function",
+        ),
+        ({"optimizer": state(expAvg=np.zeros_like)}, "calls a part of its state 'expAvg'; wanted are small letters"),
+        ({"optimizer": state(count=lambda params: np.zeros(1))}, r"keeps count as float64 of shape \(1,\) for 3 parameters"),
+        ({"optimizer": state(count=lambda params: 0)}, "keeps count as int for 3 parameters"),
+        ({"optimizer": optim.Optimizer("own", lambda params: [], lambda *a, **k: None)}, "is list; wanted is a dict"),
+        ({"comm": "world"}, "comm is str; wanted is an hpcai.Communicator"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, given, words):
+    given = {"model": "softmax", "data": mine.points, "run_dir": tmp_path / "run", "steps": 3} | given
+    with pytest.raises(UsageError, match=words):
+        threads.run(1, lambda comm: hpcai.fit(**({"comm": comm} | given)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_give_other_kinds_of_things_are_refused(tmp_path):
+    def program(comm):
+        return hpcai.fit(mine.Program() if comm.rank else "softmax", mine.points, comm, steps=3, run_dir=tmp_path / "run")
+
+    with pytest.raises(UsageError, match="given in other ways on rank 1 than on rank 0"):
+        threads.run(2, program)
 
 
 def test_a_resumed_run_goes_on_also_on_other_ranks(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
 import platform
@@ -84,13 +86,13 @@ class Reporter:
             self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}{changed}")
         about = {"step": self.progress.step, "options": dataclasses.asdict(self.options)}
         for sink in self.sinks:
-            sink.open(about)
+            sink.open(copy.deepcopy(about))
             self.heard.append(sink)
         return self.metrics
 
     def _tell(self, kind: Literal["step", "epoch", "recovery", "end"], values: dict[str, Any]) -> None:
         for sink in self.heard:
-            sink.event(Event(kind, self.progress.step, values))
+            sink.event(Event(kind, self.progress.step, copy.deepcopy(values)))  # theirs to change
 
     @property
     def token(self) -> str:
@@ -222,8 +224,9 @@ class Reporter:
         self._close_metrics()
         if self.metrics is not None:
             self.line.close()
-        while self.heard:
-            self.heard.pop().close()
+        with contextlib.ExitStack() as closing:  # all of them, also where one fails
+            while self.heard:
+                closing.callback(self.heard.pop().close)
 
     def _close_metrics(self) -> None:
         if self.metrics is not None:
