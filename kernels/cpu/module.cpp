@@ -144,6 +144,7 @@ NB_MODULE(_native, m) {
         .def("missing", &Node::missing)
         .def("prove", &Node::prove)
         .def("reach", &Node::reach)
+        .def_rw("staged_bytes", &Node::staged_bytes)
         .def("watch", &Node::watch)
         .def("ended", &Node::ended)
         .def("revoke", &Node::revoke)

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <tuple>
 
 namespace hpcai::cpu {
 namespace {
@@ -286,16 +287,20 @@ Status Node::collective(Kind kind, Type type, Op op, long divisor, int root, voi
     // A symmetric array is not copied unless it is tiny: half of it was last written by other cores, and to read it is slow.
     const std::int64_t place = bytes <= kTiny ? -1 : place_of(x, bytes);
     const bool travels = kind == ALLREDUCE && bytes <= kSmall && place < 0;
+    const bool through = place < 0 && !travels && (!reaches_ || bytes <= staged_bytes);
+    auto* first = static_cast<unsigned char*>(x);
     publish(key, place, x);
     if (travels) std::memcpy(desk(rank_).small[calls_ % kSlots], x, bytes);
+    if (through) put(kind, root, first, n, itemsize, 0);
     if (!barrier()) return STALLED;
     if (!same()) return MISMATCH;
     if (n == 0) return DONE;
-    if (travels && none_symmetric()) return small(type, op, divisor, x, n);
+    const bool none = none_symmetric();
+    if (travels && none) return small(type, op, divisor, x, n);
     if (all_symmetric()) return direct(kind, type, op, divisor, root, place, n, itemsize);
-    if (reaches_) return reached(kind, type, op, divisor, root, static_cast<unsigned char*>(x), n, itemsize);
-    if (kind == ALLREDUCE || kind == REDUCE_SCATTER) return bounced_reduce(kind, type, op, divisor, x, n, itemsize);
-    return bounced_copy(kind, root, static_cast<unsigned char*>(x), bytes, itemsize);
+    if (through && none) return staged(kind, type, op, divisor, root, first, n, itemsize, true);
+    if (reaches_) return reached(kind, type, op, divisor, root, first, n, itemsize);
+    return staged(kind, type, op, divisor, root, first, n, itemsize, false);
 }
 
 // Short messages came with the call: everyone folds everyone's for itself, in rank order, after that one barrier.
@@ -375,49 +380,68 @@ bool Node::copy_all(int rank, std::size_t offset, unsigned char* out, std::size_
     return fine;
 }
 
-// Other arrays go through the desks in segments that fit the cache: copy in, barrier, fold from all desks into my array. Two
-// segments in turn need one barrier each: writing segment s again is two barriers away from reading it.
-Status Node::bounced_reduce(Kind kind, Type type, Op op, long divisor, void* x, std::size_t n, std::size_t itemsize) {
-    const std::size_t step = kSegment / itemsize;
-    auto* bytes = static_cast<unsigned char*>(x);
-    const auto own = chunk(n, size_, rank_);
-    std::vector<const void*> xs(size_);
-    int turn = 0;
-    for (std::size_t at = 0; at < n; at += step, turn ^= 1) {
-        const std::size_t count = std::min(step, n - at);
-        std::memcpy(desk(rank_).segment[turn], bytes + at * itemsize, count * itemsize);
-        if (!barrier()) return STALLED;
-        for (int r = 0; r < size_; ++r) xs[r] = desk(r).segment[turn];
-        std::size_t from = 0, to = count;
-        if (kind == REDUCE_SCATTER) {
-            from = std::clamp(own.first, at, at + count) - at;
-            to = std::clamp(own.second, at, at + count) - at;
+// Private arrays go through the desks in segments that fit the cache: copy in, barrier, fold or copy from all desks into my
+// array. Two segments in turn need one barrier each: writing segment s again is two barriers away from reading it. has_first: each
+// rank has put its first piece before the barrier of the call, which serves for that piece too.
+Status Node::staged(Kind kind, Type type, Op op, long divisor, int root, unsigned char* x, std::size_t n, std::size_t itemsize,
+                    bool has_first) {
+    const std::size_t longest = kind == ALLGATHER ? (n + unsigned(size_) - 1) / unsigned(size_) : n, step = kSegment / itemsize;
+    for (std::size_t at = 0; at < longest; at += step, ++turn_) {
+        if (at > 0 || !has_first) {
+            put(kind, root, x, n, itemsize, at);
+            if (!barrier()) return STALLED;
         }
-        void* out = bytes + at * itemsize;
-        if (from < to) fold_ranks(type, op, &out, 1, xs.data(), size_, divisor, from, to);
+        if (kind != ALLREDUCE && kind != REDUCE_SCATTER) copy_staged(kind, root, x, n, itemsize, at);
+        else if (!fold_staged(kind, type, op, divisor, x, n, itemsize, at)) return STALLED;
     }
     return DONE;
 }
 
-Status Node::bounced_copy(Kind kind, int root, unsigned char* x, std::size_t bytes, std::size_t itemsize) {
-    const std::size_t n = bytes / itemsize, longest = kind == BROADCAST ? bytes : (n + unsigned(size_) - 1) / unsigned(size_) * itemsize;
-    const auto piece = [&](int r, std::size_t at) -> std::pair<unsigned char*, std::size_t> {
-        auto [a, b] = kind == BROADCAST ? std::pair<std::size_t, std::size_t>{0, r == root ? n : 0} : chunk(n, size_, r);
-        const std::size_t whole = (b - a) * itemsize;
-        return {x + a * itemsize + at, whole > at ? std::min(kSegment, whole - at) : 0};
-    };
-    int turn = 0;
-    for (std::size_t at = 0; at < longest; at += kSegment, turn ^= 1) {
-        auto [mine, count] = piece(rank_, at);
-        std::memcpy(desk(rank_).segment[turn], mine, count);
-        if (!barrier()) return STALLED;
-        for (int step = 1; step < size_; ++step) {
-            const int r = (rank_ + step) % size_;
-            auto [target, length] = piece(r, at);
-            std::memcpy(target, desk(r).segment[turn], length);
-        }
+// Copy into this rank's segment what the others need of its array from element `at` on (of its chunk, in an all-gather).
+std::size_t Node::put(Kind kind, int root, const unsigned char* x, std::size_t n, std::size_t itemsize, std::size_t at) {
+    auto [from, to] = kind == ALLGATHER ? chunk(n, size_, rank_) : std::pair<std::size_t, std::size_t>{0, n};
+    if (kind == BROADCAST && rank_ != root) to = 0;
+    const std::size_t first = from + at, count = first < to ? std::min(kSegment / itemsize, to - first) : 0;
+    std::memcpy(desk(rank_).segment[turn_ % kSegments], x + first * itemsize, count * itemsize);
+    return count;
+}
+
+// Few ranks each fold the whole segment. Of more, each folds its chunk of the segment in its own desk, for the others to copy.
+bool Node::fold_staged(Kind kind, Type type, Op op, long divisor, unsigned char* x, std::size_t n, std::size_t itemsize,
+                       std::size_t at) {
+    const std::size_t count = std::min(kSegment / itemsize, n - at);
+    const unsigned turn = turn_ % kSegments;
+    unsigned char* mine = x + at * itemsize;
+    std::vector<const void*> xs(size_);
+    for (int r = 0; r < size_; ++r) xs[r] = r == rank_ ? mine : desk(r).segment[turn];
+    std::size_t from = 0, to = count;
+    if (kind == REDUCE_SCATTER) {
+        const auto own = chunk(n, size_, rank_);
+        from = std::clamp(own.first, at, at + count) - at;
+        to = std::clamp(own.second, at, at + count) - at;
     }
-    return DONE;
+    const bool shared = kind == ALLREDUCE && size_ > kFew;
+    if (shared) std::tie(from, to) = chunk(count, size_, rank_);
+    void* outs[] = {mine, desk(rank_).segment[turn]};
+    if (from < to) fold_ranks(type, op, outs, shared ? 2 : 1, xs.data(), size_, divisor, from, to);
+    if (!shared) return true;
+    if (!barrier()) return false;
+    for (int next = 1; next < size_; ++next) {
+        const int r = (rank_ + next) % size_;
+        auto [a, b] = chunk(count, size_, r);
+        std::memcpy(mine + a * itemsize, desk(r).segment[turn] + a * itemsize, (b - a) * itemsize);
+    }
+    return true;
+}
+
+void Node::copy_staged(Kind kind, int root, unsigned char* x, std::size_t n, std::size_t itemsize, std::size_t at) {
+    for (int next = 1; next < size_; ++next) {
+        const int r = (rank_ + next) % size_;
+        auto [from, to] = kind == ALLGATHER ? chunk(n, size_, r) : std::pair<std::size_t, std::size_t>{0, r == root ? n : 0};
+        if (from + at >= to) continue;
+        const std::size_t count = std::min(kSegment / itemsize, to - from - at);
+        std::memcpy(x + (from + at) * itemsize, desk(r).segment[turn_ % kSegments], count * itemsize);
+    }
 }
 
 }  // namespace hpcai::cpu

@@ -25,8 +25,10 @@ enum KeyField : int { HPCAI_KEY(HPCAI_MEMBER) kKey };
 constexpr std::size_t kSmall = 8192;          // bytes of a message that travels with the call itself
 constexpr std::size_t kTiny = 512;            // up to here it does so although it is symmetric: one barrier instead of two
 constexpr std::size_t kSegment = 256 << 10;   // bytes of a bounce segment
+constexpr std::size_t kStaged = 8 << 20;      // bytes of a private array up to which segments are faster than system calls
 constexpr std::size_t kReach = 64 << 10;      // bytes that are fetched from another rank's memory at a time
 constexpr int kSlots = 2, kSegments = 2;
+constexpr int kFew = 3;  // so many ranks fold all of a segment each, instead of a chunk each for all
 constexpr int kPlaceBits = 40;  // a place is a block's id << 40 | an offset, so arrays have fewer than 2**40 bytes
 
 // What a rank is about to do. Equal on all ranks, or the call is refused; `place` alone may differ (then nothing is symmetric).
@@ -64,6 +66,8 @@ public:
     // call prove() after a barrier that follows construction; reach(true) then, if all succeeded.
     bool prove() const;
     void reach(bool can) { reaches_ = can; }
+    // Private arrays of so many bytes go through the segments even where they can be reached. Equal on all ranks.
+    std::size_t staged_bytes = kStaged;
 
     Status agree(const std::int64_t* key);
     // x: n elements of `itemsize` bytes; reductions want a `type` that fold_ranks knows.
@@ -107,14 +111,18 @@ private:
     bool copy_from(int rank, std::size_t offset, void* out, std::size_t bytes) const;
     bool copy_all(int rank, std::size_t offset, unsigned char* out, std::size_t bytes) const;
     bool copy_to(int rank, std::size_t offset, const void* x, std::size_t bytes) const;
-    Status bounced_reduce(Kind kind, Type type, Op op, long divisor, void* x, std::size_t n, std::size_t itemsize);
-    Status bounced_copy(Kind kind, int root, unsigned char* x, std::size_t bytes, std::size_t itemsize);
+    std::size_t put(Kind kind, int root, const unsigned char* x, std::size_t n, std::size_t itemsize, std::size_t at);
+    Status staged(Kind kind, Type type, Op op, long divisor, int root, unsigned char* x, std::size_t n, std::size_t itemsize,
+                  bool has_first);
+    bool fold_staged(Kind kind, Type type, Op op, long divisor, unsigned char* x, std::size_t n, std::size_t itemsize,
+                     std::size_t at);
+    void copy_staged(Kind kind, int root, unsigned char* x, std::size_t n, std::size_t itemsize, std::size_t at);
 
     int rank_, size_;
     Desk* desks_;
     int spins_;
     std::uint32_t epoch_ = 0;
-    unsigned calls_ = 0;
+    unsigned calls_ = 0, turn_ = 0;  // turn_: which segment is next
     bool reaches_ = false;
     std::uint64_t proof_;
     std::vector<unsigned char> scratch_;
