@@ -16,28 +16,20 @@ import contextlib
 import io
 import os
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from time import perf_counter
 
 import numpy as np
 
 import hpcai
-from hpcai import ops
+from hpcai import ops, tuning
 from hpcai.comm import select
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launch.launcher import launch
 from hpcai.errors import HpcaiError, one_line
 from hpcai.train.options.arguments import Parser, whole_number
-
-SIZES = tuple(8**k for k in range(1, 10))
-"""Bytes of the arrays that --tune reduces: 8 B to 128 MiB."""
-
-TURN_S, LONGEST_S = 0.4, 1.0
-"""Time for one algorithm at one size, and the time of a call after which no larger sizes are tried."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     wrong = report(comm)
     if chosen.tune:
-        wrong += tune(comm, chosen.largest or SIZES[-1])
+        wrong += tuning.tune(comm, chosen.largest or tuning.SIZES[-1])
     if chosen.compress:
         wrong += compress(comm, training)
     return 1 if wrong else 0
@@ -61,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The doctor's own options, and those of hpcai.train that may follow --compress."""
-    parser, size = Parser("hpcai.doctor", __doc__), whole_number(SIZES[0], SIZES[-1])
+    parser, size = Parser("hpcai.doctor", __doc__), whole_number(tuning.SIZES[0], tuning.SIZES[-1])
     parser.add_argument("--tune", action="store_true", help="measure the all-reduce algorithms and keep the fitted constants")
-    parser.add_argument("--largest", type=size, help=f"bytes of the longest array that --tune reduces ({SIZES[-1]})")
+    parser.add_argument("--largest", type=size, help=f"bytes of the longest array that --tune reduces ({tuning.SIZES[-1]})")
     parser.add_argument("--compress", action="store_true", help="predict a training step for each --compress of hpcai.train")
     with contextlib.redirect_stdout(sys.stdout if launch().rank == 0 else io.StringIO()):  # --help
         chosen, training = parser.parse_known_args(arguments)
@@ -102,7 +94,7 @@ def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
     yield "threads", "a thread can reduce while another computes" if threads else "MPI serves the main thread only", threads
     yield "shared memory", *shared_memory(comm)
     yield "all-reduce", plan(comm), True
-    for algorithm in runnable(comm):
+    for algorithm in tuning.runnable(comm):
         right = sums_are_right(comm, algorithm)
         yield f"  {algorithm}", "sums are right" if right else "SUMS ARE WRONG", right
 
@@ -125,7 +117,11 @@ def _shared_memory_here(node: Communicator) -> tuple[str, bool]:
     if node.size == 1:
         return "one rank on the node: nothing to share", True
     if node.reaches:
-        return "ranks address each other's symmetric arrays, and reach private ones by cross-memory attach", True
+        return (
+            "ranks address each other's symmetric arrays, and reach private ones by cross-memory attach (those of at most "
+            f"{tuning.size_in_words(node.staged_bytes)} are copied through segments)",
+            True,
+        )
     if node.shares_memory:
         why = "HPCAI_REACH=0" if os.environ.get("HPCAI_REACH") == "0" else "forbidden by ptrace_scope or a container"
         return (
@@ -151,21 +147,11 @@ def plan(comm: Communicator) -> str:
     if comm.shares_memory:
         return "node: through shared memory"
     shape, constants, source = comm.selection()
-    names = [(select.choose(nbytes, shape, constants), nbytes) for nbytes in SIZES]
+    names = [(select.choose(nbytes, shape, constants), nbytes) for nbytes in tuning.SIZES]
     changes = [(name, nbytes) for i, (name, nbytes) in enumerate(names) if i == 0 or name != names[i - 1][0]]
-    parts = [name if nbytes == SIZES[0] else f"{name} from {_size(nbytes)}" for name, nbytes in changes]
+    parts = [name if nbytes == tuning.SIZES[0] else f"{name} from {tuning.size_in_words(nbytes)}" for name, nbytes in changes]
     hint = "" if source == "tuned" else ": --tune measures"
     return f"{', '.join(parts)} ({source}{hint})"
-
-
-def runnable(comm: Communicator) -> list[str]:
-    """The algorithms that can run among these ranks."""
-    if comm.size == 1:
-        return []
-    names = ["node"] if comm.shares_memory else []
-    two = comm.selection().shape.nodes > 1 and comm.selection().shape.per_node > 1
-    library = hasattr(comm.wire, "library_allreduce")
-    return [*names, "ring", "halving_doubling", *(["hierarchical"] if two else []), *(["mpi"] if library else [])]
 
 
 def sums_are_right(comm: Communicator, algorithm: str) -> bool:
@@ -177,28 +163,6 @@ def sums_are_right(comm: Communicator, algorithm: str) -> bool:
         comm.allreduce(x, algorithm=algorithm)
         right &= bool((x == index * (comm.size * (comm.size + 1) // 2)).all())
     return all(comm.allgather_object(right))
-
-
-def tune(comm: Communicator, largest: int) -> int:
-    """Measure, fit, show and keep. Returns the number of failures: 1 where there is nothing to tune or nowhere to keep it."""
-    if comm.size == 1 or comm.shares_memory:
-        if comm.rank == 0:
-            print("\nnothing to tune: these ranks reduce through shared memory. Start it across nodes.")
-        return 0
-    shape, names = comm.selection().shape, runnable(comm)
-    measured = [(name, nbytes, seconds) for nbytes, name, seconds in measure(comm, names, largest)]
-    constants = select.fit(measured, shape)
-    if comm.rank == 0:
-        show(measured, names, shape, constants)
-    try:
-        path = comm.on_root(lambda: str(select.save(constants, comm.wire.describe(), shape)))
-    except OSError as error:
-        if comm.rank == 0:
-            print(f"hpcai.doctor: error: the constants could not be kept: {error}; set HPCAI_CACHE to a folder", file=sys.stderr)
-        return 1
-    if comm.rank == 0:
-        print(f"\nkept in {path} for {select.key(comm.wire.describe(), shape)}")
-    return 0
 
 
 def compress(comm: Communicator, training: Sequence[str]) -> int:
@@ -216,55 +180,6 @@ def compress(comm: Communicator, training: Sequence[str]) -> int:
     if comm.rank == 0:
         print(f"\n{text}")
     return 0
-
-
-def measure(comm: Communicator, names: list[str], largest: int) -> Iterator[tuple[int, str, float]]:
-    """(bytes, algorithm, seconds a call), the algorithms taking turns at each size; medians of the slowest rank. Collective."""
-    for nbytes in [size for size in SIZES if size <= max(largest, SIZES[0])]:
-        x = np.zeros(max(1, nbytes // 4), np.float32)
-        calls = {name: _reduction(comm, x, name) for name in names}
-        first = {name: _seconds(comm, call, 1) for name, call in calls.items()}
-        rounds = int(comm.allreduce(np.array([TURN_S / max(first.values())]), "min").clip(3, 30)[0])
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(rounds):
-            for name, call in calls.items():
-                times[name].append(_seconds(comm, call, max(1, min(20, int(2e-3 / first[name])))))
-        for name in names:
-            yield nbytes, name, statistics.median(times[name])
-        if max(first.values()) > LONGEST_S:
-            return
-
-
-def _reduction(comm: Communicator, x: np.ndarray, name: str) -> Callable[[], object]:
-    return lambda: comm.allreduce(x, algorithm=name)
-
-
-def _seconds(comm: Communicator, call: Callable[[], object], count: int) -> float:
-    comm.barrier()
-    begin = perf_counter()
-    for _ in range(count):
-        call()
-    return float(comm.allreduce(np.array([(perf_counter() - begin) / count]), "max")[0])
-
-
-def show(measured: list[tuple[str, int, float]], names: list[str], shape: select.Shape, constants: select.Constants) -> None:
-    """A table of measured times, with the choice of the fitted model and what it costs against the best."""
-    times = {(name, nbytes): seconds for name, nbytes, seconds in measured}
-    print(f"\n| bytes | {' | '.join(f'{name}, us' for name in names)} | choice | slower than the best by |")
-    print("|---" * (len(names) + 3) + "|")
-    for nbytes in sorted({nbytes for _, nbytes, _ in measured}):
-        row = {name: times[name, nbytes] for name in names}
-        choice = select.choose(nbytes, shape, constants)
-        cells = " | ".join(f"{1e6 * seconds:,.0f}" for seconds in row.values())
-        print(f"| {_size(nbytes)} | {cells} | {choice} | {row[choice] / min(row.values()) - 1:.0%} |")
-    print(f"\n{', '.join(f'{name} {value:.3g}' for name, value in constants._asdict().items())}")
-
-
-def _size(nbytes: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:g} {unit}"
-    return f"{nbytes} B"
 
 
 if __name__ == "__main__":

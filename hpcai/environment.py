@@ -71,6 +71,7 @@ VARIABLES: dict[str, Variable] = {
     "RANKS_PER_NODE": _count(1),
     "REACH": _one_of("0", "1"),
     "SITE": _TEXT,
+    "STAGED_BYTES": _count(0),
     "TIMEOUT_S": Variable(_is_limit, LIMIT_WORDS),
     # Of the project's own tests.
     "ALL": _TEXT,

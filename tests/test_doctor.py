@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcai import doctor
+from hpcai import doctor, tuning
 from hpcai.comm import select, threads
 from hpcai.comm.algorithms import ring
 from hpcai.ops import native
@@ -72,13 +72,13 @@ def test_the_command_prints_once_and_what_it_tunes_is_used(tmp_path):
 def test_times_are_of_one_call_on_the_slowest_rank(monkeypatch):
     """Rank r's clock goes on by r + 1 seconds in each of four calls."""
     clock = threading.local()
-    monkeypatch.setattr(doctor, "perf_counter", lambda: getattr(clock, "now", 5.0))
+    monkeypatch.setattr(tuning, "perf_counter", lambda: getattr(clock, "now", 5.0))
 
     def program(comm):
         def call():
             clock.now = getattr(clock, "now", 5.0) + comm.rank + 1
 
-        return doctor._seconds(comm, call, 4)
+        return tuning._seconds(comm, call, 4)
 
     assert threads.run(3, program) == [3.0] * 3
 
@@ -86,8 +86,8 @@ def test_times_are_of_one_call_on_the_slowest_rank(monkeypatch):
 def test_a_measurement_is_the_median_of_at_least_three(monkeypatch):
     """The first call only tells how many fit into the time."""
     times = iter([0.2, 5.0, 1.0, 2.0])
-    monkeypatch.setattr(doctor, "_seconds", lambda comm, call, count: next(times))
-    assert threads.run(1, lambda comm: list(doctor.measure(comm, ["ring"], 8))) == [[(8, "ring", 2.0)]]
+    monkeypatch.setattr(tuning, "_seconds", lambda comm, call, count: next(times))
+    assert threads.run(1, lambda comm: list(tuning.measure(comm, ["ring"], 8))) == [[(8, "ring", 2.0)]]
 
 
 def test_what_it_tunes_are_the_constants_behind_the_times(monkeypatch, tmp_path, capsys):
@@ -96,9 +96,9 @@ def test_what_it_tunes_are_the_constants_behind_the_times(monkeypatch, tmp_path,
     monkeypatch.setenv("HPCAI_CACHE", str(tmp_path))
     monkeypatch.setenv("HPCAI_RANKS_PER_NODE", "2")
     shape = select.Shape(2, 2, 4)
-    monkeypatch.setattr(doctor, "_reduction", lambda comm, x, name: (name, x.nbytes))
-    monkeypatch.setattr(doctor, "_seconds", lambda comm, call, count: select.predict(*call, shape, true))
-    assert threads.run(4, lambda comm: (doctor.tune(comm, 1 << 24), comm.wire.describe())[0]) == [0] * 4
+    monkeypatch.setattr(tuning, "_reduction", lambda comm, x, name: (name, x.nbytes))
+    monkeypatch.setattr(tuning, "_seconds", lambda comm, call, count: select.predict(*call, shape, true))
+    assert threads.run(4, lambda comm: (tuning.tune(comm, 1 << 24), comm.wire.describe())[0]) == [0] * 4
     library = threads.run(1, lambda comm: comm.wire.describe())[0]
     found, source = select.load(library, shape)
     assert source == "tuned"
@@ -115,17 +115,30 @@ def test_what_it_tunes_are_the_constants_behind_the_times(monkeypatch, tmp_path,
 def test_the_table_says_what_a_choice_that_is_not_the_best_costs(capsys):
     shape, constants = select.Shape(4, 1, 4), select.Constants()
     measured = [("ring", 8, 3e-4), ("halving_doubling", 8, 4e-4), ("ring", 1 << 24, 0.02), ("halving_doubling", 1 << 24, 0.01)]
-    doctor.show(measured, ["ring", "halving_doubling"], shape, constants)
+    tuning.show(measured, ["ring", "halving_doubling"], shape, constants)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     assert rows == ["| 8 B | 300 | 400 | halving_doubling | 33% |", "| 16 MiB | 20,000 | 10,000 | ring | 100% |"]
 
 
 @needs_mpirun
-def test_on_one_node_there_is_nothing_to_tune(tmp_path):
-    code, out, _ = doctors(2, "--tune", HPCAI_CACHE=str(tmp_path))
-    assert code == 0
-    assert "nothing to tune" in out or not native.is_native()
-    assert not list(tmp_path.iterdir())
+def test_on_one_node_it_tunes_up_to_which_size_arrays_pass_through_segments(tmp_path):
+    code, out, err = doctors(2, "--tune", "--largest", "65536", HPCAI_CACHE=str(tmp_path))
+    assert code == 0, err
+    if not native.is_native():
+        assert "nothing to tune" in out
+        return
+    assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")] == [
+        "bytes",
+        "16 KiB",
+        "32 KiB",
+        "64 KiB",
+    ]
+    (kept,) = json.loads((tmp_path / "node.json").read_text()).values()
+    assert kept["staged_bytes"] in (0, 1 << 14, 1 << 15, 1 << 16)
+    _, out, _ = doctors(2, HPCAI_CACHE=str(tmp_path))
+    assert f"those of at most {tuning.size_in_words(kept['staged_bytes'])} are copied through segments" in out
+    _, out, _ = doctors(2, HPCAI_CACHE=str(tmp_path), HPCAI_STAGED_BYTES="3072")
+    assert "those of at most 3 KiB are copied" in out
 
 
 @needs_mpirun

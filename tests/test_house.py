@@ -49,14 +49,15 @@ MAY_IMPORT = {
             "monitor",
         )
     },
-    "doctor": {"errors", "ops", "comm", "train"},
+    "doctor": {"errors", "ops", "comm", "train", "tuning"},
+    "tuning": {"comm"},
     "submit": {"errors", "environment", "comm", "data", "checkpoint", "train"},
 }
 WITHIN = {
     "comm/launch": {"errors", "environment"},
     "comm/diagnosis": {"errors", "environment", "comm/call", "comm/launch"},
     "comm/algorithms": {"errors", "xp", "ops", "comm/wire", "comm/collectives"},
-    "comm/wires": {"errors", "xp", "ops", "comm/wire", "comm/background", "comm/launch", "comm/diagnosis"},
+    "comm/wires": {"errors", "xp", "ops", "comm/tuned", "comm/wire", "comm/background", "comm/launch", "comm/diagnosis"},
     "train/options": {
         "errors",
         "environment",

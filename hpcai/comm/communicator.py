@@ -6,6 +6,7 @@ difference is an error on all of them that shows both sides, where plain MPI wou
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 import weakref
@@ -126,6 +127,26 @@ class Communicator:
     def reaches(self) -> bool:
         """True if the kernel lets the ranks read and write each other's private memory too."""
         return self._memory is not None and self._memory.reaches
+
+    @property
+    def staged_bytes(self) -> int:
+        """Up to so many bytes ordinary arrays pass through shared segments; 0 where the ranks do not share memory."""
+        return 0 if self._memory is None else self._memory.native.staged_bytes
+
+    @contextlib.contextmanager
+    def staged_up_to(self, limit_bytes: int) -> Iterator[None]:
+        """Have ordinary arrays up to this size pass through shared segments meanwhile (see wires/staging.py). Equal on all ranks.
+
+        Raises: ValueError where the ranks do not share memory.
+        """
+        if self._memory is None:
+            raise ValueError("staged_up_to is for ranks that share memory")
+        native = self._memory.native
+        before, native.staged_bytes = native.staged_bytes, limit_bytes
+        try:
+            yield
+        finally:
+            native.staged_bytes = before
 
     @property
     def notices_ends(self) -> bool:

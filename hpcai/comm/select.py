@@ -8,10 +8,6 @@ own MPI_Allreduce is a candidate only where it was measured.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hpcai.comm import tuned
 from hpcai.comm.algorithms.table import ALGORITHMS, Shape
 from hpcai.comm.wire import Wire
 from hpcai.comm.wires import ulfm
 from hpcai.xp import Array
+
+FILE = "allreduce"
+"""The file of the cache with the constants."""
 
 
 class Constants(NamedTuple):
@@ -111,22 +111,9 @@ def agree(wire: Wire) -> Choice:
     return Choice(shape, constants, source)
 
 
-def cache_file() -> Path:
-    """Return the file of the constants: in $HPCAI_CACHE, else $XDG_CACHE_HOME/hpcai, else ~/.cache/hpcai."""
-    base = os.environ.get("HPCAI_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hpcai"
-    )
-    return Path(base) / "allreduce.json"
-
-
 def key(library: str, shape: Shape) -> str:
-    """Machine, MPI library and world shape in words: constants hold for these."""
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    machine = found[1] if found else platform.machine()
-    return f"{shape.ranks} ranks, {shape.nodes} nodes on {machine}, {os.cpu_count()} cores; {library}"
+    """Return machine, MPI library and world shape in words: constants hold for these."""
+    return f"{shape.ranks} ranks, {shape.nodes} nodes on {tuned.machine()}; {library}"
 
 
 def load(library: str, shape: Shape) -> tuple[Constants, str]:
@@ -137,28 +124,19 @@ def load(library: str, shape: Shape) -> tuple[Constants, str]:
     wanted = key(library, shape)
     known = _read()
     if wanted in known:
-        return Constants(**known[wanted]), "tuned"
+        return known[wanted], "tuned"
     machine = wanted.split(" on ", 1)[1]
     for name in sorted(known):
         if name.split(" on ", 1)[-1] == machine:
-            return Constants(**known[name])._replace(library_call_s=0.0, library_byte_s=0.0), "tuned for another shape"
+            return known[name]._replace(library_call_s=0.0, library_byte_s=0.0), "tuned for another shape"
     return Constants(), "untuned"
 
 
 def save(constants: Constants, library: str, shape: Shape) -> Path:
-    """Add or replace the constants of this machine and shape in the cache; returns its path."""
-    path = cache_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_text(json.dumps(_read() | {key(library, shape): constants._asdict()}, indent=1, sort_keys=True))
-    beside.replace(path)
-    return path
+    """Add or replace the constants of this machine and shape in the cache; returns its path. Raises: OSError."""
+    known = {name: entry._asdict() for name, entry in _read().items()}
+    return tuned.write(FILE, known | {key(library, shape): constants._asdict()})
 
 
-def _read() -> dict[str, dict[str, float]]:
-    """The cache's entries; a cache that cannot be read or understood is as good as none."""
-    try:
-        entries = json.loads(cache_file().read_text())
-        return {name: Constants(**{k: float(v) for k, v in entry.items()})._asdict() for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+def _read() -> dict[str, Constants]:
+    return tuned.read(FILE, lambda entry: Constants(**{name: float(value) for name, value in entry.items()}))

@@ -1,7 +1,7 @@
 // Collectives among ranks that address each other's memory: memory is the wire.
 //
 // Every rank owns a *desk* in shared memory: a counter of the barriers it has come to, the call that it is making, a small
-// slot for short messages, and bounce segments for arrays that the others cannot address. Symmetric arrays, which every rank
+// slot for short messages, and segments through which ordinary arrays pass. Symmetric arrays, which every rank
 // of the node can address, need no copy at all.
 #pragma once
 #include <atomic>
@@ -24,7 +24,7 @@ enum KeyField : int { HPCAI_KEY(HPCAI_MEMBER) kKey };
 
 constexpr std::size_t kSmall = 8192;          // bytes of a message that travels with the call itself
 constexpr std::size_t kTiny = 512;            // up to here it does so although it is symmetric: one barrier instead of two
-constexpr std::size_t kSegment = 256 << 10;   // bytes of a bounce segment
+constexpr std::size_t kSegment = 256 << 10;   // bytes of a segment
 constexpr std::size_t kStaged = 8 << 20;      // bytes of a private array up to which segments are faster than system calls
 constexpr std::size_t kReach = 64 << 10;      // bytes that are fetched from another rank's memory at a time
 constexpr int kSlots = 2, kSegments = 2;

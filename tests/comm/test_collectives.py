@@ -13,14 +13,14 @@ from hpcai.xp import DTYPES
 from tests.laws import OPS, RANKS, SIZES, assert_reduced, shares
 
 
-@pytest.fixture(params=["ring", "ring in many segments", "node", "node without reach", "node on symmetric arrays"])
+@pytest.fixture(params=["ring", "ring in many segments", "node", "node by reach", "node on symmetric arrays"])
 def way(request, monkeypatch):
     """How collectives are carried out: (algorithm, what makes an array of given values)."""
     if "segments" in request.param:
         monkeypatch.setattr(ring, "SEGMENT_BYTES", 48)
         monkeypatch.setattr(ring, "WIDE_ELEMENTS", 70)
-    if "without reach" in request.param:
-        monkeypatch.setenv("HPCAI_REACH", "0")
+    if "node" in request.param:  # without it arrays of these tests pass through segments
+        monkeypatch.setenv("HPCAI_STAGED_BYTES", "0" if "reach" in request.param else "1000000000")
     if "node" in request.param and not native.is_native():
         pytest.skip("native kernels are not built")
 
@@ -193,7 +193,7 @@ def test_nan_and_infinity_reach_every_rank():
 @pytest.mark.parametrize("name", DTYPES)
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_every_path_on_a_node_gives_the_same_bytes(name, size, monkeypatch):
-    """Short messages, symmetric arrays, reached ones and bounced ones, cut anywhere: values are folded in the order of ranks."""
+    """Short messages, symmetric arrays, and ordinary ones by reach and through segments, cut anywhere: values are folded in the order of ranks."""
     n = 300_001
     rng = np.random.default_rng(0)
     parts = (rng.normal(size=(size, n)) * 1000).astype(DTYPES[name])
@@ -207,7 +207,10 @@ def test_every_path_on_a_node_gives_the_same_bytes(name, size, monkeypatch):
             comm.allreduce(z[start : start + 33], "mean")
         return x.tobytes(), y.tobytes(), b"".join(z[s : s + 33].tobytes() for s in range(0, n, 100_000))
 
-    results = threads.run(size, program)
+    results = []
+    for staged in ("0", "1000000000"):
+        monkeypatch.setenv("HPCAI_STAGED_BYTES", staged)
+        results += threads.run(size, program)
     monkeypatch.setenv("HPCAI_REACH", "0")
     results += threads.run(size, program)
     assert len({r[:2] for r in results}) == 1

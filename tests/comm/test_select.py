@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hpcai.comm import select, threads
+from hpcai.comm import select, threads, tuned
 from hpcai.comm.select import Constants, Shape
 
 SHAPE = Shape(nodes=4, per_node=4, ranks=16)
@@ -129,11 +129,11 @@ def test_constants_are_kept_for_a_shape_and_lent_to_others_without_the_librarys(
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 3}', '{"a": {"speed": 1}}', '{"a": {"message_s": "fast"}}'])
 def test_a_damaged_cache_is_as_good_as_none(text):
     select.save(TRUE, "some MPI", SHAPE)
-    select.cache_file().write_text(text)
+    tuned.cache_file("allreduce").write_text(text)
     assert select.load("some MPI", SHAPE) == (Constants(), "untuned")
     select.save(TRUE, "some MPI", SHAPE)
     assert select.load("some MPI", SHAPE) == (TRUE, "tuned")
-    assert len(json.loads(select.cache_file().read_text())) == 1
+    assert len(json.loads(tuned.cache_file("allreduce").read_text())) == 1
 
 
 def test_all_ranks_choose_alike_and_a_variable_overrides(monkeypatch):

@@ -2,9 +2,10 @@
 
 Ranks that address each other's memory need no messages: each folds its own chunk straight from all ranks' arrays and writes
 the result to all of them, between two barriers (kernels/cpu/node.cpp). *Symmetric* arrays (`Communicator.symmetric_empty`)
-are in shared memory and are reduced in place. Others are read and written where they lie by the kernel's cross-memory attach;
-where a site forbids that (or HPCAI_REACH=0) they pass through small segments in shared memory. Values are folded in the order
-of the ranks whatever the path, so an array of either kind, long or short, gives the same bytes.
+are in shared memory and are reduced in place. Others pass through small segments in shared memory up to a size that depends on
+the processor (staging.py). Beyond it they are read and written where they lie by the kernel's cross-memory attach; where a site
+forbids that (or HPCAI_REACH=0) all of them pass through segments. Values are folded in the order of the ranks whatever the path,
+so an array of either kind, long or short, gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hpcai.comm.diagnosis import stall
 from hpcai.comm.launch import host
 from hpcai.comm.launch.launcher import launch
 from hpcai.comm.wire import Wire
-from hpcai.comm.wires import ulfm
+from hpcai.comm.wires import staging, ulfm
 from hpcai.errors import RankFailed
 from hpcai.ops import native
 from hpcai.xp import Array
@@ -57,6 +58,7 @@ class Node:
         self.reaches = all(proved for proved, _ in known) and os.environ.get("HPCAI_REACH") != "0"
         self.notices_ends = all(watched for _, watched in known)
         self.native.reach(self.reaches)
+        self.native.staged_bytes, self.staged_by = wire.exchange(staging.limit(wire.size) if wire.rank == 0 else None)[0]
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array | None:
         """A symmetric array, or None where shared memory has run out. Collective: every rank makes the same one.

@@ -104,7 +104,12 @@ def test_the_pool_keeps_at_least_128_MiB():
     threads.run(2, program)
 
 
-def test_arrays_of_different_places_are_reduced_all_the_same():
+@pytest.mark.parametrize("reach", ["0", "1"])
+@pytest.mark.parametrize("staged", ["0", "1000000"])
+def test_arrays_of_different_places_are_reduced_all_the_same(reach, staged, monkeypatch):
+    monkeypatch.setenv("HPCAI_REACH", reach)
+    monkeypatch.setenv("HPCAI_STAGED_BYTES", staged)
+
     def program(comm):
         x, y = comm.symmetric_empty(5000, np.float32), comm.symmetric_empty(5000, np.float32)
         mine = [x, y, np.empty(5000, np.float32)][comm.rank]
