@@ -182,3 +182,34 @@ def test_ranks_that_come_late_are_waited_for():
             assert comm.allreduce(np.ones(10))[0] == comm.size
 
     threads.run(4, program)
+
+
+def test_an_adopted_array_is_a_symmetric_copy():
+    def program(comm):
+        x = np.arange(5000.0).reshape(50, 100).T + comm.rank
+        made = comm.adopt(x)
+        assert comm.addresses(made) is not None
+        assert (made.shape, made.dtype, made.flags.c_contiguous) == (x.shape, x.dtype, True)
+        np.testing.assert_array_equal(made, x)
+        comm.allreduce(made)
+        return made[3, 0] - x[3, 0]
+
+    assert threads.run(2, program) == [4.0, 3.0]
+    with pytest.raises(TypeError, match="adopt wants a numpy array, got list"):
+        threads.run(1, lambda comm: comm.adopt([1.0]))
+    with pytest.raises(TypeError, match="object"):
+        threads.run(2, lambda comm: comm.adopt(np.array([None])))
+
+
+def test_a_torch_tensor_may_be_a_symmetric_array():
+    torch = pytest.importorskip("torch")
+
+    def program(comm):
+        x = comm.adopt(np.ones(4000, np.float32))
+        tensor = torch.from_numpy(x)
+        tensor *= comm.rank + 1
+        comm.allreduce(tensor.numpy())
+        assert comm.addresses(tensor.numpy()) is not None
+        return float(tensor.sum())
+
+    assert threads.run(2, program) == [12000.0] * 2
