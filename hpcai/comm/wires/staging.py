@@ -18,6 +18,9 @@ GUESSED = {"AuthenticAMD": 8 << 20, "GenuineIntel": 128 << 10}
 OTHERS = 1 << 20
 """Limits in bytes where nothing was tuned, measured on processors of these vendors (bench/results/allreduce.md)."""
 
+FEW, SEGMENT = 3, 256 << 10
+"""More ranks than this wait for each other twice a segment of so many bytes, so that without a measurement they use one only."""
+
 
 def key(ranks: int) -> str:
     """Return machine and ranks in words: a limit holds for these."""
@@ -30,7 +33,8 @@ def limit(ranks: int) -> tuple[int, str]:
         return int(given), "$HPCAI_STAGED_BYTES"
     if (known := _read().get(key(ranks))) is not None:
         return known, "tuned"
-    return GUESSED.get(tuned.vendor(), OTHERS), "untuned"
+    guessed = GUESSED.get(tuned.vendor(), OTHERS)
+    return guessed if ranks <= FEW else min(guessed, SEGMENT), "untuned"
 
 
 def best(sizes: Sequence[int], staged: Sequence[float], reached: Sequence[float]) -> int:

@@ -22,7 +22,7 @@ def test_it_is_the_vendors_then_what_was_tuned_then_what_is_asked_for(cache, mon
     staging.save(0, 3)
     assert staging.limit(2) == (12345, "tuned")
     assert staging.limit(3) == (0, "tuned")
-    assert staging.limit(4) == (guessed, "untuned")
+    assert staging.limit(4) == (min(guessed, 256 << 10), "untuned")
     monkeypatch.setenv("HPCAI_STAGED_BYTES", "0")
     assert staging.limit(2) == (0, "$HPCAI_STAGED_BYTES")
 
