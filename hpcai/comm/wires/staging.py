@@ -14,9 +14,9 @@ from hpcai.comm import tuned
 FILE = "node"
 """The file of the cache with the limits."""
 
-GUESSED = {"AuthenticAMD": 8 << 20, "GenuineIntel": 128 << 10}
+GUESSED = {"AuthenticAMD": 8 << 20, "GenuineIntel": 256 << 10}
 OTHERS = 1 << 20
-"""Limits in bytes where nothing was tuned, measured on processors of these vendors (bench/results/allreduce.md)."""
+"""Limits in bytes where nothing was tuned (bench/results/allreduce.md says on which processors they were measured)."""
 
 FEW, SEGMENT = 3, 256 << 10
 """More ranks than this wait for each other twice a segment of so many bytes, so that without a measurement they use one only."""
