@@ -10,9 +10,11 @@ roofline is the same work without any synchronisation: every element read from a
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 from collections.abc import Callable
+from functools import partial
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,16 @@ from hpcai.xp import DTYPES, Array, accumulation_dtype
 LABELS = {
     "symmetric": "hpcai, symmetric arrays",
     "ordinary": "hpcai, numpy arrays",
+    "segments": "hpcai, numpy arrays through shared segments",
+    "attach": "hpcai, numpy arrays by cross-memory attach",
+    "copies": "hpcai, copies to and from a symmetric array",
     "ring": "hpcai, ring over messages",
     "mpi": "MPI_Allreduce",
     "gloo": "Gloo",
     "roofline": "memory roofline",
 }
+
+OURS = ("symmetric", "ordinary", "ring", "segments", "attach", "copies")
 
 COLUMNS = {
     "size": ("size", "11"),
@@ -67,8 +74,8 @@ def main() -> None:
         "--beside", default="", type=some_of(*DTYPES), help="dtypes of which as many elements are reduced in turn"
     )
     parser.add_argument("-o", "--op", default="sum", choices=["sum", "mean", "max", "min"])
-    ours = some_of("symmetric", "ordinary", "ring")
-    parser.add_argument("--of", default="symmetric,ordinary", type=ours, help="what of hpcai: symmetric, ordinary, ring")
+    parser.add_argument("--of", default="symmetric,ordinary", type=some_of(*OURS), help=f"what of hpcai: {', '.join(OURS)}")
+    parser.add_argument("--rewrite", action="store_true", help="write the array anew before each call, as a training step does")
     parser.add_argument("--against", default="mpi", type=some_of("mpi", "gloo"), help="mpi, gloo")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--plot", type=Path, help="file for a plot of bandwidth over size")
@@ -110,7 +117,7 @@ def measure(comm: Communicator, arguments: Any, names: list[str], size: int, tor
     """All candidates at one size: a record of each."""
     n = max(1, size // DTYPES[arguments.dtype].itemsize)
     sides: dict[str, Callable[[], Any]] = {}
-    wrong = {}
+    wrong, reduced = {}, dict[str, Array]()
     for name in names:
         what, _, other = name.partition(":")
         dtype = DTYPES[other or arguments.dtype]
@@ -118,12 +125,17 @@ def measure(comm: Communicator, arguments: Any, names: list[str], size: int, tor
         call = candidate(comm, what, x, arguments.op, torch)
         wrong[name] = check(comm, x, call, arguments.op) if arguments.check else 0
         x[:] = 0  # sums of zeros stay zeros, however often they are repeated
-        sides[name] = call
+        sides[name], reduced[name] = call, x
         if name == "symmetric" and (floor := roofline(comm, x, arguments.op)) is not None:
             sides["roofline"], wrong["roofline"] = floor, 0
+    arrays = {name: np.zeros(n, x.dtype) for name, x in reduced.items()} if arguments.rewrite else {}
+    prepare: dict[str, Callable[[], Any]] | None = {
+        name: partial(np.copyto, reduced[name], arrays[name]) for name in arrays
+    } or None
     inner = max(1, min(300, int(3e5 / (size * comm.size / 1e3 + 300))))
-    interleaved(comm, sides, arguments.warmup, inner)
-    times = interleaved(comm, sides, arguments.rounds if size < 32 << 20 else max(5, arguments.rounds // 3), inner)
+    interleaved(comm, sides, arguments.warmup, inner, prepare=prepare)
+    rounds = arguments.rounds if size < 32 << 20 else max(5, arguments.rounds // 3)
+    times = interleaved(comm, sides, rounds, inner, prepare=prepare)
     records = []
     for name, values in times.items():
         median = statistics.median(values)
@@ -149,6 +161,11 @@ def candidate(comm: Communicator, name: str, x: Array, op: str, torch: Any) -> C
     """A call that reduces `x` in place."""
     if name in ("symmetric", "ordinary"):
         return lambda: comm.allreduce(x, op)
+    if name in ("segments", "attach"):
+        return partial(way(comm, name).allreduce, x, op)
+    if name == "copies":
+        beside = comm.symmetric_empty(x.size, x.dtype)
+        return lambda: np.copyto(x, comm.allreduce(np_copied(beside, x), op))
     if name == "ring":
         return lambda: comm.allreduce(x, op, algorithm="ring")
     if name == "mpi":
@@ -160,6 +177,21 @@ def candidate(comm: Communicator, name: str, x: Array, op: str, torch: Any) -> C
     tensor = torch.from_numpy(x)
     verb = getattr(torch.distributed.ReduceOp, {"mean": "AVG"}.get(op, op.upper()))
     return lambda: torch.distributed.all_reduce(tensor, verb)
+
+
+@functools.cache
+def way(comm: Communicator, name: str) -> Communicator:
+    """A communicator of the same ranks that has one way for ordinary arrays of every size."""
+    group = comm.split(0)
+    assert group is not None
+    group.staged_up_to(1 << 40 if name == "segments" else 0).__enter__()
+    return group
+
+
+def np_copied(to: Array, x: Array) -> Array:
+    """`to`, with the values of x."""
+    np.copyto(to, x)
+    return to
 
 
 def check(comm: Communicator, x: Array, call: Callable[[], Any], op: str) -> int:
@@ -198,7 +230,7 @@ def summary(results: list[dict[str, Any]]) -> None:
     sizes = sorted(count_of)
     heads = ("", "against", "smallest ratio (at)", "geometric mean from 16 KiB", "share of the roofline from 64 MiB")
     print(f"\n| {' | '.join(heads)} |\n|---|---|---|---|---|")
-    for ours in [name for name in ("symmetric", "ordinary", "ring") if (name, sizes[0]) in times]:
+    for ours in [name for name in OURS if (name, sizes[0]) in times]:
         large = [times["roofline", s] / times[ours, s] for s in sizes if s >= 64 << 20 and ("roofline", s) in times]
         share = f"{min(large):.2f}" if large and ours == "symmetric" else ""
         others = [name for name, size in times if size == sizes[0] and name.startswith(f"{ours}:")]
@@ -219,7 +251,8 @@ def plot(results: list[dict[str, Any]], arguments: Any, comm: Communicator) -> N
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    styles = {"symmetric": "o-", "ordinary": "s-", "ring": "v-", "mpi": "^--", "gloo": "x--", "roofline": ":"}
+    styles = {"symmetric": "o-", "ordinary": "s-", "ring": "v-", "segments": "<-", "attach": ">-", "copies": "+-"}
+    styles |= {"mpi": "^--", "gloo": "x--", "roofline": ":"}
     for name in dict.fromkeys(r["candidate"] for r in results):
         own = [r for r in results if r["candidate"] == name]
         label = comm.wire.describe() if name == "mpi" else LABELS[name]

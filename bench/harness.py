@@ -21,12 +21,18 @@ REST_S = 0.01
 
 
 def interleaved(
-    comm: Communicator, sides: dict[str, Callable[[], Any]], rounds: int, inner: int, uncounted: int = 1
+    comm: Communicator,
+    sides: dict[str, Callable[[], Any]],
+    rounds: int,
+    inner: int,
+    uncounted: int = 1,
+    prepare: dict[str, Callable[[], Any]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds a call of each side, `rounds` times in turn, each time in another order: the mean of `inner` calls, of the slowest
     rank.
 
     Before its turn each side rests, so that the threads of the one before are asleep, and makes calls that do not count.
+    prepare: what each side does before each call, which does not count.
     No side always follows the same other one, which may leave the cores warm or its threads awake.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -39,13 +45,27 @@ def interleaved(
             for _ in range(uncounted):
                 call()
             comm.barrier()
-            begin = perf_counter()
-            for _ in range(inner):
-                call()
-            times[name].append(perf_counter() - begin)
+            times[name].append(_seconds(comm, call, inner, prepare and prepare.get(name)))
     for values in times.values():
         values[:] = (comm.allreduce(np.array(values), "max") / inner).tolist()
     return times
+
+
+def _seconds(comm: Communicator, call: Callable[[], Any], inner: int, prepare: Callable[[], Any] | None) -> float:
+    """Seconds of `inner` calls on this rank, without those of what comes before each."""
+    if prepare is None:
+        begin = perf_counter()
+        for _ in range(inner):
+            call()
+        return perf_counter() - begin
+    spent = 0.0
+    for _ in range(inner):
+        prepare()
+        comm.barrier()
+        begin = perf_counter()
+        call()
+        spent += perf_counter() - begin
+    return spent
 
 
 def start_gloo(comm: Communicator) -> Any:
