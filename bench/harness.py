@@ -45,7 +45,7 @@ def interleaved(
             for _ in range(uncounted):
                 call()
             comm.barrier()
-            times[name].append(_seconds(comm, call, inner, prepare and prepare.get(name)))
+            times[name].append(_seconds(comm, call, inner, prepare.get(name) if prepare else None))
     for values in times.values():
         values[:] = (comm.allreduce(np.array(values), "max") / inner).tolist()
     return times
