@@ -6,7 +6,7 @@
 
 With --compress the options of hpcai.train may follow, which name data, model and batch.
 
-Started the way a training run is started, it says what that run would get.
+Start it the way a training run is started: it reports what that run would get.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIZES = tuple(8**k for k in range(1, 10))
 """Bytes of the arrays that --tune reduces: 8 B to 128 MiB."""
 
 TURN_S, LONGEST_S = 0.4, 1.0
-"""Time for one algorithm at one size, and the time of a call after which no larger sizes are tried."""
+"""Seconds for one algorithm at one size; no larger sizes are tried after a call that took longer than the second."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launch().rank == 0:
             print(f"hpcai.doctor: error: {one_line(error)}", file=sys.stderr, flush=True)
         else:
-            time.sleep(1.0)  # let rank 0 speak: the launcher ends all ranks with the first that ends so
+            time.sleep(1.0)  # so that rank 0 can print: the launcher ends all ranks when one exits with an error
         return error.exit_code
     wrong = report(comm)
     if chosen.tune:
@@ -70,12 +70,12 @@ def _parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
     if training and not chosen.compress:
         parser.error(f"unknown: {' '.join(training)}{parser.meant(training[0])} (options of hpcai.train need --compress)")
     if chosen.largest and not chosen.tune:
-        parser.error("--largest bounds what --tune measures; give that too")
+        parser.error("--largest bounds what --tune measures; give --tune too, or leave --largest out")
     return chosen, training
 
 
 def report(comm: Communicator) -> int:
-    """Print what there is, on rank 0; returns the number of checks that failed."""
+    """Print the findings on rank 0; returns the number of failed checks, equal on all ranks. Collective."""
     failed = 0
     for name, text, fine in findings(comm):
         failed += not fine
@@ -85,7 +85,7 @@ def report(comm: Communicator) -> int:
 
 
 def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
-    """(name, what was found, whether it is fine), alike on all ranks. Collective."""
+    """Yield (name, what was found, whether it is fine) for each check, alike on all ranks. Collective."""
     shape = comm.selection().shape
     said = launch()
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "mpi4py", "numba"))
@@ -108,14 +108,14 @@ def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
 
 
 def kernels() -> tuple[str, bool]:
-    """Which kernels fold."""
+    """Which kernels reduce, and whether they are native."""
     if not ops.is_native():
-        return "not built: numpy folds instead, slower (reinstall with a C++17 compiler)", False
+        return "not built: numpy reduces instead, which is slower (reinstall with a C++17 compiler)", False
     return f"native, {ops.lanes()}", True
 
 
 def shared_memory(comm: Communicator) -> tuple[str, bool]:
-    """Whether the ranks of this node address each other's memory, and why not. Collective."""
+    """How the ranks of a node share memory, or why they do not, and whether that is fine. Collective."""
     node = comm.split_by_node()
     states = comm.allgather_object(_shared_memory_here(node))
     return next((state for state in states if not state[1]), states[0])
@@ -138,11 +138,11 @@ def _shared_memory_here(node: Communicator) -> tuple[str, bool]:
         return "needs the native kernels: messages instead", False
     free = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
     space = f"{free.f_bavail * free.f_frsize >> 20} MiB free in /dev/shm" if free else "there is no /dev/shm"
-    return f"could not be had ({space}): messages instead; start the container with a larger --shm-size", False
+    return f"could not be allocated ({space}): messages instead; start the container with a larger --shm-size", False
 
 
 def plan(comm: Communicator) -> str:
-    """What "auto" does here. Collective."""
+    """The algorithms that "auto" takes here, in words, with the sizes from which it takes them. Collective."""
     preferred = os.environ.get("HPCAI_ALGORITHM")
     if preferred:
         return f"{preferred}, as $HPCAI_ALGORITHM says"
@@ -159,7 +159,7 @@ def plan(comm: Communicator) -> str:
 
 
 def runnable(comm: Communicator) -> list[str]:
-    """The algorithms that can run among these ranks."""
+    """Names of the algorithms that can run among these ranks; empty for one rank."""
     if comm.size == 1:
         return []
     names = ["node"] if comm.shares_memory else []
@@ -169,7 +169,7 @@ def runnable(comm: Communicator) -> list[str]:
 
 
 def sums_are_right(comm: Communicator, algorithm: str) -> bool:
-    """Reduce arrays in which neighbours and ranks differ, and compare with the exact sum, on all ranks. Collective."""
+    """Whether an algorithm gives the exact sums, on all ranks, of arrays in which elements and ranks differ. Collective."""
     right = True
     for n in (1, 1000, 1 << 20):
         index = np.arange(n) % 1021
@@ -180,7 +180,10 @@ def sums_are_right(comm: Communicator, algorithm: str) -> bool:
 
 
 def tune(comm: Communicator, largest: int) -> int:
-    """Measure, fit, show and keep. Returns the number of failures: 1 where there is nothing to tune or nowhere to keep it."""
+    """Measure the algorithms, fit the constants of the cost model, print them and write them to the cache. Collective.
+
+    Returns the number of failures: 1 if the cache cannot be written, else 0, also where there is nothing to tune.
+    """
     if comm.size == 1 or comm.shares_memory:
         if comm.rank == 0:
             print("\nnothing to tune: these ranks reduce through shared memory. Start it across nodes.")
@@ -194,7 +197,7 @@ def tune(comm: Communicator, largest: int) -> int:
         path = comm.on_root(lambda: str(select.save(constants, comm.wire.describe(), shape)))
     except OSError as error:
         if comm.rank == 0:
-            print(f"hpcai.doctor: error: the constants could not be kept: {error}; set HPCAI_CACHE to a folder", file=sys.stderr)
+            print(f"hpcai.doctor: error: constants cannot be written: {error}; set HPCAI_CACHE to a folder", file=sys.stderr)
         return 1
     if comm.rank == 0:
         print(f"\nkept in {path} for {select.key(comm.wire.describe(), shape)}")
@@ -202,7 +205,7 @@ def tune(comm: Communicator, largest: int) -> int:
 
 
 def compress(comm: Communicator, training: Sequence[str]) -> int:
-    """Print what each --compress is predicted to take in the training run that these options ask for. Returns the failures."""
+    """Print the predicted step time of each --compress in the training run of these options; returns the number of failures."""
     from hpcai.train import advice, inputs
     from hpcai.train.options.parser import parse
 
@@ -219,7 +222,10 @@ def compress(comm: Communicator, training: Sequence[str]) -> int:
 
 
 def measure(comm: Communicator, names: list[str], largest: int) -> Iterator[tuple[int, str, float]]:
-    """(bytes, algorithm, seconds a call), the algorithms taking turns at each size; medians of the slowest rank. Collective."""
+    """Yield (bytes, algorithm, seconds a call). Collective.
+
+    The algorithms take turns at each size. The seconds are the median over all rounds of the slowest rank's time.
+    """
     for nbytes in [size for size in SIZES if size <= max(largest, SIZES[0])]:
         x = np.zeros(max(1, nbytes // 4), np.float32)
         calls = {name: _reduction(comm, x, name) for name in names}
@@ -248,7 +254,7 @@ def _seconds(comm: Communicator, call: Callable[[], object], count: int) -> floa
 
 
 def show(measured: list[tuple[str, int, float]], names: list[str], shape: select.Shape, constants: select.Constants) -> None:
-    """A table of measured times, with the choice of the fitted model and what it costs against the best."""
+    """Print a table of the measured times, the fitted model's choice, and how much slower it is than the fastest algorithm."""
     times = {(name, nbytes): seconds for name, nbytes, seconds in measured}
     print(f"\n| bytes | {' | '.join(f'{name}, us' for name in names)} | choice | slower than the best by |")
     print("|---" * (len(names) + 3) + "|")
