@@ -1,4 +1,4 @@
-"""What reducers and algorithms ask of a communicator."""
+"""The methods of a communicator that reducers and algorithms call."""
 
 from __future__ import annotations
 

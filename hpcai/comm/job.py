@@ -1,4 +1,4 @@
-"""A job under MPI: its start, the guard against ranks that are each alone, and its end, also when a rank fails."""
+"""A job under MPI: its start, the check that its processes found each other, and its end, also when a rank fails."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallEr
 from hpcai.ops import native
 
 LAST_RESORT_S = 10
-"""How long after an abort the launcher may take to end the job."""
+"""Seconds that the launcher may take to end the job after an abort."""
 
 JOINING_S = 30.0
-"""How long the start of new ranks may take, and again: where one fails meanwhile Open MPI may wait, and print, for ever."""
+"""Seconds that the start of new ranks, and then joining them, may take: Open MPI may wait for ever if a rank fails meanwhile."""
 
 SHOWN_FRAMES = 4
-"""Of the stack of a rank that ends because others do not come."""
+"""How many frames are printed of the stack of a rank that ends because others do not come."""
 
 START_S = 15.0
-"""The least that ranks wait for each other's start, since programs come from the file system at different times."""
+"""Seconds that ranks wait for each other's start at least, since the file system serves their programs at different times."""
 
 _world: Communicator | None = None
 _starting = threading.RLock()
 _replaced = False
-"""Whether the world is no longer the one that MPI started with, since ranks failed or may."""
+"""Whether `adopt` has replaced the world that MPI started with, because ranks failed or were started later."""
 _parted = False
-"""Whether this rank came later, and the others go on without it."""
+"""Whether this rank was started later, and the others go on without it."""
 
 
 def init() -> Communicator:
-    """Start MPI, once, and return the communicator of all ranks. Without a launcher it is a world of one.
+    """Start MPI at the first call, and return the communicator of all ranks.
 
-    From here on an exception that nobody catches ends the job on all ranks with a traceback that names its rank, a rank that
-    ends while others wait for it in a collective is an error there, and numpy's BLAS uses this rank's share of the cores
-    (unless OMP_NUM_THREADS or its like is set).
+    From here on an uncaught exception ends the job on all ranks, with a traceback that names its rank. A rank that ends while
+    others wait for it in a collective is an error there. numpy's BLAS uses this rank's share of the cores (unless
+    OMP_NUM_THREADS or its like is set).
 
-    The communicator is the thread's that called first. Processes that a rank forks are no ranks: their calls are refused.
-
-    Raises: LaunchError if the launcher started several processes but each is alone, as happens when the launcher belongs to
-            another MPI than mpi4py's library; UsageError if an HPCAI_ variable makes no sense.
+    Returns: the communicator of all ranks, or of one rank without a launcher. It belongs to the thread that called first.
+            Processes that a rank forks are no ranks: their calls raise UsageError.
+    Raises: LaunchError if there is no MPI library, or if the launcher started N independent single-rank processes, as happens
+            when it belongs to another MPI than mpi4py's library; UsageError if an HPCAI_ variable is invalid.
     """
     global _world
     if _world is None:
@@ -73,7 +73,7 @@ def _start() -> Communicator:
     cores.share_cores()
     if world.rank == 0 and not ops.is_native():
         print(
-            "hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)",
+            "hpcai: the native kernels are not built; numpy reduces instead, which is slower (reinstall with a C++17 compiler)",
             file=sys.stderr,
         )
     if world.rank == 0:
@@ -82,7 +82,7 @@ def _start() -> Communicator:
 
 
 def _check_environment() -> None:
-    """Refuse variables that make no sense. Rank 0 speaks, and its end ends the others, unless they are those who see it."""
+    """Raise UsageError if a variable is invalid; other ranks raise it after rank 0, whose end normally ends them before."""
     try:
         environment.check()
     except HpcaiError:
@@ -91,18 +91,18 @@ def _check_environment() -> None:
 
 
 def merged() -> mpi.MpiWire:
-    """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
+    """In a process that `MpiWire.grow` started: the wire of the earlier ranks and, behind them, the new ones."""
     try:
-        with deadline(2 * JOINING_S, code=0):  # nobody waits any more: no failure of the job
+        with deadline(2 * JOINING_S, code=0):  # the others no longer wait, so this is no failure of the job
             MPI = mpi.load()
-    except LaunchError:  # the others failed meanwhile, or go on without
+    except LaunchError:  # the others failed meanwhile, or go on without this rank
         quit()
     with limited("joining the others", RanksLost.exit_code, JOINING_S):
         return mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))
 
 
 def join(wire: mpi.MpiWire) -> Communicator:
-    """Take the ranks of this wire for all ranks, as `init` does."""
+    """Make a communicator of this wire the one of all ranks, with what `init` does besides; returns it."""
     world = Communicator(wire)
     adopt(world)
     _install_hooks(world)
@@ -110,20 +110,23 @@ def join(wire: mpi.MpiWire) -> Communicator:
 
 
 def adopt(world: Communicator) -> None:
-    """Take this communicator, of the ranks that live, for that of all ranks."""
+    """Make this communicator, of the ranks that live, the one that `init` returns."""
     global _world, _replaced
     _world, _replaced = world, True
 
 
 def outlives() -> bool:
-    """Whether ranks have failed or may, and this program goes on without them."""
+    """Whether this program goes on without ranks that have failed, or may fail."""
     return _replaced or ulfm.enabled()
 
 
 def part(world: Communicator, came_later: bool) -> Communicator | None:
-    """When what ranks did together is over of which some came later (train/join.py): those that were there from the start go on
-    with their program, among themselves, and the others have nothing left to do but to end: None there, unless nobody else is
-    left. Collective. Raises: RankFailed, on all alike.
+    """Separate the ranks that were there from the start from those that came later (train/join.py), after their common work.
+
+    Earlier ranks go on with their program; later ones end. Collective.
+
+    Returns: the communicator of the ranks of the same kind; None on later ranks, unless no earlier rank is left.
+    Raises: RankFailed, on all ranks alike.
     """
     global _parted
     ours = None
@@ -131,9 +134,9 @@ def part(world: Communicator, came_later: bool) -> Communicator | None:
         try:
             ours = world.split(int(came_later))
         except RankFailed:
-            world.wire.revoke()  # who is through would wait in the vote for those who are not
+            world.wire.revoke()  # ranks whose split has ended would wait in the vote for those whose split has not
         if not world.wire.all_agree(ours is not None) or ours is None:
-            raise RankFailed("another rank failed while those parted that came later")
+            raise RankFailed("another rank failed while the ranks that came later were separated from the others")
     _parted = came_later and ours.size < world.size
     if _parted:
         return None
@@ -142,14 +145,16 @@ def part(world: Communicator, came_later: bool) -> Communicator | None:
 
 
 def end(code: int) -> int:
-    """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
-    if _parted:  # how it ended the others say, whose program may make of it what it likes
+    """Call before a program ends with this exit code. Where ranks have failed or may fail, it ends the process here, since
+    MPI_Finalize may hang then; else it returns the code.
+    """
+    if _parted:  # the exit code of the job is that of the other ranks
         quit()
     if outlives():
         assert _world is not None
         try:
             _world.leave()
-        except RankFailed:  # the others may be in a recovery, which comes to the others' end or to their going on
+        except RankFailed:  # the others may be in a recovery, after which they end or go on
             quit(code)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -160,7 +165,7 @@ def end(code: int) -> int:
 
 
 def quit(code: int = 0) -> int:
-    """End this process without MPI_Finalize."""
+    """End this process with this exit code, without MPI_Finalize."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -168,8 +173,8 @@ def quit(code: int = 0) -> int:
 
 @contextlib.contextmanager
 def deadline(limit_s: float, code: int, words: str = "") -> Iterator[None]:
-    """End this process with the exit code and the words, on stderr, if it is in here for so long. Other than `limited` this works
-    also while no thread of Python gets its turn, as when MPI starts.
+    """End this process, with this exit code and `words` on stderr, if the body takes longer than `limit_s`. Unlike `limited` it
+    works also while no Python thread can run, as when MPI starts.
     """
     if (kernels := native.kernels()) is None:
         faulthandler.dump_traceback_later(limit_s, exit=True)
@@ -183,7 +188,7 @@ def deadline(limit_s: float, code: int, words: str = "") -> Iterator[None]:
 
 
 def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
-    """Limit the start as waits are limited, with a message from the lowest rank that waits."""
+    """Limit the time of MPI's start; the lowest rank that waits prints the error."""
     said, limit_s = launch(), max(START_S, stall.timeout_s())
     if said.size == 1:
         return contextlib.nullcontext()
@@ -196,9 +201,9 @@ def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def limited(what: str, code: int, limit_s: float | None = None) -> Iterator[None]:
-    """Limit what MPI itself does not: calls that wait for all ranks that live, of which some may be frozen. After the time limit
-    (that of waits) those that are stopped on this node are ended; after as long again, START_S at least since others may be
-    loading programs, this process is, with this exit code.
+    """Limit the time of MPI calls that wait for all ranks that live, some of which may be frozen. After `limit_s` (default: the
+    limit of waits) the stopped ranks of this node are ended. After as long again, at least START_S since others may be loading
+    programs, this process ends with this exit code. `what` names the body in messages.
     """
     over, limit_s = threading.Event(), stall.timeout_s() if limit_s is None else limit_s
     whole_s, waiting = limit_s + max(limit_s, START_S), threading.get_ident()
@@ -209,7 +214,7 @@ def limited(what: str, code: int, limit_s: float | None = None) -> Iterator[None
         watch.end_frozen(what)
         if not over.wait(whole_s - limit_s):
             where = stacks.lines(sys._current_frames().get(waiting))[:SHOWN_FRAMES]
-            reason = f"a rank may be frozen, or MPI wait for one that failed; here it came to {' called by '.join(where)}"
+            reason = f"a rank may be frozen, or MPI may wait for one that failed; this rank is at {' called by '.join(where)}"
             advice = "; start again with --resume auto" if code == RanksLost.exit_code else ""
             sys.stderr.write(f"StallError: {what} did not end within {whole_s:g} s; {reason}{advice}\n")
             sys.stderr.flush()
@@ -236,7 +241,7 @@ def _refuse_singletons(MPI: Any) -> None:
             f"{said.name} started {said.size} processes, but this Python's MPI is {mpi.library()} and each process is rank 0 "
             f"of 1. Start with {hint}, or install the mpi library that belongs to your launcher."
         )
-    time.sleep(1.0)  # let rank 0 speak
+    time.sleep(1.0)  # so that rank 0 can print
     raise SystemExit(1)
 
 
@@ -245,9 +250,9 @@ def _install_hooks(world: Communicator) -> None:
 
     def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if isinstance(error, HpcaiError) and error.everywhere:
-            with contextlib.suppress(HpcaiError):  # of which not all ranks have it after all
+            with contextlib.suppress(HpcaiError):  # raised if not all ranks have the error after all
                 _end_together(error)
-        # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
+        # The lowest failing rank prints; the others give it the time to end them, so that one traceback is seen.
         rank = init().rank
         time.sleep(min(0.4 * rank, 4.0))
         if kind is KeyboardInterrupt:
@@ -283,7 +288,7 @@ def _install_hooks(world: Communicator) -> None:
                 init().wire.all_agree(True)
 
     def forked() -> None:
-        """A child is no rank: its end is its own."""
+        """In a forked child, which is no rank: its end concerns no other process."""
         atexit.unregister(leave)
         sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
 
@@ -292,22 +297,22 @@ def _install_hooks(world: Communicator) -> None:
 
 
 def _end_together(error: HpcaiError) -> None:
-    """End the program, of a job whose ranks all have this error: rank 0 says it. Raises: HpcaiError, where not all do."""
-    if not outlives():  # where they do `end` asks all ranks, as it does in programs that have joined
+    """End the program of a job whose ranks all have this error, which rank 0 prints. Raises: HpcaiError if not all have it."""
+    if not outlives():  # else `end` asks all ranks
         init().leave()
     if init().rank == 0:
         print(f"{type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
-    raise SystemExit(end(exit_code(error)))  # which Python takes from an excepthook too
+    raise SystemExit(end(exit_code(error)))  # Python honours it in an excepthook too
 
 
 def exit_code(error: BaseException) -> int:
-    """What a program that ends by this error returns. Where ranks may be outlived one that does not come asks for a restart."""
+    """The exit code of a program that ends with this error. Where ranks may outlive others, a StallError asks for a restart."""
     return RanksLost.exit_code if isinstance(error, StallError) and ulfm.enabled() else getattr(error, "exit_code", 1)
 
 
 def _last_resort() -> None:
-    """Leave a process behind that kills Open MPI's launcher if it does not end the job: it waits for ever for a node that it
-    cannot reach any more. The launcher's own folder goes too, as the next launcher with the same process number fails on it.
+    """Start a process that kills Open MPI's launcher if the launcher does not end the job: it waits for ever for a node that it
+    cannot reach any more. The launcher's folder is removed too, since the next launcher with the same process number fails on it.
     """
     parent, name = os.getppid(), host.name(os.getppid())
     if not name.startswith(("prterun", "prted", "mpirun", "mpiexec")) or "Open MPI" not in mpi.library():
