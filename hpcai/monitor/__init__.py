@@ -1,4 +1,4 @@
-"""What a run says while it goes on: events, and who hears them."""
+"""Events that a run reports while it trains, and the sinks that receive them."""
 
 from hpcai.monitor.event import Event, Sink, functions
 

@@ -1,1 +1,1 @@
-"""Who waits for whom: what ranks do when one asks them, and what is said when one does not come."""
+"""Who waits for whom: how ranks report what they are doing, and the warnings and errors when a rank does not come."""
