@@ -211,7 +211,7 @@ class Communicator:
                 them), "ring" or "halving_doubling" (messages, see ring.py, halving.py), "mpi" for the library's own
                 MPI_Allreduce; "auto" is $HPCAI_ALGORITHM if set, else "node" where the ranks share memory, else the algorithm
                 that the cost model predicts to be fastest (see select.py).
-        Returns: x.
+        Returns: `x`.
         Raises: TypeError (no plain numpy array, or a dtype that is not listed), ValueError (not contiguous, read-only, unknown op
                 or algorithm), RankMismatch (ranks disagree), StallError (a rank did not come in time), RankFailed (a rank ended).
         Cost:   node: P reads and P writes of every element in all for symmetric arrays, 3 + P passes through the cache for
@@ -264,7 +264,7 @@ class Communicator:
 
         Args:   x: contiguous array of any dtype without Python objects; equal shape and dtype on all ranks.
                 algorithm: "auto", "node" or "ring".
-        Returns: x.
+        Returns: `x`.
         Raises: as `allreduce`.
         Cost:   ring: n(P-1)/P elements sent per rank.
         """
@@ -309,7 +309,7 @@ class Communicator:
         Args:   x: contiguous array of any dtype without Python objects; equal shape and dtype on all ranks.
                 root: the rank whose values are copied; equal on all ranks.
                 algorithm: "auto", "node" or "ring".
-        Returns: x.
+        Returns: `x`.
         Raises: as `allreduce`; ValueError (root is no rank).
         Cost:   ring: n elements sent per rank, along a chain.
         """
@@ -321,7 +321,7 @@ class Communicator:
         """Send row r of `x` to rank r and replace it by the row that rank r sends here, in place.
 
         Args:   x: contiguous array (size, ...) of any dtype without Python objects; equal shape and dtype on all ranks.
-        Returns: x.
+        Returns: `x`.
         Raises: as `allreduce`; ValueError (not a row for each rank).
         Cost:   x.nbytes (P-1)/P sent per rank, by messages.
         """
