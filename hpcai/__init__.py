@@ -5,7 +5,7 @@
 >>> comm.rank < comm.size
 True
 
-Importing the package starts neither MPI nor CUDA nor Numba; each name below loads its room when it is first used.
+Importing the package starts neither MPI nor CUDA nor Numba: each name below imports its module at its first use.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _ROOMS = ("comm", "compress", "data", "errors", "monitor", "nn", "optim", "reduc
 __all__ = ["__version__", *_HOME, *_ROOMS]
 
 
-if not TYPE_CHECKING:  # else any name would pass for one
+if not TYPE_CHECKING:  # with it type checkers would accept any name
 
     def __getattr__(name: str) -> Any:
         if name in _ROOMS:

@@ -53,11 +53,12 @@ def views(flat: Array, where: Layout) -> dict[str, Array]:
 
 
 def buckets(where: Layout, itemsize: int, bucket_bytes: int, whole: Callable[[str], Hashable] = lambda name: name) -> list[slice]:
-    """Cut the flat buffer into slices from the end, since backward fills it from the end: each ends with the array by which it
-    reaches `bucket_bytes`.
+    """Cut the flat buffer into contiguous slices, the last first, since backward fills the buffer from its end.
 
-    Cuts fall between arrays, and only between those whose names `whole` maps to different things. Together they cover `[0, size)`
-    once.
+    A slice ends with the array by which it reaches `bucket_bytes`. The slices cover `[0, size)` once.
+
+    Args:   itemsize: bytes of an element.
+            whole: maps the name of an array to its group; neighbours of the same group stay in one slice.
 
     >>> buckets(layout({"a": (32,), "b": (16,), "c": (16,)}), itemsize=4, bucket_bytes=128)
     [slice(32, 64, None), slice(0, 32, None)]
@@ -73,7 +74,7 @@ def buckets(where: Layout, itemsize: int, bucket_bytes: int, whole: Callable[[st
 
 
 def gaps(where: Layout) -> list[slice]:
-    """The slices that alignment leaves unused between arrays.
+    """The slices that alignment leaves between arrays, whose elements belong to no array.
 
     >>> gaps(layout({"weight": (3, 2), "bias": (16,)}))
     [slice(6, 16, None)]

@@ -1,4 +1,4 @@
-"""Rows of tables: what an option names. Its choices, defaults, checks and --help, and the tables of the docs come from them."""
+"""Rows of tables of what an option can name. The option's choices, defaults, checks and --help, and the docs' tables use them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ def _nothing(options: Any, axes: Any) -> str:
 
 
 class Entry(NamedTuple):
-    """Something that an option names.
+    """Something that an option can name, as one row of a table.
 
-    about: what it is, in a few words; source: the paper, where there is one; make: what makes it (the table says its arguments);
-    options: the names of options that act with it, each with the value that it has if it is not given; refuses(options, axes) ->
-    why it does not go together with these options, on a mesh of these axes if it is known, or "".
+    Args:   about: what it is, in a few words.
+            make: the function that makes it; the table says its arguments.
+            options: the names of the options that affect it, each with its default here.
+            refuses: refuses(options, axes) gives the reason why it is incompatible with these options, on a mesh of these axes
+                (None while the mesh is not known), or "".
+            source: the paper, if there is one.
     """
 
     about: str
@@ -26,7 +29,7 @@ class Entry(NamedTuple):
 
 
 def defaults(table: Mapping[str, Entry], option: str) -> str:
-    """In words, what an option is with each entry if it is not given; entries without it are left out.
+    """The defaults of one option, in words, by entry; entries that do not have the option are left out.
 
     >>> defaults({"a": Entry("", int, {"lr": 0.1}), "b": Entry("", int, {"lr": 0.1}), "c": Entry("", int, {"lr": 1})}, "lr")
     'a, b 0.1; c 1'
@@ -39,6 +42,6 @@ def defaults(table: Mapping[str, Entry], option: str) -> str:
 
 
 def values(entry: Entry, options: Any) -> dict[str, Any]:
-    """The options that act with an entry, as they are given, or as they are if they are not."""
+    """The values of an entry's options: as given, else the entry's defaults."""
     given = {name: getattr(options, name) for name in entry.options}
     return {name: default if given[name] is None else given[name] for name, default in entry.options.items()}

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 
 class HpcaiError(Exception):
-    """Anything that hpcai refuses or cannot do. `exit_code` is what a program that ends by it returns; `everywhere`: whether all
-    ranks raise it, so that they can end together.
+    """The base of all errors of hpcai. `exit_code` is the exit code of a program that ends with the error. `everywhere` is True
+    where all ranks raise the error, so that they can end together.
     """
 
     exit_code = 1
@@ -16,21 +16,21 @@ class HpcaiError(Exception):
 
 
 class UsageError(HpcaiError):
-    """An option or argument that makes no sense."""
+    """An option, argument or call that is invalid, or incompatible with others."""
 
     exit_code = 2
 
 
 class DataError(HpcaiError):
-    """Data that is absent, damaged, or of another form than was said."""
+    """Data is absent, damaged, or of another form than was given."""
 
 
 class CheckpointError(HpcaiError):
-    """A checkpoint that is absent, damaged, or belongs to another model."""
+    """A checkpoint is absent, damaged, or belongs to another model."""
 
 
 class LaunchError(HpcaiError):
-    """The launcher and the MPI library do not know each other."""
+    """MPI cannot start: its library is absent or does not belong to the launcher; or new ranks cannot be started."""
 
 
 class FolderTaken(HpcaiError):
@@ -48,17 +48,17 @@ class RankFailed(HpcaiError):
 
 
 class RanksLost(HpcaiError):
-    """Ranks failed together that had the only copies of something: the run can go on from a checkpoint alone."""
+    """The ranks that failed had the only copies of some state: the run can go on from a checkpoint only."""
 
     exit_code = 85
 
 
 class StallError(HpcaiError):
-    """Another rank did not come to a collective within the time limit."""
+    """Another rank did not come to a collective, or send or receive a message, within the time limit."""
 
 
 class Leave(HpcaiError):
-    """A run ended early, as it was asked to, with everything written. `exit_code` says whether it wants to be started again."""
+    """A run ended early because it was asked to, with everything written. `exit_code` says whether to start it again."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -70,13 +70,13 @@ class NonFiniteError(HpcaiError):
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's text as a command prints it: one line that any terminal shows, however long or odd the input was."""
+    """The text of an error as commands print it: one line of printable characters, shortened beyond LONGEST_LINE."""
     said = " ".join("".join(one if one.isprintable() else " " for one in str(error)).split())
     return said if len(said) <= LONGEST_LINE else f"{said[: LONGEST_LINE // 2]} ... {said[-LONGEST_LINE // 3 :]}"
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """Return a count with its noun, such as 1 rank or 3 ranks.
+    """A count and its noun.
 
     >>> counted(1, "rank"), counted(0, "rank"), counted(1000, "class", "classes")
     ('1 rank', '0 ranks', '1,000 classes')
@@ -85,7 +85,7 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 
 
 def meant(word: str, words: Iterable[str]) -> str:
-    """Return a suggestion from some words, to be appended to a refusal; empty if none is close.
+    """The one of `words` that is nearest to `word`, as the end of an error message; empty if none is near.
 
     >>> meant("Adamm", ["adam", "sgd"]), meant("other", ["adam", "sgd"])
     (' (is adam meant?)', '')
@@ -95,7 +95,7 @@ def meant(word: str, words: Iterable[str]) -> str:
 
 
 LONGEST_WORD = 60
-"""So much of a word is compared with others."""
+"""How many characters of a word are compared with others."""
 
 LONGEST_LINE = 1500
-"""Characters of a line that ends a command."""
+"""The length in characters up to which an error's line is printed whole."""

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-"""An array of numpy, or of cupy, which has the same methods: for the checker of types, numpy's."""
+"""An array of numpy, or of cupy, which has the same methods; type checkers see numpy's."""
 
 bfloat16 = np.dtype(ml_dtypes.bfloat16)
 float8 = np.dtype(ml_dtypes.float8_e4m3fn)
@@ -22,10 +22,10 @@ DTYPES: dict[str, np.dtype] = {
     "i32": np.dtype(np.int32),
     "i64": np.dtype(np.int64),
 }
-"""The element types that collectives and kernels know, by their short names."""
+"""The element types that collectives and kernels support, by their short names."""
 
 CODES: dict[np.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES.values())}
-"""Their numbers, the same as `Type` in kernels/cpu/fold.hpp."""
+"""The number of each element type, the same as in `Type` of kernels/cpu/fold.hpp."""
 
 
 def namespace(x: Array) -> Any:

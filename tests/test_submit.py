@@ -240,7 +240,10 @@ OWN = {
     "no value for sbatch": (["--sbatch=--mem "], "--sbatch wants one option each"),
     "the log": (["--sbatch=--output=x"], "the script depends on it"),
     "a very long name": (["--name", "x" * 5000], "too long for a line that Slurm reads (4,096 bytes)"),
-    "a very large sweep": (["--sweep", f"seed={','.join(map(str, range(10_001)))}"], "10,001 runs of this, and 10,000 at most"),
+    "a very large sweep": (
+        ["--sweep", f"seed={','.join(map(str, range(10_001)))}"],
+        "asks for 10,001 runs and allows 10,000 at most",
+    ),
     "a sweep of long names": (["--sweep", f"data=digits,csv:{'x' * 300}"], "more than 255 bytes"),
 }
 

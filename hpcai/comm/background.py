@@ -1,7 +1,7 @@
-"""Collectives beside computation: one thread makes them, in the order in which they were given.
+"""Collectives beside computation: a background thread runs them, in the order in which they were given.
 
-While it works the thread that gave them keeps away from communicators (door.py sees to it), so MPI_THREAD_SERIALIZED is enough,
-and since every rank gives its calls in the same order, they meet as they would without threads.
+Meanwhile the thread that gave them makes no calls on communicators (door.py enforces that), so MPI_THREAD_SERIALIZED is enough.
+Every rank gives its calls in the same order, so they meet as they would without threads.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from hpcai.errors import UsageError
 from hpcai.ops import native
 
 computing = False
-"""True while a thread of this process computes beside its collectives: then waits leave it the core. See mpi.py."""
+"""True while a thread of this process computes beside its collectives: waits then leave the core to it (wires/requests.py)."""
 
 PATIENCE_S = 3.0
-"""How long calls that were given are waited for after an error between them and `wait`: ranks that failed may never take part."""
+"""Seconds for which `abandon` waits for the calls that were given: ranks that failed may never take part in them."""
 
 outstanding: dict[threading.Thread, Background] = {}
-"""Threads that have given calls and have not waited for them, and to whom. Ranks may be threads, so there may be several."""
+"""Threads that have given calls and not waited for them, each with its Background. There are several where ranks are threads."""
 
 _workers: dict[threading.Thread, Background] = {}
 
 
 class Background:
-    """Carries out calls one after the other on a thread of its own, which starts with the first call and ends with the process.
+    """Runs calls one after the other on a thread of its own, which starts with the first call and ends with the process.
 
-    From `start` to the end of `wait` the thread that gave the calls makes none on communicators itself, nor gives any to another.
+    From `start` until `wait` returns, the thread that gave the calls makes no calls on communicators itself, and gives none to
+    another Background.
 
     >>> done = []
     >>> background = Background()
@@ -52,9 +53,10 @@ class Background:
         self._pid = os.getpid()
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Have `call(*arguments)` made after those that were given before. Its result is dropped.
+        """Run `call(*arguments)` on the background thread, after the calls that were given before. Its result is dropped.
 
-        Raises: UsageError if another thread's calls are not waited for yet, or this thread's at another Background.
+        Raises: UsageError if `call` cannot be called; while calls of another thread, or of this thread to another Background,
+                have not been waited for; after `abandon`, until its calls end; in a forked child.
         """
         global computing
         self._check_start(call)
@@ -68,14 +70,15 @@ class Background:
         self._calls.put((call, arguments))
 
     def wait(self) -> None:
-        """Return when all calls are made; raise the first error among them, after which the rest were left out.
+        """Wait until all calls have run. After a call that failed the later ones are left out.
 
-        Raises: UsageError within a call that a Background makes, which would wait for itself.
+        Raises: the error of the call that failed; UsageError within a call that a Background runs, which would wait for itself,
+                and in a forked child.
         """
         global computing
         self._check_process("wait")
         if threading.current_thread() in _workers:
-            raise UsageError("wait() within a call that a Background makes would wait for itself: call it where calls are given")
+            raise UsageError("wait() within a call that a Background runs would wait for itself: call it where calls are given")
         computing = False
         try:
             with self._idle:
@@ -89,10 +92,10 @@ class Background:
             raise error
 
     def abandon(self, error: BaseException) -> None:
-        """After an error between `start` and `wait`, instead of it: wait as long as is sensible, and raise nothing.
+        """Replaces `wait` after an error between `start` and `wait`: waits PATIENCE_S at most, and raises nothing.
 
-        Where all ranks have the error they have given the same calls, which end. Where others do not come, the call that is under
-        way is left to itself and those behind it are left out; until it ends, calls of this thread are refused with this error.
+        If all ranks have the error, they have given the same calls, and these end. If other ranks do not come, the call under way
+        goes on and the calls behind it are left out; until it ends, other calls of this thread raise UsageError with this error.
         """
         global computing
         computing = False
@@ -117,19 +120,21 @@ class Background:
         """Refuse a call that could be made in another order on other ranks, or take this thread for its giver."""
         self._check_process("start")
         if not callable(call):
-            raise UsageError(f"start() wants what is to be called and its arguments, got {call!r}: give comm.allreduce, x")
+            raise UsageError(f"start() wants a callable and its arguments, got {call!r}, as in start(comm.allreduce, x)")
         thread = threading.current_thread()
         if thread is self._thread:
             return  # a call that gives more of them
         if thread in _workers:
-            raise UsageError("start() within a call that another Background makes: give all calls to one")
+            raise UsageError("start() within a call that another Background runs: give all calls to one Background")
         if self._giver is not None and self._giver is not thread:
-            raise UsageError(f"start() on thread {thread.name!r} before the calls of thread {self._giver.name!r} are waited for")
+            raise UsageError(
+                f"start() on thread {thread.name!r} while calls of thread {self._giver.name!r} are under way: wait() there first"
+            )
         if self.abandoned is not None:
             raise UsageError(f"start() {why_abandoned(self.abandoned)}") from self.abandoned
         if outstanding.get(thread, self) is not self:
             raise UsageError(
-                "start() while another Background carries calls of this thread: wait() for those, or give it this one"
+                "start() while another Background carries calls of this thread: wait() for it first, or give it this call too"
             )
         self._giver = thread
         outstanding[thread] = self
@@ -137,7 +142,7 @@ class Background:
 
     def _check_process(self, what: str) -> None:
         if self._pid != os.getpid():
-            raise UsageError(f"{what}() in a forked child, which has no thread to carry calls: make a Background there")
+            raise UsageError(f"{what}() in a forked child, which has no thread to run calls: make a Background there")
 
     def _work(self) -> None:
         while True:
@@ -159,17 +164,17 @@ class Background:
 
 
 class Deferred:
-    """The same without a thread: the calls are made by `wait`."""
+    """As Background, without a thread: `wait` runs the calls."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Have the call made by `wait`."""
+        """Keep the call for `wait`."""
         self._calls.append((call, arguments))
 
     def wait(self) -> None:
-        """Make the calls."""
+        """Run the calls."""
         calls, self._calls = self._calls, []
         for call, arguments in calls:
             call(*arguments)
@@ -180,8 +185,8 @@ class Deferred:
 
 
 class Request:
-    """A call that is under way beside the thread that asked for it. `wait` for it before the array is used, or any other call is
-    made on a communicator.
+    """A collective under way, as `Communicator.iallreduce` returns it. Call `wait` before you use the array or make another call
+    on a communicator.
     """
 
     def __init__(self, carrier: Background | Deferred, call: Callable[..., Any], *arguments: Any):
@@ -196,13 +201,13 @@ class Request:
             raise
 
     def done(self) -> bool:
-        """True if `wait` would return, or raise, at once."""
+        """True if this call has ended, well or with an error."""
         return bool(self._outcome or self._error)
 
     def wait(self) -> Any:
-        """Return the call's result, once all calls that this thread asked for before are made.
+        """Wait for all collectives that this thread has started until now, and return the result of this one.
 
-        Raises: the call's error; UsageError if it was left out, since an earlier one failed.
+        Raises: the error of this call; UsageError if this call was left out because an earlier one failed.
         """
         try:
             self._carrier.wait()
@@ -212,12 +217,12 @@ class Request:
         if self._error:
             raise self._error[0]
         if not self._outcome:
-            raise UsageError("this call was left out, since one that was asked for earlier failed")
+            raise UsageError("this call was left out, since one that was started earlier failed: its wait() has the error")
         return self._outcome[0]
 
 
 def of_this_thread() -> Background:
-    """The carrier of this thread's requests."""
+    """The Background that runs this thread's requests."""
     found: Background | None = getattr(_own, "carrier", None)
     if found is None or found._pid != os.getpid():
         found = _own.carrier = Background()
@@ -231,20 +236,20 @@ def why_abandoned(error: BaseException) -> str:
     """Why a call is refused while an abandoned one is still under way.
 
     >>> why_abandoned(ValueError("no"))
-    'after ValueError: no; a call that a Background carries still waits for the other ranks, so end this one'
+    'after ValueError: no; a call that a Background carries still waits for the other ranks, so end this rank'
     """
     said = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return f"after {said}; a call that a Background carries still waits for the other ranks, so end this one"
+    return f"after {said}; a call that a Background carries still waits for the other ranks, so end this rank"
 
 
 def acting_for(thread: threading.Thread) -> threading.Thread:
-    """The thread whose calls this one makes: its own, or those that were given to its Background."""
+    """The thread for which `thread` makes calls: the one that gave them if `thread` is a Background's, else `thread` itself."""
     carrier = _workers.get(thread)
     return thread if carrier is None or carrier._giver is None else carrier._giver
 
 
 def _open_short_way() -> None:
-    """The kernels look at nothing but the thread's number, so while calls are carried all go the long way (see door.py)."""
+    """Let the kernels skip the checks of door.py, but not while a Background carries calls: they compare only thread numbers."""
     if (kernels := native.kernels()) is not None:
         kernels.open_short_way(not outstanding)
 

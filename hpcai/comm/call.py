@@ -1,4 +1,4 @@
-"""A collective call in numbers, which ranks compare, and in words, which they show when they differ."""
+"""A collective call in numbers, which ranks compare, and in words, which errors show when the calls differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hpcai.ops import native
 from hpcai.xp import CODES, Array
 
 NATIVE_KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast")
-"""Those that the kernels know, by the same numbers."""
+"""Kinds that the kernels know too, by the same numbers."""
 
 KINDS = (
     *NATIVE_KINDS,
@@ -35,14 +35,14 @@ OPERATIONS = ("", "sum", "mean", "max", "min")
 FOLDS = {"": native.OPERATIONS["sum"], "mean": native.OPERATIONS["sum"], **native.OPERATIONS}
 BYTES = len(CODES)
 FIELDS = ("valid", "kind", "count", "dtype", "operation", "choice", "shape", "algorithm")
-"""What the numbers of a key say."""
+"""What the numbers of a key stand for, in order."""
 
 SHAPE_FACTOR, SHAPE_BITS = 1000003, 61
 PLACE_BITS = 40
 """A symmetric array has fewer than 2**40 bytes."""
 
 SHOWN = 8
-"""So many ranks are named."""
+"""How many ranks a message names at most."""
 
 
 def key(
@@ -50,7 +50,7 @@ def key(
 ) -> tuple[int, ...]:
     """A call in numbers; those of two ranks differ if their calls do. See allreduce_fast in kernels/cpu/module.cpp.
 
-    Of algorithms "auto" and "node" are the same: both are shared memory where it is there.
+    The algorithms "auto" and "node" have the same number: both are shared memory if the ranks have it.
     """
     if problem is not None:
         return (0, rank, 0, 0, 0, 0, 0, 0)
@@ -61,12 +61,12 @@ def key(
 
 @functools.lru_cache(maxsize=256)
 def dtype_code(dtype: np.dtype) -> int:
-    """A number for a dtype, its byte order and fields included, which all ranks give it."""
+    """The number of a dtype, equal on all ranks; byte order and fields count."""
     return CODES[dtype] if dtype in CODES else 256 + zlib.crc32(repr(dtype).encode())
 
 
 def shape_code(shape: tuple[int, ...]) -> int:
-    """An array's shape in one number; 0 for one dimension, of which the length says all."""
+    """An array's shape as one number; 0 for one dimension, since the length is compared too."""
     if len(shape) == 1:
         return 0
     code = len(shape) + 1
@@ -92,49 +92,49 @@ def describe(kind: str, x: Array | None, op: str, choice: int, calls: int, algor
 
 
 def some(ranks: list[int]) -> str:
-    """Ranks in words, the first few by number."""
+    """Ranks in words; numbers beyond the first SHOWN are only counted."""
     shown = ", ".join(map(str, ranks[:SHOWN])) + (f" and {len(ranks) - SHOWN} more" if len(ranks) > SHOWN else "")
     return f"rank{'s' if len(ranks) > 1 else ''} {shown}"
 
 
 def array_problem(kind: str, x: Array, op: str) -> Exception | None:
-    """Return the error of a call with this array and operation; None if they are right."""
+    """The error of a call whose array or operation is invalid, else None."""
     if (problem := memory_problem(kind, x)) is not None:
         return problem
     if kind in REDUCING:
         if not isinstance(op, str) or op not in OPERATIONS[1:]:
             return ValueError(f"{kind}: unknown op {op!r}; there are sum, mean, max, min")
         if x.dtype == bool and op in ("sum", "mean"):
-            return TypeError(f'{kind} of bool: op "max" is or, "min" is and; to count, convert with x.astype(np.int64) first')
+            return TypeError(f'{kind} of bool wants op "max" (or) or "min" (and); to count, convert by x.astype(np.int64) first')
         if x.dtype not in CODES and x.dtype != bool:
-            return TypeError(f"{kind} knows f16, bf16, f32, f64, i32, i64; got {x.dtype}: convert with x.astype first")
+            return TypeError(f"{kind} supports f16, bf16, f32, f64, i32, i64; got {x.dtype}: convert with x.astype first")
     if not x.flags.writeable:
         return ValueError(f"{kind} works in place and wants a writeable array; pass x.copy()")
     return None
 
 
 def memory_problem(kind: str, x: Array) -> Exception | None:
-    """Return the error of an array that cannot be moved as raw bytes; None if it can."""
+    """The error of an array that cannot be sent as plain bytes, else None."""
     if not isinstance(x, np.ndarray):
         return TypeError(f"{kind} wants a numpy array, got {type(x).__module__}.{type(x).__qualname__}")
     if type(x) not in (np.ndarray, np.memmap):  # a mask or other rules for its elements would be lost
         return TypeError(f"{kind} wants a plain numpy array, got {type(x).__qualname__}; pass x.view(np.ndarray)")
     if x.dtype.hasobject:
-        return TypeError(f"{kind} moves bytes and cannot move Python objects (dtype {x.dtype}); use exchange")
+        return TypeError(f"{kind} moves bytes and cannot move Python objects (dtype {x.dtype}); use allgather_object")
     if not x.flags.c_contiguous:
         return ValueError(f"{kind} works in place and wants a contiguous array; pass x.copy() or a view without gaps")
     return None
 
 
 def moved(flat: Array, op: str) -> Array:
-    """Return the array that is sent in place of a flat one: kernels want numbers, aligned."""
-    if op and flat.dtype == bool:  # or and and of truths are maximum and minimum of numbers
+    """The array that is sent in place of `flat`: kernels reduce aligned numbers only."""
+    if op and flat.dtype == bool:  # as numbers "max" is or, and "min" is and
         return flat.astype(np.int32)
     return flat.copy() if op and not flat.flags.aligned else flat
 
 
 def choice_problem(kind: str, root: Any, algorithm: Any, wire: Wire, in_memory: bool) -> Exception | None:
-    """Return the error of a collective's root or algorithm, the same with or without shared memory; None if they are right."""
+    """The error of a collective whose root or algorithm is invalid, else None. in_memory: whether the ranks share memory."""
     if not whole(root) or not 0 <= root < wire.size:
         return ValueError(f"{kind}: root {root!r} is not one of {counted(wire.size, 'rank')}, 0 to {wire.size - 1}")
     known = [name for name in ALGORITHMS if kind == "allreduce" or name in ("auto", "node", "ring")]
@@ -148,12 +148,12 @@ def choice_problem(kind: str, root: Any, algorithm: Any, wire: Wire, in_memory: 
 
 
 def whole(value: Any) -> bool:
-    """True for whole numbers, of Python or numpy; not for True and False, which are a slip where a rank is wanted."""
+    """True for integers of Python or numpy; False for bools, which are a mistake where a rank is wanted."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def peer_problem(kind: str, peer: Any, lane: Any, rank: int, size: int) -> Exception | None:
-    """Return the error of a message's peer or lane; None if they are right."""
+    """The error of a message whose other rank or lane is invalid, else None."""
     if not whole(peer) or not 0 <= peer < size or peer == rank:
         others = "there are no others" if size == 1 else f"the others are 0 to {size - 1}"
         return ValueError(f"{kind} wants the number of another rank, got {peer!r}; this is rank {rank} of {size}, {others}")
@@ -163,7 +163,7 @@ def peer_problem(kind: str, peer: Any, lane: Any, rank: int, size: int) -> Excep
 
 
 def split_problem(color: Any, order: Any) -> Exception | None:
-    """Return the error of a color (None, a bool, or an int that MPI can carry) or a key; None if they are right."""
+    """The error of a split whose color (None, a bool or an integer from 0 that MPI can carry) or key is invalid, else None."""
     if color is not None and not (isinstance(color, (bool, np.bool_)) or (whole(color) and 0 <= color < 1 << 31)):
         return ValueError(f"split wants a color from 0 to 2**31 - 1, or None for a rank that wants no group, got {color!r}")
     if order is not None and not (whole(order) and -(1 << 31) <= order < 1 << 31):
@@ -172,37 +172,37 @@ def split_problem(color: Any, order: Any) -> Exception | None:
 
 
 def empty_problem(shape: Any, dtype: Any) -> Exception | None:
-    """Return the error of a symmetric array of this shape and dtype that cannot be made; None if it can."""
+    """The error of a symmetric array whose shape or dtype is invalid, else None."""
     try:
         kind = np.dtype(dtype)
     except TypeError:
-        return TypeError(f"empty wants a dtype, got {dtype!r}")
+        return TypeError(f"symmetric_empty wants a dtype, got {dtype!r}")
     if kind.hasobject or kind.itemsize == 0 or kind.subdtype is not None:
-        return TypeError(f"empty makes arrays of numbers and other fixed bytes, got dtype {kind}")
+        return TypeError(f"symmetric_empty makes arrays of numbers and other fixed bytes, got dtype {kind}")
     lengths = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
     if not all(whole(length) for length in lengths):
-        return TypeError(f"empty wants a shape of whole numbers, got {shape!r}")
+        return TypeError(f"symmetric_empty wants a shape of whole numbers, got {shape!r}")
     if any(length < 0 for length in lengths) or math.prod(lengths) * kind.itemsize >= 1 << PLACE_BITS or len(lengths) > 32:
         return ValueError(
-            f"empty wants lengths from 0, less than 2**{PLACE_BITS} bytes in all and 32 dimensions at most, got {shape!r}"
+            f"symmetric_empty wants lengths from 0, less than 2**{PLACE_BITS} bytes and 32 dimensions at most, got {shape!r}"
         )
     return None
 
 
 def pickled(value: Any, size: int) -> tuple[bytes, Exception | None]:
-    """Return a value as bytes that `size` ranks can exchange, and the error if it cannot be exchanged, else None."""
+    """A value as bytes for an exchange among `size` ranks, and the error if it cannot be exchanged, else None."""
     try:
         raw = pickle.dumps(value)
     except Exception as error:  # whatever the value's own way of being pickled raises
-        return b"", UsageError(f"exchange wants a value that pickle can carry, got {type(value).__qualname__}: {error}")
+        return b"", UsageError(f"allgather_object wants a value that pickle can carry, got {type(value).__qualname__}: {error}")
     if len(raw) * size >= 1 << 31:
-        return b"", UsageError(f"exchange is for small values, 2 GiB over all ranks; this one has {len(raw)} bytes: use arrays")
+        return b"", UsageError(f"allgather_object takes 2 GiB over all ranks at most, got {len(raw)} bytes of one: use arrays")
     return raw, None
 
 
 def unpickled(raw: bytes, rank: int) -> Any:
-    """The value again; `rank` is whose it was."""
+    """The value in the bytes that `rank` has pickled."""
     try:
         return pickle.loads(raw)
     except Exception as error:
-        raise UsageError(f"the value that rank {rank} gave to exchange cannot be made anew here: {error}") from error
+        raise UsageError(f"the value that rank {rank} gave to allgather_object cannot be unpickled here: {error}") from error

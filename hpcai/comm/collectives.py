@@ -1,4 +1,4 @@
-"""The protocols that reducers and algorithms need of a communicator."""
+"""The methods of a communicator that reducers and algorithms call."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The communicator: ranks, and the collectives among them, checked at this door and then handed to an algorithm.
+"""The communicator: a group of ranks and its collectives. Each call is checked here and then handed to an algorithm.
 
-Every collective first compares what the ranks are about to do (kind, length, dtype, operation, and how many came before). A
-difference is an error on all of them that shows both sides, where plain MPI would hang or return garbage.
+Every collective first compares the calls of the ranks (kind, shape, dtype, operation, root and algorithm). A difference is an
+error on all ranks that shows both sides, where plain MPI would hang or return garbage.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ _OPERATIONS = call.OPERATIONS[1:]
 class Communicator:
     """A group of ranks. `hpcai.init()` gives the one of all ranks; `split` makes smaller ones.
 
-    It belongs to the thread that made it: calls on others, in a forked child, within another call (as from a signal handler)
-    or while a `Background` carries this thread's calls raise UsageError. Pure questions (rank, size, chunk) do not.
+    A communicator belongs to the thread that made it. Calls raise UsageError on other threads, in a forked child, within another
+    call (as from a signal handler), and while a `Background` carries this thread's calls. What needs no other rank (rank, size,
+    chunk) never does. An invalid argument of a collective on one rank raises its error there, and RankMismatch on the others.
 
     >>> from hpcai.comm import threads
     >>> def program(comm):
@@ -72,7 +73,7 @@ class Communicator:
     # Groups and memory.
 
     def split_by_node(self) -> Communicator:
-        """The ranks that share this rank's memory, as a communicator: the same one at each call. The first one is collective."""
+        """The communicator of the ranks on this rank's node, the same object at each call. The first call is collective."""
         return self._node or self._split_by_node()
 
     @alone
@@ -84,10 +85,12 @@ class Communicator:
 
     @alone
     def split(self, color: int | None, key: int | None = None) -> Communicator | None:
-        """A communicator of the ranks with the same `color` (>= 0), ordered by (key, rank).
+        """Split the ranks into groups, one for each color. Collective over this communicator.
 
-        Collective over this communicator. A rank with color None gets None. Key: the rank, where none is given. What is made
-        belongs to this thread. Raises: ValueError (negative or no whole numbers; True and False are colors 1 and 0).
+        Args:   color: an integer from 0 to 2**31 - 1, or None for a rank that joins no group; True and False are 1 and 0.
+                key: an integer of 32 bits; a group's ranks are ordered by (key, rank). Default: the rank.
+        Returns: the communicator of the ranks with the same color, which belongs to this thread; None where color is None.
+        Raises: ValueError (color or key is no such integer).
         """
         problem = call.split_problem(color, key)
         self._agree("split", problem=problem)
@@ -102,9 +105,12 @@ class Communicator:
     def symmetric_empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
         """An uninitialised *symmetric* array: collectives on it and on its slices need no copy where ranks share memory.
 
-        Collective: every rank makes one of the same shape and dtype. It is freed when it and all views of it are gone on all
-        ranks, and outlives the communicator if it must. Where the ranks do not share memory it is an ordinary array.
+        Collective: every rank makes one of the same shape and dtype. Its memory is freed when the array and all its views are
+        gone on all ranks, which may be after the communicator.
 
+        Args:   shape: a length or a sequence of lengths, at most 32.
+                dtype: any dtype of fixed size without Python objects.
+        Returns: an array in shared memory; an ordinary array where the ranks share no memory, or it has run out.
         Raises: ValueError (negative lengths, 2**40 bytes or more), TypeError (dtype of objects or without bytes).
         """
         problem = call.empty_problem(shape, dtype)
@@ -133,7 +139,7 @@ class Communicator:
         return made
 
     def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> Array:
-        """The earlier name of `symmetric_empty`."""
+        """Deprecated: the earlier name of `symmetric_empty`."""
         warnings.warn("comm.empty is called comm.symmetric_empty now", DeprecationWarning, stacklevel=2)
         return self.symmetric_empty(shape, dtype)
 
@@ -144,7 +150,7 @@ class Communicator:
 
     @property
     def reaches(self) -> bool:
-        """True if the kernel lets the ranks read and write each other's private memory too."""
+        """True if the ranks can read and write each other's private memory too (cross-memory attach)."""
         return self._memory is not None and self._memory.reaches
 
     @property
@@ -169,17 +175,19 @@ class Communicator:
 
     @property
     def notices_ends(self) -> bool:
-        """True if a rank that waits for another notices when that one's process ends."""
+        """True if a rank that waits for another rank notices the end of its process."""
         return self._memory is None or self._memory.notices_ends
 
     def addresses(self, x: Array) -> list[int] | None:
-        """Return the address of each rank's part of the symmetric array `x` in this process's memory; None if `x` is not
-        symmetric.
-        """
+        """The address in this process of each rank's part of the symmetric array `x`, by rank; None if `x` is not symmetric."""
         return None if self._memory is None else self._memory.addresses(x)
 
     def chunk(self, n: int, rank: int | None = None) -> slice:
-        """The share of `rank` (default: this one) in an array of n elements: what `reduce_scatter` leaves with it."""
+        """The slice of an array of n elements that `reduce_scatter` leaves with `rank` (default: this rank).
+
+        Chunks are contiguous, in rank order, and differ in length by one element at most. Raises: ValueError (n is negative or no
+        integer; there is no such rank).
+        """
         rank = self.rank if rank is None else rank
         if not call.whole(n) or n < 0:
             raise ValueError(f"chunk wants a number of elements from 0, got {n!r}")
@@ -196,23 +204,31 @@ class Communicator:
 
     @property
     def waiting_since(self) -> float:
-        """The time.monotonic() at which this rank began to wait for others here; 0 while it does not wait."""
+        """When this rank began to wait for others in a call here, by time.monotonic(), in seconds; 0 while it does not wait."""
         return max(self.wire.waiting_since, self._memory.native.waiting_since if self._memory is not None else 0.0)
 
     @property
     def waited_s(self) -> float:
-        """Seconds that this rank has waited for others to come to collectives here (the first microseconds of a wait do not
-        count, nor the transfer of data by messages). The rank that waits least is the one that the others wait for.
+        """Seconds that this rank has waited for others to come to collectives here, in all. The first microseconds of a wait do
+        not count, nor does the transfer of data by messages. The slowest rank waits least.
         """
         return self.wire.waited_s + (self._memory.native.waited_s if self._memory is not None else 0.0)
 
     def missing(self) -> list[int] | None:
-        """While this rank waits: who has not come; None where only a question would tell (see watch.py). From any thread."""
+        """The ranks for which this rank waits; None without shared memory, where they must be asked (see diagnosis/watch.py).
+
+        May be called on any thread.
+        """
         return None if self._memory is None else self._memory.native.missing()
 
     def set_timeout(self, seconds: float) -> None:
-        """How long this rank waits for others in a collective before it ends the job (300 s, or $HPCAI_TIMEOUT_S); here, and on
-        all communicators that were or will be split from the same. Raises: UsageError (not above 0, beyond environment.MOST_S).
+        """Set how long this rank waits for others in a call before StallError ends the job.
+
+        The limit is that of this communicator and of all that were or will be split from the same one. By default it is
+        $HPCAI_TIMEOUT_S, else 300 s.
+
+        Args:   seconds: above 0, 1e7 at most.
+        Raises: UsageError (other values).
         """
         seconds = stall.set_timeout(seconds)
         for one in self.family:
@@ -223,21 +239,21 @@ class Communicator:
     # Collectives on arrays.
 
     def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
-        """Reduce `x` over all ranks, in place; every rank gets the same bytes, and gets them again from the same input.
+        """Reduce `x` over all ranks, in place. Every rank gets the same bytes, and the same input gives the same bytes again.
 
-        Args:   x: contiguous array of any shape; f16, bf16, f32, f64, i32 or i64; equal shape and dtype on all ranks. Of bool
-                "max" is or, "min" is and.
+        Args:   x: contiguous array of any shape; f16, bf16, f32, f64, i32 or i64; equal shape and dtype on all ranks. A bool
+                array takes "max" (or) and "min" (and).
                 op: "sum", "mean", "max", "min". 16-bit values are summed in f32 and rounded once; integer means truncate. A mean
-                is the sum divided by P: where the sum is beyond the dtype it is infinite too, of integers it wraps as
-                numpy's sum does (to divide first would round every share). A NaN on any rank gives NaN, also for "max" and
+                is the sum divided by P: a float sum that overflows gives an infinite mean, and an integer sum wraps as
+                numpy's does (to divide first would round every share). A NaN on any rank gives NaN, also for "max" and
                 "min".
                 algorithm: "node" (shared memory, see node.py), "hierarchical" (shared memory on each node, a ring between
                 them), "ring" or "halving_doubling" (messages, see ring.py, halving.py), "mpi" for the library's own
-                MPI_Allreduce; "auto" is $HPCAI_ALGORITHM if set, else the node's where it can be, else the one that the cost
-                model predicts to be fastest (see select.py).
-        Returns: x.
-        Raises: TypeError (dtype, named), ValueError (not contiguous, unknown op), RankMismatch (ranks disagree), StallError
-                (a rank did not come in time).
+                MPI_Allreduce; "auto" is $HPCAI_ALGORITHM if set, else "node" where the ranks share memory, else the algorithm
+                that the cost model predicts to be fastest (see select.py).
+        Returns: `x`.
+        Raises: TypeError (no plain numpy array, or a dtype that is not listed), ValueError (not contiguous, read-only, unknown op
+                or algorithm), RankMismatch (ranks disagree), StallError (a rank did not come in time), RankFailed (a rank ended).
         Cost:   node: P reads and P writes of every element in all for symmetric arrays, 3 + P passes through the cache for
                 others, 1 barrier for short messages, else 2. Ring: 2(P-1)/P n elements sent per rank.
         """
@@ -256,37 +272,52 @@ class Communicator:
         return x
 
     def iallreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Request:
-        """Start an `allreduce` on a thread of its own, and compute meanwhile; `wait()` for what is returned gives `x`.
+        """Start an `allreduce` on a background thread, so that this thread can compute meanwhile.
 
-        Several may be under way, made in the order in which they were asked for, on this and other communicators. Until they are
-        waited for this thread makes no other calls on communicators: those raise UsageError. Where MPI lets no thread call it
-        (below MPI_THREAD_SERIALIZED) they are made by `wait`. Raises: by `wait`, as `allreduce`.
+        Several may be under way, also on other communicators; they run in the order in which they were started. Until they are
+        waited for, other calls of this thread on communicators raise UsageError. Where MPI serves the main thread only (below
+        MPI_THREAD_SERIALIZED), `wait` runs them.
+
+        Args:   x, op, algorithm: as of `allreduce`; do not use `x` before `wait`.
+        Returns: a request, whose `wait()` gives `x`.
+        Raises: by `wait`, as `allreduce`.
         """
         carrier = of_this_thread() if self.wire.serves_threads() else Deferred()
         return Request(carrier, partial(self.allreduce, algorithm=algorithm), x, op)
 
     def reduce_scatter(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
-        """Reduce `x` over all ranks and keep only this rank's chunk: returns the view `x.reshape(-1)[comm.chunk(x.size)]`.
+        """Reduce `x` over all ranks and keep only this rank's chunk; the rest of `x` is undefined afterwards.
 
-        The rest of `x` is undefined afterwards. Arguments and errors as `allreduce`; half its cost.
+        Args:   x, op: as of `allreduce`.
+                algorithm: "auto", "node" or "ring".
+        Returns: the view `x.reshape(-1)[comm.chunk(x.size)]`.
+        Raises: as `allreduce`.
+        Cost:   half of `allreduce`.
         """
         flat = self._collective("reduce_scatter", x, op, 0, algorithm)
         return flat[self.chunk(flat.size)]
 
     def allgather(self, x: Array, *, algorithm: str = "auto") -> Array:
-        """Fill `x`, of which each rank has written its own chunk (`comm.chunk(x.size)`), with everyone's chunks, in place.
+        """Gather all ranks' chunks of `x`, in place: each rank has written its own, `x.reshape(-1)[comm.chunk(x.size)]`.
 
-        The inverse of `reduce_scatter`: both in turn are an allreduce. Row r of a (size, k) array is rank r's chunk.
-        Any dtype, contiguous. Returns x.
+        After `reduce_scatter` it completes an allreduce. Row r of a (size, k) array is rank r's chunk.
+
+        Args:   x: contiguous array of any dtype without Python objects; equal shape and dtype on all ranks.
+                algorithm: "auto", "node" or "ring".
+        Returns: `x`.
+        Raises: as `allreduce`.
+        Cost:   ring: n(P-1)/P elements sent per rank.
         """
         self._collective("allgather", x, "", 0, algorithm)
         return x
 
     def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
-        """`allgather` of one array after the other, where making them takes time: while one is under way the next is asked for.
+        """`allgather` of several arrays in turn: while one is under way, the next is taken from `arrays`, which may take time.
 
-        arrays: gives arrays in which this rank has written its chunk; as many on all ranks, equal in shape and dtype. They come
-        out in order, each after the one behind it was asked for. Raises: as `allgather`; ranks are compared at the first array.
+        Args:   arrays: yields arrays in which this rank has written its chunk; on all ranks equally many, of equal shapes and
+                dtypes.
+        Returns: an iterator over the gathered arrays, in order; each comes after the next one was taken.
+        Raises: as `allgather`; the ranks' calls are compared at the first array only.
         """
         if self.size > 1 and self._memory is None:
             self.door.enter("allgather_each")
@@ -313,15 +344,26 @@ class Communicator:
             yield x
 
     def broadcast(self, x: Array, root: int = 0, *, algorithm: str = "auto") -> Array:
-        """Copy `x` from rank `root` to all ranks, in place. Any dtype, contiguous, equal shape and dtype on all. Returns x."""
+        """Copy `x` from rank `root` to all ranks, in place.
+
+        Args:   x: contiguous array of any dtype without Python objects; equal shape and dtype on all ranks.
+                root: the rank whose values are copied; equal on all ranks.
+                algorithm: "auto", "node" or "ring".
+        Returns: `x`.
+        Raises: as `allreduce`; ValueError (root is no rank).
+        Cost:   ring: n elements sent per rank, along a chain.
+        """
         self._collective("broadcast", x, "", root, algorithm)
         return x
 
     @alone
     def alltoall(self, x: Array) -> Array:
-        """Row r of `x` (size, ...) goes to rank r and is replaced by what rank r sent here, in place. Returns x.
+        """Send row r of `x` to rank r and replace it by the row that rank r sends here, in place.
 
-        Any dtype, contiguous, equal shape and dtype on all. Cost: x.nbytes (P-1)/P sent per rank, by messages.
+        Args:   x: contiguous array (size, ...) of any dtype without Python objects; equal shape and dtype on all ranks.
+        Returns: `x`.
+        Raises: as `allreduce`; ValueError (not a row for each rank).
+        Cost:   x.nbytes (P-1)/P sent per rank, by messages.
         """
         problem = call.array_problem("alltoall", x, "")
         if problem is None and (x.ndim == 0 or len(x) != self.size):
@@ -332,34 +374,41 @@ class Communicator:
         return x
 
     def isend(self, x: Array, to: int, lane: int = 0) -> Pending:
-        """Start to send the contiguous array `x` to rank `to`; `wait()` for what is returned before `x` is changed.
+        """Start to send `x` to rank `to`. Messages are not compared with other ranks' calls.
 
-        Messages from one rank to another arrive in order within a lane (0, 1). Not compared with other ranks' calls.
-        Raises: ValueError (no other rank, lane), TypeError (dtype of objects, no plain array).
+        Args:   x: contiguous array of any dtype without Python objects, 2**30 bytes at most; do not change it before `wait()`.
+                to: another rank.
+                lane: 0 or 1; messages from one rank to another arrive in order within a lane.
+        Returns: the message under way, with `wait()` and `done()`.
+        Raises: ValueError (no other rank, no lane, not contiguous, too long), TypeError (dtype of objects, no plain array).
         """
         return self._under_way(message.isend, x, to, lane)
 
     def irecv(self, x: Array, source: int, lane: int = 0) -> Pending:
-        """Start to receive into the contiguous array `x`; it is there after `wait()`.
+        """Start to receive into `x` from rank `source`.
 
+        Args:   x: contiguous, writeable array of the sender's shape and dtype; its values are there after `wait()`.
+                source: another rank.
+                lane: 0 or 1, as the sender's.
+        Returns: the message under way, with `wait()` and `done()`.
         Raises: as `isend`; ValueError (read-only); by `wait`, RankMismatch if the sender's array has another dtype or shape.
         """
         return self._under_way(message.irecv, x, source, lane)
 
     def send(self, x: Array, to: int, lane: int = 0) -> None:
-        """Send the contiguous array `x` to rank `to`, and return when it may be changed: at the latest when it is received there.
+        """Send `x` to rank `to`; returns when `x` may be changed, at the latest when it is received there.
 
-        Two ranks that both send to each other first may wait for ever, as in MPI. Raises: as `isend`.
+        Two ranks that both send to each other first may wait for ever, as in MPI. Arguments and errors as `isend`.
         """
         self.isend(x, to, lane).wait()
 
     def recv(self, x: Array, source: int, lane: int = 0) -> Array:
-        """Receive into the contiguous array `x`, and return it. Raises: as `irecv` and its `wait`."""
+        """Receive into `x` from rank `source`, and return `x`. Arguments and errors as `irecv` and its `wait`."""
         self.irecv(x, source, lane).wait()
         return x
 
     def _under_way(self, begin: Callable[..., message.Message], x: Array, peer: int, lane: int) -> message.Message:
-        """Begin a message, and keep it until it is over: its array may have no other owner."""
+        """Begin a message, and keep it until it has ended, since its array may have no other owner."""
         self.door.check(begin.__name__)
         self._messages = [one for one in self._messages if not one.advance()]
         made = begin(self, x, peer, lane)
@@ -368,22 +417,29 @@ class Communicator:
 
     @alone
     def barrier(self) -> None:
-        """Return when every rank has called it."""
+        """Wait until every rank has called it. Raises: RankMismatch, StallError and RankFailed, as `allreduce`."""
         self._agree("barrier")
 
     # Agreement on small Python values.
 
     @alone
     def allgather_object(self, value: T) -> list[T]:
-        """Every rank's `value` (small, picklable), in rank order, on all ranks. Raises: UsageError (not picklable)."""
+        """Gather a small Python value of every rank on all ranks.
+
+        Args:   value: anything that pickle can carry; 2 GiB at most over all ranks.
+        Returns: the ranks' values, in rank order.
+        Raises: UsageError (not picklable, too long, or cannot be unpickled here).
+        """
         raw, problem = call.pickled(value, self.size)
         self._agree("allgather_object", problem=problem)
         return [call.unpickled(one, self.wire.ranks[rank]) for rank, one in enumerate(self.wire.exchange(raw))]
 
     def on_root(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 only; every rank gets its (picklable) result, or raises its HpcaiError or OSError.
+        """Run `work` on rank 0 only, as to read or write a file once. Collective.
 
-        So a file is read or written once, and a failure is everyone's failure, not a hang.
+        Args:   work: a function without arguments, with a result that pickle can carry.
+        Returns: its result, on all ranks.
+        Raises: the HpcaiError or OSError of `work`, on all ranks.
         """
         outcome: Any = None
         if self.rank == 0:
@@ -398,10 +454,10 @@ class Communicator:
 
     @alone
     def leave(self) -> None:
-        """Say that this rank calls no more collectives. Raises RankMismatch if another rank still waits in one."""
+        """Declare that this rank calls no more collectives. Collective. Raises: RankMismatch if another rank still calls one."""
         self._agree("leave")
 
-    # The door.
+    # Checks, and the way to an algorithm.
 
     def _collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> Array:
         """Check the call here and against the other ranks', then run it; returns `x` flat."""
@@ -427,7 +483,7 @@ class Communicator:
                 self.door.leave()
 
     def _in_memory(self, kind: str, x: Array, flat: Array, op: str, root: int, algorithm: str) -> None:
-        """Make this call, of `x`, on its elements `flat`, where memory is the wire; the ranks are compared on the way."""
+        """Run this call of `x` on its elements `flat` in shared memory, which compares the ranks' calls too."""
         assert self._memory is not None
         self._calls += 1
         status = self._memory.native.collective(
@@ -460,13 +516,13 @@ class Communicator:
         ALGORITHMS["ring" if algorithm == "node" else algorithm].run(flat, self.wire, self._two_levels, op)
 
     def selection(self) -> select.Choice:
-        """The constants by which "auto" chooses between algorithms over the wire. The first call is collective."""
+        """The shape and constants by which "auto" chooses an algorithm over the wire. The first call is collective."""
         if self._choice is None:
             self._choice = select.agree(self.wire)
         return self._choice
 
     def _two_levels(self) -> hierarchical.Levels | None:
-        """The levels of nodes and rails, found at the first call that needs them; None where there are not two."""
+        """The levels of nodes and rails, or None where there are not two. The first call is collective."""
         if not self._asked_levels:
             with self.door.nested():
                 self._levels, self._asked_levels = hierarchical.levels(self), True
@@ -497,7 +553,7 @@ class Communicator:
     def _refuse(
         self, status: int, kind: str, x: Array | None, op: str, choice: int, algorithm: str, problem: Exception | None
     ) -> None:
-        """Raise what a call that did not come about deserves."""
+        """Raise the error of a call that ended with this status, but not its own `problem`."""
         if status == node.STALLED:
             assert self._memory is not None
             self._memory.raise_stall(kind)
@@ -505,7 +561,7 @@ class Communicator:
             assert self._memory is not None
             self._memory.raise_if_unreached(kind)
             raise HpcaiError(
-                f"{kind}: the kernel refused access to another rank's memory half-way; set HPCAI_REACH=0 and start again"
+                f"{kind}: the kernel denied access to another rank's memory during the call; set HPCAI_REACH=0 and start again"
             )
         mine = f"{kind}, which failed there: {problem}" if problem else call.describe(kind, x, op, choice, self._calls, algorithm)
         self._disagree(mine, problem)

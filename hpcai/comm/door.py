@@ -1,8 +1,9 @@
 """The guard of a communicator's calls: only the thread that made it may call, once at a time, in the process that started MPI.
 
-Ranks can only be compared while each makes its calls in one order. Two threads have none between them, so calls of the same
-shape would meet across them and be summed. A thread may hand its calls to a `Background`, which makes them in order, and
-then makes none itself until it has waited for them. Where that thread has ended, the next one that calls takes its place.
+The calls of ranks can only be compared if each rank makes its calls in one order. Two threads have no common order, so calls of
+the same shape could meet across threads and be summed. A thread may give its calls to a `Background`, which runs them in order;
+it then makes none itself until it has waited for them. If the thread that made the communicator has ended, the next thread that
+makes a call takes its place.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ FORKED = "fork"
 
 
 class Door:
-    """The guard of one communicator. If its ranks share memory, `native` lets its `caller` thread skip the checks in Python."""
+    """Checks who calls one communicator. `native`, where its ranks share memory, skips the check for the thread `caller`."""
 
     def __init__(self, native: Any):
         self.owner = background.acting_for(threading.current_thread())
@@ -35,20 +36,20 @@ class Door:
         _doors.add(self)
 
     def enter(self, what: str) -> None:
-        """Begin a call, or raise UsageError."""
+        """Begin a call named `what`. Raises: UsageError, as `check`."""
         if self.inside or background.outstanding or threading.get_ident() != self.ident:
             self.check(what)
         self.inside = what
         self._shut_short_way()
 
     def leave(self) -> None:
-        """The call has ended."""
+        """End the call."""
         self.inside = FORKED if self.forked else ""
         self._open()
 
     @contextlib.contextmanager
     def nested(self) -> Iterator[None]:
-        """Within a call: let it make others of its own."""
+        """Within a call: allow further calls, which are part of it."""
         what, self.inside = self.inside, ""
         try:
             yield
@@ -57,10 +58,10 @@ class Door:
             self._shut_short_way()
 
     def check(self, what: str) -> None:
-        """Raise UsageError, which says why, if this thread may not begin this call."""
+        """Raise UsageError, with the reason, if this thread may not begin the call named `what`."""
         if self.forked:
             raise UsageError(
-                f"{what} in a forked child of a rank: a child is no rank. Let it return its results to the rank that started it"
+                f"{what} in a forked child, which is no rank: let the child return its results to the rank that started it"
             )
         thread = threading.current_thread()
         carrier = background.outstanding.get(thread)
@@ -86,7 +87,7 @@ class Door:
             )
 
     def _shut_short_way(self) -> None:
-        """Have what calls meanwhile, as a signal handler, looked at here."""
+        """Have calls that are made meanwhile, as by a signal handler, checked here."""
         if self.native is not None:
             self.native.caller = 0
 
@@ -95,7 +96,7 @@ class Door:
             self.native.caller = 0 if self.forked else self.ident
 
     def shut(self) -> None:
-        """Let no call through any more: this process is a forked child, and would take its parent's place."""
+        """Reject all calls from now on: this process is a forked child, and would take its parent's place."""
         self.forked, self.inside = True, FORKED
         self._open()
 
@@ -104,7 +105,7 @@ _doors: weakref.WeakSet[Door] = weakref.WeakSet()
 
 
 def alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """A method of a communicator that is a call: it goes through the communicator's door, but where there is one rank."""
+    """Decorates a method of a communicator: each call is checked by the communicator's door, unless there is one rank only."""
     what = method.__name__
 
     @functools.wraps(method)

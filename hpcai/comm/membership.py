@@ -1,7 +1,7 @@
-"""All ranks that live: those that train and, behind them, spare ones that wait.
+"""All ranks that live: the ranks that train and, behind them, spare ranks that wait.
 
-Those that train are the first ranks and the spare ones the last, from the start to the end: MPI_Comm_shrink keeps the order, and
-the lowest spare ranks get the places of those that failed.
+The training ranks are always the first and the spare ranks the last: MPI_Comm_shrink keeps the order, and the lowest spare ranks
+replace ranks that failed.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from hpcai.errors import RankFailed, UsageError, counted
 T = TypeVar("T")
 
 LOOK_S, ANSWER_S = 0.005, 5.0
-"""How long a spare rank sleeps between two looks whether it is wanted, and how long it may take to answer at the end."""
+"""Seconds that a spare rank sleeps between two looks whether it is needed, and that its answer at the end may take."""
 
 
 def training_ranks(ranks: int, spares: int) -> int:
-    """Return how many ranks train. Raises UsageError if they are too few."""
+    """How many of `ranks` train if `spares` wait. Raises: UsageError if fewer than 2 would train beside spare ranks."""
     if spares and ranks - spares < 2:
         raise UsageError(
-            f"--spare-ranks {spares} of {counted(ranks, 'rank')}: 2 at least must train, so that a spare one can learn "
-            f"from another; start {2 + spares - ranks} more"
+            f"--spare-ranks {spares} of {counted(ranks, 'rank')}: 2 at least must train, so that a spare rank can copy the "
+            f"state of another; start {2 + spares - ranks} more"
         )
     return ranks - spares
 
 
 @dataclass
 class Membership:
-    """The wire of all ranks, how many are to train, how many waited at the start, and how many wait now.
+    """Who trains and who waits.
 
-    given_up: the failures of waits, until a step is done. Their frames keep the arrays alive in which a message may still
-    arrive: MPI drops what comes late, but for the rest of a message too long for one packet.
+    world: the wire of all ranks that live. wanted: how many ranks are to train. at_first, spares: how many ranks waited at the
+    start, and how many wait now. given_up: the errors of failed waits, kept until a step is done. Their frames keep arrays alive
+    into which a message may still arrive: MPI drops late messages, but not the rest of one that is too long for a packet.
     """
 
     world: Wire
@@ -50,14 +51,14 @@ class Membership:
     given_up: list[RankFailed] = field(default_factory=list)
 
     def shrink(self) -> None:
-        """Go on among the ranks that live. Collective over them."""
+        """Replace `world` by a wire of the ranks that live. Collective over them."""
         self.world.revoke()
         self.world = self.world.shrink()
 
     def training(self, spare: bool = False) -> Wire | None:
-        """The wire of those that train, None for one that does not; counts who is there. Collective.
+        """The wire of the training ranks, or None on a spare rank (`spare`); counts the spare ranks. Collective.
 
-        Raises: RankFailed, on all alike.
+        Raises: RankFailed, on all ranks alike.
         """
         if not self.at_first:
             return self.world
@@ -72,13 +73,13 @@ class Membership:
 
     @property
     def places(self) -> int:
-        """The number of spare ranks that are wanted."""
+        """How many spare ranks are needed for `wanted` ranks to train."""
         return min(self.spares, self.wanted - (self.world.size - self.spares))
 
     def with_spares(self) -> Wire | None:
-        """The wire of those that train and the spare ranks that are wanted, None for one that is not. Collective.
+        """The wire of the training ranks and of the spare ranks that are needed; None on the other spare ranks. Collective.
 
-        Raises: RankFailed, on all alike.
+        Raises: RankFailed, on all ranks alike.
         """
         return self._voted(lambda: self._first(self.world.size - self.spares + self.places))
 
@@ -88,16 +89,14 @@ class Membership:
         return self.world.split(0 if self.world.rank < count else None, self.world.rank)
 
     def _voted(self, make: Callable[[], Wire | None]) -> Wire | None:
-        """Return what this rank made if all ranks could make theirs; else a rank with the new wire would wait on it for one
-        without.
-        """
+        """What `make` gives. Raises: RankFailed on all ranks if it failed on one, since others would wait for that one."""
         made = voted(self.world, make, self.given_up)
         if made is None:
-            raise RankFailed("another rank failed while ranks found out who trains")
+            raise RankFailed("another rank failed while the ranks agreed on who trains")
         return made[0]
 
     def run_ended(self) -> bool:
-        """On a spare rank: wait; True when the run has ended, False when a rank failed."""
+        """On a spare rank: wait until the run has ended (True) or a rank has failed (False)."""
         word = np.zeros(1, np.int64)
         try:
             pending = self.world.receive(word, 0)
@@ -109,8 +108,8 @@ class Membership:
         return True
 
     def close(self) -> None:
-        """On those that train, when the run has ended, well or not: let the spare ranks end too, for which rank 0 waits a little,
-        as they would take its end for a failure.
+        """On training ranks, when the run has ended, well or not: let the spare ranks end too. Rank 0 waits ANSWER_S at most for
+        their answers, since they would take its end for a failure.
         """
         words, answers = np.ones((self.spares, 1), np.int64), list[Pending]()
         for word, rank in zip(words, range(self.world.size - self.spares, self.world.size), strict=True):
@@ -127,10 +126,10 @@ class Membership:
 
 
 def voted(wire: Wire, make: Callable[[], T], given_up: list[RankFailed]) -> tuple[T] | None:
-    """Return (what this rank made,) if all ranks that live could make theirs; None on all alike if one met a failure: a rank that
-    had made its part would otherwise wait in it for one that has not. Collective.
+    """What `make` gives, in a tuple; None on all ranks alike if it met a failed rank on one of them. Collective.
 
-    given_up: errors whose arrays must live on (see Membership).
+    Without the vote a rank on which `make` succeeded would wait for one on which it failed. given_up: receives the error, whose
+    arrays must live on (see Membership).
     """
     made = None
     try:

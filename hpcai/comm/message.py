@@ -1,7 +1,7 @@
-"""Messages between two ranks: a header says what comes, so that an array of another dtype or shape is an error where it is
-received; and what is under way is kept, also where nobody waits for it.
+"""Messages between two ranks. A header tells dtype and shape of the array, so that a receiver that expects others gets an error.
 
-The array is received when its header is here: Open MPI 5 crashes where a long message comes to a shorter array.
+The array is received once its header is here: Open MPI 5 crashes where a long message comes to a shorter array. Messages are kept
+until they have ended, also where nobody waits for them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from hpcai.errors import RankMismatch, counted
 from hpcai.xp import Array
 
 MESSAGE_BYTES = 1 << 30
-"""The longest message."""
+"""The longest message, in bytes."""
 
 ARRAYS, HEADERS = 2, 4
-"""Lanes of the wire from here on are messages'; the ones before are collectives', which would take them for their own."""
+"""The first of the wire's lanes for the arrays and for the headers of messages; collectives use the lanes below."""
 
 _HEADER = struct.Struct("<q56s")
-"""Bytes, and dtype and shape in words."""
+"""The number of bytes; dtype and shape in words."""
 
 
 class Caller(Protocol):
-    """The communicator that a message is sent on, as far as the message must know it."""
+    """What a message needs of its communicator."""
 
     rank: int
     size: int
@@ -39,7 +39,7 @@ class Caller(Protocol):
 
 
 class Sent:
-    """An array on its way to another rank; `wait()` before it is changed."""
+    """An array on its way to another rank; call `wait()` before you change it."""
 
     def __init__(self, comm: Caller, x: Array, to: int, lane: int):
         self._door, self._told = comm.door, np.frombuffer(header(x), np.uint8)
@@ -59,7 +59,7 @@ class Sent:
         self._x = None
 
     def advance(self) -> bool:
-        """Look whether it is over."""
+        """`done`, without the check who calls."""
         if not all(part.done() for part in self._parts):
             return False
         self._x = None
@@ -104,7 +104,7 @@ class Received:
             raise self._problem
 
     def advance(self) -> bool:
-        """Look whether it is over, without raising what is wrong with what came."""
+        """`done`, without the check who calls and without the error of a mismatch."""
         begin(self._comm.wire.expected)
         if self._array is None or not self._array.done():
             return False
@@ -112,7 +112,7 @@ class Received:
         return True
 
     def take_array(self) -> None:
-        """Receive the array, now that its header is here; one that is not wanted out of the way of the next."""
+        """Receive the array, once its header is here; one that does not match goes into another buffer."""
         assert self._x is not None
         target = _bytes(self._x)
         if self._told.tobytes() != header(self._x):
@@ -132,7 +132,7 @@ Message = Sent | Received
 
 
 def header(x: Array) -> bytes:
-    """The header that describes a message's array. Training sends few kinds."""
+    """The header of an array's message. Headers are cached, since training sends few kinds of arrays."""
     return _header(x.nbytes, x.dtype, x.shape)
 
 
@@ -145,13 +145,13 @@ def _header(nbytes: int, dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def isend(comm: Caller, x: Array, to: int, lane: int) -> Sent:
-    """Start to send."""
+    """See Communicator.isend."""
     _check("isend", comm, x, to, lane)
     return Sent(comm, x, int(to), int(lane))
 
 
 def irecv(comm: Caller, x: Array, source: int, lane: int) -> Received:
-    """Start to receive."""
+    """See Communicator.irecv."""
     _check("irecv", comm, x, source, lane)
     if not x.flags.writeable:
         raise ValueError("irecv wants a writeable array; this one is read-only")
@@ -159,15 +159,15 @@ def irecv(comm: Caller, x: Array, source: int, lane: int) -> Received:
 
 
 def send_bare(comm: Caller, x: Array, to: int, lane: int) -> Pending:
-    """Start to send without a header, which costs some 0.1 ms, where both ranks know what travels, as a pipeline's stages do.
+    """Start to send without a header, which costs some 0.1 ms. Both ranks must know dtype and shape, as a pipeline's stages do.
 
-    The caller keeps x until it has waited, and does not mix these with others on the same lane of a communicator.
+    The caller keeps x until `wait()`, and sends no messages with headers on the same lane of the communicator.
     """
     return comm.wire.send(x, to, ARRAYS + lane)
 
 
 def receive_bare(comm: Caller, x: Array, source: int, lane: int) -> Pending:
-    """Start to receive what `send_bare` sends."""
+    """Start to receive an array that `send_bare` sends."""
     return comm.wire.receive(x, source, ARRAYS + lane)
 
 

@@ -14,9 +14,12 @@ T = TypeVar("T")
 
 
 def run(size: int, program: Callable[..., T], *args: Any) -> list[T]:
-    """Call `program(comm, *args)` on `size` ranks, each a thread; returns their results in rank order.
+    """Call `program(comm, *args)` on `size` ranks, each a thread of this process.
 
-    If ranks raise, the others are released and the first real error (not a mere consequence) is raised here.
+    Args:   size: the number of ranks.
+            program: takes a rank's `Communicator` and `args`.
+    Returns: the results of the ranks, in rank order.
+    Raises: the error of the lowest rank that failed by itself. The ranks that wait for it end with RankFailed.
 
     >>> run(3, lambda comm: comm.allgather_object(comm.rank ** 2))
     [[0, 1, 4], [0, 1, 4], [0, 1, 4]]

@@ -1,4 +1,4 @@
-"""The events of a run, and the sinks that receive them."""
+"""Events that a run reports while it trains, and the sinks that receive them."""
 
 from hpcai.monitor.event import Event, Sink, functions
 

@@ -1,1 +1,1 @@
-"""`python -m hpcai.submit`: a batch script for Slurm, checked before it is queued, submitted and followed."""
+"""`python -m hpcai.submit`: writes a batch script for Slurm, checks it before it is queued, submits it and follows its log."""

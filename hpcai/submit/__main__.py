@@ -3,8 +3,8 @@
     python -m hpcai.submit --nodes 2 --ranks-per-node 4 --time 1:00:00 -- --data fashion-mnist --model cnn --epochs 50
     python -m hpcai.submit --sweep lr=0.1,0.01 --sweep seed=0,1,2 -- --optimizer sgd    # an array of six runs
 
-After -- come the options of hpcai.train. What would fail is refused now, not after a night in the queue. The job goes on from
-its newest checkpoint, and asks for another allocation when its time is up, it is pre-empted, or a node fails.
+After -- come the options of hpcai.train. Options with which the run would fail are rejected before the job is queued. The job
+goes on from its newest checkpoint, and asks for another allocation when its time is up, it is pre-empted, or a node fails.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from hpcai.train.options.options import Options
 from hpcai.train.options.parser import asks_only, parse
 
 MANY = 1_000_000
-"""More nodes, ranks on a node or restarts than anybody has."""
+"""The upper limit of the numbers of nodes, of ranks on a node, and of restarts."""
 
 LONGEST_LEAD_S = 65_535
-"""The most seconds that Slurm takes for a signal before the end."""
+"""The largest number of seconds before the end that Slurm accepts for a signal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +107,7 @@ def _submit(chosen: argparse.Namespace, training: list[str]) -> int:
 
 
 def _print(script: str) -> None:
-    """The script on stdout, as it would lie in the file also where the terminal has other characters."""
+    """Print the script on stdout, in UTF-8 as in the file if the terminal's encoding lacks a character."""
     try:
         sys.stdout.write(script)
     except UnicodeEncodeError:
@@ -115,14 +115,12 @@ def _print(script: str) -> None:
 
 
 def _say(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     print(f"hpcai.submit: {text}", file=sys.stderr, flush=True)
 
 
 def _job(chosen: argparse.Namespace, training: list[str], whole: Options, tasks: list[list[str]]) -> script.Job:
-    """Return the job that the script describes. Paths are absolute, except those of training itself, so that it can be submitted
-    from anywhere.
-    """
+    """The settings of the script. Paths are absolute, except in options of training, so that any folder can submit it again."""
     folder = Path(str(whole.run_dir)).absolute()
     return script.Job(
         name=os.path.basename(os.path.abspath(folder)) or "hpcai" if chosen.name is None else chosen.name,
@@ -147,7 +145,10 @@ def _job(chosen: argparse.Namespace, training: list[str], whole: Options, tasks:
 
 
 def _site(given: Path | None) -> str:
-    """The file of the site's settings: the one named, or the first that is there; it need not be."""
+    """The file of the site's settings: the given one, else the first that exists, else slurm/site.sh here.
+
+    Raises: UsageError if the given one is no file.
+    """
     if given is not None and not given.is_file():
         raise UsageError(f"--site {str(given)!r} is not a file")
     beside, installed = Path(hpcai.__file__).parents[1], Path(sysconfig.get_path("data"), "share", "hpcai")
@@ -157,7 +158,7 @@ def _site(given: Path | None) -> str:
 
 
 def _written(path: Path, text: str) -> Path:
-    """Write the script beside its name and rename it."""
+    """Write the script to a temporary file beside `path`, rename it to `path`, and return that."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.writing")
     with beside.open("x", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Checks of a run that are possible before it waits in a queue."""
+"""Checks of a run before it waits in a queue."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from hpcai.train.options.options import Options
 from hpcai.train.report import curve
 
 SMALL_BYTES = 256 << 20
-"""Data up to this size is read as training would; of more it is only seen that the files are there."""
+"""Data up to this size in bytes is read as training would read it; of larger data only the existence of the files is checked."""
 
 NAME_BYTES = 255
-"""The most that file systems take for a name."""
+"""The longest name, in bytes, that file systems accept."""
 
 TAKEN = {
     **dict.fromkeys(("--job-name", "-J"), "--name"),
@@ -38,13 +38,13 @@ TAKEN = {
     "--signal": "--signal-seconds",
     **dict.fromkeys(("--output", "-o", "--chdir", "-D", "--open-mode", "--requeue", "--no-requeue", "--wrap"), ""),
 }
-"""Options of sbatch that the script has or depends on, and what sets them here."""
+"""Options of sbatch that the script sets or depends on, each with the option of hpcai.submit that sets it; "" if none does."""
 
-NO_RESUME = "--resume is auto for a job that may be requeued; leave it out, and to start afresh name another folder by --run-dir"
+NO_RESUME = "--resume is auto for a job that may be requeued; leave --resume out, and give another --run-dir to start afresh"
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Raise UsageError for options of training that a requeued job cannot have."""
+    """Raise UsageError for an option of training with which a job cannot be requeued."""
     for i, word in enumerate(arguments):
         name, _, value = word.partition("=")
         if name == "--resume" and (value or next(iter(arguments[i + 1 :]), "")) != "auto":
@@ -52,7 +52,7 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 
 def check_further(options: Sequence[str]) -> None:
-    """Raise UsageError for --sbatch that is no option of sbatch, or one that the script has already."""
+    """Raise UsageError for a --sbatch that is no option of sbatch, or is an option that the script sets."""
     for option in options:
         found = re.match(r"--[a-z][a-z-]*|-[A-Za-z]", option)
         if not found:
@@ -62,11 +62,11 @@ def check_further(options: Sequence[str]) -> None:
             raise UsageError(f"--sbatch={option!r}: {found[0]} is set by the script itself; {instead}")
         value = option.removeprefix(found[0])
         if value.startswith(" ") and (not value.strip() or value.strip().startswith("-")):
-            raise UsageError(f"--sbatch wants one option each, and its value behind = or a space, got {option!r}")
+            raise UsageError(f"--sbatch wants one option each, with its value after = or a space, got {option!r}")
 
 
 def check_launcher(options: Options, launcher: str) -> None:
-    """Raise UsageError for a launcher that ends all ranks where some are to go on."""
+    """Raise UsageError for a launcher that ends all ranks when one fails, if the run is elastic."""
     if options.elastic != "never" and launcher.startswith("srun"):
         raise UsageError(
             f"--elastic {options.elastic} with --launcher {launcher}: srun ends all ranks when one fails; take mpirun, or auto"
@@ -74,8 +74,8 @@ def check_launcher(options: Options, launcher: str) -> None:
 
 
 def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
-    """Raise UsageError, in one line, for a run that could not train; returns what is expected of its duration."""
-    if options.resume not in ("never", "auto"):  # from a file of options; never is also what is there if nothing is said
+    """Check that a run could train; returns its expected duration in words. Raises: UsageError, one line, if it could not."""
+    if options.resume not in ("never", "auto"):  # from a file of options; never is also the default
         raise UsageError(NO_RESUME)
     ranks = membership.training_ranks(ranks, options.spare_ranks)
     build.check(options, ranks)
@@ -92,7 +92,7 @@ def check(options: Options, ranks: int, time: str, lead_s: int) -> str:
 
 
 def data(options: Options) -> Dataset | None:
-    """The data set, or None if its files are too large to be read here."""
+    """The data set, or None if its files are too large to be read here. Raises: UsageError if it cannot be read."""
     where = Path(options.data_dir) if options.data_dir else None
     try:
         files = [] if own_name.is_own(options.data) else sources.files(options.data, where)
@@ -104,14 +104,14 @@ def data(options: Options) -> Dataset | None:
 
 
 def total_steps(options: Options, dataset: Dataset | None) -> int | None:
-    """The number of steps of a whole run; None if that depends on data that is not given."""
+    """The number of steps of a whole run; None if it depends on a data set that is not given."""
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch) if dataset else None
     by_epochs = options.epochs * per_epoch if options.epochs and per_epoch else None
     return min((n for n in (options.steps, by_epochs) if n is not None), default=None)
 
 
 def _writable(folder: Path) -> None:
-    """Raise UsageError unless the folder, or the nearest one above it that is there, takes files. Leaves nothing behind."""
+    """Raise UsageError unless files can be written to the folder, or the nearest existing one above it. Leaves nothing behind."""
     place = folder.absolute()
     try:
         while not place.exists() and place != place.parent:
@@ -124,6 +124,6 @@ def _writable(folder: Path) -> None:
 
 
 def _nameable(name: str) -> None:
-    """Raise OSError for a name that no folder can have, though its path may not be looked at before it is made."""
+    """Raise OSError for a name that is too long for any folder."""
     if len(os.fsencode(name)) > NAME_BYTES:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))

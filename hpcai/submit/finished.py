@@ -1,7 +1,7 @@
 """`python -m hpcai.submit.finished OPTIONS`: whether the run that options of hpcai.train describe is finished, by its files.
 
-Exit code 0: it is. 3: it is not. Another: that cannot be said. For batch scripts, where a launcher's 0 does not tell a finished
-run from one whose node was lost.
+Exit code 0: the run is finished. 3: it is not. Another: that cannot be determined. Batch scripts call this, since a launcher's
+exit code 0 does not distinguish a finished run from a run that lost a node.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from hpcai.train.options import parser
 from hpcai.train.options.options import Options
 
 NOT_FINISHED = 3
-"""The exit code that says so."""
+"""The exit code for a run that is not finished."""
 
 BOUNDS = ("data", "batch", "epochs", "steps", "validation", "patience")
-"""Options that say how many steps a run has."""
+"""Options that determine how many steps a run has."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return 0 if finished(parser.parse(given)) else NOT_FINISHED
     except (HpcaiError, OSError) as error:
-        print(f"hpcai.submit: cannot say whether the run is finished: {error}", file=sys.stderr, flush=True)
+        print(f"hpcai.submit: cannot determine whether the run is finished: {error}", file=sys.stderr, flush=True)
         return 1
 
 

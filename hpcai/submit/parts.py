@@ -1,8 +1,8 @@
-"""The parts common to all batch scripts, in bash: signals, requeueing, the launcher, and how the end of training is judged.
+"""The parts in bash of all batch scripts: signals, requeueing, the launcher, and how training's end is classified.
 
-Texts that hpcai.submit.script puts together. They read what a script sets first: python, site, launcher, elastic (as the option
-of training), and for training max_restarts and options. A variable of the environment may hold anything: bash runs commands
-that stand in what it takes for a number, as in (( )) or beside -gt.
+hpcai.submit.script joins these texts. They read variables that a script sets first: python, site, launcher, elastic (as the
+option of training), and for training max_restarts and options. A variable of the environment may hold any text, and bash runs
+commands in a text that it takes for a number, as in (( )) or beside -gt; so such a variable is checked first.
 """
 
 SAY = r"""

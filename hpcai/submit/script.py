@@ -1,8 +1,9 @@
-"""The text of batch scripts: what a job asks of Slurm, how ranks are started, and what happens when the allocation ends first.
+"""The text of batch scripts: the request to Slurm, how ranks are started, and what happens when the allocation ends first.
 
 `python -m hpcai.submit.script train` and `... bench` print slurm/train.sbatch and slurm/bench.sbatch.
 
-Texts come from options, files of options, the environment and names of folders. All of them pass `_checked` and are quoted here.
+Parts of the text come from options, files of options, the environment and names of folders. They are all checked by `_checked`
+and quoted here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hpcai.errors import UsageError
 from hpcai.submit import parts, quoting
 
 LAUNCHERS = ("auto", "srun-pmix", "srun-pmi2", "mpirun")
-"""How ranks can be started; auto asks the MPI library and Slurm, in the job."""
+"""The launchers that can start the ranks; auto chooses in the job, by the MPI library and by Slurm."""
 
 CALLED = {
     "name": "the job's name (--name, else that of the run's folder)",
@@ -27,11 +28,11 @@ CALLED = {
     "tasks": "an option of --sweep",
     "more": "--sbatch",
 }
-"""How people call what a job's texts are; others are options of the same name."""
+"""The names of a job's fields in messages; the other fields are options of the same name."""
 
 
 class Job(NamedTuple):
-    """The contents of a batch script; the defaults are those of slurm/train.sbatch."""
+    """The settings of a batch script; the defaults are those of slurm/train.sbatch."""
 
     name: str = "hpcai"
     nodes: int = 1
@@ -54,7 +55,7 @@ class Job(NamedTuple):
 
 
 def train(job: Job) -> str:
-    """The batch script of a training run, or of an array of them if the job has tasks: further options for each.
+    """The batch script of a training run, or of an array of runs if the job has tasks, which are the further options of each run.
 
     Raises: UsageError for texts that a script cannot hold.
     """
@@ -98,7 +99,7 @@ def bench(job: Job) -> str:
 
 
 def _checked(job: Job) -> Job:
-    """The job, none of whose texts has a character that ends a line. Raises: UsageError."""
+    """The job, if a script can hold all its texts. Raises: UsageError, as `quoting.check`."""
     for field, value in job._asdict().items():
         for text in _texts(value):
             quoting.check(CALLED.get(field, f"--{field}"), text)
@@ -114,7 +115,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _asked(job: Job) -> list[str]:
-    """The lines that say what is asked of Slurm."""
+    """The #SBATCH lines of the job's own options."""
     asked = {
         "job-name": job.name,
         "nodes": job.nodes,

@@ -1,4 +1,4 @@
-"""Slurm's commands: a trial, a submission, and a job's log until it ends."""
+"""Calls of Slurm's commands: to test and submit a script, and to follow a job's log until the job ends."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from hpcai.errors import HpcaiError, UsageError
 
 POLL_S = 1.0
-"""How often a followed log is read; Slurm is asked every third time."""
+"""Seconds between two reads of a followed log; Slurm is asked at every third read."""
 
 GONE_AFTER = 5
-"""So many unanswered questions in a row end the following."""
+"""After how many unanswered questions in a row a job is no longer followed."""
 
 FAILED = {"CANCELLED": 143, "TIMEOUT": 124}
 """Exit codes for jobs that ended without one of their own; others are 1."""
@@ -30,20 +30,20 @@ GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEU
 
 
 def require() -> None:
-    """Raise UsageError where there is no Slurm to submit to."""
+    """Raise UsageError if there is no sbatch command on this machine."""
     if shutil.which("sbatch") is None:
         raise UsageError("there is no sbatch on this machine; submit on a login node, or see the script by --dry-run")
 
 
 def trial(script: str) -> None:
-    """Let Slurm judge a script by `sbatch --test-only`; raise UsageError with its words if it would refuse."""
+    """Test a script by `sbatch --test-only`. Raises: UsageError with Slurm's message if Slurm would reject the script."""
     done = _sbatch("--test-only", given=script)
     if done.returncode:
         raise UsageError(f"Slurm refuses the job: {_words(done.stderr)}")
 
 
 def submit(path: Path) -> str:
-    """Queue the script; returns the job's number."""
+    """Queue the script; returns the job's number. Raises: HpcaiError if Slurm rejects it."""
     done = _sbatch("--parsable", str(path.absolute()))
     if done.returncode:
         raise HpcaiError(f"Slurm refused {path}: {_words(done.stderr)}")
@@ -98,7 +98,7 @@ def _print_new(log: Path, start: int, mark: str) -> int:
 
 
 def _read(log: Path, start: int) -> bytes:
-    """Read a piece of the log, READ_BYTES at most; nothing from a file that is not regular, which may never end."""
+    """A piece of the log from byte `start`, of READ_BYTES at most; empty if it is no regular file, which may never end."""
     try:
         handle = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -111,7 +111,7 @@ def _read(log: Path, start: int) -> bytes:
 
 
 def _states(job: str) -> dict[str, tuple[str, str]]:
-    """State and exit code of each task of a job, by its number; empty if Slurm does not answer."""
+    """State and exit code of each task of a job, by the task's number; empty if Slurm does not answer."""
     try:
         done = subprocess.run(
             ["scontrol", "show", "job", job], capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=False
@@ -122,7 +122,8 @@ def _states(job: str) -> dict[str, tuple[str, str]]:
 
 
 def _parsed(said: str) -> dict[str, tuple[str, str]]:
-    r"""Parse the output of `scontrol show job`. Names, comments and paths may contain anything but the beginning of a line.
+    r"""State and exit code by task, from the output of `scontrol show job`. Names, comments and paths may hold any text,
+    but they begin no line.
 
     >>> _parsed("JobId=7 JobName=x JobState=FAILED\n   JobState=RUNNING Reason=None\n   Requeue=1 Restarts=0 ExitCode=0:0\n")
     {'7': ('RUNNING', '0:0')}
@@ -138,7 +139,7 @@ def _parsed(said: str) -> dict[str, tuple[str, str]]:
 
 
 def _code(state: str, exit_code: str) -> int:
-    """A shell's exit code for a state and Slurm's CODE:SIGNAL.
+    """The exit code, as of a shell, for a job's state and Slurm's CODE:SIGNAL.
 
     >>> _code("COMPLETED", "0:0"), _code("FAILED", "85:0"), _code("FAILED", "0:9"), _code("NODE_FAIL", "0:0")
     (0, 85, 137, 1)

@@ -1,4 +1,4 @@
-"""--sweep: options that take several values, and the runs that follow from them."""
+"""--sweep: options with several values, and the runs of all their combinations."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hpcai.train.options import parser
 from hpcai.train.options.options import RENAMED, Options
 
 OWN = ("run-dir", "resume", "config", "metrics-file", "trace-file", "signals", "checkpoint-dir", "elastic")
-"""Options that runs of a sweep cannot differ in: they are the same for all, or follow from the run's folder."""
+"""Options that a sweep cannot vary: they are the same for all runs, or follow from the run's folder."""
 
 MOST = 10_000
-"""The most runs of a sweep; Slurm allows a thousand unless a site says otherwise (MaxArraySize)."""
+"""The largest number of runs of a sweep; Slurm allows a thousand unless a site sets another MaxArraySize."""
 
 
 def axes(sweeps: Sequence[str]) -> dict[str, list[str]]:
-    """Option and values of each `NAME=V,V,...`; values that have commas are separated by semicolons.
+    """The values of each option, from texts `NAME=V,V,...`; semicolons separate values that have commas.
 
     >>> axes(["lr=0.1,0.01", "hidden=64,32;128"])
     {'lr': ['0.1', '0.01'], 'hidden': ['64,32', '128']}
 
-    Raises: UsageError.
+    Raises: UsageError for other texts, equal values, and options that cannot be varied or are given twice.
     """
     found: dict[str, list[str]] = {}
     for text in sweeps:
@@ -47,9 +47,9 @@ def axes(sweeps: Sequence[str]) -> dict[str, list[str]]:
 
 
 def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str], Options]]:
-    """For each combination its further flags, ending with its own folder below the run's, and all its options.
+    """For each combination of values: its further flags, which include its own folder below the run's, and all its options.
 
-    Without a sweep it is one run without further flags. Raises: UsageError.
+    Without a sweep there is one run without further flags. Raises: UsageError for invalid options, and more than MOST runs.
     """
     whole = parser.parse(arguments)
     varied = axes(sweeps)
@@ -62,13 +62,15 @@ def runs(arguments: Sequence[str], sweeps: Sequence[str]) -> list[tuple[list[str
             )
     count = math.prod(map(len, varied.values()))
     if count > MOST:
-        raise UsageError(f"--sweep makes {count:,} runs of this, and {MOST:,} at most; vary less")
+        raise UsageError(f"--sweep asks for {count:,} runs and allows {MOST:,} at most; vary fewer options or values")
     found = []
     for values in itertools.product(*varied.values()):
         pairs = list(zip(varied, values, strict=True))
         below = ",".join(f"{name}={value}" for name, value in pairs).replace("/", "_")
         if len(os.fsencode(below)) > NAME_BYTES:
-            raise UsageError(f"--sweep names a folder for each run, and {below[:60]!r}... has more than {NAME_BYTES} bytes")
+            raise UsageError(
+                f"--sweep names a folder by its values: {below[:60]!r}... has more than {NAME_BYTES} bytes; vary less"
+            )
         flags = [f"--{name}={value}" for name, value in pairs] + [f"--run-dir={Path(str(whole.run_dir)) / below}"]
         if whole.checkpoint_dir:
             flags.append(f"--checkpoint-dir={whole.checkpoint_dir.rstrip('/')}/{below}")

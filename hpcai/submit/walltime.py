@@ -14,27 +14,27 @@ from hpcai.train.options.options import RENAMED, Options
 from hpcai.train.resume import GPT_IDENTITY, IDENTITY
 
 FEW_STEPS = 5
-"""So many steps at least must fit between the start and the signal."""
+"""How many steps at least must fit between the start and the signal."""
 
 MEASURED_STEPS = 50
-"""The last steps of a run whose median time is taken."""
+"""How many of a run's last steps the median step time is taken from."""
 
 LONGEST_S = 366 * 86_400
-"""The longest allocation that is asked for; beyond some thousands of years Slurm's own numbers overflow."""
+"""The longest allocation in seconds; Slurm's own numbers overflow beyond some thousands of years."""
 
 TAIL_BYTES, SUMMARY_BYTES = 1 << 16, 1 << 26
-"""So much is read of a run's metrics.jsonl, from its end, and of its summary.json."""
+"""How many bytes at most are read from the end of a run's metrics.jsonl, and of its summary.json."""
 
 ALIKE = [RENAMED.get(name, name) for name in ("data", *IDENTITY, *GPT_IDENTITY, "mesh", "compress") if name != "seed"]
-"""Options that another run must share for its step time to be taken."""
+"""Options in which another run must agree, so that its step time can be used."""
 
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError)
-"""What reading a file raises that another program wrote, or that was damaged."""
+"""Errors of reading a file that another program wrote, or that was damaged."""
 
 
 class Measured(NamedTuple):
-    """A step time in seconds, the folder of the run that had it, and that run's last step."""
+    """A step time in seconds, the folder of the run in which it was measured, and the last step of that run."""
 
     step_s: float
     where: Path
@@ -42,12 +42,12 @@ class Measured(NamedTuple):
 
 
 def seconds(text: str) -> int:
-    """Slurm's way to write a time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
+    """The seconds of a time as Slurm writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S.
 
     >>> seconds("90"), seconds("1:30:00"), seconds("2-12")
     (5400, 5400, 216000)
 
-    Raises: UsageError.
+    Raises: UsageError for other texts, for 0, and for more than a year.
     """
     found = re.fullmatch(r"(?:([0-9]+)-)?([0-9]+)(?::([0-9]+))?(?::([0-9]+))?", text)
     if not found or len(text) > 40:
@@ -61,14 +61,14 @@ def seconds(text: str) -> int:
         parts = [0, int(first), int(second or 0)]
     total = 3600 * parts[0] + 60 * parts[1] + parts[2]
     if not total:
-        raise UsageError(f"--time {text} is no time at all")
+        raise UsageError(f"--time {text} is no time at all; give a time above 0")
     if total > LONGEST_S:
         raise UsageError(f"--time {text} is longer than a year; ask for less, the job is requeued by itself")
     return total
 
 
 def duration(amount_s: float) -> str:
-    """H:M:S.
+    """Seconds as H:M:S, rounded up.
 
     >>> duration(3725)
     '1:02:05'
@@ -78,7 +78,7 @@ def duration(amount_s: float) -> str:
 
 
 def measured(options: Options, ranks: int) -> Measured | None:
-    """The step time of the run that is gone on with, else of a sibling folder's run that was alike on as many ranks."""
+    """The step time of the run in `options.run_dir`, else of a finished run like it, on as many ranks, in a folder beside it."""
     folder = Path(options.run_dir or "runs")
     own = _read(folder, None, ranks)
     if own is not None:
@@ -92,7 +92,7 @@ def measured(options: Options, ranks: int) -> Measured | None:
 
 
 def _read(folder: Path, like: Options | None, ranks: int) -> Measured | None:
-    """Read metrics.jsonl; with `like`, only that of a finished run with those options."""
+    """The step time from metrics.jsonl, or None; with `like`, only of a finished run with these options."""
     try:
         if like is not None and not _alike(summary(folder), like, ranks):
             return None
@@ -105,7 +105,7 @@ def _read(folder: Path, like: Options | None, ranks: int) -> Measured | None:
 
 
 def summary(folder: Path) -> dict:
-    """Read a finished run's summary.json. Raises: one of UNREADABLE."""
+    """The contents of a finished run's summary.json. Raises: one of UNREADABLE."""
     path = folder / "summary.json"
     if not path.exists():
         raise FileNotFoundError(path)
@@ -116,7 +116,7 @@ def summary(folder: Path) -> dict:
 
 
 def _end(path: Path, most: int) -> bytes:
-    """The last bytes of a plain file."""
+    """The last `most` bytes of a regular file."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     with path.open("rb") as file:
@@ -131,9 +131,9 @@ def _alike(summary: dict, like: Options, ranks: int) -> bool:
 
 
 def check(time: str, lead_s: int, found: Measured | None, total_steps: int | None, resumes: bool) -> str:
-    """Describe in words what to expect of a run of so many steps in allocations of `time` that end `lead_s` early.
+    """The expected duration, in words, of a run of `total_steps` in allocations of `time` that end `lead_s` seconds early.
 
-    Raises: UsageError for a walltime that leaves no time for a few steps.
+    Raises: UsageError if the walltime is too short for FEW_STEPS steps.
     """
     usable, step_s = seconds(time) - lead_s, found.step_s if found else 0.0
     if usable <= FEW_STEPS * step_s:

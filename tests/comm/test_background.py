@@ -144,7 +144,7 @@ def test_calls_that_could_come_in_another_order_are_refused():
         thread.start()
         thread.join()
 
-    with pytest.raises(UsageError, match="wants what is to be called and its arguments, got 3"):
+    with pytest.raises(UsageError, match="wants a callable and its arguments, got 3"):
         mine.start(3)
     mine.start(try_it, other.start, list)
     mine.start(try_it, mine.wait)
@@ -159,10 +159,10 @@ def test_calls_that_could_come_in_another_order_are_refused():
     other.wait()
     assert sorted(one[:32] for one in refused) == sorted(
         [
-            "start() within a call that another Background makes"[:32],
-            "wait() within a call that a Background makes"[:32],
+            "start() within a call that another Background runs"[:32],
+            "wait() within a call that a Background runs"[:32],
             "start() while another Background carries calls"[:32],
-            "start() on thread 'another' before the calls of"[:32],
+            "start() on thread 'another' while calls of"[:32],
         ]
     )
 

@@ -59,7 +59,7 @@ def test_who_cannot_part_from_ranks_that_came_later_votes_so():
         raise RankFailed("as if")
 
     wire = SimpleNamespace(revoke=lambda: revoked.append(True), all_agree=lambda fine: votes.append(fine) or fine)
-    with pytest.raises(RankFailed, match="while those parted that came later"):
+    with pytest.raises(RankFailed, match="while the ranks that came later were separated"):
         job.part(SimpleNamespace(split=split, wire=wire, size=3), False)
     assert votes == [False]
     assert revoked == [True]

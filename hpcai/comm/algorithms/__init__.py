@@ -1,1 +1,1 @@
-"""Collectives by messages: schedules, folds and wires meet in loops of a few lines."""
+"""Collectives by messages: short loops that join a schedule, a fold and a wire."""

@@ -1,8 +1,8 @@
-"""Recursive halving and doubling: as many bytes as the ring in 2 log2 P messages instead of 2(P-1), for arrays of middling size.
+"""Recursive halving and doubling: as many bytes as the ring in 2 log2 P messages instead of 2(P-1), for arrays of medium size.
 
-Each rank gives half of what it has to a partner and folds the partner's half of the rest into what it keeps; after log2 P
-exchanges it owns 1/P of the array, reduced. The same exchanges backwards spread the results. Where P is no power of two, the
-ranks beyond it hand their arrays in first and are handed the result.
+In each exchange a rank sends half of its part to a partner, and folds the partner's values into the half that it keeps. After
+log2 P exchanges it owns 1/P of the array, reduced. The same exchanges backwards spread the results. If P is no power of two, the
+ranks beyond the largest power send their arrays to a partner first, and receive the result at the end.
 
 Source: Rabenseifner, "Optimization of Collective Reduction Operations", ICCS 2004, doi:10.1007/978-3-540-24685-5_1.
 """
@@ -17,13 +17,13 @@ from hpcai.comm.wire import Wire
 from hpcai.xp import Array, accumulation_dtype
 
 MESSAGE_BYTES = 1 << 20
-"""Longer exchanges are cut into messages of this length, so that folds hide behind the wire."""
+"""Longer exchanges are cut into messages of at most this length, so that folds overlap with transfers."""
 
 
 def allreduce(x: Array, wire: Wire, op: str = "sum") -> Array:
     """Reduce `x` (n,) over all ranks in place; arguments as `ring.allreduce`; the same bytes on every rank.
 
-    Cost: 2 log2 P messages and 2n(P-1)/P elements sent per rank; for P no power of two, n more elements each way for some.
+    Cost: 2 log2 P messages and 2n(P-1)/P elements sent per rank; if P is no power of two, n more elements each way on some ranks.
     """
     for block in ring.blocks(x):
         _allreduce_block(block, wire, op)

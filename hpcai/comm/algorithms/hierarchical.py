@@ -1,7 +1,7 @@
 """Across nodes: reduce-scatter on each node, a ring along each *rail*, all-gather on each node.
 
-A rail is the ranks with the same place on their nodes. Each rail reduces its share of the array, so every local rank drives
-the network with 1/L of the elements, and each element crosses it only 2(N-1)/N times, however many ranks a node has.
+A rail is the ranks with the same place on each of N nodes of L ranks. Each rail reduces its share of the array, so every rank
+handles 1/L of the elements on the network, and each element crosses it 2(N-1)/N times, however many ranks a node has.
 
 Source: the two-level scheme of Jia et al., arXiv:1807.11205, with reduce-scatter and all-gather in place of its master rank.
 """
@@ -20,7 +20,7 @@ from hpcai.comm.wire import Pending
 from hpcai.xp import Array, accumulation_dtype
 
 SHARE_BYTES = 8 * ring.SEGMENT_BYTES
-"""What each rank sends to each other node of one block."""
+"""Bytes of a block that each rank sends to each other node."""
 
 
 class Levels(NamedTuple):
@@ -43,8 +43,8 @@ def levels(comm: Group) -> Levels | None:
 def allreduce(x: Array, two: Levels, op: str) -> Array:
     """Reduce `x` (n,) over all ranks in place; arguments as `ring.allreduce`; the same bytes on every rank.
 
-    In blocks, so that the node works on one while the network carries another: the ring of a block is under way when the
-    next is reduced on the node, and its all-gather comes when the ring of the next has begun.
+    The array is cut into blocks, so that the node reduces one block while the network carries another: a block's ring is under
+    way while the next block is reduced on the node, and its all-gather follows when the next block's ring has begun.
 
     Cost: 2n(N-1)/(N L) elements sent by each of the L ranks of N nodes; 16-bit values go as f32 and are rounded once.
     """

@@ -1,4 +1,4 @@
-"""All-to-all: at step s every rank sends to the one s places to its right and receives from the one s places to its left."""
+"""All-to-all: at step s every rank sends to the rank s places to its right and receives from the rank s places to its left."""
 
 from __future__ import annotations
 

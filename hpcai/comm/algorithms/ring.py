@@ -1,8 +1,8 @@
 """The ring: schedule + fold + wire, pipelined in segments.
 
 A chunk travels in segments. A rank folds segment k of one step while segment k+1 is on its way, and passes k on at once, so
-the fold hides behind the wire and messages never exceed `segment_bytes`, however long the array. What a rank receives at one
-step is what it sends at the next, from the first lap into the second too, so an all-reduce is one stream that never stops.
+folds overlap with transfers and messages never exceed SEGMENT_BYTES, however long the array. A rank sends at each step what it
+received at the step before, also from the first lap into the second, so an all-reduce is one stream without a pause.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from hpcai.comm.wire import Pending, Wire
 from hpcai.xp import Array, accumulation_dtype
 
 SEGMENT_BYTES = 60 << 10
-"""Length of one message: below the size from which MPIs shake hands over TCP (64 KiB), since a handshake waits behind all data
-that queues before it."""
+"""The longest message: shorter than those for which MPIs use a handshake over TCP (64 KiB), which waits behind queued data."""
 
 WIDE_ELEMENTS = 1 << 24
 """16-bit arrays are reduced in blocks of this many elements, which bounds the f32 scratch to 64 MiB."""
 
 IN_FLIGHT = 256
-"""Messages under way at a time, each way."""
+"""How many messages are under way at a time in each direction."""
 
 _kept = threading.local()
-"""Each thread keeps its scratch from call to call: its pages are there, and requests on it can be used again."""
+"""Each thread keeps its scratch between calls: its pages are mapped, and requests on it can be used again."""
 
 
 class Arrival(NamedTuple):
-    """One segment received from the left: its destination, the fold unless it is only copied there, and what is then sent on."""
+    """One segment from the left: the array for it, the fold into that array (None: it is copied), and what is then sent right."""
 
     target: Array
     fold: Callable[[Array, Array], object] | None
@@ -56,9 +55,9 @@ def allreduce(x: Array, wire: Wire, op: str = "sum") -> Array:
 
 
 def stream(x: Array, wire: Wire, op: str, divisor: int = 0, lane: int = 0) -> Iterator[Pending]:
-    """`allreduce` of one block, resumable: it yields what it waits for, and the caller may do other work before it resumes.
+    """`allreduce` of one block as a generator: it yields each message that it waits for, so that the caller can do other work.
 
-    divisor: what a mean is divided by, if not by the number of ranks. lane: 0 or 1; two streams may run at a time, one a lane.
+    divisor: of a mean, if it is not the number of ranks. lane: 0 or 1; two streams may run at a time, one in each lane.
     """
     first, folded = _folding_lap(x, wire, op, divisor or wire.size, forward=True)
     _, copied = _copying_lap(x, wire)
@@ -89,9 +88,7 @@ def allgather(x: Array, wire: Wire) -> Array:
 
 
 def allgather_each(arrays: Iterable[Array], wire: Wire) -> Iterator[Array]:
-    """`allgather` of one array after the other: the next is asked for while the last is under way, and is on its way itself
-    before that comes out.
-    """
+    """`allgather` of several arrays in turn; the next array is taken and its transfer started before an array is yielded."""
     before: tuple[Array, Iterator[Pending]] | None = None
     for i, x in enumerate(arrays):
         running = _stream(wire, *_copying_lap(x.reshape(-1), wire), lane=i % 2)
@@ -126,9 +123,9 @@ def broadcast(x: Array, wire: Wire, root: int = 0) -> Array:
 
 
 def _folding_lap(x: Array, wire: Wire, op: str, divisor: int, forward: bool) -> tuple[list[Array], list[Arrival]]:
-    """The reduce-scatter: what goes out at once and what arrives. With `forward` finished segments go on into a second lap.
+    """The reduce-scatter: the segments to send first, and the arrivals. With `forward` reduced segments go on into lap two.
 
-    16-bit values travel and are folded as f32, and are rounded once, with the mean's division, when a segment is finished.
+    16-bit values travel and are folded as f32, and are rounded once, after the mean's division, when a segment is reduced.
     """
     narrow = accumulation_dtype(x.dtype) != x.dtype
     acc = ops.cast_into.unchecked(np.empty(x.shape, np.float32), x) if narrow else x
@@ -161,7 +158,7 @@ def _finisher(fold: Callable[[Array, Array], None], result: Array | None, diviso
 
 
 def _copying_lap(x: Array, wire: Wire) -> tuple[list[Array], list[Arrival]]:
-    """The all-gather: what goes out at once and what arrives."""
+    """The all-gather: the segments to send first, and the arrivals."""
     steps = schedule.allgather(wire.rank, wire.size)
     count = _segment_count(x, wire)
     arrivals = [
@@ -173,9 +170,9 @@ def _copying_lap(x: Array, wire: Wire) -> tuple[list[Array], list[Arrival]]:
 
 
 def _stream(wire: Wire, first: list[Array], arrivals: list[Arrival], lane: int = 0) -> Iterator[Pending]:
-    """Send what is `first`; take in the arrivals in turn and pass on what each has to forward. Yields what it has to wait for.
+    """Send the segments of `first`; receive the arrivals in turn and send what each forwards. Yields the messages to wait for.
 
-    A segment of the second lap lands where one of the first was sent from, whose send must be complete before that.
+    A segment of the second lap is received into memory from which a segment of the first lap was sent: that send must have ended.
     """
     right, left = (wire.rank + 1) % wire.size, (wire.rank - 1) % wire.size
     folds = sum(arrival.fold is not None for arrival in arrivals)
@@ -217,7 +214,7 @@ def _until_done(pending: Pending) -> Iterator[Pending]:
 
 
 def scratch(lane: int, count: int, nbytes: int) -> list[Array]:
-    """`count` buffers of at least `nbytes` bytes, this thread's for this lane."""
+    """`count` buffers of at least `nbytes` bytes each, kept for this thread and lane."""
     room = -(-nbytes // 64) * 64
     kept: dict[int, Array] = _kept.__dict__.setdefault("lanes", {})
     if lane not in kept or kept[lane].size < count * room:
@@ -226,7 +223,7 @@ def scratch(lane: int, count: int, nbytes: int) -> list[Array]:
 
 
 def _segment_count(x: Array, wire: Wire) -> int:
-    """Into how many segments the chunks of `x` are cut, in both laps: by the longest chunk as it is folded."""
+    """Into how many segments each chunk of `x` is cut, in both laps: enough for the longest chunk in the dtype of the folds."""
     return max(1, -(-(-(-x.size // wire.size) * accumulation_dtype(x.dtype).itemsize) // SEGMENT_BYTES))
 
 
@@ -240,7 +237,7 @@ def segments(x: Array, count: int) -> list[Array]:
 
 
 def blocks(x: Array) -> list[Array]:
-    """`x` whole, or 16-bit arrays in parts whose f32 scratch is bounded."""
+    """`x` in one block; a long 16-bit array in blocks of at most WIDE_ELEMENTS, which bounds the f32 scratch."""
     if x.dtype.itemsize != 2 or x.size <= WIDE_ELEMENTS:
         return [x]
     return segments(x, -(-x.size // WIDE_ELEMENTS))

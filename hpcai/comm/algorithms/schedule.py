@@ -1,9 +1,9 @@
-"""Which rank sends which chunk to whom and when. Integers only, so that a schedule is tested without running it.
+"""Schedules: which chunk a rank sends to whom at which step. They are integers, so that tests need no communication.
 
-The ring. An array is cut into P chunks, chunk c belongs to rank c. In the reduce-scatter lap chunk c starts at rank c+1 and
-goes right; every rank folds its own share in as it passes, so after P-1 steps rank c holds the whole sum of chunk c. In the
-all-gather lap the finished chunks go round once more and are copied. The order of additions depends on c alone, so the result
-is the same from run to run, and since finished chunks are copied it has the same bytes on all ranks.
+The ring. An array is cut into P chunks; chunk c belongs to rank c. In the reduce-scatter lap chunk c starts at rank c+1 and
+goes right; every rank folds its own values into it, so after P-1 steps rank c holds the whole sum of chunk c. In the
+all-gather lap the reduced chunks go round once more and are copied. The order of additions depends on c alone, so the result
+is the same from run to run, and since reduced chunks are copied it has the same bytes on all ranks.
 
 Source: Patarasuk & Yuan, JPDC 69(2), 2009, doi:10.1016/j.jpdc.2008.09.002.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Step(NamedTuple):
-    """One step of one rank: the chunk it sends to the right and the chunk it receives from the left."""
+    """One step of one rank: the number of the chunk to send to the right, and of the chunk to receive from the left."""
 
     send: int
     receive: int
@@ -30,7 +30,7 @@ def split(n: int, parts: int, index: int) -> slice:
 
 
 def reduce_scatter(rank: int, size: int) -> list[Step]:
-    """The first lap: at its end rank r holds chunk r reduced.
+    """The steps of the first lap, at whose end rank r holds chunk r reduced.
 
     >>> reduce_scatter(rank=0, size=3)
     [Step(send=2, receive=1), Step(send=1, receive=0)]
@@ -39,7 +39,7 @@ def reduce_scatter(rank: int, size: int) -> list[Step]:
 
 
 def allgather(rank: int, size: int) -> list[Step]:
-    """The second lap: from chunk r on rank r to all chunks on every rank.
+    """The steps of the second lap, which begins with chunk r on rank r and ends with all chunks on every rank.
 
     >>> allgather(rank=0, size=3)
     [Step(send=0, receive=2), Step(send=2, receive=1)]
@@ -48,7 +48,7 @@ def allgather(rank: int, size: int) -> list[Step]:
 
 
 class Exchange(NamedTuple):
-    """One step of recursive halving: this rank gives some chunks to its partner, and keeps those that the partner gives up."""
+    """One step of recursive halving: the partner, the chunks that this rank keeps, and those that it gives to the partner."""
 
     partner: int
     keep: range
@@ -56,9 +56,9 @@ class Exchange(NamedTuple):
 
 
 def halving(rank: int, size: int) -> list[Exchange]:
-    """Recursive halving among `size` ranks, a power of two; near partners first, since they exchange most.
+    """The steps of recursive halving among `size` ranks, a power of two. Near partners come first, since they exchange most.
 
-    At the end each rank has one chunk, reduced; the steps backwards, with keep and give exchanged, are the all-gather.
+    At the end each rank has one chunk, reduced. The steps backwards, with keep and give exchanged, are the all-gather.
 
     >>> halving(rank=2, size=4)
     [Exchange(partner=3, keep=range(0, 2), give=range(2, 4)), Exchange(partner=0, keep=range(1, 2), give=range(0, 1))]

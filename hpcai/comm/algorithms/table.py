@@ -1,4 +1,4 @@
-"""The all-reduces between ranks that do not all share memory: how each runs, what it costs, and where it can run."""
+"""The all-reduce algorithms for ranks that do not all share memory: how each runs, what it costs, and where it can run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hpcai.xp import Array
 
 
 class Shape(NamedTuple):
-    """The number of nodes, of ranks on each (0: nodes of different sizes), and of ranks in all."""
+    """The number of nodes, of ranks on each node (0: nodes differ), and of ranks in all."""
 
     nodes: int
     per_node: int
@@ -21,9 +21,10 @@ class Shape(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """A row. run(x, wire, levels, op): reduce a flat array in place; `levels()` returns the communicators within and across
-    nodes, or None if there are not two levels. cost(nbytes, shape): the factor of each of select.Constants. can(shape): whether
-    it can run there.
+    """A row of the table.
+
+    run(x, wire, levels, op): reduces the flat array x in place; levels() gives the levels of nodes and rails, or None where there
+    are not two. cost(nbytes, shape): the factors of select.Constants in its time. can(shape): whether it can run on this shape.
     """
 
     about: str
@@ -35,13 +36,13 @@ class Algorithm(NamedTuple):
 
 def _ring_cost(nbytes: int, shape: Shape) -> list[float]:
     moved = 2 * nbytes * (shape.ranks - 1) / shape.ranks
-    return [2 * (shape.ranks - 1), moved, 0, 0, 0, 0, 0]  # folds hide behind the wire
+    return [2 * (shape.ranks - 1), moved, 0, 0, 0, 0, 0]  # folds overlap with transfers
 
 
 def _halving_cost(nbytes: int, shape: Shape) -> list[float]:
     power = 1 << (shape.ranks.bit_length() - 1)
     beyond = shape.ranks > power
-    # Near ranks exchange most; only what is left when the partner is on another node goes over the network.
+    # Near ranks exchange most; only exchanges with a partner on another node go over the network.
     local = min(power, shape.per_node & -shape.per_node or 1)
     network = 2 * nbytes * (power / local - 1) / (power / local) + 2 * nbytes * beyond
     folded = nbytes * (power - 1) / power + nbytes * beyond
@@ -88,4 +89,4 @@ ALGORITHMS = {
         lambda shape: True,
     ),
 }
-"""Name -> row."""
+"""The algorithms by name."""

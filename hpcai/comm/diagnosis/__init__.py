@@ -1,1 +1,1 @@
-"""Diagnosis of ranks that do not come: what each rank does when asked, and the report that a person reads."""
+"""Who waits for whom: how ranks report what they are doing, and the warnings and errors when a rank does not come."""

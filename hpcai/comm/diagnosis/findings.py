@@ -1,4 +1,4 @@
-"""The answers of ranks that were asked, in words; they tell a slow rank from a dead one."""
+"""The answers of ranks about what they are doing, in words, which distinguish slow ranks from dead ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hpcai.comm import call
 from hpcai.comm.diagnosis.watch import Answer
 
 GROUPS = 16
-"""So many different answers are shown; ranks that gave the same one stand together."""
+"""How many different answers are shown; ranks with the same answer are shown together."""
 
 
 def late(answers: Mapping[int, Answer], comm: Any) -> list[int]:
-    """The ranks of this communicator, among those asked, that do not wait in it."""
+    """The ranks of this communicator, by their numbers in the world, that were asked and do not wait in it."""
     path, members = list(comm.path), set(comm.wire.ranks)
     return [
         rank
@@ -24,7 +24,7 @@ def late(answers: Mapping[int, Answer], comm: Any) -> list[int]:
 
 
 def report(answers: Mapping[int, Answer], late: Iterable[int], timeout_s: float) -> list[str]:
-    """Describe what each rank does, the late ones first, and what a person can do about it."""
+    """Lines that say what each rank does, late ranks first, and what a person can do about it."""
     late = list(late)
     groups = grouped(answers, late) + grouped(answers, [rank for rank in sorted(answers) if rank not in late])
     lines = [f"{call.some(ranks)}: {text}" for text, ranks in groups[:GROUPS]]
@@ -40,7 +40,7 @@ def report(answers: Mapping[int, Answer], late: Iterable[int], timeout_s: float)
 
 
 def grouped(answers: Mapping[int, Answer], ranks: Iterable[int], short: bool = False) -> list[tuple[str, list[int]]]:
-    """Texts, and the ranks of which each is true; those that only wait in the same call differ in how long they do."""
+    """(text, ranks) for each different answer. Ranks that wait in the same call share a text, with the longest of their waits."""
     groups: dict[str, tuple[list[int], float]] = {}
     for rank in ranks:
         text, waited_s = _said(answers[rank], short)
@@ -50,7 +50,7 @@ def grouped(answers: Mapping[int, Answer], ranks: Iterable[int], short: bool = F
 
 
 def _said(answer: Answer, short: bool) -> tuple[str, float]:
-    """One rank's answer with {waited} in place of the seconds that it has waited, and these seconds."""
+    """One rank's answer in words, with {waited} in place of the seconds that it has waited, and the seconds."""
     told = answer.told
     if told is None:
         return _silent(answer), 0.0
@@ -71,14 +71,14 @@ def _said(answer: Answer, short: bool) -> tuple[str, float]:
 
 
 def _members(ranks: list[int]) -> str:
-    """The ranks of a communicator: a run of numbers by its ends."""
+    """The ranks of a communicator in words; consecutive numbers as a range."""
     if len(ranks) > 2 and ranks == list(range(ranks[0], ranks[-1] + 1)):
         return f"ranks {ranks[0]}-{ranks[-1]}"
     return call.some(ranks)
 
 
 def _silent(answer: Answer) -> str:
-    """Describe a rank that gave no answer."""
+    """The probable state, in words, of a rank that gave no answer."""
     there, state = answer.place, answer.state
     who = f"process {there.pid} on {there.host}" if there is not None else "its process"
     if state in ("T", "t"):

@@ -1,7 +1,7 @@
-"""What the threads of this process are doing, read from their Python frames, so that nothing has to be recorded beforehand.
+"""What the threads of this process are doing, read from their Python frames.
 
-A collective that is under way stands on the stack of its thread, with its communicator and its arguments; so the calls
-themselves record nothing and cost nothing.
+A collective under way is on the stack of its thread, with its communicator and its arguments; so the calls themselves record
+nothing, which costs nothing.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ PACKAGE = os.path.dirname(os.path.abspath(hpcai.__path__[0])) + os.sep
 LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 _methods, _waits = set[CodeType](), set[CodeType]()
-"""The code of communicators' methods, and of what waits for one message: how they are recognised on a stack."""
+"""The code of communicators' methods, and of methods that wait for one message, by which a stack's frames are recognised."""
 
 INNERMOST = 8
-"""Frames of a stack that are told."""
+"""How many frames of a stack are reported, from the innermost."""
 
 OWN = ("hpcai watch", "hpcai ask", "hpcai warn")
-"""Names of threads that watch, and are not told."""
+"""The first words of the names of threads that watch, which are not reported."""
 
 VAIN_S = 20.0
-"""How long a rank says that it has waited in vain: so long its end may take."""
+"""Seconds for which a rank reports that it has waited in vain: its end may take that long."""
 
 THREADS = 4
-"""Threads that are told; those in collectives come first."""
+"""How many threads are reported; threads in collectives come first."""
 
 
 def communicator(kind: type[T]) -> type[T]:
-    """Decorates a class of communicators, whose methods are recognised from now on."""
+    """Decorates a class of communicators, whose methods are then recognised on stacks."""
     functions = [inspect.unwrap(method) for method in vars(kind).values() if isinstance(method, FunctionType)]
     _methods.update(function.__code__ for function in functions)
     return kind
 
 
 def waits(method: Callable[..., T]) -> Callable[..., T]:
-    """Decorates a method that waits for a message, so that it is recognised from now on."""
+    """Decorates a method that waits for a message, which is then recognised on stacks."""
     _waits.add(method.__code__)
     return method
 
 
 class Call(NamedTuple):
-    """The collective or message that a thread is in: the call as its program made it, the communicator and wire that it has
-    reached (a collective may be made of others), and the peer of a message.
+    """A collective or message that a thread is in: in words and with its place, as the program called it; the communicator and
+    wire on which it is now (a collective may be made of others); the other rank if it is a message.
     """
 
     text: str
@@ -67,7 +67,7 @@ class Call(NamedTuple):
 
 
 def current(frame: FrameType | None, family: list[Any]) -> Call | None:
-    """The call that the stack ending in `frame` is in; `family`: the communicators by which a message's wire is recognised."""
+    """The call on the stack whose innermost frame is `frame`, or None. family: communicators that may own a message's wire."""
     outer, peer, message = None, None, ""
     comm: Any = None
     wire: Any = None
@@ -92,7 +92,7 @@ def current(frame: FrameType | None, family: list[Any]) -> Call | None:
 
 
 def _words(frame: FrameType, inner: Any) -> str:
-    """The call of this frame of a communicator's method; `inner` is the communicator that it has come to."""
+    """The call of this frame of a communicator's method, in words; `inner` is the communicator on which it is now."""
     values, kind = frame.f_locals, frame.f_code.co_name.removesuffix("_each")
     comm, x = values["self"], values.get("x")
     text = call.describe(kind, x if hasattr(x, "dtype") else None, values.get("op", ""), values.get("root", 0), comm.calls)
@@ -102,14 +102,12 @@ def _words(frame: FrameType, inner: Any) -> str:
 
 
 def place(frame: FrameType | None) -> str:
-    """The place of a frame: file:line function."""
+    """The place of a frame: "file:line function"; empty without one."""
     return "" if frame is None else f"{_short(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
 def _short(file: str) -> str:
-    """A file's name as a person would look for it: from the package's parent, from here, or from where Python or
-    other packages are installed.
-    """
+    """A file's path relative to the package's parent, the working directory, or where Python or other packages are installed."""
     here = os.getcwd() + os.sep
     for start in (PACKAGE, here, LIBRARY):
         file = file.removeprefix(start)
@@ -117,16 +115,18 @@ def _short(file: str) -> str:
 
 
 gave_up: dict[int, tuple[float, dict[str, Any]]] = {}
-"""Of a thread (by its number) that has waited in vain and is not yet ended: when it gave up, and its call."""
+"""For each thread (by its number) that has waited in vain: when it gave up, and its call."""
 
 
 def give_up(found: Call) -> None:
-    """This thread stops to wait in `found` and will end its program; for some seconds it still answers that it waited."""
+    """Record that this thread stops waiting in `found` and will end its program; for VAIN_S it is still reported as waiting."""
     gave_up[threading.get_ident()] = (time.monotonic(), _plain(found, found.wire.timeout_s))
 
 
 def tell(family: list[Any]) -> dict[str, Any]:
-    """This process in plain values: its calls under way and its stacks, innermost frame first; without the watch's threads."""
+    """This process as JSON values: its calls under way, its stacks (innermost frame first), and the number of calls made; without
+    the watch's threads.
+    """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     calls, stacks = [], []
     for ident, frame in sys._current_frames().items():
@@ -148,19 +148,19 @@ def tell(family: list[Any]) -> dict[str, Any]:
 
 
 def _plain(found: Call, waited_s: float) -> dict[str, Any]:
-    """A call in plain values, for an answer."""
+    """A call as JSON values, for an answer."""
     path = None if found.comm is None else list(found.comm.path)
     return {"text": found.text, "place": found.place, "path": path, "ranks": list(found.wire.ranks[:64]), "waited_s": waited_s}
 
 
 def _waited_s(found: Call) -> float:
-    """Seconds since this call has begun to wait for others; 0 while it does not."""
+    """Seconds since this call began to wait for others; 0 while it does not wait."""
     since = found.wire.waiting_since if found.comm is None else found.comm.waiting_since
     return time.monotonic() - since if since else 0.0
 
 
 def lines(frame: FrameType | None) -> list[str]:
-    """The places of a stack's innermost frames."""
+    """The places of a stack's innermost frames, innermost first, INNERMOST at most."""
     found: list[str] = []
     while frame is not None and len(found) < INNERMOST:
         if "<frozen " not in frame.f_code.co_filename:

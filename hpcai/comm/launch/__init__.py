@@ -1,1 +1,1 @@
-"""Before MPI starts, and beside it: launchers, hosts, cores, and the search for an MPI library."""
+"""What does not need MPI: launchers, hosts, cores, and the search for an MPI library."""

@@ -9,7 +9,7 @@ from hpcai.comm.launch.launcher import launch
 
 
 def core_share() -> int:
-    """Return how many cores this rank has: a bound rank sees only its own; unbound ranks see all of them and share."""
+    """How many cores this rank has: all that it is bound to, else its share of the node's cores, at least 1."""
     allowed, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
     return allowed if allowed < cores else max(1, cores // launch().local_size)
 
@@ -28,7 +28,7 @@ def share_cores() -> None:
 
 
 def limit_threads(count: int) -> None:
-    """Let numpy's BLAS use so many threads."""
+    """Let numpy's BLAS use at most `count` threads."""
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(count)

@@ -1,4 +1,4 @@
-"""The location of a process: its host's addresses, and what the kernel knows of it."""
+"""Where a process is: the addresses of its host, and its state as the kernel reports it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import struct
 from typing import NamedTuple
 
 SIOCGIFADDR = 0x8915
-"""The system call that tells a network interface's IPv4 address (Linux)."""
+"""The ioctl request for the IPv4 address of a network interface (Linux)."""
 
 
 class Process(NamedTuple):
-    """A process as others may reach it. Where `boot` and `pids` are the same, its number means the same; port 0: it is silent."""
+    """A process as others may reach it. Its number is valid where `boot` and `pids` are the same; port 0: it answers nobody."""
 
     host: str
     boot: str
@@ -24,21 +24,21 @@ class Process(NamedTuple):
     addresses: tuple[str, ...]
 
     def seen_from(self, other: Process) -> list[str]:
-        """Addresses to try from there, the likeliest first: its own if both are on one host, then those of a shared network."""
+        """Addresses at which `other` can try to reach this process: loopback on the same host, then those of a common network."""
         nets = {address.rsplit(".", 2)[0] for address in other.addresses}
         likely = sorted(self.addresses, key=lambda address: address.rsplit(".", 2)[0] not in nets)
         return ["127.0.0.1", *likely] if self.boot == other.boot else likely
 
 
 def here(port: int) -> Process:
-    """This process, which answers on `port`."""
+    """The record of this process, which answers on `port`."""
     return Process(
         socket.gethostname(), boot_id(), namespace(), os.getpid(), _stat(os.getpid())[1], port, tuple(ipv4_addresses())
     )
 
 
 def process_state(there: Process) -> str:
-    """The kernel's letter for the state of that process (R, S, D, T, Z...), "gone", or "" if it cannot be known here."""
+    """The kernel's letter for the state of a process (R, S, D, T, Z...), "gone", or "" if it is not visible from here."""
     if not there.pids or (there.boot, there.pids) != (boot_id(), namespace()):
         return ""
     state, started = _stat(there.pid)
@@ -55,12 +55,12 @@ def name(pid: int) -> str:
 
 
 def started(pid: int) -> str:
-    """Return when a process was started, in the kernel's units."""
+    """When a process was started, in clock ticks since boot as in /proc; empty if there is none."""
     return _stat(pid)[1]
 
 
 def ipv4_addresses() -> list[str]:
-    """The addresses of this host's interfaces but the loopback's."""
+    """The IPv4 addresses of this host's interfaces, without loopback; empty if they cannot be read."""
     found: list[str] = []
     with contextlib.suppress(ImportError, OSError):
         import fcntl
@@ -74,7 +74,7 @@ def ipv4_addresses() -> list[str]:
 
 
 def boot_id() -> str:
-    """Differs between machines, and between boots of one."""
+    """An identifier that differs between machines, and between boots of one machine."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -83,7 +83,7 @@ def boot_id() -> str:
 
 
 def namespace() -> str:
-    """Return the PID namespace; "" without /proc."""
+    """The namespace of this process's number; "" without /proc."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

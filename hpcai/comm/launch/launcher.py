@@ -1,4 +1,4 @@
-"""What the launcher's environment says about ranks, readable before MPI starts."""
+"""Rank and size from the environment that the launcher sets, readable before MPI starts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Launch(NamedTuple):
     local_size: int
 
 
-# mpirun inside an allocation also sees Slurm's variables, so Slurm is asked last. SLURM_STEP_NUM_TASKS is set for
-# processes that srun started, not in the batch script itself, where a world of one is right.
+# mpirun inside an allocation also sees Slurm's variables, so they are read last. SLURM_STEP_NUM_TASKS is set for
+# processes that srun started, but not in the batch script itself, where a world of one is right.
 _LAUNCHERS = (
     ("Open MPI's mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("MPICH's or Intel's mpiexec", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
@@ -26,7 +26,7 @@ _LAUNCHERS = (
 
 
 def launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Read who started this process as which rank of how many.
+    """Read which launcher started this process, as which rank of how many.
 
     >>> launch({"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"})
     Launch(name="MPICH's or Intel's mpiexec", rank=1, size=4, local_size=2)
@@ -49,8 +49,6 @@ def srun_pmi2(environment: Mapping[str, str]) -> bool:
 
 
 def pretended_node(rank: int) -> int | None:
-    """Return the node of `rank` if $HPCAI_RANKS_PER_NODE pretends that nodes end after so many ranks, to test several nodes on
-    one.
-    """
+    """The node of `rank` if $HPCAI_RANKS_PER_NODE pretends, for tests, that a node has so many ranks; None if it is not set."""
     per_node = os.environ.get("HPCAI_RANKS_PER_NODE", "")
     return rank // int(per_node) if per_node.isdigit() and int(per_node) > 0 else None

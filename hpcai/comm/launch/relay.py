@@ -1,4 +1,4 @@
-"""The process that hands on what MPICH and Slurm say to each other; hpcai.comm.launch.pmi starts it, and says why.
+"""The process that passes lines between MPICH and Slurm; hpcai.comm.launch.pmi starts it, and says why.
 
 It is run by path, so that it starts in milliseconds, and imports nothing of hpcai.
 """
@@ -8,11 +8,11 @@ import select
 import sys
 
 LONGEST, SHORTER = b" vallen_max=1024", b" vallen_max=900"
-"""How long Slurm says that values may be, and so that `cmd=put kvsname=... key=... value=...` fits into 1,024 characters."""
+"""Slurm's limit for values, and one with which `cmd=put kvsname=... key=... value=...` fits into 1,024 characters."""
 
 
 def hand_on(rank: int, slurm: int) -> None:
-    """Between the sockets of these descriptors until one is closed. A line leaves as it came, in one piece."""
+    """Pass lines between the sockets of these descriptors until one is closed, each in one piece."""
     other = {rank: slurm, slurm: rank}
     while True:
         for fd in select.select([rank, slurm], [], [])[0]:

@@ -1,1 +1,1 @@
-"""The carriers of bytes between ranks: MPI, shared memory of a node, queues between threads."""
+"""Transports between ranks: MPI, the shared memory of a node, queues between threads."""

@@ -1,8 +1,8 @@
 """Memory that the processes of a node share: a file in /dev/shm that all of them map.
 
-The file has no name, so that no crash at any instant leaves it behind: rank 0 opens it as a temporary file and the others open it
-through rank 0's descriptor in /proc. Where they do not see rank 0 there, as in containers of their own, it has a name for as long
-as it takes them to open it.
+The file has no name, so that a crash never leaves it behind: rank 0 opens it as a temporary file and the others open it through
+rank 0's descriptor in /proc. Ranks that do not see rank 0 there, as in containers of their own, open it by a name, which is
+removed once all have opened the file.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ FOLDER = "/dev/shm"
 
 
 def shared(wire: Wire, bytes_per_rank: int) -> Array | None:
-    """Zeroed memory of all ranks of `wire`, or None on all where there is none. Collective.
+    """Zeroed memory of size * bytes_per_rank bytes that all ranks of `wire` address; None on all if there is none. Collective.
 
-    Each rank reserves its own part: memory that is not there is noticed now, not by a bus error later, and lies near its rank.
+    Each rank reserves its own part, so that it lies near the rank, and a lack of memory shows now, not as a bus error later.
     """
     here = (boot_id(), os.stat(FOLDER).st_ino, os.stat(FOLDER).st_dev) if os.path.isdir(FOLDER) else None
     places = set(wire.exchange(here))
@@ -56,7 +56,7 @@ def _mapped(wire: Wire, handle: int, bytes_per_rank: int) -> Array | None:
 
 
 def _without_name(wire: Wire) -> int:
-    """A descriptor of the same new file on all ranks, or -1 where it cannot be had."""
+    """A descriptor of the same new file on all ranks, or -1 on ranks that cannot open it."""
     handle = _tried(lambda: os.open(FOLDER, os.O_TMPFILE | os.O_RDWR, 0o600)) if wire.rank == 0 else -1
     try:
         pid, number, *file = wire.exchange((os.getpid(), handle, *_file(handle)))[0]
@@ -74,7 +74,7 @@ def _without_name(wire: Wire) -> int:
 
 
 def _with_name(wire: Wire) -> int:
-    """The same by a name, which is gone when this returns."""
+    """As `_without_name`, by a name, which is removed before this returns."""
     handle, name = -1, ""
     if wire.rank == 0:
         with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ def _with_name(wire: Wire) -> int:
 
 
 def _file(handle: int) -> tuple[int, int]:
-    """Return the identity of an open file: its device and inode."""
+    """The device and inode of the file of a descriptor; zeros without one."""
     return (os.fstat(handle).st_dev, os.fstat(handle).st_ino) if handle >= 0 else (0, 0)
 
 

@@ -26,13 +26,13 @@ from hpcai.errors import LaunchError, RankFailed, counted
 from hpcai.xp import Array, accumulation_dtype
 
 MESSAGE_BYTES = 1 << 30
-"""Open MPI refuses counts of 2**31 and more; library calls on long arrays are cut to this."""
+"""Bytes of the longest library call: longer arrays are cut into pieces, since Open MPI rejects counts from 2**31 on."""
 
 IDLE_REQUESTS = 1024
-"""Persistent requests that are kept for the next message between the same buffer and peer."""
+"""How many persistent requests are kept, each for the next message between the same buffer and peer."""
 
 ALARM_TAG, EXCHANGE_TAG, CONNECTING_TAG, ALARM_S = 32000, 31999, 31998, 3.0
-"""Messages by which waiting ranks find out who does not wait, and how long they listen."""
+"""Tags of messages: by which waiting ranks find out who does not wait, of exchanges, of first contact; seconds of listening."""
 
 
 def library() -> str:
@@ -45,7 +45,7 @@ class MpiWire:
     """A wire on an mpi4py communicator, which it owns."""
 
     def __init__(self, comm: Any, family: _Family | None = None, ranks: Sequence[int] = ()):
-        """family: of the wire that this one was split from."""
+        """family: that of the wire from which this one was split. ranks: the numbers of its ranks in the world."""
         self.comm = comm
         comm.Set_errhandler(load().ERRORS_RETURN)  # errors become exceptions
         self.family = family or _Family()
@@ -67,7 +67,7 @@ class MpiWire:
         return self._start(self.comm.Recv_init, x, source, lane, "a receive")
 
     def _start(self, init: Callable[..., Any], x: Array, peer: int, lane: int, what: str) -> Request:
-        """Gradients lie where they lay in the step before, so most requests can be started again as they are."""
+        """Start a new or an idle request. Gradients stay at the same addresses, so most requests can be started again."""
         address = x.__array_interface__["data"][0]
         key = (what, address, x.nbytes, peer, lane)
         request = self._idle.pop(key, None)
@@ -89,11 +89,11 @@ class MpiWire:
 
     @property
     def advice(self) -> str:
-        """Advice that is appended to errors of a wire that the other ranks have left."""
+        """The end of an error message where the other ranks went on without this wire; else empty."""
         return ulfm.GIVEN_UP if self.family.given_up else ""
 
     def keep(self, request: Any, key: tuple[Any, ...]) -> None:
-        """Put a completed persistent request by; the one that was idle longest goes."""
+        """Keep a completed persistent request for the next message like it; beyond IDLE_REQUESTS the oldest one is freed."""
         self._idle[key] = request
         if len(self._idle) > IDLE_REQUESTS:
             self._idle.pop(next(iter(self._idle))).Free()
@@ -109,8 +109,8 @@ class MpiWire:
         return bool((self._seen[:n] == -self._seen[n : 2 * n]).all())
 
     def missing(self) -> list[int]:
-        """After a wait in vain where the watch got no answer: tell all ranks that this one waits, listen for some seconds, and
-        list who does not.
+        """The ranks that do not wait, for a wait in vain where the watch got no answer: tells all ranks that this one waits, and
+        listens ALARM_S for others that say the same.
         """
         word, status = bytearray(1), self.MPI.Status()
         for rank in range(self.size):
@@ -131,8 +131,8 @@ class MpiWire:
             return self._exchange_by_messages(value) if ulfm.enabled() else self.comm.allgather(value)
 
     def _exchange_by_messages(self, value: Any) -> list[Any]:
-        """Exchange values through rank 0, which pickles all of them once, so that all ranks get the same. When a rank fails in
-        one of the library's collectives, the others may get garbage without an error.
+        """Exchange by way of rank 0, which pickles all values once, so that all ranks get the same. If a rank fails in a
+        collective of the library, the others may get garbage without an error.
         """
         raw = pickle.dumps(value)
         if self.rank:
@@ -156,7 +156,7 @@ class MpiWire:
         return raw.tobytes()
 
     def split(self, color: int | None, key: int) -> MpiWire | None:
-        """MPI_Comm_split; where ranks may fail what it made is compared with what they said."""
+        """MPI_Comm_split; where ranks may fail, the group that it makes is compared with the colors and keys of the ranks."""
         if ulfm.enabled():
             return self._split_after_exchange(color, key)
         with self.failing("a split"):
@@ -174,7 +174,7 @@ class MpiWire:
         with self.failing("a split"):
             if len(colors) > len(set(colors)):
                 made = self.comm.Split(self.MPI.UNDEFINED if color is None else color, key)
-            else:  # each for itself. With others it would wait for them for ever if one failed, revoked or not
+            else:  # groups of one rank, made alone: Split would wait for ever if another rank failed, revoked or not
                 made = None if color is None else self.comm.Create_group(group)
         if color is None:
             return None
@@ -201,11 +201,11 @@ class MpiWire:
         return mapping.shared(self, bytes_per_rank)
 
     def on_failure(self, release: Callable[[], None]) -> None:
-        """Have it called by `revoke`, for as long as its owner lives."""
+        """Register `release`, a method that `revoke` calls for as long as its object lives."""
         self.family.releases.append(weakref.WeakMethod(release))
 
     def revoke(self) -> None:
-        """End all waits, of all ranks, on this wire and those split from it, now and later, with RankFailed."""
+        """End all waits of all ranks, now and later, on this wire and the wires of its family, with RankFailed."""
         self.family.given_up = True
         for method in self.family.releases:
             if (release := method()) is not None:
@@ -219,7 +219,7 @@ class MpiWire:
         return MpiWire(self.comm.Shrink())
 
     def grow(self, count: int, command: Sequence[str]) -> MpiWire:
-        """MPI_Comm_spawn and MPI_Intercomm_merge; the new ones call `join`. Raises LaunchError where they cannot be started."""
+        """MPI_Comm_spawn and MPI_Intercomm_merge; the new ranks call `job.merged`. Raises: LaunchError if they cannot start."""
         try:
             between = self.comm.Spawn(command[0], list(command[1:]), maxprocs=count, info=self._init_returns(), root=0)
             return MpiWire(between.Merge(high=False))
@@ -227,12 +227,12 @@ class MpiWire:
             raise LaunchError(f"{counted(count, 'rank')} could not be started: {error}") from None
 
     def _init_returns(self) -> Any:
-        """For new ranks whose start fails because others do: by default they abort, and mpirun ends with their error's number."""
+        """Have new ranks raise an error if their start fails: by default they abort, and mpirun ends with the error's number."""
         return self.MPI.Info.Create({"mpi_initial_errhandler": "mpi_errors_return"})
 
     def connect_all(self) -> None:
-        """Open MPI asks its launcher for a peer's address before the first message to it, and where that peer has failed by then
-        it waits for ever: Revoke did, which sends to all.
+        """Exchange an empty message with every other rank. Open MPI asks its launcher for a peer's address before the first
+        message to it, and waits for ever if the peer has failed by then, as in Revoke, which sends to all ranks.
         """
         nothing, others = bytearray(), [rank for rank in range(self.size) if rank != self.rank]
         with self.failing("the first messages"):
@@ -242,18 +242,18 @@ class MpiWire:
                 request.Wait()
 
     def why_not_elastic(self, growing: bool) -> str:
-        """Describe why ranks cannot outlive others here, or new ranks cannot join; empty if they can."""
+        """Why ranks cannot outlive others here, or (`growing`) new ranks cannot be started; empty if they can."""
         return ulfm.why_not(library(), growing)
 
     def all_agree(self, fine: bool) -> bool:
-        """True on all ranks that live if all of them say so and none has failed; it works on a revoked wire too."""
+        """MPIX_Comm_agree: True on all ranks that live if `fine` is True on all and no rank has failed; on a revoked wire too."""
         try:
             return bool(self.comm.Agree(int(fine)))
         except self.MPI.Exception:
             return False
 
     def serves_threads(self) -> bool:
-        """Return whether MPI_Query_thread allows calls from several threads, one at a time."""
+        """True if MPI_Query_thread gives MPI_THREAD_SERIALIZED or more."""
         return self.MPI.Query_thread() >= self.MPI.THREAD_SERIALIZED
 
     def describe(self) -> str:
@@ -261,8 +261,9 @@ class MpiWire:
         return library()
 
     def library_allreduce(self, x: Array, op: str) -> None:
-        """The library's own MPI_Allreduce, in place, in pieces below 2**30 bytes; 16-bit values go as f32, for "max" and "min"
-        as integers of the same order, since MPI does not say what becomes of NaN and signed zeros: ranks got different ones.
+        """The library's own MPI_Allreduce, in place, in pieces of at most 2**30 bytes. 16-bit values are sent as f32. For "max"
+        and "min" floats are sent as integers of the same order: MPI does not define the result of NaN and signed zeros there, and
+        ranks got different ones.
         """
         wide = accumulation_dtype(x.dtype)
         verb = {"sum": self.MPI.SUM, "mean": self.MPI.SUM, "max": self.MPI.MAX, "min": self.MPI.MIN}[op]
@@ -283,8 +284,8 @@ class MpiWire:
 
 
 def _end_by(pid: int) -> None:
-    """Have MPI_Finalize called when this process ends, unless it may wait there for ranks that failed. mpi4py would call it in
-    forked children too, and break theirs.
+    """Have MPI_Finalize called when the process `pid` ends, unless it might wait there for failed ranks. mpi4py would call it in
+    forked children too.
     """
 
     def finalize() -> None:
@@ -296,11 +297,11 @@ def _end_by(pid: int) -> None:
 
 
 LAST_LOOKS = 30
-"""How often a rank that ends the job looks whether it is the last, in 0.01 s each."""
+"""How often, every 0.01 s, a rank that ends the job looks whether it is the last that lives."""
 
 
 def is_last(wire: Any) -> bool:
-    """Return whether all other ranks of the wire have failed; MPI finds out while it makes progress, which takes a moment."""
+    """Whether all other ranks of the wire have failed. MPI notices that only when it makes progress, which takes a moment."""
     for _ in range(LAST_LOOKS):
         with contextlib.suppress(wire.MPI.Exception):
             wire.comm.Iprobe()
@@ -312,7 +313,7 @@ def is_last(wire: Any) -> bool:
 
 
 class _Family:
-    """State shared by a wire and those split from it: each other, and whom to tell when they are revoked."""
+    """What a wire and the wires split from it share: the wires, and the methods to call when they are revoked."""
 
     def __init__(self) -> None:
         self.wires: weakref.WeakSet[MpiWire] = weakref.WeakSet()
@@ -323,7 +324,7 @@ class _Family:
 
 @functools.cache
 def load() -> Any:
-    """Import mpi4py.MPI, which starts MPI. What is done around that is done once."""
+    """Import mpi4py.MPI, which starts MPI, at the first call. Returns the module. Raises: LaunchError if MPI cannot be loaded."""
     # Open MPI's one-sided component over UCX prints errors on machines without its devices; hpcai does not use it.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     ulfm.prepare()
@@ -331,7 +332,7 @@ def load() -> Any:
         with pmi.short_lines():
             import mpi4py
 
-            if "mpi4py.MPI" not in sys.modules and mpi4py.rc.finalize is None:  # else who imported it has decided
+            if "mpi4py.MPI" not in sys.modules and mpi4py.rc.finalize is None:  # else the code that imported it has decided
                 mpi4py.rc.finalize = False
                 _end_by(os.getpid())
             from mpi4py import MPI

@@ -1,11 +1,10 @@
-"""Ranks of one node: memory is the wire.
+"""Ranks of one node communicate through memory, without messages.
 
-Ranks that address each other's memory need no messages: each folds its own chunk straight from all ranks' arrays and writes
-the result to all of them, between two barriers (kernels/cpu/node.cpp). *Symmetric* arrays (`Communicator.symmetric_empty`)
-are in shared memory and are reduced in place. Others pass through small segments in shared memory up to a size that depends on
-the processor (staging.py). Beyond it they are read and written where they lie by the kernel's cross-memory attach; where a site
-forbids that (or HPCAI_REACH=0) all of them pass through segments. Values are folded in the order of the ranks whatever the path,
-so an array of either kind, long or short, gives the same bytes.
+Each rank folds its own chunk straight from all ranks' arrays and writes the result to all of them, between two barriers
+(kernels/cpu/node.cpp). *Symmetric* arrays (`Communicator.symmetric_empty`) are in shared memory and are reduced in place. Other
+arrays are read and written where they lie by the kernel's cross-memory attach; if a site forbids that (or HPCAI_REACH=0), they
+are copied through small segments in shared memory. Values are always folded in the order of the ranks, so arrays of either kind
+and any length give the same bytes.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from hpcai.ops import native
 from hpcai.xp import Array
 
 PAGE = 1 << 21
-"""Arrays start at multiples of this: a huge page."""
+"""Arrays start at multiples of this many bytes: a huge page."""
 
 POOL_BYTES = 256 << 20
-"""Freed memory that is kept for the next arrays; beyond it, it is given back."""
+"""Bytes of freed memory that are kept for the next arrays; more is given back to the system."""
 
 ENDING_S = 1.0
-"""How long after a process's memory was lost its end must be seen."""
+"""Seconds within which the end of a process must show after its memory was lost."""
 
 STATUSES = ("DONE", "MISMATCH", "STALLED", "NOT_HERE", "UNREACHED")
 DONE, MISMATCH, STALLED, NOT_HERE, UNREACHED = range(len(STATUSES))
@@ -86,14 +85,14 @@ class Node:
         return None
 
     def raise_stall(self, what: str) -> None:
-        """Say who has not come."""
+        """Raise StallError, with the ranks that have not come, or RankFailed if one of them has ended."""
         self._raise_if_lost(what, self.native.missing())
         raise stall.error(self.wire, what, self.native.missing)
 
     def raise_if_unreached(self, what: str) -> None:
-        """After an access to another rank's memory that failed: raise RankFailed if that is because its process ended."""
+        """After a failed access to another rank's memory: raise RankFailed if the access failed because its process ended."""
         end = time.monotonic() + ENDING_S
-        while time.monotonic() < end:  # its memory goes a little earlier than the process itself
+        while time.monotonic() < end:  # the memory of a process goes a little earlier than the process itself
             self._raise_if_lost(what, list(range(self.wire.size)))
             time.sleep(0.001)
 
@@ -110,7 +109,7 @@ class Node:
             raise RankFailed(f"{whom} while rank {self.wire.rank} waited in {what}{ulfm.GIVEN_UP * self.given_up}")
 
     def _reuse(self, stride: int) -> _Block | None:
-        """A block that all ranks have dropped and that is large enough; what the pool cannot keep is given back."""
+        """A block that all ranks have dropped and that is large enough, or None; blocks beyond POOL_BYTES are freed."""
         free = frozenset.intersection(*self.wire.exchange(frozenset(self.dropped)))
         fits = sorted((self.blocks[i].stride, i) for i in free if stride <= self.blocks[i].stride <= 2 * stride)
         chosen = fits[0][1] if fits else None
@@ -145,7 +144,7 @@ class _Block:
 
 
 class _Owner:
-    """The owner that a symmetric array and all its views keep alive; when it goes, this rank has dropped the block."""
+    """Kept alive by a symmetric array and all its views; when it is collected, this rank has dropped the block."""
 
     def __init__(self, node: Node, block: _Block):
         mine = block.memory[node.wire.rank * block.stride : (node.wire.rank + 1) * block.stride]
@@ -155,7 +154,7 @@ class _Owner:
 
 
 def attach(wire: Wire) -> Node | None:
-    """The node of this wire's ranks, or None where they do not share memory, the kernels are not built, or HPCAI_NODE=0.
+    """The node of this wire's ranks; None if they do not share memory, the kernels are not built, HPCAI_NODE=0, or for one rank.
 
     Collective.
     """

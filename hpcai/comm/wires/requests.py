@@ -14,36 +14,37 @@ from hpcai.comm.wires import ulfm
 from hpcai.errors import RankFailed
 
 POLLS, YIELD_S, NAP_S, BESIDE_NAP_S = 200, 0.001, 0.0001, 0.0004
-"""A wait polls so often, then yields the core between polls for so long, then sleeps between them; so long beside computation."""
+"""A wait polls POLLS times, then yields the core between polls for YIELD_S, then sleeps NAP_S between polls. Beside computation
+it sleeps up to BESIDE_NAP_S."""
 
 AGREEMENT = "a collective"
-"""What a wait in `agree` is called: it ends when all ranks have come, so its time is lateness, not transfer."""
+"""The name of a wait in `agree`, which ends when all ranks have come, so its time is spent on late ranks, not on transfer."""
 
 
 class Owner(Wire, Protocol):
-    """The wire that a request is of."""
+    """The wire of a request."""
 
     MPI: Any
 
     @property
     def advice(self) -> str:
-        """Advice that is appended to errors of a wire that the other ranks have left."""
+        """The end of an error message where the other ranks went on without this wire; else empty."""
 
     def keep(self, request: Any, key: tuple[Any, ...]) -> None:
-        """Put a completed persistent request by."""
+        """Keep a completed persistent request for the next message like it."""
 
     def missing(self) -> list[int]:
         """The ranks that have not come, after a wait in vain."""
 
 
 class Request:
-    """An MPI request that is waited for with a time limit, and without keeping a core from ranks that share it."""
+    """An MPI request with a time limit, whose wait leaves the core to ranks and threads that share it."""
 
     def __init__(self, request: Any, wire: Owner, what: str, key: tuple[Any, ...] | None = None):
         self.request, self.wire, self.what, self.key, self.complete = request, wire, what, key, False
 
     def done(self) -> bool:
-        """MPI_Test, until it says so once."""
+        """True if the request is complete, by MPI_Test until that gives True once."""
         if not self.complete and self._test():
             self.complete = True
             if self.key:
@@ -59,7 +60,7 @@ class Request:
             raise RankFailed(f"another rank failed while rank {self.wire.rank} waited in {self.what}{self.wire.advice}") from None
 
     def _done_beside(self) -> bool:
-        """`done`, and go on with messages whose arrays the other side may wait to be rid of."""
+        """`done`, after receiving arrays whose headers are here, since other ranks may wait until they are received."""
         if self.wire.expected:
             begin(self.wire.expected)
         return self.done()

@@ -1,4 +1,4 @@
-"""Queues between threads as a wire: ranks are threads of one process."""
+"""A wire of queues between threads: ranks are threads of one process."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from hpcai.errors import RankFailed, UsageError
 from hpcai.xp import Array
 
 LANES = 6
-"""Two of collectives, four of messages (see message.py)."""
+"""The number of lanes: two for collectives, four for messages (see message.py)."""
 
 
 class World:
-    """State shared by all threads of one run: whether one of them failed, and how to release those that wait for it."""
+    """What all threads of a run share: whether one of them has failed, and how to release the threads that wait for it."""
 
     def __init__(self) -> None:
         self.failed = threading.Event()
         self.releases: list[Callable[[], None]] = []
 
     def on_failure(self, release: Callable[[], None]) -> None:
-        """Have `release` called when a thread fails, or now if one has."""
+        """Have `release` called when a thread fails, or now if one has failed."""
         self.releases.append(release)
         if self.failed.is_set():
             release()
@@ -59,29 +59,29 @@ class Group:
 
 class _Sent:
     def wait(self) -> None:
-        """Sends are copied at once."""
+        """Return at once: the array was copied when the send began."""
 
     def done(self) -> bool:
-        """Always."""
+        """True: the array was copied when the send began."""
         return True
 
 
 class _Receive:
     def __init__(self, wire: ThreadWire, source: int, lane: int, x: Array):
-        """A mailbox keeps its receives that are not complete, in the order in which messages are theirs."""
+        """Add this receive to those of its mailbox that are not complete, which get the messages in order."""
         self.wire, self.source, self.x, self.complete = wire, source, x, False
         pair = source, wire.rank, lane
         self.mail, self.started = wire.group.mail[pair], wire.group.started[pair]
         self.started.append(self)
 
     def done(self) -> bool:
-        """Take the message if it is there."""
+        """True if the message is here; takes it."""
         while not self.complete and not self.mail.empty():
             self._take(0)
         return self.complete
 
     def wait(self) -> None:
-        """Wait for the message, or for the news that another rank failed; for so long as ranks wait for each other."""
+        """Wait for the message. Raises: RankFailed if another rank fails meanwhile; StallError after the time limit."""
         began = time.monotonic()
         while not self.complete and not self._take(0.05):
             if self.wire.group.world.failed.is_set():
@@ -113,11 +113,11 @@ class ThreadWire:
         return _Sent()
 
     def receive(self, x: Array, source: int, lane: int = 0) -> _Receive:
-        """Take the next message of `source` into `x`, when waited for."""
+        """Receive the next message of `source` into `x`, at `wait` or `done`."""
         return _Receive(self, source, lane, x)
 
     def exchange(self, value: Any) -> list[Any]:
-        """Every rank's value, pickled as MPI would, so that ranks share no objects."""
+        """Every rank's value, pickled as over MPI, so that ranks share no objects."""
         return [pickle.loads(other) for other in self._gather(pickle.dumps(value))]
 
     def agree(self, key: Sequence[int]) -> bool:
@@ -140,50 +140,50 @@ class ThreadWire:
         return ThreadWire(members.index((key, self.rank)), self.group.children[color])
 
     def node_color(self) -> int:
-        """All threads share one memory, unless nodes are pretended."""
+        """0, since all threads share memory, unless HPCAI_RANKS_PER_NODE pretends that there are several nodes."""
         return pretended_node(self.rank) or 0
 
     def shared(self, bytes_per_rank: int) -> Array:
-        """Threads share all memory: rank 0 makes it."""
+        """Zeroed memory that rank 0 allocates, since threads share all memory."""
         made = np.zeros(self.size * bytes_per_rank + ALIGNMENT, np.uint8) if self.rank == 0 else None
         memory = self._gather(made)[0]
         start = -memory.ctypes.data % ALIGNMENT
         return memory[start : start + self.size * bytes_per_rank]
 
     def on_failure(self, release: Callable[[], None]) -> None:
-        """Remember whom to release when a thread fails."""
+        """Register `release`, which is called when a thread fails."""
         self.group.world.on_failure(release)
 
     def revoke(self) -> None:
-        """Threads end together."""
+        """Not supported. Raises: UsageError."""
         raise UsageError(self.why_not_elastic())
 
     def shrink(self) -> ThreadWire:
-        """Threads end together."""
+        """Not supported. Raises: UsageError."""
         raise UsageError(self.why_not_elastic())
 
     def grow(self, count: int, command: Sequence[str]) -> ThreadWire:
-        """Threads end together."""
+        """Not supported. Raises: UsageError."""
         raise UsageError(self.why_not_elastic())
 
     def connect_all(self) -> None:
-        """Threads end together."""
+        """Not supported. Raises: UsageError."""
         raise UsageError(self.why_not_elastic())
 
     def all_agree(self, fine: bool) -> bool:
-        """Threads end together."""
+        """Not supported. Raises: UsageError."""
         raise UsageError(self.why_not_elastic())
 
     def why_not_elastic(self, growing: bool = False) -> str:
-        """Why not."""
-        return "ranks that are threads end together"
+        """The reason: all threads end with their process."""
+        return "ranks that are threads end together; start the program with mpirun"
 
     def serves_threads(self) -> bool:
         """True: queues serve any thread."""
         return True
 
     def describe(self) -> str:
-        """Threads have no version."""
+        """The name of this wire, which has no version."""
         return "threads"
 
     def _gather(self, value: Any) -> list[Any]:

@@ -1,6 +1,6 @@
-"""ULFM, MPI's way to outlive failed ranks: whether it is there, and what Open MPI wants to be told for it.
+"""ULFM, MPI's extension for ranks that outlive failed ranks: whether it is enabled, and the settings that Open MPI needs for it.
 
-Everything is said through the environment, before MPI starts, so that users need no options but `mpirun --with-ft ulfm`.
+All settings are made in the environment before MPI starts, so that users need no option but `mpirun --with-ft ulfm`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from hpcai.comm.launch import host
 from hpcai.errors import RanksLost
 
 ENABLED, COLLECTIVES, TRANSPORTS = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_coll", "OMPI_MCA_btl"
-"""What mpirun --with-ft ulfm sets, and which of Open MPI's implementations of collectives and of transports are used."""
+"""Variables: set by mpirun --with-ft ulfm; the choice of Open MPI's implementations of collectives, and of transports."""
 
 PR_SET_PDEATHSIG = 1
-"""Of the system call prctl (Linux)."""
+"""The operation of the system call prctl that sets the signal for the parent's end (Linux)."""
 
 RECOVERABLE = "state_base_recoverable"
-"""The launcher's parameter without which it calls the end of a rank that was started later a failure of the job."""
+"""The launcher's parameter without which the end of a rank that was started later counts as a failure of the job."""
 
-GIVEN_UP = "; those that are left went on without this communicator: take Trained.comm, or hpcai.init()"
-"""Said to who calls one that ranks were lost of."""
+GIVEN_UP = "; the ranks that are left went on without this communicator: take Trained.comm, or hpcai.init()"
+"""The end of the error of a call on a communicator that has lost ranks."""
 
 
 def enabled() -> bool:
@@ -33,9 +33,9 @@ def enabled() -> bool:
 
 
 def prepare() -> None:
-    """Leave coll/han out, which after a failure gives wrong sums without an error (open-mpi/ompi#11794), and btl/sm, over which
-    nothing breaks when a rank ends, as a TCP connection does. Arrays within a node take neither where they can be shared.
-    Before MPI starts. And have this rank end with its launcher.
+    """Call before MPI starts. Where ULFM is enabled: exclude coll/han, which gives wrong sums without an error after a failure
+    (open-mpi/ompi#11794), and btl/sm, which, unlike a TCP connection, does not break when a rank ends; and have this rank end
+    with its launcher. Ranks of a node that share memory reduce arrays without either component.
     """
     chosen = os.environ.get(COLLECTIVES, "")
     if enabled() and not _without_han(chosen) and (not chosen or chosen.startswith("^")):
@@ -46,7 +46,7 @@ def prepare() -> None:
 
 
 def _end_with_launcher() -> None:
-    """Have the kernel kill this process when its parent ends: when the launcher of a frozen rank does the kernel thaws that rank,
+    """Have the kernel kill this process when its parent, the launcher, ends. Otherwise the kernel would thaw a frozen rank then,
     which would take the others' end for a failure, and go on alone in the files of the run that was started again.
     """
     parent, libc = os.getppid(), ctypes.CDLL(None)
@@ -57,9 +57,7 @@ def _end_with_launcher() -> None:
 
 
 def why_not(library: str, growing: bool = False) -> str:
-    """Describe why ranks cannot outlive others under this library and launcher, or (`growing`) why new ranks cannot join; else
-    empty.
-    """
+    """Why ranks cannot outlive others with this library and launcher, or (`growing`) new ranks cannot be started; else empty."""
     if "Open MPI" not in library:
         return f"{library} cannot go on without a failed rank; use Open MPI 5, or go on from checkpoints with --resume auto"
     if not enabled() or (growing and not _launcher_says(RECOVERABLE)):
@@ -71,15 +69,15 @@ def why_not(library: str, growing: bool = False) -> str:
 
 
 def is_failure(MPI: Any, error: Any) -> bool:
-    """Return whether an error means that a rank failed. Errors without a class count too where ranks may fail: Open MPI's
-    collectives end with such ones at times.
+    """Whether an MPI error says that a rank failed. Where ranks may fail, errors of no particular class count too: Open MPI's
+    collectives sometimes end with one.
     """
     unclassed = (MPI.ERR_OTHER, MPI.ERR_INTERN, MPI.ERR_UNKNOWN) if enabled() else ()
     return error.Get_error_class() in (MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED, *unclassed)
 
 
 def _launcher_says(name: str) -> bool:
-    """False if this rank's launcher runs here and was not given that parameter, which it does not pass on to ranks."""
+    """False if this rank's launcher runs here and was not given the parameter `name`, which it does not pass on to ranks."""
     folder = Path(f"/proc/{os.getppid()}")
     if not host.name(os.getppid()).startswith(("prterun", "mpirun", "mpiexec")):
         return True

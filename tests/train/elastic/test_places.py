@@ -111,7 +111,7 @@ def test_spare_ranks_end_with_the_others(tmp_path):
     "flags, words",
     [
         (["--elastic", "shrink", "--spare-ranks", "2"], "--spare-ranks 2 of 2 ranks: 2 at least must train"),
-        (["--elastic", "shrink", "--spare-ranks", "1"], "so that a spare one can learn from another; start 1 more"),
+        (["--elastic", "shrink", "--spare-ranks", "1"], "can copy the state of another; start 1 more"),
         (["--spare-ranks", "1"], "give --elastic shrink or grow too"),
         (["--elastic", "shrink", "--spare-ranks", "-1"], "--spare-ranks wants a whole number from 0, got '-1'"),
     ],
