@@ -6,7 +6,7 @@
 
 With --compress the options of hpcai.train may follow, which name data, model and batch.
 
-Start it the way a training run is started: it reports what that run would get.
+Started the way a training run is started, it says what that run would get.
 """
 
 from __future__ import annotations
@@ -31,12 +31,6 @@ from hpcai.comm.launch.launcher import launch
 from hpcai.errors import HpcaiError, one_line
 from hpcai.train.options.arguments import Parser, whole_number
 
-SIZES = tuple(8**k for k in range(1, 10))
-"""Bytes of the arrays that --tune reduces: 8 B to 128 MiB."""
-
-TURN_S, LONGEST_S = 0.4, 1.0
-"""Seconds for one algorithm at one size; no larger sizes are tried after a call that took longer than the second."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run with these arguments (default: the command line's); returns the exit code, 1 if something does not work."""
@@ -47,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if launch().rank == 0:
             print(f"hpcai.doctor: error: {one_line(error)}", file=sys.stderr, flush=True)
         else:
-            time.sleep(1.0)  # so that rank 0 can print: the launcher ends all ranks when one exits with an error
+            time.sleep(1.0)  # let rank 0 speak: the launcher ends all ranks with the first that ends so
         return error.exit_code
     wrong = report(comm)
     if chosen.tune:
@@ -68,12 +62,12 @@ def _parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
     if training and not chosen.compress:
         parser.error(f"unknown: {' '.join(training)}{parser.meant(training[0])} (options of hpcai.train need --compress)")
     if chosen.largest and not chosen.tune:
-        parser.error("--largest bounds what --tune measures; give --tune too, or leave --largest out")
+        parser.error("--largest bounds what --tune measures; give that too")
     return chosen, training
 
 
 def report(comm: Communicator) -> int:
-    """Print the findings on rank 0; returns the number of failed checks, equal on all ranks. Collective."""
+    """Print what there is, on rank 0; returns the number of checks that failed."""
     failed = 0
     for name, text, fine in findings(comm):
         failed += not fine
@@ -83,7 +77,7 @@ def report(comm: Communicator) -> int:
 
 
 def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
-    """Yield (name, what was found, whether it is fine) for each check, alike on all ranks. Collective."""
+    """(name, what was found, whether it is fine), alike on all ranks. Collective."""
     shape = comm.selection().shape
     said = launch()
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "mpi4py", "numba"))
@@ -106,14 +100,14 @@ def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
 
 
 def kernels() -> tuple[str, bool]:
-    """Which kernels reduce, and whether they are native."""
+    """Return which kernels run."""
     if not ops.is_native():
-        return "not built: numpy reduces instead, which is slower (reinstall with a C++17 compiler)", False
+        return "not built: numpy folds instead, slower (reinstall with a C++17 compiler)", False
     return f"native, {ops.lanes()}", True
 
 
 def shared_memory(comm: Communicator) -> tuple[str, bool]:
-    """How the ranks of a node share memory, or why they do not, and whether that is fine. Collective."""
+    """Return whether the ranks of this node address each other's memory, and why not. Collective."""
     node = comm.split_by_node()
     states = comm.allgather_object(_shared_memory_here(node))
     return next((state for state in states if not state[1]), states[0])
@@ -140,11 +134,11 @@ def _shared_memory_here(node: Communicator) -> tuple[str, bool]:
         return "needs the native kernels: messages instead", False
     free = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
     space = f"{free.f_bavail * free.f_frsize >> 20} MiB free in /dev/shm" if free else "there is no /dev/shm"
-    return f"could not be allocated ({space}): messages instead; start the container with a larger --shm-size", False
+    return f"could not be had ({space}): messages instead; start the container with a larger --shm-size", False
 
 
 def plan(comm: Communicator) -> str:
-    """The algorithms that "auto" takes here, in words, with the sizes from which it takes them. Collective."""
+    """Return the choices that "auto" makes here. Collective."""
     preferred = os.environ.get("HPCAI_ALGORITHM")
     if preferred:
         return f"{preferred}, as $HPCAI_ALGORITHM says"
@@ -160,18 +154,8 @@ def plan(comm: Communicator) -> str:
     return f"{', '.join(parts)} ({source}{hint})"
 
 
-def runnable(comm: Communicator) -> list[str]:
-    """Names of the algorithms that can run among these ranks; empty for one rank."""
-    if comm.size == 1:
-        return []
-    names = ["node"] if comm.shares_memory else []
-    two = comm.selection().shape.nodes > 1 and comm.selection().shape.per_node > 1
-    library = hasattr(comm.wire, "library_allreduce")
-    return [*names, "ring", "halving_doubling", *(["hierarchical"] if two else []), *(["mpi"] if library else [])]
-
-
 def sums_are_right(comm: Communicator, algorithm: str) -> bool:
-    """Whether an algorithm gives the exact sums, on all ranks, of arrays in which elements and ranks differ. Collective."""
+    """Reduce arrays in which neighbours and ranks differ, and compare with the exact sum, on all ranks. Collective."""
     right = True
     for n in (1, 1000, 1 << 20):
         index = np.arange(n) % 1021
@@ -181,33 +165,8 @@ def sums_are_right(comm: Communicator, algorithm: str) -> bool:
     return all(comm.allgather_object(right))
 
 
-def tune(comm: Communicator, largest: int) -> int:
-    """Measure the algorithms, fit the constants of the cost model, print them and write them to the cache. Collective.
-
-    Returns the number of failures: 1 if the cache cannot be written, else 0, also where there is nothing to tune.
-    """
-    if comm.size == 1 or comm.shares_memory:
-        if comm.rank == 0:
-            print("\nnothing to tune: these ranks reduce through shared memory. Start it across nodes.")
-        return 0
-    shape, names = comm.selection().shape, runnable(comm)
-    measured = [(name, nbytes, seconds) for nbytes, name, seconds in measure(comm, names, largest)]
-    constants = select.fit(measured, shape)
-    if comm.rank == 0:
-        show(measured, names, shape, constants)
-    try:
-        path = comm.on_root(lambda: str(select.save(constants, comm.wire.describe(), shape)))
-    except OSError as error:
-        if comm.rank == 0:
-            print(f"hpcai.doctor: error: constants cannot be written: {error}; set HPCAI_CACHE to a folder", file=sys.stderr)
-        return 1
-    if comm.rank == 0:
-        print(f"\nkept in {path} for {select.key(comm.wire.describe(), shape)}")
-    return 0
-
-
 def compress(comm: Communicator, training: Sequence[str]) -> int:
-    """Print the predicted step time of each --compress in the training run of these options; returns the number of failures."""
+    """Print what each --compress is predicted to take in the training run that these options ask for. Returns the failures."""
     from hpcai.train import advice, inputs
     from hpcai.train.options.parser import parse
 
@@ -221,58 +180,6 @@ def compress(comm: Communicator, training: Sequence[str]) -> int:
     if comm.rank == 0:
         print(f"\n{text}")
     return 0
-
-
-def measure(comm: Communicator, names: list[str], largest: int) -> Iterator[tuple[int, str, float]]:
-    """Yield (bytes, algorithm, seconds a call). Collective.
-
-    The algorithms take turns at each size. The seconds are the median over all rounds of the slowest rank's time.
-    """
-    for nbytes in [size for size in SIZES if size <= max(largest, SIZES[0])]:
-        x = np.zeros(max(1, nbytes // 4), np.float32)
-        calls = {name: _reduction(comm, x, name) for name in names}
-        first = {name: _seconds(comm, call, 1) for name, call in calls.items()}
-        rounds = int(comm.allreduce(np.array([TURN_S / max(first.values())]), "min").clip(3, 30)[0])
-        times: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(rounds):
-            for name, call in calls.items():
-                times[name].append(_seconds(comm, call, max(1, min(20, int(2e-3 / first[name])))))
-        for name in names:
-            yield nbytes, name, statistics.median(times[name])
-        if max(first.values()) > LONGEST_S:
-            return
-
-
-def _reduction(comm: Communicator, x: np.ndarray, name: str) -> Callable[[], object]:
-    return lambda: comm.allreduce(x, algorithm=name)
-
-
-def _seconds(comm: Communicator, call: Callable[[], object], count: int) -> float:
-    comm.barrier()
-    begin = perf_counter()
-    for _ in range(count):
-        call()
-    return float(comm.allreduce(np.array([(perf_counter() - begin) / count]), "max")[0])
-
-
-def show(measured: list[tuple[str, int, float]], names: list[str], shape: select.Shape, constants: select.Constants) -> None:
-    """Print a table of the measured times, the fitted model's choice, and how much slower it is than the fastest algorithm."""
-    times = {(name, nbytes): seconds for name, nbytes, seconds in measured}
-    print(f"\n| bytes | {' | '.join(f'{name}, us' for name in names)} | choice | slower than the best by |")
-    print("|---" * (len(names) + 3) + "|")
-    for nbytes in sorted({nbytes for _, nbytes, _ in measured}):
-        row = {name: times[name, nbytes] for name in names}
-        choice = select.choose(nbytes, shape, constants)
-        cells = " | ".join(f"{1e6 * seconds:,.0f}" for seconds in row.values())
-        print(f"| {_size(nbytes)} | {cells} | {choice} | {row[choice] / min(row.values()) - 1:.0%} |")
-    print(f"\n{', '.join(f'{name} {value:.3g}' for name, value in constants._asdict().items())}")
-
-
-def _size(nbytes: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:g} {unit}"
-    return f"{nbytes} B"
 
 
 if __name__ == "__main__":

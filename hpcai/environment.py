@@ -1,7 +1,7 @@
-"""HPCAI_ variables: their valid values, checked when a program starts, and a warning of variables that nothing reads.
+"""HPCAI_ variables: what each may be, checked when a program starts, and those that nothing reads, named.
 
-Code that reads a variable may rely on its value. An empty variable counts as not set; an empty variable of an option is
-rejected (see train/options/given.py).
+Where a variable is read its value may be relied on. One that is empty is as one that
+is not set; of an option it is refused (see train/options/given.py).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from hpcai.errors import UsageError
 PREFIX = "HPCAI_"
 
 MOST_S = 1e7
-"""The longest time limit in seconds: a third of a year."""
+"""The longest time limit: a third of a year."""
 
 ALGORITHMS = ("auto", "node", "hierarchical", "ring", "halving_doubling", "mpi")
-"""Names of the all-reduce algorithms."""
+"""Ways of an all-reduce."""
 
 LANES = ("v3", "none")
-"""Vector instructions to which a program may limit the kernels: those of older processors (v3), or none."""
+"""Vectors of older processors, and none: what a program may ask the kernels for."""
 
 
 class Variable(NamedTuple):
-    """fine(value): whether the value is valid. wanted: the valid values in words, for messages."""
+    """A variable's check, and a description of valid values."""
 
     fine: Callable[[str], bool]
     wanted: str
@@ -51,8 +51,8 @@ def _is_limit(text: str) -> bool:
 
 
 def limit_fits(seconds: float) -> bool:
-    """Whether a time limit is valid: above 0 and at most MOST_S."""
-    return 0 < seconds <= MOST_S  # False for NaN
+    """Return whether a time limit is above 0 and at most MOST_S."""
+    return 0 < seconds <= MOST_S  # not so for NaN
 
 
 LIMIT_WORDS = f"a number of seconds above 0, {MOST_S:.0f} at most"
@@ -82,17 +82,17 @@ VARIABLES: dict[str, Variable] = {
     "TORTURE": _count(1),
     "TORTURE_SEED": _count(0),
 }
-"""All variables by name, but for those of the options of hpcai.train (HPCAI_LR)."""
+"""All but the options of hpcai.train, which may be given as variables too (HPCAI_LR)."""
 
 
 def check(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise UsageError, one line, if a variable of VARIABLES has an invalid value."""
+    """Raise UsageError, one line, if a variable's value makes no sense."""
     for name in VARIABLES:
         value_of(name, environment)
 
 
 def value_of(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The value of a variable of VARIABLES, "" if it is not set. Raises: UsageError if it is invalid."""
+    """The value of a variable of the table, "" where it is not set. Raises: UsageError where it makes no sense."""
     value, (fine, wanted) = environment.get(PREFIX + name, ""), VARIABLES[name]
     if value and not fine(value):
         raise UsageError(f"{PREFIX}{name} is {value!r}; wanted: {wanted}")
@@ -100,7 +100,7 @@ def value_of(name: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def unknown(environment: Mapping[str, str] = os.environ) -> str:
-    """One line that names the HPCAI_ variables that nothing reads, with the nearest known names; empty if there are none.
+    """A line that names the HPCAI_ variables which nothing reads, with what may be meant; empty if there are none.
 
     >>> unknown({"HPCAI_TIMEOUTS": "3", "HPCAI_LR": "0.1"})
     'nothing reads HPCAI_TIMEOUTS (HPCAI_TIMEOUT_S?)'
@@ -116,14 +116,13 @@ def unknown(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _options() -> list[str]:
-    """Names of the options of hpcai.train. The import happens here alone, and only for variables not in VARIABLES."""
+    """Names of the options of hpcai.train. Loaded here alone, and only for names that nothing else explains."""
     options: Any = importlib.import_module("hpcai.train.options.options")
     return [*options.Options.__dataclass_fields__, *options.RENAMED, "config"]
 
 
 @functools.cache
 def say_unknown(program: str) -> None:
-    """Print `unknown()`, if it names any, on stderr, once a process."""
-    global _said
-    if not _said and (text := unknown()):
+    """Name them on stderr, once a process."""
+    if text := unknown():
         print(f"{program}: {text}", file=sys.stderr, flush=True)

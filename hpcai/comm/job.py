@@ -1,4 +1,4 @@
-"""A job under MPI: its start, the check that its processes found each other, and its end, also when a rank fails."""
+"""A job under MPI: its start, the refusal of ranks that do not see each other, and its end, also when a rank fails."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from hpcai.comm.launch import cores
 from hpcai.comm.launch.launcher import launch
 from hpcai.comm.wires import mpi, ulfm
 from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallError, one_line
-from hpcai.ops import native
-
-LAST_RESORT_S = 10
-"""Seconds that the launcher may take to end the job after an abort."""
 
 JOINING_S = 30.0
-"""Seconds that the start of new ranks, and then joining them, may take: Open MPI may wait for ever if a rank fails meanwhile."""
+"""How long the start of new ranks may take, and again: where one fails meanwhile Open MPI may wait, and print, for ever."""
 
-SHOWN_FRAMES = 4
-"""How many frames are printed of the stack of a rank that ends because others do not come."""
-
-START_S = 15.0
-"""Seconds that ranks wait for each other's start at least, since the file system serves their programs at different times."""
-
-_world: Communicator | None = None
 _starting = threading.RLock()
-_replaced = False
-"""Whether `adopt` has replaced the world that MPI started with, because ranks failed or were started later."""
-_parted = False
-"""Whether this rank was started later, and the others go on without it."""
+
+
+class _Job:
+    """What this process knows of its job; MPI allows one in a process.
+
+    world: the communicator of all ranks, once `init` or `join` made it.
+    replaced: whether `world` is no longer the one that MPI started with, since ranks failed or may.
+    parted: whether this rank came later, and the others go on without it.
+    """
+
+    world: Communicator | None = None
+    replaced, parted = False, False
+
+
+_job = _Job()
 
 
 def init() -> Communicator:
-    """Start MPI at the first call, and return the communicator of all ranks.
+    """Start MPI, once, and return the communicator of all ranks. Without a launcher it is a world of one.
 
-    From here on an uncaught exception ends the job on all ranks, with a traceback that names its rank. A rank that ends while
-    others wait for it in a collective is an error there. numpy's BLAS uses this rank's share of the cores (unless
-    OMP_NUM_THREADS or its like is set).
+    From here on an exception that nobody catches ends the job on all ranks with a traceback that names its rank, a rank that
+    ends while others wait for it in a collective is an error there, and numpy's BLAS uses this rank's share of the cores
+    (unless OMP_NUM_THREADS or its like is set).
 
-    Returns: the communicator of all ranks, or of one rank without a launcher. It belongs to the thread that called first.
-            Processes that a rank forks are no ranks: their calls raise UsageError.
-    Raises: LaunchError if there is no MPI library, or if the launcher started N independent single-rank processes, as happens
-            when it belongs to another MPI than mpi4py's library; UsageError if an HPCAI_ variable is invalid.
+    The communicator is the thread's that called first. Processes that a rank forks are no ranks: their calls are refused.
+
+    Raises: LaunchError if the launcher started several processes but each is alone, as happens when the launcher belongs to
+            another MPI than mpi4py's library; UsageError if an HPCAI_ variable makes no sense.
     """
     if _job.world is None:
         with _starting:
@@ -70,7 +70,7 @@ def _start() -> Communicator:
     cores.share_cores()
     if world.rank == 0 and not ops.is_native():
         print(
-            "hpcai: the native kernels are not built; numpy reduces instead, which is slower (reinstall with a C++17 compiler)",
+            "hpcai: the native kernels are not built; numpy folds instead, slower (reinstall with a C++17 compiler)",
             file=sys.stderr,
         )
     if world.rank == 0:
@@ -79,7 +79,7 @@ def _start() -> Communicator:
 
 
 def _check_environment() -> None:
-    """Raise UsageError if a variable is invalid; other ranks raise it after rank 0, whose end normally ends them before."""
+    """Refuse variables that make no sense. Rank 0 speaks, and its end ends the others, unless they are those who see it."""
     try:
         environment.check()
     except HpcaiError:
@@ -88,18 +88,18 @@ def _check_environment() -> None:
 
 
 def merged() -> mpi.MpiWire:
-    """In a process that `MpiWire.grow` started: the wire of the earlier ranks and, behind them, the new ones."""
+    """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
     try:
-        with deadline(2 * JOINING_S, code=0):  # the others no longer wait, so this is no failure of the job
+        with limits.deadline(2 * JOINING_S, code=0):  # nobody waits any more: no failure of the job
             MPI = mpi.load()
-    except LaunchError:  # the others failed meanwhile, or go on without this rank
-        quit()
-    with limited("joining the others", RanksLost.exit_code, JOINING_S):
+    except LaunchError:  # the others failed meanwhile, or go on without
+        limits.quit()
+    with limits.limited("joining the others", RanksLost.exit_code, JOINING_S):
         return mpi.MpiWire(MPI.Comm.Get_parent().Merge(high=True))
 
 
 def join(wire: mpi.MpiWire) -> Communicator:
-    """Make a communicator of this wire the one of all ranks, with what `init` does besides; returns it."""
+    """Take the ranks of this wire for all ranks, as `init` does."""
     world = Communicator(wire)
     adopt(world)
     _install_hooks(world)
@@ -107,51 +107,45 @@ def join(wire: mpi.MpiWire) -> Communicator:
 
 
 def adopt(world: Communicator) -> None:
-    """Make this communicator, of the ranks that live, the one that `init` returns."""
-    global _world, _replaced
-    _world, _replaced = world, True
+    """Take this communicator, of the ranks that live, for that of all ranks."""
+    _job.world, _job.replaced = world, True
 
 
 def outlives() -> bool:
-    """Whether this program goes on without ranks that have failed, or may fail."""
-    return _replaced or ulfm.enabled()
+    """Return whether ranks have failed or may fail while this program goes on without them."""
+    return _job.replaced or ulfm.enabled()
 
 
 def part(world: Communicator, came_later: bool) -> Communicator | None:
-    """Separate the ranks that were there from the start from those that came later (train/join.py), after their common work.
-
-    Earlier ranks go on with their program; later ones end. Collective.
-
-    Returns: the communicator of the ranks of the same kind; None on later ranks, unless no earlier rank is left.
-    Raises: RankFailed, on all ranks alike.
+    """Part from ranks that came later, when the work in common is done: those of the start go on with their program among
+    themselves and get their communicator; the others get None and end, unless nobody else is left. Collective. Raises:
+    RankFailed, on all alike.
     """
     ours = None
     with limits.limited("the parting from ranks that came later", RanksLost.exit_code):
         try:
             ours = world.split(int(came_later))
         except RankFailed:
-            world.wire.revoke()  # ranks whose split has ended would wait in the vote for those whose split has not
+            world.wire.revoke()  # who is through would wait in the vote for those who are not
         if not world.wire.all_agree(ours is not None) or ours is None:
-            raise RankFailed("another rank failed while the ranks that came later were separated from the others")
-    _parted = came_later and ours.size < world.size
-    if _parted:
+            raise RankFailed("another rank failed while those parted that came later")
+    _job.parted = came_later and ours.size < world.size
+    if _job.parted:
         return None
     adopt(ours)
     return ours
 
 
 def end(code: int) -> int:
-    """Call before a program ends with this exit code. Where ranks have failed or may fail, it ends the process here, since
-    MPI_Finalize may hang then; else it returns the code.
-    """
-    if _parted:  # the exit code of the job is that of the other ranks
-        quit()
+    """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
+    if _job.parted:  # how it ended the others say, whose program may make of it what it likes
+        limits.quit()
     if outlives():
         assert _job.world is not None
         try:
-            _world.leave()
-        except RankFailed:  # the others may be in a recovery, after which they end or go on
-            quit(code)
+            _job.world.leave()
+        except RankFailed:  # the others may be in a recovery, which comes to the others' end or to their going on
+            limits.quit(code)
         sys.stdout.flush()
         sys.stderr.flush()
         with limits.limited("the vote to end", code):
@@ -160,68 +154,16 @@ def end(code: int) -> int:
     return code
 
 
-def quit(code: int = 0) -> int:
-    """End this process with this exit code, without MPI_Finalize."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-@contextlib.contextmanager
-def deadline(limit_s: float, code: int, words: str = "") -> Iterator[None]:
-    """End this process, with this exit code and `words` on stderr, if the body takes longer than `limit_s`. Unlike `limited` it
-    works also while no Python thread can run, as when MPI starts.
-    """
-    if (kernels := native.kernels()) is None:
-        faulthandler.dump_traceback_later(limit_s, exit=True)
-        call_off = faulthandler.cancel_dump_traceback_later
-    else:
-        call_off = kernels.Deadline(limit_s, code, words).call_off
-    try:
-        yield
-    finally:
-        call_off()
-
-
 def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
-    """Limit the time of MPI's start; the lowest rank that waits prints the error."""
-    said, limit_s = launch(), max(START_S, stall.timeout_s())
+    """Limit the start as waits are limited, with a message from the lowest rank that waits."""
+    said, limit_s = launch(), max(limits.START_S, stall.timeout_s())
     if said.size == 1:
         return contextlib.nullcontext()
     words = (
         f"[rank {said.rank}] StallError: MPI did not start on all {said.size} ranks within {limit_s:g} s. "
         "A rank may not have been started, be frozen, or be out of the network's reach; $HPCAI_TIMEOUT_S sets the limit\n"
     )
-    return deadline(limit_s + min(said.rank, 5), RanksLost.exit_code if ulfm.enabled() else 1, words)
-
-
-@contextlib.contextmanager
-def limited(what: str, code: int, limit_s: float | None = None) -> Iterator[None]:
-    """Limit the time of MPI calls that wait for all ranks that live, some of which may be frozen. After `limit_s` (default: the
-    limit of waits) the stopped ranks of this node are ended. After as long again, at least START_S since others may be loading
-    programs, this process ends with this exit code. `what` names the body in messages.
-    """
-    over, limit_s = threading.Event(), stall.timeout_s() if limit_s is None else limit_s
-    whole_s, waiting = limit_s + max(limit_s, START_S), threading.get_ident()
-
-    def look() -> None:
-        if over.wait(limit_s):
-            return
-        watch.end_frozen(what)
-        if not over.wait(whole_s - limit_s):
-            where = stacks.lines(sys._current_frames().get(waiting))[:SHOWN_FRAMES]
-            reason = f"a rank may be frozen, or MPI may wait for one that failed; this rank is at {' called by '.join(where)}"
-            advice = "; start again with --resume auto" if code == RanksLost.exit_code else ""
-            sys.stderr.write(f"StallError: {what} did not end within {whole_s:g} s; {reason}{advice}\n")
-            sys.stderr.flush()
-            _last_resort()
-            os._exit(code)
-
-    threading.Thread(target=look, daemon=True, name="hpcai limit").start()
-    try:
-        yield
-    finally:
-        over.set()
+    return limits.deadline(limit_s + min(said.rank, 5), RanksLost.exit_code if ulfm.enabled() else 1, words)
 
 
 def _refuse_singletons(MPI: Any) -> None:
@@ -237,7 +179,7 @@ def _refuse_singletons(MPI: Any) -> None:
             f"{said.name} started {said.size} processes, but this Python's MPI is {mpi.library()} and each process is rank 0 "
             f"of 1. Start with {hint}, or install the mpi library that belongs to your launcher."
         )
-    time.sleep(1.0)  # so that rank 0 can print
+    time.sleep(1.0)  # let rank 0 speak
     raise SystemExit(1)
 
 
@@ -246,9 +188,9 @@ def _install_hooks(world: Communicator) -> None:
 
     def abort(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if isinstance(error, HpcaiError) and error.everywhere:
-            with contextlib.suppress(HpcaiError):  # raised if not all ranks have the error after all
+            with contextlib.suppress(HpcaiError):  # of which not all ranks have it after all
                 _end_together(error)
-        # The lowest failing rank prints; the others give it the time to end them, so that one traceback is seen.
+        # The lowest failing rank speaks; the others give it the time to end them, so that one traceback is seen.
         rank = init().rank
         time.sleep(min(0.4 * rank, 4.0))
         if kind is KeyboardInterrupt:
@@ -285,7 +227,7 @@ def _install_hooks(world: Communicator) -> None:
                 init().wire.all_agree(True)
 
     def forked() -> None:
-        """In a forked child, which is no rank: its end concerns no other process."""
+        """A forked child is not a rank: its end does not end the job."""
         atexit.unregister(leave)
         sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
 
@@ -303,32 +245,14 @@ def _end_alone(kind: type[BaseException], error: BaseException, trace: Any) -> N
 
 
 def _end_together(error: HpcaiError) -> None:
-    """End the program of a job whose ranks all have this error, which rank 0 prints. Raises: HpcaiError if not all have it."""
-    if not outlives():  # else `end` asks all ranks
+    """End the program, of a job whose ranks all have this error: rank 0 says it. Raises: HpcaiError, where not all do."""
+    if not outlives():  # where they do `end` asks all ranks, as it does in programs that have joined
         init().leave()
     if init().rank == 0:
         print(f"{type(error).__name__}: {one_line(error)}", file=sys.stderr, flush=True)
-    raise SystemExit(end(exit_code(error)))  # Python honours it in an excepthook too
+    raise SystemExit(end(exit_code(error)))  # which Python takes from an excepthook too
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of a program that ends with this error. Where ranks may outlive others, a StallError asks for a restart."""
+    """The exit code of a program ended by this error. If failures can be outlived, a missing rank asks for a restart."""
     return RanksLost.exit_code if isinstance(error, StallError) and ulfm.enabled() else getattr(error, "exit_code", 1)
-
-
-def _last_resort() -> None:
-    """Start a process that kills Open MPI's launcher if the launcher does not end the job: it waits for ever for a node that it
-    cannot reach any more. The launcher's folder is removed too, since the next launcher with the same process number fails on it.
-    """
-    parent, name = os.getppid(), host.name(os.getppid())
-    if not name.startswith(("prterun", "prted", "mpirun", "mpiexec")) or "Open MPI" not in mpi.library():
-        return
-    script = (
-        'alive() { [ "$(cut -d" " -f22 "/proc/$1/stat" 2>/dev/null)" = "$2" ]; }; '
-        'for i in $(seq "$3"); do alive "$1" "$2" || exit; sleep 0.2; done; alive "$1" "$2" && kill -KILL "$1" && sleep 0.2; '
-        'case "$4" in */ompi."$1") rm -rf "$4"; esac'
-    )
-    told = [str(parent), host.started(parent), str(5 * LAST_RESORT_S), os.environ.get("PMIX_SERVER_TMPDIR", "")]
-    quiet = subprocess.DEVNULL
-    with contextlib.suppress(OSError):
-        subprocess.Popen(["sh", "-c", script, "sh", *told], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Chooses the all-reduce algorithm where ranks do not all share memory, by a cost model with constants of the machine.
+"""The choice of an all-reduce when ranks do not all share memory: a cost model with five constants of the machine.
 
 Each algorithm's time is a sum of messages x latency, bytes over the network x seconds per byte, bytes folded x seconds per byte,
 and the node's own collectives, as in Thakur, Rabenseifner & Gropp, IJHPCA 19(1), 2005, doi:10.1177/1094342005051521. The
@@ -26,8 +26,8 @@ FILE = "allreduce"
 
 
 class Constants(NamedTuple):
-    """Seconds of a message, of a byte over the network and of a byte folded; of a collective on a node and of a byte in it; of
-    the library's MPI_Allreduce and of a byte in it (0: not measured)."""
+    """Seconds of one message, of a byte over the network, of a byte folded; of a node's collective and of a byte in it; of the
+    library's MPI_Allreduce and of a byte in it (0: not measured)."""
 
     message_s: float = 30e-6
     network_byte_s: float = 0.5e-9
@@ -39,7 +39,7 @@ class Constants(NamedTuple):
 
 
 def terms(algorithm: str, nbytes: int, shape: Shape) -> list[float]:
-    """The factors of `Constants`, in their order, in the time of an all-reduce of `nbytes` bytes.
+    """Return the factor of each constant in the cost of an all-reduce of `nbytes` bytes.
 
     >>> terms("ring", 1000, Shape(nodes=2, per_node=1, ranks=2))
     [2, 1000.0, 0, 0, 0, 0, 0]
@@ -48,18 +48,18 @@ def terms(algorithm: str, nbytes: int, shape: Shape) -> list[float]:
 
 
 def predict(algorithm: str, nbytes: int, shape: Shape, constants: Constants) -> float:
-    """The predicted seconds of an all-reduce of `nbytes` bytes."""
+    """Seconds of an all-reduce."""
     return float(np.dot(terms(algorithm, nbytes, shape), constants))
 
 
 def candidates(shape: Shape, constants: Constants) -> list[str]:
-    """Names of the algorithms that can run on this shape; "mpi" only if it was measured."""
+    """The algorithms that can run on this shape and of which something is known."""
     known = [name for name in ALGORITHMS if name != "mpi" or constants.library_byte_s]
     return [name for name in known if ALGORITHMS[name].can(shape)]
 
 
 def choose(nbytes: int, shape: Shape, constants: Constants) -> str:
-    """The name of the algorithm with the shortest predicted time.
+    """The algorithm that is predicted to be the fastest.
 
     >>> [choose(nbytes, Shape(16, 1, 16), Constants()) for nbytes in (8, 1 << 30)]
     ['halving_doubling', 'ring']
@@ -68,7 +68,7 @@ def choose(nbytes: int, shape: Shape, constants: Constants) -> str:
 
 
 def fit(measured: Sequence[tuple[str, int, float]], shape: Shape) -> Constants:
-    """The non-negative constants that fit measurements (algorithm, bytes, seconds) best, by least squares of relative errors."""
+    """The constants that explain measurements (algorithm, bytes, seconds): least squares of relative errors, none negative."""
     seconds = np.array([row[2] for row in measured])
     rows = np.array([terms(name, nbytes, shape) for name, nbytes, _ in measured]) / seconds[:, None]
     known = rows.any(0)
@@ -78,7 +78,7 @@ def fit(measured: Sequence[tuple[str, int, float]], shape: Shape) -> Constants:
 
 
 def _nonnegative(rows: Array) -> Array:
-    """Least squares of rows @ values = 1 with values >= 0: while values are negative, the most negative one is set to 0."""
+    """Least squares rows @ values = 1 with values >= 0: the columns that come out negative are left out, worst first."""
     scale = np.abs(rows).max(0)
     active = np.arange(rows.shape[1])
     while len(active):
@@ -93,7 +93,7 @@ def _nonnegative(rows: Array) -> Array:
 
 
 class Choice(NamedTuple):
-    """The shape of a communicator, the constants for it, and the constants' source (see `load`)."""
+    """The basis of a communicator's choice: its shape, the constants, and their origin (see `load`)."""
 
     shape: Shape
     constants: Constants
@@ -106,33 +106,20 @@ def agree(wire: Wire) -> Choice:
     sizes = set(on_node.values())
     shape = Shape(len(on_node), sizes.pop() if len(sizes) == 1 else 0, wire.size)
     constants, source = wire.exchange(load(wire.describe(), shape) if wire.rank == 0 else None)[0]
-    if ulfm.enabled():  # the library's sums may be wrong when a rank fails in them
+    if ulfm.enabled():  # the library's sums are not to be trusted when a rank fails in them
         constants = constants._replace(library_call_s=0.0, library_byte_s=0.0)
     return Choice(shape, constants, source)
 
 
-def cache_file() -> Path:
-    """The file of the constants: allreduce.json in $HPCAI_CACHE, else $XDG_CACHE_HOME/hpcai, else ~/.cache/hpcai."""
-    base = os.environ.get("HPCAI_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hpcai"
-    )
-    return Path(base) / "allreduce.json"
-
-
 def key(library: str, shape: Shape) -> str:
-    """The cache's key: machine, MPI library and world shape in words."""
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    machine = found[1] if found else platform.machine()
-    return f"{shape.ranks} ranks, {shape.nodes} nodes on {machine}, {os.cpu_count()} cores; {library}"
+    """Return machine, MPI library and world shape in words: constants hold for these."""
+    return f"{shape.ranks} ranks, {shape.nodes} nodes on {tuned.machine()}; {library}"
 
 
 def load(library: str, shape: Shape) -> tuple[Constants, str]:
-    """Constants for this machine, and their source: "tuned" (for this shape), "tuned for another shape", or "untuned".
+    """Constants for this machine, and where they are from: "tuned" for this shape, "tuned for another shape", or "untuned".
 
-    A shape that was not tuned takes the constants of one that was, except those of the library, which hold for one shape only.
+    A shape that was not tuned takes the constants of one that was, but for those of the library, which do not carry over.
     """
     wanted = key(library, shape)
     known = _read()
@@ -151,10 +138,5 @@ def save(constants: Constants, library: str, shape: Shape) -> Path:
     return tuned.write(FILE, known | {key(library, shape): constants._asdict()})
 
 
-def _read() -> dict[str, dict[str, float]]:
-    """The cache's entries by key; empty if the cache is absent or damaged."""
-    try:
-        entries = json.loads(cache_file().read_text())
-        return {name: Constants(**{k: float(v) for k, v in entry.items()})._asdict() for name, entry in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
+def _read() -> dict[str, Constants]:
+    return tuned.read(FILE, lambda entry: Constants(**{name: float(value) for name, value in entry.items()}))

@@ -1,4 +1,4 @@
-"""How long ranks wait for each other, and what is printed when one does not come: first a line, then, at the limit, a report."""
+"""Limits of waits, and the reports of waits that are too long: first one line, at the limit a full report."""
 
 from __future__ import annotations
 
@@ -16,20 +16,30 @@ from hpcai.comm.diagnosis import findings, stacks, watch
 from hpcai.errors import RankFailed, StallError, UsageError
 
 TIMEOUT_S = 300.0
-"""Seconds that a rank waits for the others; $HPCAI_TIMEOUT_S overrides this default, and `set_timeout` overrides both."""
+"""How long a rank waits for the others; $HPCAI_TIMEOUT_S overrides it, and `set_timeout` that."""
 
 WARNING_S = 30.0
-"""A warning names the ranks that keep others waiting after a tenth of the limit, or after this many seconds if that is sooner."""
+"""After a tenth of the limit, but at most after so long, a person is told who keeps the others waiting."""
 
-PATIENCE_S = 6.0
-"""Seconds for which a waiting rank leaves the report to a lower rank that waits too."""
+PATIENCE_S = 10.0
+"""How long a waiting rank leaves the report to a lower one that waits too."""
 
 LOWER = 8
-"""How many of the lower ranks are asked whether they wait too."""
+"""So many of the lower ranks are asked whether they wait too."""
 
-_set_s: float | None = None
-_waits_fail = False
-"""Whether a wait in vain counts as a rank's failure, which the waiting ranks outlive, instead of ending the job."""
+
+class Waits:
+    """How the waits of this process end.
+
+    limit_s: their limit in seconds, once `set_timeout` was called.
+    fail: whether a wait in vain is a failure that the ranks that wait outlive, instead of the job's end.
+    """
+
+    limit_s: float | None = None
+    fail = False
+
+
+waits = Waits()
 
 
 def timeout_s() -> float:
@@ -38,8 +48,7 @@ def timeout_s() -> float:
 
 
 def set_timeout(seconds: float) -> float:
-    """Limit the waits of communicators that are made from now on; returns the limit. See Communicator.set_timeout."""
-    global _set_s
+    """Limit the waits of communicators that are made from now on, and return the limit. See Communicator.set_timeout."""
     number = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
     if not number or not environment.limit_fits(seconds):
         raise UsageError(f"set_timeout wants {environment.LIMIT_WORDS}, got {seconds!r}")
@@ -48,21 +57,18 @@ def set_timeout(seconds: float) -> float:
 
 
 def outlive(failures: bool = True) -> None:
-    """Whether from now on a wait in vain counts as a rank's failure, which the waiting ranks outlive."""
-    global _waits_fail
-    _waits_fail = failures
+    """From now on a wait in vain is a failure, which the ranks that wait outlive, or no longer."""
+    waits.fail = failures
 
 
 def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallError | RankFailed:
-    """The error of a rank that waited in vain, for the thread that waited. Takes some seconds.
+    """The error of a rank that waited in vain, on the thread that did; `missing` tells which of the wire's ranks did not come.
 
-    If ranks outlive failures, the frozen ranks of this node are ended. All others, slow ones too, are to meet in the recovery,
-    since no rank may go on while another that lives could still write into its memory.
+    Where failures are outlived those that are frozen on this node are ended. All others, slow ones too, are to meet in the
+    recovery, as nobody may go on while another that lives could still write into its memory.
 
-    Otherwise the lowest rank that waits asks all ranks what they are doing. The other waiting ranks leave it to the lowest one to
-    end the job, and ask only if it does not.
-
-    missing: gives the ranks of the wire that did not come, for when no rank can be asked.
+    Else the lowest rank that waits asks all others what they are doing; the rest leave it to that one to end the job, and ask
+    only if it does not. Takes some seconds.
     """
     watched, family = watch.watch, _family()
     found = stacks.current(sys._getframe(1), family)
@@ -82,7 +88,7 @@ def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallEr
     elif late is None:
         late = findings.late(answers, found.comm)
     if not any(watched.places[rank].port for rank in answers if rank != watched.rank):
-        late = [wire.ranks[rank] for rank in missing()]  # no rank could be asked
+        late = [wire.ranks[rank] for rank in missing()]  # nobody could be asked
     lines = [_headline(wire, what, found, late), *findings.report(answers, late, wire.timeout_s)]
     return StallError("\n".join(lines))
 
@@ -98,14 +104,14 @@ def _family() -> list[Any]:
 
 
 def _missing_in_memory(comm: Any) -> list[int] | None:
-    """The ranks that have not come, by their numbers in the world; None without shared memory."""
+    """The ranks that have not come, in numbers of the world, if shared memory shows them."""
     missing = comm.missing()
     return None if missing is None else [comm.wire.ranks[rank] for rank in missing]
 
 
 def _leads(watched: watch.Watch, comm: Any, late: Sequence[int] | None) -> bool:
-    """Whether this rank is the lowest that waits in this communicator. If the LOWER lowest ranks are all late, no rank above them
-    leads, so that not every rank asks them.
+    """Return whether this rank is the lowest that waits in this communicator. If the lowest ranks are all late, no rank above
+    them leads: otherwise all would ask them.
     """
     lower = sorted(rank for rank in comm.wire.ranks if rank < watched.rank)
     if late is not None:
@@ -115,7 +121,7 @@ def _leads(watched: watch.Watch, comm: Any, late: Sequence[int] | None) -> bool:
 
 
 def watch_over(world: Any) -> None:
-    """Have the ranks of this communicator watch each other, and warn when a rank keeps others waiting. Collective."""
+    """Have the ranks of this communicator watch each other, and warn when one keeps the others waiting. Collective."""
     if world.size == 1:
         watch.stop()
         return
@@ -129,20 +135,20 @@ def watch_over(world: Any) -> None:
 
 
 class _Warnings:
-    """Prints one line for each stall, on the lowest rank that waits."""
+    """One line for each stall, from the lowest rank that waits."""
 
     def __init__(self, watched: watch.Watch):
         self.watched, self.said = watched, set[tuple[Any, ...]]()
 
     def look(self) -> float:
-        """Warn of waits that are too long; returns the seconds after which to look again."""
+        """Warn of waits that are too long; returns after how many seconds to look again."""
         limit_s = max(1.0, min(WARNING_S, timeout_s() / 10))
         for comm in list(self.watched.family):
             since = comm.waiting_since
             stalled = (comm.path, comm.calls)
             if since and time.monotonic() - since > limit_s and stalled not in self.said:
                 self.said.add(stalled)
-                # On a thread of its own, since this thread must answer ranks that ask at the same time.
+                # On a thread of its own: this one must answer those who ask at the same time.
                 threading.Thread(target=self._warn, args=(comm,), daemon=True, name="hpcai warn").start()
         return min(5.0, limit_s / 4)
 
@@ -155,7 +161,7 @@ class _Warnings:
             late = [rank for rank in findings.late(answers, comm) if self.watched.places[rank].port]
         since, found = comm.waiting_since, self._call(comm)
         if not late or not since or found is None:
-            return  # the late ranks have come
+            return  # they came
         what = "; ".join(
             f"{call.some(ranks)}: {text}" for text, ranks in findings.grouped(answers, late, short=True)[: call.SHOWN]
         )

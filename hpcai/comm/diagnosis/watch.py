@@ -1,9 +1,9 @@
-"""The watch: a thread in every process that answers what this rank is doing, so that a rank that waits in vain can say why.
+"""The watch: a thread in every process that answers what this rank is doing, so that one which waits in vain can say why.
 
-Answers go over TCP beside MPI, since MPI calls may be what hangs. A question is 32 bytes, a digest of the answering side's
-challenge under a key that rank 0 draws and MPI distributes; without the key there is no answer. An answer is JSON of
+Answers go over TCP beside MPI, whose calls may be just what hangs. A question is 32 bytes, a digest of the answering side's
+challenge under a key that rank 0 draws and MPI distributes; who does not know the key gets no answer. An answer is JSON of
 limited length. Every step has a time limit, so a report takes seconds also when ranks are dead. Between questions the thread
-sleeps; it wakes every few seconds to check whether this rank has waited so long that a person should be warned.
+sleeps; it wakes every few seconds to see whether this rank has waited so long that a person should be warned.
 """
 
 from __future__ import annotations
@@ -27,26 +27,24 @@ from hpcai.comm.diagnosis import stacks
 from hpcai.comm.launch.host import Process, here, process_state
 
 CONNECT_S, ANSWER_S, QUESTION_S, REPORT_S = 0.5, 1.0, 0.3, 3.0
-"""Limits in seconds of connecting to an address, of an answer, of a question that has begun, and of asking all ranks."""
+"""Limits of connecting to an address, of an answer, of a question that has begun, and of asking all ranks."""
 
 AGAIN_S = 4.0
 """Limit of asking once more those that live and gave no answer: on a busy machine a second is short."""
 
 ASKERS, BACKLOG = 32, 128
-"""How many ranks are asked at the same time, and how many questions may wait for this rank."""
+"""Ranks that are asked at the same time, and questions that may wait for this one."""
 
 ANSWER_BYTES, DIGEST_BYTES = 1 << 16, 32
 STOPPED = ("T", "t")
 """The kernel's letters for a process that was stopped, as by SIGSTOP or a debugger."""
 
 LOOK_AGAIN_S, ENDING_S = 1.0, 2.0
-"""Seconds after which frozen processes are checked once more, and seconds of waiting for killed processes to end."""
+"""After how long frozen ranks are looked at once more, and how long the end of those that are killed is waited for."""
 
 
 class Answer(NamedTuple):
-    """The outcome of asking a rank: its answer or None; whether its host accepted the connection; its process's state if known,
-    and its process.
-    """
+    """The answer of a rank: what it told, or None; whether its host accepted the connection; its process's state if known."""
 
     told: dict[str, Any] | None
     reached: bool = False
@@ -72,7 +70,7 @@ class Watch:
         self.thread.start()
 
     def close(self) -> None:
-        """Stop answering, and end the thread, which would keep objects alive beyond the interpreter's end."""
+        """Answer no more, and end the thread, which would keep what it has seen beyond the interpreter's end."""
         self.closed.set()
         if self.pid == os.getpid():
             if self.listener is not None:
@@ -83,7 +81,7 @@ class Watch:
             self.listener.close()
 
     def _serve(self) -> None:
-        """Answer questions, and check the waits of this rank by `look`, which returns the seconds after which to check again."""
+        """Answer, and now and then look at the waits of this rank; `look` returns when to do so again."""
         while not self.closed.is_set():
             try:
                 pause_s = self.look()
@@ -113,8 +111,8 @@ class Watch:
             told = {"rank": self.rank, **stacks.tell(list(self.family))}
             peer.sendall(json.dumps(told).encode()[:ANSWER_BYTES])
 
-    def ask(self, ranks: Iterable[int]) -> dict[int, Answer]:
-        """Ask these ranks of the world at the same time, for REPORT_S at most; ranks that do not answer have an empty answer."""
+    def ask(self, ranks: Iterable[int], limit_s: float = REPORT_S) -> dict[int, Answer]:
+        """Ask these ranks of the world, at the same time; within `limit_s` every one has its answer, if an empty one."""
         ranks = list(ranks)
         answers = {rank: Answer(None, place=self.places[rank]) for rank in ranks}
         with contextlib.suppress(RuntimeError):  # the interpreter is ending
@@ -148,9 +146,9 @@ class Watch:
                 break
             with contextlib.suppress(OSError, ValueError):
                 with socket.create_connection((address, there.port), timeout=CONNECT_S) as peer:
-                    peer.settimeout(ANSWER_S)
-                    reached = True  # so that it is not asked again if it does not answer in time
-                    challenge = _receive(peer, DIGEST_BYTES)
+                    peer.settimeout(answer_s)
+                    reached = True  # and is not asked again if it lets the time pass
+                    challenge = _receive(peer, DIGEST_BYTES, answer_s)
                     reached = False
                     peer.sendall(_digest(self.key, challenge))
                     told = json.loads(_receive(peer, ANSWER_BYTES, answer_s, whole=False))
@@ -160,7 +158,7 @@ class Watch:
 
 
 def _listener() -> socket.socket | None:
-    """A socket that listens on a port of the system's choice; None if that is forbidden."""
+    """A socket that listens on a port of the system's choice; None where that is forbidden."""
     try:
         return socket.create_server(("", 0), backlog=BACKLOG)
     except OSError:
@@ -171,9 +169,9 @@ def _digest(key: bytes, challenge: bytes) -> bytes:
     return hmac.digest(key, challenge, "sha256")
 
 
-def _receive(peer: socket.socket, count: int, whole: bool = True) -> bytes:
-    """`count` bytes; without `whole` also fewer, if the other side ends first or ANSWER_S is over. Raises: OSError."""
-    end, got = time.monotonic() + ANSWER_S, b""
+def _receive(peer: socket.socket, count: int, limit_s: float, whole: bool = True) -> bytes:
+    """`count` bytes, or what comes until the other side ends, at most so many and all within `limit_s`. Raises OSError."""
+    end, got = time.monotonic() + limit_s, b""
     while len(got) < count:
         piece = peer.recv(min(4096, count - len(got)))
         if not piece and whole:
@@ -185,22 +183,22 @@ def _receive(peer: socket.socket, count: int, whole: bool = True) -> bytes:
 
 
 watch: Watch | None = None
-"""This process's watch, after `start`."""
+"""This process's watch, once `start` was called."""
 
 
 beside: list[Process] = []
-"""Processes that are not watched, but for which the other ranks wait in a recovery."""
+"""Processes that are not watched, but for which the others wait when they recover."""
 
 
 def frozen() -> list[Process]:
-    """The processes of `watch` and `beside` on this node that are stopped."""
+    """The watched processes of this node that are stopped."""
     return [place for place in (*([] if watch is None else watch.places), *beside) if process_state(place) in STOPPED]
 
 
 def end_frozen(what: str) -> list[Process]:
-    """Kill the stopped processes of this node, which keep others waiting in `what`, and wait until they have ended; returns them.
+    """End those on this node that are stopped and keep others waiting in this, and wait until they have ended; returns them.
 
-    They are checked twice: if a whole job was stopped, the first process that goes on sees the others still stopped for a moment.
+    They are looked at twice: where all of a job was stopped, the first that goes on sees the others still stopped for a moment.
     """
     if not (found := frozen()):
         return []
@@ -220,7 +218,7 @@ def end_frozen(what: str) -> list[Process]:
 
 
 def start(world: Any) -> Watch:
-    """Watch the ranks of this communicator, instead of any watched before; returns the watch. Collective."""
+    """Watch the ranks of this communicator, in place of those watched before. Collective."""
     global watch
     stop()
     watch = Watch(world)
@@ -229,7 +227,7 @@ def start(world: Any) -> Watch:
 
 
 def stop() -> None:
-    """Stop watching and answering."""
+    """Watch nobody, and answer nobody."""
     global watch
     if watch is not None:
         atexit.unregister(watch.close)
