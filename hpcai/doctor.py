@@ -67,7 +67,7 @@ def _parsed(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[s
 
 
 def report(comm: Communicator) -> int:
-    """Print what there is, on rank 0; returns the number of checks that failed."""
+    """Print the findings on rank 0; returns the number of failed checks, equal on all ranks. Collective."""
     failed = 0
     for name, text, fine in findings(comm):
         failed += not fine
@@ -77,7 +77,7 @@ def report(comm: Communicator) -> int:
 
 
 def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
-    """(name, what was found, whether it is fine), alike on all ranks. Collective."""
+    """Yield (name, what was found, whether it is fine) for each check, alike on all ranks. Collective."""
     shape = comm.selection().shape
     said = launch()
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "mpi4py", "numba"))
@@ -100,14 +100,14 @@ def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
 
 
 def kernels() -> tuple[str, bool]:
-    """Return which kernels run."""
+    """Which kernels reduce, and whether they are native."""
     if not ops.is_native():
         return "not built: numpy folds instead, slower (reinstall with a C++17 compiler)", False
     return f"native, {ops.lanes()}", True
 
 
 def shared_memory(comm: Communicator) -> tuple[str, bool]:
-    """Return whether the ranks of this node address each other's memory, and why not. Collective."""
+    """How the ranks of a node share memory, or why they do not, and whether that is fine. Collective."""
     node = comm.split_by_node()
     states = comm.allgather_object(_shared_memory_here(node))
     return next((state for state in states if not state[1]), states[0])
@@ -138,7 +138,7 @@ def _shared_memory_here(node: Communicator) -> tuple[str, bool]:
 
 
 def plan(comm: Communicator) -> str:
-    """Return the choices that "auto" makes here. Collective."""
+    """The algorithms that "auto" takes here, in words, with the sizes from which it takes them. Collective."""
     preferred = os.environ.get("HPCAI_ALGORITHM")
     if preferred:
         return f"{preferred}, as $HPCAI_ALGORITHM says"
@@ -155,7 +155,7 @@ def plan(comm: Communicator) -> str:
 
 
 def sums_are_right(comm: Communicator, algorithm: str) -> bool:
-    """Reduce arrays in which neighbours and ranks differ, and compare with the exact sum, on all ranks. Collective."""
+    """Whether an algorithm gives the exact sums, on all ranks, of arrays in which elements and ranks differ. Collective."""
     right = True
     for n in (1, 1000, 1 << 20):
         index = np.arange(n) % 1021
@@ -166,7 +166,7 @@ def sums_are_right(comm: Communicator, algorithm: str) -> bool:
 
 
 def compress(comm: Communicator, training: Sequence[str]) -> int:
-    """Print what each --compress is predicted to take in the training run that these options ask for. Returns the failures."""
+    """Print the predicted step time of each --compress in the training run of these options; returns the number of failures."""
     from hpcai.train import advice, inputs
     from hpcai.train.options.parser import parse
 

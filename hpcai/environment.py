@@ -29,7 +29,7 @@ LANES = ("v3", "none")
 
 
 class Variable(NamedTuple):
-    """A variable's check, and a description of valid values."""
+    """fine(value): whether the value is valid. wanted: the valid values in words, for messages."""
 
     fine: Callable[[str], bool]
     wanted: str
@@ -51,7 +51,7 @@ def _is_limit(text: str) -> bool:
 
 
 def limit_fits(seconds: float) -> bool:
-    """Return whether a time limit is above 0 and at most MOST_S."""
+    """Whether a time limit is valid: above 0 and at most MOST_S."""
     return 0 < seconds <= MOST_S  # not so for NaN
 
 
@@ -86,13 +86,13 @@ VARIABLES: dict[str, Variable] = {
 
 
 def check(environment: Mapping[str, str] = os.environ) -> None:
-    """Raise UsageError, one line, if a variable's value makes no sense."""
+    """Raise UsageError, one line, if a variable of VARIABLES has an invalid value."""
     for name in VARIABLES:
         value_of(name, environment)
 
 
 def value_of(name: str, environment: Mapping[str, str] = os.environ) -> str:
-    """The value of a variable of the table, "" where it is not set. Raises: UsageError where it makes no sense."""
+    """The value of a variable of VARIABLES, "" if it is not set. Raises: UsageError if it is invalid."""
     value, (fine, wanted) = environment.get(PREFIX + name, ""), VARIABLES[name]
     if value and not fine(value):
         raise UsageError(f"{PREFIX}{name} is {value!r}; wanted: {wanted}")
@@ -100,7 +100,7 @@ def value_of(name: str, environment: Mapping[str, str] = os.environ) -> str:
 
 
 def unknown(environment: Mapping[str, str] = os.environ) -> str:
-    """A line that names the HPCAI_ variables which nothing reads, with what may be meant; empty if there are none.
+    """One line that names the HPCAI_ variables that nothing reads, with the nearest known names; empty if there are none.
 
     >>> unknown({"HPCAI_TIMEOUTS": "3", "HPCAI_LR": "0.1"})
     'nothing reads HPCAI_TIMEOUTS (HPCAI_TIMEOUT_S?)'
@@ -116,13 +116,13 @@ def unknown(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def _options() -> list[str]:
-    """Names of the options of hpcai.train. Loaded here alone, and only for names that nothing else explains."""
+    """Names of the options of hpcai.train. The import happens here alone, and only for variables not in VARIABLES."""
     options: Any = importlib.import_module("hpcai.train.options.options")
     return [*options.Options.__dataclass_fields__, *options.RENAMED, "config"]
 
 
 @functools.cache
 def say_unknown(program: str) -> None:
-    """Name them on stderr, once a process."""
+    """Print `unknown()`, if it names any, on stderr, once a process."""
     if text := unknown():
         print(f"{program}: {text}", file=sys.stderr, flush=True)

@@ -24,7 +24,10 @@ STAGED_SIZES, STAGED_TURNS = tuple(1 << k for k in range(14, 26)), 15
 
 
 def tune(comm: Communicator, largest: int) -> int:
-    """Measure, fit, show and keep. Returns the number of failures: 1 where there is nothing to tune or nowhere to keep it."""
+    """Measure the algorithms, fit the constants of the cost model, print them and write them to the cache. Collective.
+
+    Returns the number of failures: 1 if the cache cannot be written, else 0, also where there is nothing to tune.
+    """
     if comm.size > 1 and comm.reaches:
         return tune_node(comm, largest)
     if comm.size == 1 or comm.shares_memory:
@@ -83,7 +86,7 @@ def keep(comm: Communicator, save: Callable[[], str], what: str) -> int:
 
 
 def runnable(comm: Communicator) -> list[str]:
-    """The algorithms that can run among these ranks."""
+    """Names of the algorithms that can run among these ranks; empty for one rank."""
     if comm.size == 1:
         return []
     names = ["node"] if comm.shares_memory else []
@@ -93,7 +96,10 @@ def runnable(comm: Communicator) -> list[str]:
 
 
 def measure(comm: Communicator, names: list[str], largest: int) -> Iterator[tuple[int, str, float]]:
-    """(bytes, algorithm, seconds a call), the algorithms taking turns at each size; medians of the slowest rank. Collective."""
+    """Yield (bytes, algorithm, seconds a call). Collective.
+
+    The algorithms take turns at each size. The seconds are the median over all rounds of the slowest rank's time.
+    """
     for nbytes in [size for size in SIZES if size <= max(largest, SIZES[0])]:
         x = np.zeros(max(1, nbytes // 4), np.float32)
         calls = {name: _reduction(comm, x, name) for name in names}
@@ -122,7 +128,7 @@ def _seconds(comm: Communicator, call: Callable[[], object], count: int) -> floa
 
 
 def show(measured: list[tuple[str, int, float]], names: list[str], shape: select.Shape, constants: select.Constants) -> None:
-    """A table of measured times, with the choice of the fitted model and what it costs against the best."""
+    """Print a table of the measured times, the fitted model's choice, and how much slower it is than the fastest algorithm."""
     times = {(name, nbytes): seconds for name, nbytes, seconds in measured}
     print(f"\n| bytes | {' | '.join(f'{name}, us' for name in names)} | choice | slower than the best by |")
     print("|---" * (len(names) + 3) + "|")

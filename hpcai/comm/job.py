@@ -42,16 +42,16 @@ _job = _Job()
 
 
 def init() -> Communicator:
-    """Start MPI, once, and return the communicator of all ranks. Without a launcher it is a world of one.
+    """Start MPI at the first call, and return the communicator of all ranks.
 
-    From here on an exception that nobody catches ends the job on all ranks with a traceback that names its rank, a rank that
-    ends while others wait for it in a collective is an error there, and numpy's BLAS uses this rank's share of the cores
-    (unless OMP_NUM_THREADS or its like is set).
+    From here on an uncaught exception ends the job on all ranks, with a traceback that names its rank. A rank that ends while
+    others wait for it in a collective is an error there. numpy's BLAS uses this rank's share of the cores (unless
+    OMP_NUM_THREADS or its like is set).
 
-    The communicator is the thread's that called first. Processes that a rank forks are no ranks: their calls are refused.
-
-    Raises: LaunchError if the launcher started several processes but each is alone, as happens when the launcher belongs to
-            another MPI than mpi4py's library; UsageError if an HPCAI_ variable makes no sense.
+    Returns: the communicator of all ranks, or of one rank without a launcher. It belongs to the thread that called first.
+            Processes that a rank forks are no ranks: their calls raise UsageError.
+    Raises: LaunchError if there is no MPI library, or if the launcher started N independent single-rank processes, as happens
+            when it belongs to another MPI than mpi4py's library; UsageError if an HPCAI_ variable is invalid.
     """
     if _job.world is None:
         with _starting:
@@ -79,7 +79,7 @@ def _start() -> Communicator:
 
 
 def _check_environment() -> None:
-    """Refuse variables that make no sense. Rank 0 speaks, and its end ends the others, unless they are those who see it."""
+    """Raise UsageError if a variable is invalid; other ranks raise it after rank 0, whose end normally ends them before."""
     try:
         environment.check()
     except HpcaiError:
@@ -88,7 +88,7 @@ def _check_environment() -> None:
 
 
 def merged() -> mpi.MpiWire:
-    """In a process that `MpiWire.grow` started: a wire of the ranks that were there and, behind them, the new ones."""
+    """In a process that `MpiWire.grow` started: the wire of the earlier ranks and, behind them, the new ones."""
     try:
         with limits.deadline(2 * JOINING_S, code=0):  # nobody waits any more: no failure of the job
             MPI = mpi.load()
@@ -99,7 +99,7 @@ def merged() -> mpi.MpiWire:
 
 
 def join(wire: mpi.MpiWire) -> Communicator:
-    """Take the ranks of this wire for all ranks, as `init` does."""
+    """Make a communicator of this wire the one of all ranks, with what `init` does besides; returns it."""
     world = Communicator(wire)
     adopt(world)
     _install_hooks(world)
@@ -107,19 +107,22 @@ def join(wire: mpi.MpiWire) -> Communicator:
 
 
 def adopt(world: Communicator) -> None:
-    """Take this communicator, of the ranks that live, for that of all ranks."""
+    """Make this communicator, of the ranks that live, the one that `init` returns."""
     _job.world, _job.replaced = world, True
 
 
 def outlives() -> bool:
-    """Return whether ranks have failed or may fail while this program goes on without them."""
+    """Whether this program goes on without ranks that have failed, or may fail."""
     return _job.replaced or ulfm.enabled()
 
 
 def part(world: Communicator, came_later: bool) -> Communicator | None:
-    """Part from ranks that came later, when the work in common is done: those of the start go on with their program among
-    themselves and get their communicator; the others get None and end, unless nobody else is left. Collective. Raises:
-    RankFailed, on all alike.
+    """Separate the ranks that were there from the start from those that came later (train/join.py), after their common work.
+
+    Earlier ranks go on with their program; later ones end. Collective.
+
+    Returns: the communicator of the ranks of the same kind; None on later ranks, unless no earlier rank is left.
+    Raises: RankFailed, on all ranks alike.
     """
     ours = None
     with limits.limited("the parting from ranks that came later", RanksLost.exit_code):
@@ -128,7 +131,7 @@ def part(world: Communicator, came_later: bool) -> Communicator | None:
         except RankFailed:
             world.wire.revoke()  # who is through would wait in the vote for those who are not
         if not world.wire.all_agree(ours is not None) or ours is None:
-            raise RankFailed("another rank failed while those parted that came later")
+            raise RankFailed("another rank failed while the ranks that came later were separated")
     _job.parted = came_later and ours.size < world.size
     if _job.parted:
         return None
@@ -137,7 +140,9 @@ def part(world: Communicator, came_later: bool) -> Communicator | None:
 
 
 def end(code: int) -> int:
-    """Before a program ends with this exit code: where ranks have failed or may, end here, since MPI_Finalize may hang then."""
+    """Call before a program ends with this exit code. Where ranks have failed or may fail, it ends the process here, since
+    MPI_Finalize may hang then; else it returns the code.
+    """
     if _job.parted:  # how it ended the others say, whose program may make of it what it likes
         limits.quit()
     if outlives():
@@ -155,7 +160,7 @@ def end(code: int) -> int:
 
 
 def _deadline_of_start() -> contextlib.AbstractContextManager[None]:
-    """Limit the start as waits are limited, with a message from the lowest rank that waits."""
+    """Limit the time of MPI's start; the lowest rank that waits prints the error."""
     said, limit_s = launch(), max(limits.START_S, stall.timeout_s())
     if said.size == 1:
         return contextlib.nullcontext()
@@ -227,7 +232,7 @@ def _install_hooks(world: Communicator) -> None:
                 init().wire.all_agree(True)
 
     def forked() -> None:
-        """A forked child is not a rank: its end does not end the job."""
+        """In a forked child, which is no rank: its end concerns no other process."""
         atexit.unregister(leave)
         sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
 
@@ -245,7 +250,7 @@ def _end_alone(kind: type[BaseException], error: BaseException, trace: Any) -> N
 
 
 def _end_together(error: HpcaiError) -> None:
-    """End the program, of a job whose ranks all have this error: rank 0 says it. Raises: HpcaiError, where not all do."""
+    """End the program of a job whose ranks all have this error, which rank 0 prints. Raises: HpcaiError if not all have it."""
     if not outlives():  # where they do `end` asks all ranks, as it does in programs that have joined
         init().leave()
     if init().rank == 0:
@@ -254,5 +259,5 @@ def _end_together(error: HpcaiError) -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of a program ended by this error. If failures can be outlived, a missing rank asks for a restart."""
+    """The exit code of a program that ends with this error. Where ranks may outlive others, a StallError asks for a restart."""
     return RanksLost.exit_code if isinstance(error, StallError) and ulfm.enabled() else getattr(error, "exit_code", 1)

@@ -28,8 +28,8 @@ START_S = 15.0
 
 @contextlib.contextmanager
 def deadline(limit_s: float, code: int, words: str = "") -> Iterator[None]:
-    """End this process with the exit code and the words, on stderr, if it is in here for so long. Other than `limited` this works
-    also while no thread of Python gets its turn, as when MPI starts.
+    """End this process, with this exit code and `words` on stderr, if the body takes longer than `limit_s`. Unlike `limited` it
+    works also while no Python thread can run, as when MPI starts.
     """
     if (kernels := native.kernels()) is None:
         faulthandler.dump_traceback_later(limit_s, exit=True)
@@ -44,9 +44,9 @@ def deadline(limit_s: float, code: int, words: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def limited(what: str, code: int, limit_s: float | None = None) -> Iterator[None]:
-    """Limit what MPI itself does not: calls that wait for all ranks that live, of which some may be frozen. After the time limit
-    (that of waits) those that are stopped on this node are ended; after as long again, START_S at least since others may be
-    loading programs, this process is, with this exit code.
+    """Limit the time of MPI calls that wait for all ranks that live, some of which may be frozen. After `limit_s` (default: the
+    limit of waits) the stopped ranks of this node are ended. After as long again, at least START_S since others may be loading
+    programs, this process ends with this exit code. `what` names the body in messages.
     """
     over, limit_s = threading.Event(), stall.timeout_s() if limit_s is None else limit_s
     whole_s, waiting = limit_s + max(limit_s, START_S), threading.get_ident()
@@ -72,15 +72,15 @@ def limited(what: str, code: int, limit_s: float | None = None) -> Iterator[None
 
 
 def quit(code: int = 0) -> int:
-    """End this process without MPI_Finalize."""
+    """End this process with this exit code, without MPI_Finalize."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def last_resort() -> None:
-    """Leave a process behind that kills Open MPI's launcher if it does not end the job: it waits for ever for a node that it
-    cannot reach any more. The launcher's own folder goes too, as the next launcher with the same process number fails on it.
+    """Start a process that kills Open MPI's launcher if the launcher does not end the job: it waits for ever for a node that it
+    cannot reach any more. The launcher's folder is removed too, since the next launcher with the same process number fails on it.
     """
     parent, name = os.getppid(), host.name(os.getppid())
     if not name.startswith(("prterun", "prted", "mpirun", "mpiexec")) or "Open MPI" not in mpi.library():

@@ -26,8 +26,8 @@ FILE = "allreduce"
 
 
 class Constants(NamedTuple):
-    """Seconds of one message, of a byte over the network, of a byte folded; of a node's collective and of a byte in it; of the
-    library's MPI_Allreduce and of a byte in it (0: not measured)."""
+    """Seconds of a message, of a byte over the network and of a byte folded; of a collective on a node and of a byte in it; of
+    the library's MPI_Allreduce and of a byte in it (0: not measured)."""
 
     message_s: float = 30e-6
     network_byte_s: float = 0.5e-9
@@ -39,7 +39,7 @@ class Constants(NamedTuple):
 
 
 def terms(algorithm: str, nbytes: int, shape: Shape) -> list[float]:
-    """Return the factor of each constant in the cost of an all-reduce of `nbytes` bytes.
+    """The factors of `Constants`, in their order, in the time of an all-reduce of `nbytes` bytes.
 
     >>> terms("ring", 1000, Shape(nodes=2, per_node=1, ranks=2))
     [2, 1000.0, 0, 0, 0, 0, 0]
@@ -48,18 +48,18 @@ def terms(algorithm: str, nbytes: int, shape: Shape) -> list[float]:
 
 
 def predict(algorithm: str, nbytes: int, shape: Shape, constants: Constants) -> float:
-    """Seconds of an all-reduce."""
+    """The predicted seconds of an all-reduce of `nbytes` bytes."""
     return float(np.dot(terms(algorithm, nbytes, shape), constants))
 
 
 def candidates(shape: Shape, constants: Constants) -> list[str]:
-    """The algorithms that can run on this shape and of which something is known."""
+    """Names of the algorithms that can run on this shape; "mpi" only if it was measured."""
     known = [name for name in ALGORITHMS if name != "mpi" or constants.library_byte_s]
     return [name for name in known if ALGORITHMS[name].can(shape)]
 
 
 def choose(nbytes: int, shape: Shape, constants: Constants) -> str:
-    """The algorithm that is predicted to be the fastest.
+    """The name of the algorithm with the shortest predicted time.
 
     >>> [choose(nbytes, Shape(16, 1, 16), Constants()) for nbytes in (8, 1 << 30)]
     ['halving_doubling', 'ring']
@@ -68,7 +68,7 @@ def choose(nbytes: int, shape: Shape, constants: Constants) -> str:
 
 
 def fit(measured: Sequence[tuple[str, int, float]], shape: Shape) -> Constants:
-    """The constants that explain measurements (algorithm, bytes, seconds): least squares of relative errors, none negative."""
+    """The non-negative constants that fit measurements (algorithm, bytes, seconds) best, by least squares of relative errors."""
     seconds = np.array([row[2] for row in measured])
     rows = np.array([terms(name, nbytes, shape) for name, nbytes, _ in measured]) / seconds[:, None]
     known = rows.any(0)
@@ -78,7 +78,7 @@ def fit(measured: Sequence[tuple[str, int, float]], shape: Shape) -> Constants:
 
 
 def _nonnegative(rows: Array) -> Array:
-    """Least squares rows @ values = 1 with values >= 0: the columns that come out negative are left out, worst first."""
+    """Least squares of rows @ values = 1 with values >= 0: while values are negative, the most negative one is set to 0."""
     scale = np.abs(rows).max(0)
     active = np.arange(rows.shape[1])
     while len(active):
@@ -93,7 +93,7 @@ def _nonnegative(rows: Array) -> Array:
 
 
 class Choice(NamedTuple):
-    """The basis of a communicator's choice: its shape, the constants, and their origin (see `load`)."""
+    """The shape of a communicator, the constants for it, and the constants' source (see `load`)."""
 
     shape: Shape
     constants: Constants
@@ -112,14 +112,14 @@ def agree(wire: Wire) -> Choice:
 
 
 def key(library: str, shape: Shape) -> str:
-    """Return machine, MPI library and world shape in words: constants hold for these."""
+    """The cache's key: machine, MPI library and world shape in words."""
     return f"{shape.ranks} ranks, {shape.nodes} nodes on {tuned.machine()}; {library}"
 
 
 def load(library: str, shape: Shape) -> tuple[Constants, str]:
-    """Constants for this machine, and where they are from: "tuned" for this shape, "tuned for another shape", or "untuned".
+    """Constants for this machine, and their source: "tuned" (for this shape), "tuned for another shape", or "untuned".
 
-    A shape that was not tuned takes the constants of one that was, but for those of the library, which do not carry over.
+    A shape that was not tuned takes the constants of one that was, except those of the library, which hold for one shape only.
     """
     wanted = key(library, shape)
     known = _read()

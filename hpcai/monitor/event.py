@@ -9,11 +9,12 @@ from hpcai.errors import UsageError
 
 
 class Event(NamedTuple):
-    """Something that happened on all ranks, said on rank 0.
+    """An event of all ranks, reported on rank 0.
 
-    kind: "step" (loss, lr, grad_norm, samples_per_s, step_ms, comm_ms, epoch), "epoch" (loss, test_loss, test_accuracy, epoch; of
-    quantities test_mae, test_rmse, test_r2), "recovery" (lost, of, ranks, seconds) or "end" (the summary). step: how many were
-    done; values: by name, as JSON has them.
+    Args:   kind: "step" (loss, lr, grad_norm, samples_per_s, step_ms, comm_ms, epoch), "epoch" (loss, test_loss, test_accuracy,
+                epoch; of quantities test_mae, test_rmse, test_r2), "recovery" (lost, of, ranks, seconds) or "end" (the summary).
+            step: the number of steps done.
+            values: JSON values by name.
     """
 
     kind: Literal["step", "epoch", "recovery", "end"]
@@ -22,16 +23,19 @@ class Event(NamedTuple):
 
 
 class Sink(Protocol):
-    """The protocol of an object that receives a run's events, on rank 0; if that rank fails, its successor opens its own."""
+    """Receives the events of a run, on rank 0. If rank 0 fails, the sink of the next rank 0 is opened."""
 
     def open(self, about: dict[str, Any], /) -> None:
-        """The run begins, or goes on here: its options, and the step after which it does."""
+        """Called when the run begins, or goes on here.
+
+        Args:   about: "options", the options of the run by name, and "step", the number of steps done before.
+        """
 
     def event(self, event: Event, /) -> None:
-        """An event. It is waited for, so that a slow sink makes a slow run."""
+        """Called with each event. Training waits until it returns, so a slow sink makes a slow run."""
 
     def close(self) -> None:
-        """The run has ended here, well or not."""
+        """Called when the run has ended here, well or not."""
 
 
 Heard = Callable[[dict[str, Any]], object]
@@ -47,7 +51,12 @@ def require(sinks: Any) -> None:
 
 
 def functions(after_step: Heard | None = None, after_epoch: Heard | None = None) -> Sink:
-    """A sink of functions that take the values of steps and epochs, each with its number under "step". Raises: UsageError."""
+    """A sink that calls functions with the values of events.
+
+    Args:   after_step, after_epoch: functions of the values of "step" and "epoch" events, a dict with the number of steps done
+                under "step".
+    Returns: the sink.
+    """
     for name, function in (("after_step", after_step), ("after_epoch", after_epoch)):
         if function is not None and not callable(function):
             raise UsageError(f"{name} is {type(function).__name__}; wanted is a function of a dict")
@@ -59,7 +68,7 @@ class _Functions:
         self.by_kind = by_kind
 
     def open(self, about: dict[str, Any]) -> None:
-        """Nothing is to be opened."""
+        """Nothing to open."""
 
     def event(self, event: Event) -> None:
         """Call the function of this kind."""
@@ -68,4 +77,4 @@ class _Functions:
             function({"step": event.step, **event.values})
 
     def close(self) -> None:
-        """Nothing is to be closed."""
+        """Nothing to close."""

@@ -48,7 +48,7 @@ def timeout_s() -> float:
 
 
 def set_timeout(seconds: float) -> float:
-    """Limit the waits of communicators that are made from now on, and return the limit. See Communicator.set_timeout."""
+    """Limit the waits of communicators that are made from now on; returns the limit. See Communicator.set_timeout."""
     number = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
     if not number or not environment.limit_fits(seconds):
         raise UsageError(f"set_timeout wants {environment.LIMIT_WORDS}, got {seconds!r}")
@@ -57,18 +57,20 @@ def set_timeout(seconds: float) -> float:
 
 
 def outlive(failures: bool = True) -> None:
-    """From now on a wait in vain is a failure, which the ranks that wait outlive, or no longer."""
+    """Whether from now on a wait in vain counts as a rank's failure, which the waiting ranks outlive."""
     waits.fail = failures
 
 
 def error(wire: Any, what: str, missing: Callable[[], Sequence[int]]) -> StallError | RankFailed:
-    """The error of a rank that waited in vain, on the thread that did; `missing` tells which of the wire's ranks did not come.
+    """The error of a rank that waited in vain, for the thread that waited. Takes some seconds.
 
-    Where failures are outlived those that are frozen on this node are ended. All others, slow ones too, are to meet in the
-    recovery, as nobody may go on while another that lives could still write into its memory.
+    If ranks outlive failures, the frozen ranks of this node are ended. All others, slow ones too, are to meet in the recovery,
+    since no rank may go on while another that lives could still write into its memory.
 
-    Else the lowest rank that waits asks all others what they are doing; the rest leave it to that one to end the job, and ask
-    only if it does not. Takes some seconds.
+    Otherwise the lowest rank that waits asks all ranks what they are doing. The other waiting ranks leave it to the lowest one to
+    end the job, and ask only if it does not.
+
+    missing: gives the ranks of the wire that did not come, for when no rank can be asked.
     """
     watched, family = watch.watch, _family()
     found = stacks.current(sys._getframe(1), family)
@@ -104,14 +106,14 @@ def _family() -> list[Any]:
 
 
 def _missing_in_memory(comm: Any) -> list[int] | None:
-    """The ranks that have not come, in numbers of the world, if shared memory shows them."""
+    """The ranks that have not come, by their numbers in the world; None without shared memory."""
     missing = comm.missing()
     return None if missing is None else [comm.wire.ranks[rank] for rank in missing]
 
 
 def _leads(watched: watch.Watch, comm: Any, late: Sequence[int] | None) -> bool:
-    """Return whether this rank is the lowest that waits in this communicator. If the lowest ranks are all late, no rank above
-    them leads: otherwise all would ask them.
+    """Whether this rank is the lowest that waits in this communicator. If the LOWER lowest ranks are all late, no rank above them
+    leads, so that not every rank asks them.
     """
     lower = sorted(rank for rank in comm.wire.ranks if rank < watched.rank)
     if late is not None:
@@ -121,7 +123,7 @@ def _leads(watched: watch.Watch, comm: Any, late: Sequence[int] | None) -> bool:
 
 
 def watch_over(world: Any) -> None:
-    """Have the ranks of this communicator watch each other, and warn when one keeps the others waiting. Collective."""
+    """Have the ranks of this communicator watch each other, and warn when a rank keeps others waiting. Collective."""
     if world.size == 1:
         watch.stop()
         return
@@ -135,13 +137,13 @@ def watch_over(world: Any) -> None:
 
 
 class _Warnings:
-    """One line for each stall, from the lowest rank that waits."""
+    """Prints one line for each stall, on the lowest rank that waits."""
 
     def __init__(self, watched: watch.Watch):
         self.watched, self.said = watched, set[tuple[Any, ...]]()
 
     def look(self) -> float:
-        """Warn of waits that are too long; returns after how many seconds to look again."""
+        """Warn of waits that are too long; returns the seconds after which to look again."""
         limit_s = max(1.0, min(WARNING_S, timeout_s() / 10))
         for comm in list(self.watched.family):
             since = comm.waiting_since

@@ -44,7 +44,9 @@ LOOK_AGAIN_S, ENDING_S = 1.0, 2.0
 
 
 class Answer(NamedTuple):
-    """The answer of a rank: what it told, or None; whether its host accepted the connection; its process's state if known."""
+    """The outcome of asking a rank: its answer or None; whether its host accepted the connection; its process's state if known,
+    and its process.
+    """
 
     told: dict[str, Any] | None
     reached: bool = False
@@ -70,7 +72,7 @@ class Watch:
         self.thread.start()
 
     def close(self) -> None:
-        """Answer no more, and end the thread, which would keep what it has seen beyond the interpreter's end."""
+        """Stop answering, and end the thread, which would keep objects alive beyond the interpreter's end."""
         self.closed.set()
         if self.pid == os.getpid():
             if self.listener is not None:
@@ -81,7 +83,7 @@ class Watch:
             self.listener.close()
 
     def _serve(self) -> None:
-        """Answer, and now and then look at the waits of this rank; `look` returns when to do so again."""
+        """Answer questions, and check the waits of this rank by `look`, which returns the seconds after which to check again."""
         while not self.closed.is_set():
             try:
                 pause_s = self.look()
@@ -158,7 +160,7 @@ class Watch:
 
 
 def _listener() -> socket.socket | None:
-    """A socket that listens on a port of the system's choice; None where that is forbidden."""
+    """A socket that listens on a port of the system's choice; None if that is forbidden."""
     try:
         return socket.create_server(("", 0), backlog=BACKLOG)
     except OSError:
@@ -191,14 +193,14 @@ beside: list[Process] = []
 
 
 def frozen() -> list[Process]:
-    """The watched processes of this node that are stopped."""
+    """The processes of `watch` and `beside` on this node that are stopped."""
     return [place for place in (*([] if watch is None else watch.places), *beside) if process_state(place) in STOPPED]
 
 
 def end_frozen(what: str) -> list[Process]:
-    """End those on this node that are stopped and keep others waiting in this, and wait until they have ended; returns them.
+    """Kill the stopped processes of this node, which keep others waiting in `what`, and wait until they have ended; returns them.
 
-    They are looked at twice: where all of a job was stopped, the first that goes on sees the others still stopped for a moment.
+    They are checked twice: if a whole job was stopped, the first process that goes on sees the others still stopped for a moment.
     """
     if not (found := frozen()):
         return []
@@ -218,7 +220,7 @@ def end_frozen(what: str) -> list[Process]:
 
 
 def start(world: Any) -> Watch:
-    """Watch the ranks of this communicator, in place of those watched before. Collective."""
+    """Watch the ranks of this communicator, instead of any watched before; returns the watch. Collective."""
     global watch
     stop()
     watch = Watch(world)
@@ -227,7 +229,7 @@ def start(world: Any) -> Watch:
 
 
 def stop() -> None:
-    """Watch nobody, and answer nobody."""
+    """Stop watching and answering."""
     global watch
     if watch is not None:
         atexit.unregister(watch.close)
