@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from hpcai.comm import tuned
+from hpcai.errors import counted
 
 FILE = "node"
 """The file of the cache with the limits."""
@@ -24,7 +25,7 @@ FEW, SEGMENT = 3, 256 << 10
 
 def key(ranks: int) -> str:
     """Return machine and ranks in words: a limit holds for these."""
-    return f"{ranks} ranks on {tuned.machine()}"
+    return f"{counted(ranks, 'rank')} on {tuned.machine()}"
 
 
 def limit(ranks: int) -> tuple[int, str]:
