@@ -11,7 +11,7 @@ import os
 import zlib
 from collections import defaultdict
 
-FEW = 2
+FEW = 1
 
 
 def drawn(items):

@@ -27,11 +27,12 @@ def test_all_are_kept_unless_a_share_is_asked_for(items, monkeypatch):
     assert share.drawn(items) == items
 
 
-def test_a_share_of_many_cases_is_kept_and_few_ones_all(items, monkeypatch):
+def test_a_share_of_each_tests_cases_is_kept_one_at_least(items, monkeypatch):
     monkeypatch.setenv("HPCAI_SHARE", "3")
     kept = names(share.drawn(items))
     assert sum(name.startswith("test_many") for name in kept) == 3
-    assert kept[3:] == ["test_one", "test_two[a]", "test_two[b]"]
+    assert kept[3] == "test_one"
+    assert kept[4:] in (["test_two[a]"], ["test_two[b]"])
     assert kept == [name for name in names(items) if name in kept]
 
 
