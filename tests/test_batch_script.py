@@ -38,7 +38,7 @@ echo >> {folder}/{name}-asked
 
 def script_run(
     monkeypatch, folder, does, *, state="RUNNING", ping="exit 0", library="MPICH 5", strike=None, flags="", finished=0, probe=":",
-    fails=0, **variables,
+    fails=0, requeues="", **variables,
 ):  # fmt: skip
     """Run the batch script with programs that pretend; returns its exit code, what it said, and what was requeued."""
     bin = folder / "bin"
@@ -50,7 +50,7 @@ def script_run(
         mpirun=launch,
         python=PYTHON.format(folder=bin, finished=finished, library=library, probe=probe),
         squeue=ANSWER.format(folder=bin, name="squeue", fails=fails, does=f"echo {state}"),
-        scontrol=ANSWER.format(folder=bin, name="scontrol", fails=min(fails, 3), does=f'echo "$@" >> {bin}/requeued'),
+        scontrol=ANSWER.format(folder=bin, name="scontrol", fails=min(fails, 3), does=f'echo "$@" >> {bin}/requeued{requeues}'),
         sleep='#!/bin/sh\n[ "${1%.*}" -ge 1 ] && [ "$1" -lt 60 ] || exec /bin/sleep "$1"\n',
     )
     (folder / "script").write_text(script.train(script.Job(max_restarts=3)))
@@ -105,6 +105,7 @@ ENDS = {
     "squeue fails": ("exit 85", {"fails": 3}, 0, "requeue 41\n", "requeued, it goes on"),
     "squeue never answers": ("exit 85", {"fails": 99}, 0, "requeue 41\n", "requeued, it goes on"),
     "squeue fails, then says that the job ends": ("exit 85", {"fails": 3, "state": "COMPLETING"}, 85, "", "is ending the job"),
+    "ended while scontrol waits": ("exit 85", {"requeues": "; kill -TERM 0"}, 0, "requeue 41\n", "requeued, it goes on"),
     "killed": ("kill -KILL $$", {}, 137, "", "exit code 137"),
 }
 

@@ -27,14 +27,14 @@ pass_on() {
 }
 trap pass_on USR1 TERM
 
-patiently() { # COMMAND: until it succeeds, five times at most, since a controller that is busy or restarted does not answer
-    local pause
+patiently() ( # COMMAND: until it succeeds, five times at most, since a controller that is busy or restarted does not answer
+    trap '' TERM # Slurm ends all processes of a job that it requeues, and scontrol before it has said so
     for pause in 1 2 4 8; do
-        "$@" && return
+        "$@" && exit
         sleep "$pause"
     done
     "$@"
-}
+)
 
 requeue() { # REASON: ask for another allocation, unless Slurm is ending the job anyway or it was restarted too often
     local job=$SLURM_JOB_ID state
