@@ -12,6 +12,19 @@ from hpcai.errors import DataError
 TENTH = Validation(0.1, 0)
 
 
+class Numbers:
+    """The numbers below n, of two classes."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+    def take(self, index):
+        return index[:, None].astype("f4"), index % 2
+
+
 @pytest.mark.parametrize("n, fraction", [(10, 0.1), (3, 0.5), (1000, 0.333), (2, 0.5)])
 @pytest.mark.parametrize("classes", [None, 1, 2, 3])
 def test_every_sample_is_in_one_part_and_the_seed_decides(n, fraction, classes):
@@ -88,16 +101,6 @@ def test_images_and_texts_and_objects_have_a_part_too(tmp_path):
     assert bytes(text.x_train) + bytes(text.x_validation) + bytes(text.x_test) == content
     assert text.validating.test_samples == (900 - 1) // 16
 
-    class Numbers:
-        def __init__(self, n):
-            self.n = n
-
-        def __len__(self):
-            return self.n
-
-        def take(self, index):
-            return index[:, None].astype("f4"), index % 2
-
     data = split(from_samples(Numbers(50), Numbers(7), classes=2), TENTH)
     seen = [
         take(one, np.arange(count), np.empty(0), train=train)[0].ravel().tolist()
@@ -157,16 +160,6 @@ def test_what_does_not_fit_the_other_arrays_is_refused(theirs, said):
 
 
 def test_objects_may_bring_their_own_too():
-    class Numbers:
-        def __init__(self, n):
-            self.n = n
-
-        def __len__(self):
-            return self.n
-
-        def take(self, index):
-            return index[:, None].astype("f4"), index % 2
-
     data = from_samples(Numbers(50), Numbers(7), classes=2, validation=Numbers(9))
     assert (data.train_samples, data.test_samples, data.validating.test_samples) == (50, 7, 9)
     others = from_samples(Numbers(50), Numbers(7), classes=2, validation=Numbers(8))
