@@ -13,7 +13,7 @@ from hpcai.comm.diagnosis import watch
 from hpcai.comm.membership import Membership
 from hpcai.comm.wires.mpi import MpiWire
 from hpcai.errors import RankFailed
-from hpcai.train import loop, step
+from hpcai.train import between, loop, step
 from hpcai.train.__main__ import main
 from hpcai.train.elastic import newcomers
 from hpcai.train.state import transfer
@@ -60,7 +60,7 @@ PLACES = {
     "deciding": (step, "_decide"),
     "decided": (step, "update"),
     "updated": (step, "_share"),
-    "evaluating": (loop, "evaluate"),
+    "evaluating": (between, "evaluate"),
     "saving": (loop.resume, "save"),
     "recovering": (transfer, "carry_over"),
     "leaving": (loop.resume, "save"),
