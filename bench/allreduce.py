@@ -1,6 +1,7 @@
 """All-reduce against the launching MPI's own and Gloo's, interleaved in the same run, in the shape of nccl-tests.
 
     mpirun -n 2 python -m bench.allreduce -b 4 -e 256M --against mpi,gloo --plot allreduce.png
+    python -m bench.allreduce --against best --ranks 2    # all MPIs that are installed, see bench/rivals.py
 
 Neighbouring elements and all ranks differ, and results are checked against an exact sum before anything is timed. Candidates take
 turns, A B A B; a time is the slowest rank's; medians are reported. algbw = bytes / time, busbw = algbw * 2(P-1)/P. The
@@ -24,8 +25,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 import hpcai
+from bench import rivals
 from bench.harness import interleaved, machine, size_of, start_gloo
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.launch.launcher import launch
 from hpcai.ops import native
 from hpcai.train import strict
 from hpcai.xp import DTYPES, Array, accumulation_dtype
@@ -33,6 +36,7 @@ from hpcai.xp import DTYPES, Array, accumulation_dtype
 LABELS = {
     "symmetric": "hpcai, symmetric arrays",
     "ordinary": "hpcai, numpy arrays",
+    "auto": "hpcai, numpy arrays",
     "segments": "hpcai, numpy arrays through shared segments",
     "attach": "hpcai, numpy arrays by cross-memory attach",
     "copies": "hpcai, copies to and from a symmetric array",
@@ -42,7 +46,7 @@ LABELS = {
     "roofline": "memory roofline",
 }
 
-OURS = ("symmetric", "ordinary", "ring", "segments", "attach", "copies")
+OURS = ("symmetric", "ordinary", "auto", "ring", "segments", "attach", "copies")
 
 COLUMNS = {
     "size": ("size", "11"),
@@ -76,10 +80,21 @@ def main() -> None:
     parser.add_argument("-o", "--op", default="sum", choices=["sum", "mean", "max", "min"])
     parser.add_argument("--of", default="symmetric,ordinary", type=some_of(*OURS), help=f"what of hpcai: {', '.join(OURS)}")
     parser.add_argument("--rewrite", action="store_true", help="write the array anew before each call, as a training step does")
-    parser.add_argument("--against", default="mpi", type=some_of("mpi", "gloo"), help="mpi, gloo")
+    parser.add_argument(
+        "--against", default="mpi", type=some_of("mpi", "gloo", "best"), help="mpi, gloo; or best, without a launcher"
+    )
+    parser.add_argument("--ranks", type=int, default=2, help="with --against best")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--plot", type=Path, help="file for a plot of bandwidth over size")
     arguments = parser.parse_args()
+    if "best" in arguments.against:
+        against_best(parser, arguments)
+    else:
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure all candidates at all sizes on the ranks of this job."""
     comm = hpcai.init()
     beside = [f"{name}:{dtype}" for dtype in arguments.beside.split(",") if dtype for name in arguments.of.split(",")]
     names = [name for name in [*arguments.of.split(","), *beside, *arguments.against.split(",")] if name]
@@ -100,6 +115,14 @@ def main() -> None:
             arguments.json.write_text(strict.dumps({"machine": machine(comm), "ranks": comm.size, "results": results}, indent=1))
         if arguments.plot:
             plot(results, arguments, comm)
+
+
+def against_best(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """bench.rivals with the options that it has too."""
+    if launch().name or arguments.against != "best" or (arguments.dtype, arguments.op) != ("f32", "sum"):
+        parser.error("--against best starts its own jobs, of f32 sums: leave out mpirun, other rivals, --dtype and --op")
+    sizes = [f"-b={arguments.begin}", f"-e={arguments.end}", f"-f={arguments.factor}", f"-n={arguments.rounds}"]
+    rivals.main(["allreduce", f"--ranks={arguments.ranks}", *sizes, *([f"--json={arguments.json}"] if arguments.json else [])])
 
 
 def some_of(*known: str) -> Callable[[str], str]:
@@ -159,13 +182,18 @@ def measure(comm: Communicator, arguments: Any, names: list[str], size: int, tor
 
 def candidate(comm: Communicator, name: str, x: Array, op: str, torch: Any) -> Callable[[], Any]:
     """A call that reduces `x` in place."""
-    if name in ("symmetric", "ordinary"):
+    if name in ("symmetric", "ordinary", "auto"):
         return lambda: comm.allreduce(x, op)
     if name in ("segments", "attach"):
         return partial(way(comm, name).allreduce, x, op)
     if name == "copies":
         beside = comm.symmetric_empty(x.size, x.dtype)
-        return lambda: np.copyto(x, comm.allreduce(np_copied(beside, x), op))
+
+        def copies() -> None:
+            np.copyto(beside, x)
+            np.copyto(x, comm.allreduce(beside, op))
+
+        return copies
     if name == "ring":
         return lambda: comm.allreduce(x, op, algorithm="ring")
     if name == "mpi":
@@ -186,12 +214,6 @@ def way(comm: Communicator, name: str) -> Communicator:
     assert group is not None
     group.staged_up_to(1 << 40 if name == "segments" else 0).__enter__()
     return group
-
-
-def np_copied(to: Array, x: Array) -> Array:
-    """`to`, with the values of x."""
-    np.copyto(to, x)
-    return to
 
 
 def check(comm: Communicator, x: Array, call: Callable[[], Any], op: str) -> int:
@@ -251,7 +273,7 @@ def plot(results: list[dict[str, Any]], arguments: Any, comm: Communicator) -> N
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    styles = {"symmetric": "o-", "ordinary": "s-", "ring": "v-", "segments": "<-", "attach": ">-", "copies": "+-"}
+    styles = {"symmetric": "o-", "ordinary": "s-", "auto": "s-", "ring": "v-", "segments": "<-", "attach": ">-", "copies": "+-"}
     styles |= {"mpi": "^--", "gloo": "x--", "roofline": ":"}
     for name in dict.fromkeys(r["candidate"] for r in results):
         own = [r for r in results if r["candidate"] == name]

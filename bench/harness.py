@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from bench import PINNED
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.launch import cores
 
 REST_S = 0.01
 
@@ -93,10 +95,11 @@ def start_gloo(comm: Communicator) -> Any:
 
 
 def processor() -> str:
-    """Processor and cores, Python and numpy."""
+    """Processor and cores, Python, numpy, and the BLAS kernel that runs."""
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     versions = f"Python {platform.python_version()}, numpy {np.__version__}"
-    return f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores; {versions}"
+    kernel = cores.blas() + (f" (OPENBLAS_CORETYPE={PINNED} was set and is not used)" if PINNED else "")
+    return f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores; {versions}, {kernel}"
 
 
 def machine(comm: Communicator) -> str:

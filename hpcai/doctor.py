@@ -27,6 +27,7 @@ import hpcai
 from hpcai import ops, tuning
 from hpcai.comm import select
 from hpcai.comm.communicator import Communicator
+from hpcai.comm.launch import cores
 from hpcai.comm.launch.launcher import launch
 from hpcai.errors import HpcaiError, one_line
 from hpcai.train.options.arguments import Parser, whole_number
@@ -87,10 +88,11 @@ def findings(comm: Communicator) -> Iterator[tuple[str, str, bool]]:
     yield "launcher", f"{said.name or 'none'}, {comm.size} rank{'s' if comm.size > 1 else ''}", True
     per_node = f"{shape.per_node} on each" if shape.per_node else "of different sizes"
     yield "nodes", f"{shape.nodes}, {per_node}", True
-    cores = len(os.sched_getaffinity(0))
+    bound = len(os.sched_getaffinity(0))
     crowded = comm.split_by_node().size > (os.cpu_count() or 1)
-    yield "cores", f"{cores} of {os.cpu_count()} for this rank{'; more ranks than cores' if crowded else ''}", True
+    yield "cores", f"{bound} of {os.cpu_count()} for this rank{'; more ranks than cores' if crowded else ''}", True
     threads = all(comm.allgather_object(comm.wire.serves_threads()))
+    yield "BLAS", *comm.on_root(blas_kernel)
     yield "threads", "a thread can reduce while another computes" if threads else "MPI serves the main thread only", threads
     yield "shared memory", *shared_memory(comm)
     yield "all-reduce", plan(comm), True
@@ -104,6 +106,14 @@ def kernels() -> tuple[str, bool]:
     if not ops.is_native():
         return "not built: numpy folds instead, slower (reinstall with a C++17 compiler)", False
     return f"native, {ops.lanes()}", True
+
+
+def blas_kernel() -> tuple[str, bool]:
+    """Which BLAS kernel multiplies matrices, and whether it is the processor's own."""
+    chosen, pinned = cores.blas(), os.environ.get(cores.PIN)
+    if not pinned or (own := cores.unpinned_blas()) == chosen:
+        return chosen, True
+    return f"{chosen}, as ${cores.PIN} says; without it {own}, which is often much faster: unset {cores.PIN}", False
 
 
 def shared_memory(comm: Communicator) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ import pytest
 from hpcai import doctor, tuning
 from hpcai.comm import select, threads
 from hpcai.comm.algorithms import ring
+from hpcai.comm.launch import cores
 from hpcai.ops import native
 from tests.command import needs_mpirun, run
 
@@ -30,6 +31,20 @@ def test_it_says_how_ranks_share_memory_and_why_not(monkeypatch):
     monkeypatch.setenv("HPCAI_NODE", "0")
     text, fine = found(2)["shared memory"]
     assert "HPCAI_NODE=0" in text
+    assert not fine
+
+
+def test_it_warns_of_an_environment_that_pins_another_blas_kernel(monkeypatch):
+    monkeypatch.delenv(cores.PIN, raising=False)
+    text, fine = found(1)["BLAS"]
+    assert fine
+    if text != cores.unpinned_blas() or "openblas" not in text:
+        pytest.skip(f"numpy has no OpenBLAS here: {text}")
+    monkeypatch.setenv(cores.PIN, "Nehalem")
+    assert found(1)["BLAS"] == (text, True), "what is loaded is what counts"
+    monkeypatch.setattr(cores, "blas", lambda: "openblas 0.3 Nehalem")
+    said, fine = found(1)["BLAS"]
+    assert said.startswith(f"openblas 0.3 Nehalem, as $OPENBLAS_CORETYPE says; without it {text}")
     assert not fine
 
 
