@@ -15,7 +15,6 @@ anew before each call, which is not timed; below, calls follow each other. All r
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import statistics
@@ -32,6 +31,7 @@ import numpy as np
 
 from bench.harness import processor, size_of
 from bench.jobs import Job, answer_lines
+from hpcai.train import strict
 
 ROOT = Path(__file__).resolve().parents[1]
 COLLECTIVES = ("allreduce", "reduce_scatter", "allgather", "broadcast", "alltoall")
@@ -120,7 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
     records = interleaved(options, best, sizes)
     summary(records)
     if options.json:
-        options.json.write_text(json.dumps({"machine": processor(), **vars(options), "records": records}, indent=1, default=str))
+        about = {"machine": processor(), "collective": options.collective, "ranks": options.ranks}
+        options.json.write_text(strict.dumps(about | {"records": records}, indent=1))
 
 
 def start(options: argparse.Namespace, side: Side) -> Job:
