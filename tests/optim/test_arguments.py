@@ -133,7 +133,7 @@ def test_schedules_count_steps_from_0(name):
         schedule = make(0.1, **needed, warmup=warmup)
         assert schedule(np.int64(3)) == schedule(3)
         for step in BAD["step"]:
-            with pytest.raises(ValueError, match="a schedule wants step a whole number of 0 at least, got"):
+            with pytest.raises(ValueError, match="a schedule wants step a whole number of at least 0, got"):
                 schedule(step)
 
 
