@@ -1,4 +1,4 @@
-"""Random blocks of the array, the same on all ranks, so that payloads can be summed on the way.
+"""Random blocks of the array, the same on all ranks, so that an all-reduce can sum payloads.
 
 Source: Stich, Cordonnier & Jaggi, arXiv:1809.07599.
 """

@@ -55,7 +55,7 @@ def sequential(name: str, *parts: Layer, loss: Loss) -> Model:
 
 
 def _distinct(parts: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Return the layers, numbered where names are equal."""
+    """Return the layers; those of equal names get numbers."""
     found = dict[str, Layer]()
     for layer in parts:
         if not isinstance(layer, Layer):
@@ -280,8 +280,8 @@ def gradients(
 
 
 def first_non_finite(model: Model, params: Sequence[Params], caches: list[Cache], x: Array) -> str | None:
-    """Name the first layer of a forward pass over `x` with parameters or an output that are not finite, and which these are; or
-    the input data; None if all values are finite.
+    """Name the source of the first NaN or infinity in a forward pass over `x`: the input data, or a layer's parameters or output.
+    Returns: None if all values are finite.
     """
     with np.errstate(all="ignore"):
         if not np.isfinite(x).all():

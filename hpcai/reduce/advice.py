@@ -1,7 +1,7 @@
 """Predictions of the time that each way to reduce a gradient takes here: the times of wire and coding are measured and added.
 
-For each collective, a curve of seconds over bytes is measured, up to sizes that take a tenth of a second. Beyond, a byte costs as
-much as in the curve's last stretch. Coding is timed on the real sizes, on all ranks at once, with nothing sent. The share of
+For each collective, a curve of seconds over bytes is measured, up to sizes that take a tenth of a second. Beyond these sizes, a byte
+costs as much as in the curve's last stretch. Coding is timed on the real sizes, on all ranks at once, with nothing sent. The share of
 coding that is hidden behind the wire is measured too, since carrying bytes also needs the core.
 """
 
@@ -24,7 +24,7 @@ KINDS = ("gradient", "allreduce", "allgather", "alltoall")
 LONGEST_S = 0.1
 REPEATS = 5
 PART_BYTES = 1 << 18
-"""Size of each array in the stream of all-gathers that is measured."""
+"""Bytes of each array in the stream of all-gathers that is measured."""
 
 
 class Curve(NamedTuple):

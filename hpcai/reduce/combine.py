@@ -194,7 +194,7 @@ def error_feedback(reducer: Reducer) -> Reducer:
 
 def owed(state: Remembered, comm: Collectives) -> Array:
     """Return the whole residual of this rank, (n,) f32: its memory and P times its residual as an owner. The mean of the result
-    over ranks is what the delivered means lack.
+    over ranks is missing from the delivered means.
     """
     total = state.memory.copy()
     if isinstance(state.inner, Scattered):

@@ -30,8 +30,7 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], *, seed: int = 0
     """Return a reducer of two all-reduces: one of all P's, one of all Q's and of all elements that are not factored.
 
     places: the arrays in the flat array; those with two dims and r(n+m) < nm travel as factors. Needs error feedback.
-    State: the Q's, the same on all ranks. Cost: 8(P-1)/P bytes sent per rank for each of the r(n+m) elements of factors, with P
-    ranks.
+    State: the Q's, the same on all ranks. Cost: 8(P-1)/P bytes sent per rank for each of the r(n+m) elements of factors.
     """
     ranges.counts(power_sgd, 1, approximation_rank=approximation_rank)
     streams.seed_checked(seed)
@@ -107,7 +106,10 @@ def _thin(shapes: list[tuple[int, int]], more: int = 0) -> tuple[list[Array], Ar
 
 
 def _orthonormalise(P: Array) -> None:
-    """Make the columns of P (n, r) orthonormal, zero if P is zero, NaN if P is not finite; Cholesky QR, twice for accuracy."""
+    """Make the columns of P (n, r) orthonormal, or zero where P has lower rank, by Cholesky QR, twice for accuracy.
+
+    All become NaN if P is not finite.
+    """
     wide = P.astype(np.float64)
     if not np.isfinite(wide).all():
         P[...] = np.nan
