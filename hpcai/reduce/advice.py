@@ -1,8 +1,8 @@
 """Predictions of the time that each way to reduce a gradient takes here: the times of wire and coding are measured and added.
 
-For each collective, a curve of seconds over bytes is measured, up to sizes that take a tenth of a second. Beyond these sizes, a byte
-costs as much as in the curve's last stretch. Coding is timed on the real sizes, on all ranks at once, with nothing sent. The share of
-coding that is hidden behind the wire is measured too, since carrying bytes also needs the core.
+For each collective, a curve of seconds over bytes is measured, up to sizes that take a tenth of a second. Beyond these sizes, a
+byte costs as much as in the curve's last stretch. Coding is timed on the real sizes, on all ranks at once, with nothing sent.
+The share of coding that is hidden behind the wire is measured too, since carrying bytes also needs the core.
 """
 
 from __future__ import annotations
