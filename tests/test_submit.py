@@ -124,7 +124,7 @@ def slow(folder):
 BAD = {
     "unknown option": ([], ["--bacth", "3"], "--bacth"),
     "wrong value": ([], ["--optimizer", "none"], "--optimizer wants one of"),
-    "mesh": (["--nodes", "3"], ["--mesh", "dp=2"], "a multiple of 2 ranks, there are 3"),
+    "mesh": (["--nodes", "3"], ["--mesh", "dp=2"], "a multiple of 2 ranks, but there are 3"),
     "batch below ranks": (["--ranks-per-node", "64"], ["--batch", "32"], "smaller than the number of ranks"),
     "tp without gpt": (["--nodes", "2"], ["--mesh", "tp=2"], "tensor parallelism is for --model gpt"),
     "data absent": ([], absent_text, "there is no file absent.txt"),

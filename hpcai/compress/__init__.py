@@ -1,1 +1,1 @@
-"""Fewer bytes for one array on one rank: codecs, which know nothing of ranks."""
+"""Codecs: fewer bytes for one array on one rank. A codec knows nothing of other ranks."""

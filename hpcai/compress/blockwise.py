@@ -1,4 +1,4 @@
-"""Codecs on the block kernels of hpcai.ops.blocks: scales and levels in one buffer."""
+"""Codecs on the block kernels of hpcai.ops.blocks; a payload is one buffer with scales, then levels."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hpcai.xp import Array
 
 
 def blockwise(form: str, stochastic: bool, seed: int) -> Codec:
-    """A codec of format `form`; its state counts the arrays encoded so far, so that each is rounded by other random bits."""
+    """Return a codec of format `form`. Its state counts the encoded arrays, so that different random bits round each array."""
     streams.seed_checked(seed)
 
     def size(n: int) -> int:
         return 4 * ops.block_count(n) + ops.packed_bytes(n, form)
 
     def parts(payload: Payload, x: Array) -> tuple[Array, Array]:
-        """Scales and levels of an array like x."""
+        """Return views of scales and levels in the payload of an array like x."""
         (said,), cut = opened(form, payload, (np.uint8, (size(x.size),)), into=x), 4 * ops.block_count(x.size)
         return said[:cut].view(np.float32), said[cut:]
 

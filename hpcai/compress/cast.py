@@ -11,12 +11,15 @@ from hpcai.xp import DTYPES, Array
 
 
 def bf16() -> Codec:
-    """8 bits of mantissa, f32's range. Payload: 2 bytes an element. Error at most 2^-9 of each value."""
+    """Cast to bfloat16: 8 bits of mantissa, f32's range. Payload: 2 bytes an element. Error at most 2^-9 of each value."""
     return _cast("bf16")
 
 
 def fp16() -> Codec:
-    """11 bits of mantissa; beyond 65504 a value becomes infinite, below 6e-8 zero. Payload: 2 bytes an element."""
+    """Cast to IEEE half precision: 11 bits of mantissa. Payload: 2 bytes an element.
+
+    Magnitudes beyond 65504 become infinite, those far below 6e-8 become zero.
+    """
     return _cast("f16")
 
 

@@ -1,6 +1,6 @@
 """The protocol of a codec: functions and visible state.
 
-Two functions are enough for one of your own; the rest has defaults:
+Two functions are enough for your own codec; the rest has defaults:
 
 >>> def encode(x, state):
 ...     return (np.round(x, 1),), state
@@ -25,27 +25,27 @@ from hpcai.ops import door
 from hpcai.xp import Array
 
 Payload = tuple[Array, ...]
-"""What travels: contiguous arrays, whose shapes and dtypes depend on n alone."""
+"""The arrays that travel: contiguous, with shapes and dtypes that depend on n alone."""
 
 State = Any
 
 
 def stateless(x: Array) -> State:
-    """The state of a codec that has none."""
+    """Return None, as the state of a codec without a state."""
     return None
 
 
 class Codec(NamedTuple):
     """A codec: it encodes an array in fewer bytes.
 
-    encode(x, state) -> (payload, state): x is flat f32 and stays as it is. decode(payload, n) -> (n,) f32.
-    init(x) -> the state for arrays like x. summable: the sum over ranks of the payload's first array decodes to the sum of
-    what each decodes to, and the payload's other arrays are the same on all ranks.
+    encode(x, state) -> (payload, state): x is flat f32 and is not changed. decode(payload, n) -> (n,) f32.
+    init(x) -> the state for arrays like x. summable: the payload's first array, summed over ranks, decodes to the sum of the
+    ranks' decoded arrays, and the payload's other arrays are the same on all ranks.
 
-    keep(x, memory, state) -> (payload, state) encodes x + memory and leaves in the memory what the payload does not say, in one
-    pass; add(acc, payload, weight) adds weight times what the payload decodes to, put(out, payload, weight) writes it. Where a
-    codec has none, encode and decode serve. cut: an array may be cut at multiples of so many elements and its parts encoded one
-    by one, with the same result but for random rounding (0: it may not).
+    keep(x, memory, state) -> (payload, state) encodes x + memory and leaves the residual in the memory, in one pass.
+    add(acc, payload, weight) adds weight * the decoded array to acc; put(out, payload, weight) writes that to out. Without
+    these, encode and decode are used. cut: an array may be cut at multiples of `cut` elements, and its parts encoded one by
+    one, with the same result except for random rounding; 0: it may not be cut.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Codec(NamedTuple):
 
 
 def encode_keeping(codec: Codec, x: Array, memory: Array, state: State) -> tuple[Payload, State]:
-    """The payload of x + memory; the memory becomes what it does not say."""
+    """Return the payload of x + memory and the new state; the memory becomes the residual."""
     if codec.keep is not None:
         return codec.keep(x, memory, state)
     memory += x
@@ -70,7 +70,7 @@ def encode_keeping(codec: Codec, x: Array, memory: Array, state: State) -> tuple
 
 
 def add_decoded(codec: Codec, acc: Array, payload: Payload, weight: float) -> Array:
-    """acc += weight * decoded, in place."""
+    """acc += weight * the decoded payload, in place. Returns acc."""
     if codec.add is not None:
         return codec.add(acc, payload, weight)
     acc += np.float32(weight) * codec.decode(payload, acc.size)
@@ -78,23 +78,23 @@ def add_decoded(codec: Codec, acc: Array, payload: Payload, weight: float) -> Ar
 
 
 def opened(name: str, payload: Payload, *form: tuple[Any, tuple[int, ...]], into: Array | None = None) -> Payload:
-    """The payload, which comes from elsewhere, if its arrays have these dtypes and shapes and lie apart from `into`.
+    """Return a payload from elsewhere, after a check: its arrays have these dtypes and shapes and do not overlap `into`.
 
-    Raises: TypeError, ValueError.
+    Raises: TypeError (no such tuple, wrong dtype), ValueError (wrong shape or memory).
     """
     if not isinstance(payload, tuple) or len(payload) != len(form):
         got = f"{len(payload)}" if isinstance(payload, tuple) else type(payload).__name__
-        raise TypeError(f"a payload of {name} is a tuple of {counted(len(form), 'array')}, got {got}")
+        raise TypeError(f"a payload of {name} must be a tuple of {counted(len(form), 'array')}, got {got}")
     for part, (dtype, shape) in zip(payload, form, strict=True):
         if type(part) not in door.ARRAYS or part.dtype != dtype:
-            raise TypeError(f"a payload of {name} has an array of {np.dtype(dtype)}{list(shape)}, got {door.described(part)}")
+            raise TypeError(f"a payload of {name} needs an array of {np.dtype(dtype)}{list(shape)}, got {door.described(part)}")
         if part.shape != shape or not (part.flags.c_contiguous and part.flags.aligned):
-            raise ValueError(f"a payload of {name} has a contiguous array of shape {shape}, got {door.described(part)}")
+            raise ValueError(f"a payload of {name} needs a contiguous array of shape {shape}, got {door.described(part)}")
         if into is not None and np.may_share_memory(part, into):
-            raise ValueError(f"a payload of {name} is decoded into memory of its own, got arrays that overlap")
+            raise ValueError(f"a payload of {name} must not overlap the decoded array, got arrays that share memory")
     return payload
 
 
 def payload_bytes(payload: Payload) -> int:
-    """Return the number of bytes that are sent."""
+    """Return the number of bytes of a payload."""
     return sum(part.nbytes for part in payload)

@@ -11,9 +11,10 @@ from hpcai.compress.codec import Codec
 
 
 def int8(*, stochastic: bool = False, seed: int = 0) -> Codec:
-    """Levels -127..127. Payload: 1 byte an element and 4 a block. Error at most 1/254 of a block's largest magnitude.
+    """Levels -127..127. Payload: 1 byte an element and 4 bytes a block. Error at most 1/254 of a block's largest magnitude.
 
-    stochastic: rounded up or down at random so that the expected value is exact; else to the nearest. seed: of the generator.
+    stochastic: round up or down at random, so that the expected value is exact and the error at most 1/127; otherwise round to
+    nearest. seed: of the random numbers.
     """
     return blockwise("int8", stochastic, seed)
 
@@ -24,6 +25,6 @@ def int4(*, stochastic: bool = False, seed: int = 0) -> Codec:
 
 
 def fp8(*, stochastic: bool = False, seed: int = 0) -> Codec:
-    """fp8-e4m3 of values scaled so that a block's largest is 448. Payload as int8. Error at most 1/16 of each value, or 2^-19
-    of the block's largest magnitude."""
+    """fp8-e4m3 of values scaled so that a block's largest magnitude is 448. Payload as int8. Error at most 1/16 of each value, or
+    2^-19 of the block's largest magnitude."""
     return blockwise("fp8", stochastic, seed)

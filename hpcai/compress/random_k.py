@@ -1,4 +1,4 @@
-"""Random blocks of the array, the same on all ranks, so that payloads can be summed on the way.
+"""Random blocks of the array, the same on all ranks, so that an all-reduce can sum payloads.
 
 Source: Stich, Cordonnier & Jaggi, arXiv:1809.07599.
 """
@@ -18,9 +18,9 @@ BLOCK = 64
 
 
 def random_k(ratio: float, *, seed: int = 0) -> Codec:
-    """About ratio * n elements in blocks of 64, drawn anew for each array from (seed, how many arrays came before).
+    """About ratio * n elements in blocks of 64, drawn anew for each array from (seed, number of earlier arrays).
 
-    All ranks give the same seed. Payload: 4 bytes for each element (its value) and 4 for each block (its number).
+    seed: must be the same on all ranks. Payload: 4 bytes for each sent element (its value) and 4 for each block (its number).
     """
     ranges.share(random_k, ratio=ratio)
     streams.seed_checked(seed)
@@ -30,7 +30,7 @@ def random_k(ratio: float, *, seed: int = 0) -> Codec:
         return min(blocks, max(1, round(ratio * blocks)))
 
     def said(payload: Payload, into: Array) -> tuple[Array, Array]:
-        """The values, and the places of their elements."""
+        """Return the values and the indices of their elements."""
         blocks = -(-into.size // BLOCK)
         values, drawn = opened(name, payload, (np.float32, (wanted(blocks), BLOCK)), (np.uint32, (wanted(blocks),)), into=into)
         door.refuse_outside(name, "block", drawn, blocks)
@@ -68,6 +68,6 @@ def random_k(ratio: float, *, seed: int = 0) -> Codec:
 
 
 def _places(blocks: Array, n: int) -> Array:
-    """The elements of ascending blocks; only the last block of all can be shorter."""
+    """Return the indices of the elements of ascending blocks; only the array's last block can be shorter."""
     places = (blocks[:, None].astype(np.int64) * BLOCK + np.arange(BLOCK)).reshape(-1)
     return places[places < n]

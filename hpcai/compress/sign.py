@@ -11,5 +11,8 @@ from hpcai.compress.codec import Codec
 
 
 def sign() -> Codec:
-    """Payload: n/8 bytes and 4 a block. A block that holds a value which is not finite decodes to NaN."""
+    """Signs, scaled by a block's mean magnitude. Payload: n/8 bytes and 4 bytes a block.
+
+    A block with a value that is not finite decodes to NaN.
+    """
     return blockwise("sign", stochastic=False, seed=0)

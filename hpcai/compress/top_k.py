@@ -1,4 +1,4 @@
-"""The elements of largest magnitude, exactly so many, with their places.
+"""The k elements of largest magnitude, exactly k, with their indices.
 
 Sources: Aji & Heafield, arXiv:1704.05021; Lin et al., arXiv:1712.01887 (the threshold from a sample).
 """
@@ -16,14 +16,14 @@ from hpcai.ops.door import takes
 from hpcai.xp import Array
 
 SAMPLE, LINE = 1 << 14, 16
-"""Elements from which the threshold is guessed, and how many neighbours among them: one cache line costs one access to memory."""
+"""Elements in the sample that estimates the threshold, and elements in a row of the sample: a cache line is one memory access."""
 
 
 def top_k(ratio: float) -> Codec:
-    """The max(1, round(ratio * n)) elements of largest magnitude; among equals those of lowest index. NaN counts as largest.
+    """The max(1, round(ratio * n)) elements of largest magnitude; of equal ones, those of lowest index. NaN counts as largest.
 
-    A threshold guessed from a sample leaves a few candidates, among which the choice is exact: the result does not depend on
-    the guess. Payload: 8 bytes for each (index u32, value f32).
+    A threshold estimated from a sample leaves a few candidates. The choice among these is exact, so the result does not depend
+    on the estimate. Payload: 8 bytes for each sent element (index u32, value f32).
     """
     ranges.share(top_k, ratio=ratio)
     name = f"topk:{ratio:g}"
@@ -55,9 +55,9 @@ def top_k(ratio: float) -> Codec:
 
 
 def largest(x: Array, k: int, memory: Array | None = None) -> tuple[Array, Array]:
-    """Indices (k,) u32, ascending, and values of the k elements of x (n,) f32 with the largest magnitudes.
+    """Return indices (k,) u32, ascending, and values (k,) f32 of the k elements of x (n,) f32 with the largest magnitudes.
 
-    With a memory, like x: memory += x, and those of the sum.
+    With a memory, (n,) f32: memory += x, and elements of that sum are chosen.
     """
     index, value = _candidates(x, k, memory)
     if k == len(index):
@@ -67,17 +67,17 @@ def largest(x: Array, k: int, memory: Array | None = None) -> tuple[Array, Array
     least = np.partition(magnitude, len(index) - k)[len(index) - k] if k else np.float32(np.inf)
     chosen = magnitude >= least
     surplus = np.count_nonzero(chosen) - k
-    if surplus:  # of equal ones the last go
+    if surplus:  # of equal magnitudes, drop those of highest index
         chosen[np.flatnonzero(magnitude == least)[-surplus:]] = False
     return index[chosen], value[chosen]
 
 
 def _candidates(x: Array, k: int, memory: Array | None) -> tuple[Array, Array]:
-    """At least k elements, by ascending index, that hold the k largest; few more where the sample is a good guess."""
+    """Return at least k elements, by ascending index, among them the k largest; few more than k if the sample is typical."""
     if x.size > max(4 * k, 1000):
         sample = np.abs(_sampled(x) if memory is None else _sampled(x) + _sampled(memory))
         share = k / x.size
-        # So much above the expected count that a sample of this size misses it once in many thousands.
+        # Four standard deviations above k: a sample of this size gives too few candidates once in many thousands.
         aim = share + 4 * math.sqrt(share / sample.size)
         while aim < 0.5:
             place = sample.size - 1 - int(aim * sample.size)
@@ -95,6 +95,6 @@ def _candidates(x: Array, k: int, memory: Array | None) -> tuple[Array, Array]:
 
 
 def _sampled(x: Array) -> Array:
-    """About SAMPLE elements from all over x."""
+    """Return about SAMPLE elements, spread over x."""
     lines = x[: x.size // LINE * LINE].reshape(-1, LINE)
     return lines[:: max(1, len(lines) * LINE // SAMPLE)].reshape(-1)

@@ -1,4 +1,4 @@
-"""Models whose gradients another library computes, such as JAX or PyTorch: hpcai combines, updates, saves and goes on."""
+"""Models whose gradients another library computes, such as JAX or PyTorch; hpcai combines, updates, saves and resumes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ def external(
     reduction: str = "mean",
     name: str = "external",
 ) -> Model:
-    """A model of one layer, whose loss and gradients a function gives.
+    """Return a model of one layer; a function of the caller computes its loss and gradients.
 
     Args:
-        parameters: names to initial values, arrays of any shape, the same on all ranks. Training begins with those of rank 0.
-        loss_and_gradients: (parameters, x, target) -> (loss, gradients by name). It gets numpy views of the parameters, in the
-            dtype of the run, which it must not change; x and target: this rank's samples, as the data set gives them.
-        loss: (parameters, x, target) -> loss alone, for evaluation; without it gradients are computed there too and dropped.
-        predict: (parameters, x) -> (b, outputs), for accuracy and predictions; without it there are none of these.
-        reduction: whether the loss is the "mean" or the "sum" over the samples that it is given.
-    Returns: a Model. It has one layer, so that there is nothing to split among pipeline or tensor-parallel ranks.
-    Raises: UsageError for parameters that are none; while it trains, for gradients that are lacking or have another shape.
+        parameters: name -> initial value, a floating-point array of any shape. Names and shapes must be the same on all ranks;
+            training begins with the values of rank 0.
+        loss_and_gradients: (parameters, x, target) -> (loss, gradients by name). `parameters` are numpy views in the dtype of
+            the run, which the function must not change. x and target: this rank's samples, as the data set gives them.
+        loss: (parameters, x, target) -> loss alone, for evaluation. Without `loss`, evaluation computes gradients too.
+        predict: (parameters, x) -> (b, outputs), for accuracy and predictions. Without `predict` there are none.
+        reduction: "mean" or "sum": how the loss combines the samples of a call.
+    Returns: a Model. Its only layer cannot be split among pipeline or tensor-parallel ranks.
+    Raises: UsageError for invalid parameters; in training, for gradients that are missing or have a wrong shape or dtype.
     Cost: a copy of the gradients a step.
 
     >>> def half_square(p, x, target):
@@ -46,17 +47,17 @@ def external(
     'external.w'
     """
     if reduction not in ("mean", "sum"):
-        raise UsageError(f"reduction is {reduction!r}; wanted is 'mean' or 'sum', which the loss is over its samples")
+        raise UsageError(f"reduction is {reduction!r}; expected 'mean' or 'sum', as the loss combines its samples")
     if not isinstance(parameters, Mapping):
-        raise UsageError(f"parameters are a {type(parameters).__name__}; wanted are arrays by their names, as in a dict")
+        raise UsageError(f"parameters are a {type(parameters).__name__}; expected a mapping from names to arrays, such as a dict")
     values = {key: np.asarray(value) for key, value in parameters.items()}
     for key, value in values.items():
         if value.dtype.kind != "f" or not value.size:
             raise UsageError(
-                f"parameter {key!r} has dtype {value.dtype} and shape {value.shape}; wanted are numbers in floating point"
+                f"parameter {key!r} has dtype {value.dtype} and shape {value.shape}; expected one or more floating-point numbers"
             )
     if not values:
-        raise UsageError("there are no parameters; give at least one array by its name")
+        raise UsageError("there are no parameters; pass at least one named array")
     functions = _Functions(loss_and_gradients, loss, predict, reduction)
     described = {key: Parameter(value.shape, 0.0, "given", values=value) for key, value in values.items()}
 
@@ -71,14 +72,14 @@ def external(
             into[...] = found[key]
 
     def backward(params: Params, cache: Cache, dy: Array) -> Array:
-        raise UsageError(f"model {name} gives no gradient of its input, so no layer can come before it")
+        raise UsageError(f"model {name} computes no gradient of its input, so no layer can come before it")
 
     layer = Layer(name, described, forward, backward, gradients)
     return sequential(name, layer, loss=Loss(name, _evaluate, counts=predict is not None))
 
 
 def is_external(model: Model) -> bool:
-    """Whether another library computes the model's gradients."""
+    """Return whether another library computes the model's gradients."""
     return any(parameter.initial == "given" for layer in model.layers for parameter in layer.parameters.values())
 
 
@@ -90,7 +91,7 @@ class _Functions(NamedTuple):
 
 
 class _Call:
-    """A forward pass under way, until the loss, which knows the targets, completes it."""
+    """A forward pass that the loss completes, since only the loss gets the targets."""
 
     def __init__(self, functions: _Functions, params: Params, x: Array, training: bool):
         self.functions, self.params, self.x, self.training = functions, params, x, training
@@ -98,7 +99,7 @@ class _Call:
 
 
 class _Output(np.ndarray):
-    """Predictions, or in training nothing yet, and the call that they answer."""
+    """Predictions (zeros in training), and the call that they belong to."""
 
     call: _Call
 
@@ -108,7 +109,7 @@ class _Output(np.ndarray):
         found = np.zeros((len(call.x), 1)) if predict is None else np.asarray(predict(call.params, call.x))
         if found.ndim != 2 or len(found) != len(call.x):
             raise UsageError(
-                f"predict gave shape {found.shape} for {counted(len(call.x), 'sample')}; wanted is ({len(call.x)}, outputs)"
+                f"predict gave shape {found.shape} for {counted(len(call.x), 'sample')}; expected ({len(call.x)}, outputs)"
             )
         made = np.ascontiguousarray(found, dtype).view(cls)
         made.call = call
@@ -130,10 +131,10 @@ def _evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, 
 
 
 def _answered(call: _Call, target: Array) -> tuple[float, Gradients]:
-    """Call loss_and_gradients. Raises: UsageError for what is not a loss, and gradients of all parameters."""
+    """Call loss_and_gradients. Raises: UsageError unless the result is a loss and the gradients of all parameters."""
     found = call.functions.loss_and_gradients(call.params, call.x, target)
     if not isinstance(found, (tuple, list)) or len(found) != 2 or not isinstance(found[1], Mapping):
-        raise UsageError(f"loss_and_gradients gave {_shape_of(found)}; wanted is (loss, gradients), the gradients by their names")
+        raise UsageError(f"loss_and_gradients gave {_shape_of(found)}; expected (loss, gradients), with gradients by name")
     for key in call.params:
         if key not in found[1]:
             raise UsageError(
@@ -142,7 +143,7 @@ def _answered(call: _Call, target: Array) -> tuple[float, Gradients]:
     if len(found[1]) > len(call.params):
         extra = next(key for key in found[1] if key not in call.params)
         known = ", ".join(map(repr, call.params))
-        raise UsageError(f"loss_and_gradients gave a gradient of {extra!r}, which is not a parameter; there are {known}")
+        raise UsageError(f"loss_and_gradients gave a gradient of {extra!r}, which is not a parameter; parameters are {known}")
     return _number(found[0], "loss_and_gradients"), found[1]
 
 
@@ -156,9 +157,9 @@ def _number(loss: Any, name: str) -> float:
     """The loss as a float. Raises: UsageError for a value that is not one number."""
     try:
         return float(loss)
-    except (TypeError, ValueError, RuntimeError):  # the last of these is torch's
+    except (TypeError, ValueError, RuntimeError):  # torch raises RuntimeError
         shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
-        raise UsageError(f"the loss of {name} is {type(loss).__name__}{shape}; wanted is one number") from None
+        raise UsageError(f"the loss of {name} is {type(loss).__name__}{shape}; expected one number") from None
 
 
 def _loss(call: _Call, target: Array) -> float:
@@ -172,9 +173,9 @@ def _loss(call: _Call, target: Array) -> float:
 def _scaled(key: str, gradients: Gradients, parameter: Array, scale: float) -> Array:
     found = np.asarray(gradients[key])
     if found.shape != parameter.shape:
-        raise UsageError(f"the gradient of {key!r} has shape {found.shape}; wanted is that of the parameter, {parameter.shape}")
+        raise UsageError(f"the gradient of {key!r} has shape {found.shape}; expected the parameter's shape, {parameter.shape}")
     if found.dtype.kind not in "fiu" and found.dtype != bfloat16:
-        raise UsageError(f"the gradient of {key!r} has dtype {found.dtype}; wanted are real numbers")
+        raise UsageError(f"the gradient of {key!r} has dtype {found.dtype}; expected real numbers")
     return np.multiply(found, scale, dtype=parameter.dtype, casting="same_kind")
 
 

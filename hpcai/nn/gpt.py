@@ -1,4 +1,4 @@
-"""A decoder-only transformer over bytes or other tokens, whole or shared out between ranks."""
+"""A decoder-only transformer over bytes or other tokens, whole or split between ranks."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Shape(NamedTuple):
 
 
 def gpt(shape: Shape, seed: int = 0, split: Split = WHOLE) -> Model:
-    """Embeddings, `layers` blocks of attention and a hidden layer of 4 * width with GELU, each after a norm and added to its
-    input, a last norm, and a score for each token.
+    """Return a GPT: embeddings, `layers` blocks, a last norm, and a score for each token.
 
-    seed: of dropout's masks. split: which part of every block this rank has. Raises: UsageError if it cannot be shared out so.
+    A block is attention, then a hidden layer of 4 * width with GELU. Each of the two has a norm before it and is added to its
+    input. seed: of dropout's masks. split: the part of every block that this rank has.
+    Raises: UsageError for an invalid shape, or one that `split` does not divide.
     """
     check(shape, split.parts)
     mask = iter(range(2 * shape.layers + 1))
@@ -87,9 +88,9 @@ def _think(shape: Shape, name: str, dropped, split: Split) -> tuple[Layer, ...]:
 
 
 def _narrowing(shape: Shape, mine: slice, inputs: int | None = None) -> tuple[Parameter, Parameter]:
-    """Weight, of which a rank has some rows, and bias of a product that ends a residual branch.
+    """Return weight (this rank's rows) and bias of the product that ends a residual branch.
 
-    The deviation falls with the number of branches, so that their sum does not grow with depth.
+    The standard deviation falls with the number of branches, so that the sum of branches does not grow with depth.
     """
     inputs = inputs or shape.width
     deviation = 0.02 / sqrt(2 * shape.layers)
@@ -98,15 +99,15 @@ def _narrowing(shape: Shape, mine: slice, inputs: int | None = None) -> tuple[Pa
 
 
 def check(shape: Shape, parts: int) -> None:
-    """Raise UsageError for a gpt that cannot be, or not on so many tensor-parallel ranks."""
+    """Raise UsageError for an invalid shape, or one that `parts` tensor-parallel ranks cannot share."""
     for name in ("layers", "width", "heads", "context"):
         if getattr(shape, name) < 1:
-            raise UsageError(f"--{name} starts at 1, got {getattr(shape, name)}")
+            raise UsageError(f"--{name} must be at least 1, got {getattr(shape, name)}")
     if shape.width % shape.heads:
         fits = [h for h in range(1, shape.width + 1) if shape.width % h == 0]
         raise UsageError(f"--width {shape.width} is not divisible by --heads {shape.heads}; {_near(shape.heads, fits)}")
     if not 0 <= shape.dropout < 1:
-        raise UsageError(f"--dropout is from 0 to below 1, got {shape.dropout}")
+        raise UsageError(f"--dropout must be from 0 to below 1, got {shape.dropout}")
     for name, value in (("--heads", shape.heads), ("--context", shape.context), ("the vocabulary of", shape.tokens)):
         if value % parts:
             fits = [t for t in range(1, value + 1) if value % t == 0]
@@ -114,6 +115,6 @@ def check(shape: Shape, parts: int) -> None:
 
 
 def _near(given: int, fits: list[int]) -> str:
-    """The nearest values that would do."""
+    """Name the divisors nearest to the given one."""
     best = sorted(sorted(fits, key=lambda one: abs(one - given))[:3])
-    return f"it would be by {', '.join(map(str, best))}"
+    return f"near divisors are {', '.join(map(str, best))}"

@@ -1,6 +1,6 @@
-"""Layers: values that say which parameters they have and how to go forward and backward.
+"""Layers: values that describe their parameters and compute forward and backward.
 
-A layer keeps nothing. Parameters and gradients are views into arenas; what backward needs of forward lies in a `cache`, a dict
+A layer keeps no arrays. Parameters and gradients are views into arenas. Forward leaves arrays for backward in a `cache`, a dict
 that the caller owns and clears. Images are (batch, height, width, channels).
 """
 
@@ -24,10 +24,10 @@ Compute = TypeVar("Compute", bound=Callable[..., Any])
 
 
 class Parameter(NamedTuple):
-    """Shape and initial values: "uniform" within +-scale, "normal" with deviation `scale`, "constant" at it, or "given":
-    `values`.
+    """The shape and initial values of a parameter.
 
-    Where ranks share a parameter out, this is `part` of an array of shape `whole`, reshaped.
+    initial: "uniform" within +-scale, "normal" with standard deviation `scale`, "constant": all are `scale`, or "given":
+    `values`. If ranks split a parameter, this is `part` of an array of shape `whole`, reshaped to `shape`.
     """
 
     shape: tuple[int, ...]
@@ -41,10 +41,10 @@ class Parameter(NamedTuple):
 class Layer(NamedTuple):
     """One layer of a model: its parameters, forward and backward.
 
-    forward(params, cache, x) -> y. gradients(params, grads, cache, dy), where it has parameters, writes theirs into `grads`,
-    which can be on their way to other ranks while backward(params, cache, dy) -> dx, called next, computes its input's. Either
-    may come first; neither changes dy. `shares_cache_with` names a layer whose cache it uses, `shares_parameters_with` one
-    whose parameters it uses.
+    forward(params, cache, x) -> y. gradients(params, grads, cache, dy) writes the gradients of the parameters into `grads`; it
+    is None for a layer without parameters. backward(params, cache, dy) -> dx computes the gradient of the input. `gradients`
+    may be called before backward, so that gradients are sent meanwhile, or after; neither changes dy. `shares_cache_with` and
+    `shares_parameters_with` name another layer, whose cache or parameters this layer uses.
     """
 
     name: str
@@ -65,8 +65,8 @@ def linear(name: str, inputs: int, outputs: int) -> Layer:
 def product(name: str, weight: Parameter, bias: Parameter, adds_bias: bool = True, transposed: bool = False) -> Layer:
     """y = x W + b. x: (b, inputs), W: (inputs, outputs).
 
-    Where ranks share out the inputs, whose products are summed, one alone has `adds_bias`. See also product_gelu.
-    transposed: the parameter is W^T; its gradient is then the quicker product where outputs are more than inputs.
+    adds_bias: if ranks split the inputs and sum their products, only one rank adds b. transposed: the parameter is W^T; then
+    its gradient is computed faster if there are more outputs than inputs. See also product_gelu.
     """
     outputs = bias.shape[0]
 
@@ -100,8 +100,8 @@ def _weight_gradient_into(out: Array, x: Array, dy: Array, transposed: bool) -> 
 
 
 def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool = False) -> Layer:
-    """y = gelu(x W + b), as `product` and `gelu`, with one pass over y for bias, GELU and its derivative, which is kept for
-    backward.
+    """y = gelu(x W + b), as `product` then `gelu`. One pass over y computes bias, GELU and GELU's derivative, which the cache
+    keeps for backward.
     """
     outputs = bias.shape[0]
 
@@ -112,7 +112,7 @@ def product_gelu(name: str, weight: Parameter, bias: Parameter, transposed: bool
         return ops.bias_gelu_into(y, cache["slope"], params["bias"])
 
     def before_gelu(cache: Cache, dy: Array) -> Array:
-        """The gradient of x W + b, made once from dy in place of the slope, with the bias's."""
+        """Return the gradient of x W + b. The first call computes it, in place of the slope, and the bias's gradient."""
         if "slope" in cache:
             cache["dbias"] = buffer((outputs,), dy)
             cache["dz"] = ops.multiply_and_sum_into(cache.pop("slope"), dy, cache["dbias"])
@@ -195,8 +195,8 @@ def flatten(shape: tuple[int, ...]) -> Layer:
 def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | None = None) -> Layer:
     """Cross-correlation with stride 1: x (b, h, w, inputs) to (b, h', w', outputs), h' = h + 2 pad - kernel + 1.
 
-    `pad` zeros on each side; without it as many as keep h' = h (kernel must be odd). Receptive fields become rows (im2col), so
-    both directions are matrix products; W: (kernel * kernel * inputs, outputs), initialised as in `linear`.
+    pad: zeros on each side; None: as many as keep h' = h, for an odd kernel. Receptive fields become rows (im2col), so that
+    forward and backward are matrix products. W: (kernel * kernel * inputs, outputs), initialised as in `linear`.
     """
     pad = kernel // 2 if pad is None else pad
     fan_in = kernel * kernel * inputs
@@ -227,7 +227,7 @@ def conv2d(name: str, inputs: int, outputs: int, kernel: int = 3, pad: int | Non
 
 
 def max_pool(name: str = "max_pool", size: int = 2) -> Layer:
-    """Maximum over tiles of size x size: (b, h, w, c) to (b, h // size, w // size, c); rows and columns left over are dropped."""
+    """Maximum over tiles of size x size: (b, h, w, c) to (b, h // size, w // size, c). Rows and columns beyond are dropped."""
 
     @dims(4)
     def forward(params: Params, cache: Cache, x: Array) -> Array:
@@ -246,7 +246,7 @@ def max_pool(name: str = "max_pool", size: int = 2) -> Layer:
 
 
 def dims(count: int) -> Callable[[Compute], Compute]:
-    """Declare how many dims a layer's array has (0: one at least). It is all that is looked at here: verbs look at the rest."""
+    """Declare the number of dims of a layer's array (0: at least one). Layers check only this; verbs check the rest."""
 
     def declared(compute: Compute) -> Compute:
         @wraps(compute)
@@ -262,6 +262,6 @@ def dims(count: int) -> Callable[[Compute], Compute]:
 
 
 def buffer(shape: tuple[int, ...], like: Array, dtype: Any = None) -> Array:
-    """Uninitialised memory for a result, of the dtype of `like` if none is given: see memory.py."""
+    """Return an uninitialised array for a result; dtype: None means that of `like`. See memory.py."""
     dtype = like.dtype if dtype is None else dtype
     return memory.empty(shape, dtype) if namespace(like) is np else namespace(like).empty(shape, dtype)

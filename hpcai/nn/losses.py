@@ -1,4 +1,4 @@
-"""Losses: from predictions and targets to a sum over the batch and the gradient, in one pass."""
+"""Losses: from predictions and targets, the sum over the batch and the gradient, in one pass."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hpcai.xp import Array
 class Loss(NamedTuple):
     """evaluate(dy, y, target, scale) writes dy = scale * gradient of the sum and returns (sum of losses, correct rows).
 
-    counts: whether it tells which rows are correct; without, there is no accuracy. weights: of classes, (classes,) f64, by which
-    the rows' losses in that sum are multiplied; a mean over rows is then the sum divided by the sum of their targets' weights.
+    counts: whether `evaluate` counts correct rows; otherwise there is no accuracy. weights: (classes,) f64; in the sum, a row's
+    loss is multiplied by the weight of the row's target, and the mean over rows is that sum divided by the sum of these weights.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Loss(NamedTuple):
 def softmax_cross_entropy(weights: Sequence[float] | Array | None = None) -> Loss:
     """-log softmax(y)[target] for each row; y (b, classes), target (b,) i64. A row is correct if its largest y is the target.
 
-    weights: of the classes, from 0, one for each; without, all weigh the same. In training the mean over a global batch is
-    sum(weights[target] * loss) / sum(weights[target]), as of torch.nn.CrossEntropyLoss(weight), whatever ranks and micro-batches
-    share it; but a batch whose targets all have the weight 0 has the loss 0 and no gradient.
-    Raises: UsageError for weights that are none.
+    weights: one for each class, at least 0; None: all are equal. In training the mean over a global batch is
+    sum(weights[target] * loss) / sum(weights[target]), as of torch.nn.CrossEntropyLoss(weight), for any split into ranks and
+    micro-batches; but a batch whose targets all have the weight 0 has the loss 0 and the gradient 0.
+    Raises: UsageError for invalid weights.
 
     >>> softmax_cross_entropy(weights=[1, 4]).weights
     array([1., 4.])
@@ -43,8 +43,8 @@ def softmax_cross_entropy(weights: Sequence[float] | Array | None = None) -> Los
     given = np.array(weights, np.float64)
     if given.ndim != 1 or not np.isfinite(given).all() or not (given >= 0).all() or not given.any():
         raise UsageError(
-            f"weights of shape {given.shape} are not those of classes; "
-            "wanted is a finite number from 0 for each, not all of them 0"
+            f"weights of shape {given.shape} are not class weights; "
+            "expected one finite number of at least 0 for each class, not all of them 0"
         )
 
     def evaluate(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
@@ -64,9 +64,10 @@ def mean_squared_error() -> Loss:
 
 
 def token_cross_entropy(split: Split = WHOLE, tokens: int = 256) -> Loss:
-    """softmax_cross_entropy where each rank has some classes' columns: y (rows, tokens / split.parts), target (b, context).
+    """softmax_cross_entropy if each rank has the columns of some classes: y (rows, tokens / split.parts), target (b, context).
 
-    Ranks combine the rows' maxima and sums, 3 numbers a row, and all get the whole sum. Source: Shoeybi et al., arXiv:1909.08053.
+    Ranks combine the rows' maxima and sums, 3 numbers a row, and all ranks get the whole sum of losses.
+    Source: Shoeybi et al., arXiv:1909.08053.
     """
     first = split.share(tokens).start
 

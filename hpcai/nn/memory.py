@@ -1,7 +1,7 @@
-"""Memory for activations and their gradients: what is dropped is used again at once, while it is still in the caches.
+"""Memory for activations and their gradients: a freed block is used again at once, while it is still in the CPU's caches.
 
-An array is free as soon as nobody refers to it. The next one of its size gets the block that was freed last, so a backward pass
-writes where its own last layers wrote, not to memory that was last touched a step ago, and a step allocates nothing.
+An array's block is free as soon as nothing refers to the array. The next array of that size gets the block that was freed last.
+So a backward pass writes where its own last layers wrote, not to memory last touched a step ago, and a step allocates nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from hpcai.xp import Array, bfloat16
 
 SMALL = 1 << 14
-"""Bytes below which numpy's own allocation is quicker."""
+"""Bytes; numpy's own allocation is faster below this size."""
 
 
 class _Block(NamedTuple):
-    """Memory, where it begins, and the list where it waits."""
+    """Memory, the address of its first used byte, and the list of free blocks to which it returns."""
 
     memory: Array
     address: int
@@ -28,11 +28,11 @@ class _Block(NamedTuple):
 _free: dict[int, list[_Block]] = {}
 
 _SPELT = {bfloat16: np.dtype(np.uint16)}
-"""What stands in for types that numpy's array interface does not know."""
+"""Dtype that numpy's array interface does not know -> the dtype that replaces it there."""
 
 
 class _Lease:
-    """Lends a block to the arrays on it; the last of them to go gives it back."""
+    """Keeps a block in use while arrays on it exist; the end of the last array returns the block."""
 
     __slots__ = ("__array_interface__", "block")
 
@@ -45,7 +45,7 @@ class _Lease:
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
-    """An uninitialised array.
+    """Return an uninitialised array.
 
     >>> first = empty((64, 128), np.float32)
     >>> place = first.ctypes.data
@@ -66,6 +66,6 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def _new(size: int, home: list[_Block]) -> _Block:
-    """A block that begins with a cache line."""
+    """Return a new block, aligned to a cache line (64 bytes)."""
     memory = np.empty(size + 64, np.uint8)
     return _Block(memory, -(-memory.ctypes.data // 64) * 64, home)

@@ -1,4 +1,4 @@
-"""Models: layers in a row and a loss, with parameters in one flat buffer."""
+"""Models: a sequence of layers and a loss, with parameters in one flat buffer."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from hpcai.xp import Array
 ALL = slice(None)
 
 MOST_COLOURS = 4
-"""An image of so many numbers in its first dimension, and more in its last, is taken for one of that many colours."""
+"""An image with at most so many numbers in its first dim, and more in its last, probably has its channels first."""
 
 
 class Gradients(Protocol):
-    """The destination of a backward pass: for each layer its gradients by name. A list of the results of `per_layer` is one."""
+    """The destination of a backward pass: for each layer its gradients by name, as in the result of `per_layer`."""
 
     def __getitem__(self, i: int, /) -> Params:
-        """Layer i's."""
+        """Return the arrays for layer i's gradients."""
 
 
 class Model(NamedTuple):
-    """Layers applied in order, a loss on top, and where each parameter lies in the flat buffer.
+    """Layers applied in order, a loss on top, and the position of each parameter in the flat buffer.
 
-    numbers: of the parameters in the whole model, in the layout's order, where this is a part of one; they decide initial values.
+    numbers: for each parameter in the layout's order, its index in the whole model; this decides initial values.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Model(NamedTuple):
 
 
 def sequential(name: str, *parts: Layer, loss: Loss) -> Model:
-    """A model of layers. Parameters are called layer.parameter. Layers without parameters may have one name; they are numbered.
+    """Return a model of layers. Its parameters are called layer.parameter. Layers without parameters may share a name.
 
-    Raises: UsageError for a part that is not a layer, and for layers with parameters that have one name.
+    Raises: UsageError for a part that is not a layer, and for two layers of the same name if one has parameters.
     """
     parts = _distinct(parts)
     shapes = {slot: p.shape for slot, p in _own(parts).items()}
@@ -55,14 +55,14 @@ def sequential(name: str, *parts: Layer, loss: Loss) -> Model:
 
 
 def _distinct(parts: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Return the layers with a name each."""
+    """Return the layers; those of equal names get numbers."""
     found = dict[str, Layer]()
     for layer in parts:
         if not isinstance(layer, Layer):
-            raise UsageError(f"a part of the model is {type(layer).__name__}; wanted is a layer, as nn.linear(name, 2, 8) gives")
+            raise UsageError(f"a part of the model is {type(layer).__name__}; expected a layer, such as nn.linear(name, 2, 8)")
         if layer.name in found and (layer.parameters or found[layer.name].parameters):
             raise UsageError(
-                f"two layers are called {layer.name!r}; give each a name of its own: checkpoints have parameters by name"
+                f"two layers are called {layer.name!r}; give them different names: checkpoints store parameters by name"
             )
         number = 2
         name = layer.name
@@ -73,16 +73,16 @@ def _distinct(parts: Sequence[Layer]) -> tuple[Layer, ...]:
 
 
 def _own(parts: Sequence[Layer]) -> dict[str, Parameter]:
-    """The parameters of layers by their names in the layout, those left out that belong to another of them."""
+    """Return the parameters that the layers own, by their names in the layout."""
     return {
         f"{layer.name}.{key}": p for layer in parts if layer.shares_parameters_with is None for key, p in layer.parameters.items()
     }
 
 
 def parts(model: Model, spans: Sequence[slice]) -> Model:
-    """The layers in these spans as a model of their own.
+    """Return the layers in these spans as a separate model.
 
-    A layer that shares the parameters of one left out gets its own, with the same initial values.
+    A layer that shares the parameters of a layer outside gets its own parameters, with the same initial values.
     """
     numbered = dict(zip(_own(model.layers), model.numbers, strict=True))
     names = {layer.name for span in spans for layer in model.layers[span]}
@@ -97,7 +97,7 @@ def parts(model: Model, spans: Sequence[slice]) -> Model:
 
 
 def borrowed(model: Model, whole: Model) -> str | None:
-    """The slot of a part of a whole model that is the same as one in another part; None if there is none."""
+    """Return the name of the parameter of `model`, a part of `whole`, that another part has too; None if there is none."""
     sharing = {layer.name for layer in whole.layers if layer.shares_parameters_with}
     found = (layer for layer in model.layers if layer.name in sharing and not layer.shares_parameters_with)
     return next((f"{layer.name}.{key}" for layer in found for key in layer.parameters), None)
@@ -128,20 +128,20 @@ def cnn(
 ) -> Model:
     """For each of `channels` a 3x3 convolution, ReLU and 2x2 maximum; then a hidden layer of `width` and a linear layer.
 
-    inputs: (height, width) or (height, width, channels), or if image_channels="first" (channels, height, width), at least
-    2**len(channels) pixels high and wide, else UsageError; so are images whose channels seem to come first where nothing is said.
+    inputs: (height, width) or (height, width, channels), or (channels, height, width) if image_channels="first". Raises:
+    UsageError below 2**len(channels) pixels of height or width; if image_channels is None, also if channels seem to come first.
     """
     shape = (*inputs, 1) if len(inputs) == 2 else inputs if len(inputs) == 3 else (0, 0, 0)
     turned = image_channels == "first" and len(inputs) == 3
     if image_channels is None and shape[0] <= MOST_COLOURS < shape[2]:
         raise UsageError(
-            f"model cnn: rows of shape {inputs} look like (channels, height, width); say --image-channels first, "
-            f"or last if they are {shape[0]} pixels high"
+            f"model cnn: rows of shape {inputs} look like (channels, height, width); use --image-channels first, "
+            f"or --image-channels last if images are {shape[0]} pixels high"
         )
     h, w, c = (*shape[1:], shape[0]) if turned else shape
     if min(h, w) < 2 ** len(channels):
         raise UsageError(
-            f"model cnn wants images of at least {2 ** len(channels)} pixels a side, this data has rows of shape {inputs}; "
+            f"model cnn wants images of at least {2 ** len(channels)} pixels a side, but rows of this data have shape {inputs}; "
             "use --model mlp"
         )
     parts = [layers.channels_last("image", (c, h, w)) if turned else layers.reshape("image", (h, w, c))]
@@ -162,9 +162,9 @@ def _activation(kind: str, i: int) -> Layer:
 
 
 def initialise(model: Model, seed: int, dtype: Any = np.float32) -> Array:
-    """Initial parameters, (layout.size,). A function of the seed and each parameter's number alone, equal on every rank.
+    """Return the initial parameters, (layout.size,): a function of the seed and each parameter's number, equal on all ranks.
 
-    Each is drawn whole, so that it does not depend on how ranks share it out.
+    A parameter is drawn whole, so that its values do not depend on how ranks split it.
     """
     flat = np.zeros(model.layout.size, dtype)
     views = arena.views(flat, model.layout)
@@ -188,12 +188,12 @@ def _drawn(parameter: Parameter, rng: np.random.Generator) -> Array:
 
 
 def parameters(model: Model) -> dict[str, Parameter]:
-    """Every array of the layout with its description."""
+    """Return the description of each array of the layout, by name."""
     return _own(model.layers)
 
 
 def per_layer(model: Model, flat: Array) -> list[Params]:
-    """For each layer the views of its parameters (or gradients) in `flat`, under their own names."""
+    """Return for each layer the views of its parameters (or gradients) in `flat`, by their names in the layer."""
     views = arena.views(flat, model.layout)
     return [
         {key: views[f"{layer.shares_parameters_with or layer.name}.{key}"] for key in layer.parameters} for layer in model.layers
@@ -201,14 +201,14 @@ def per_layer(model: Model, flat: Array) -> list[Params]:
 
 
 def starts(model: Model) -> list[int]:
-    """For each layer where its parameters begin in the flat buffer; the buffer's end for those that own none."""
+    """Return for each layer where its parameters begin in the flat buffer; the buffer's end for a layer that owns none."""
     found = {slot.name: slot.start for slot in model.layout.slots}
     firsts = (f"{layer.name}.{next(iter(layer.parameters), '')}" for layer in model.layers)
     return [found.get(name, model.layout.size) for name in firsts]
 
 
 def caches(model: Model) -> list[Cache]:
-    """An empty cache for each layer, layers that share one having one together."""
+    """Return an empty cache for each layer; layers that share a cache get the same one."""
     made: dict[str, Cache] = {}
     return [made.setdefault(layer.shares_cache_with or layer.name, {}) for layer in model.layers]
 
@@ -221,9 +221,9 @@ def forward(
     span: slice = ALL,
     moment: BatchPosition | None = None,
 ) -> Array:
-    """Predictions (b, outputs) for a batch x (b, ...), or what the layers in `span` make of x.
+    """Return predictions (b, outputs) for a batch x (b, ...), or the output of the layers in `span` for input x.
 
-    What backward needs is in the caches. moment: in training, when and where it is.
+    The caches get the arrays that backward needs. moment: in training, the position of the batch; None in evaluation.
     """
     for i in range(*span.indices(len(model.layers))):
         caches[i]["moment"] = moment
@@ -243,11 +243,11 @@ def backward(
     need_input_grad: bool = False,
     deferred: list[tuple[int, Array]] | None = None,
 ) -> Array:
-    """Gradients of the parameters of all layers, or those in `span`, into `grads`, from the last layer to the first.
+    """Write the gradients of all layers' parameters, or those in `span`, into `grads`, from the last layer to the first.
 
-    filled(i) is called when layer i's are there. With `need_input_grad` the input's gradient is computed too, and returned.
-    With a list `deferred` no parameter's gradient is computed: layers and their dy are appended to it, for `gradients`; else
-    caches are emptied on the way.
+    filled(i) is called when layer i's gradients are written. need_input_grad: also compute and return the input's gradient.
+    deferred: compute no gradients of parameters, but append each layer's index and dy to this list, for `gradients`. Without
+    `deferred`, caches are emptied on the way.
     """
     indices = range(*span.indices(len(model.layers)))
     first = indices.start if need_input_grad else next((i for i in indices if model.layers[i].parameters), indices.start)
@@ -271,7 +271,7 @@ def gradients(
     deferred: Sequence[tuple[int, Array]],
     filled: Callable[[int], None] = lambda layer: None,
 ) -> None:
-    """The gradients that a backward pass put off."""
+    """Compute the gradients that a backward pass deferred."""
     for i, dy in deferred:
         compute = model.layers[i].gradients
         assert compute is not None
@@ -280,8 +280,8 @@ def gradients(
 
 
 def first_non_finite(model: Model, params: Sequence[Params], caches: list[Cache], x: Array) -> str | None:
-    """Find the first layer of a forward pass over `x` that gives NaN or infinity, and whether its parameters or its input caused
-    it.
+    """Name the source of the first NaN or infinity in a forward pass over `x`: the input data, or a layer's parameters or output.
+    Returns: None if all values are finite.
     """
     with np.errstate(all="ignore"):
         if not np.isfinite(x).all():
@@ -297,5 +297,5 @@ def first_non_finite(model: Model, params: Sequence[Params], caches: list[Cache]
 
 
 def default_loss(classes: int) -> Loss:
-    """Softmax cross-entropy for `classes` > 0, mean squared error for 0 (regression)."""
+    """Return softmax cross-entropy if `classes` > 0, mean squared error if 0 (regression)."""
     return losses.softmax_cross_entropy() if classes else losses.mean_squared_error()

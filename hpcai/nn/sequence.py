@@ -1,7 +1,7 @@
-"""Layers of sequence models. Activations are (rows, width), a row a token, sequences one behind the other.
+"""Layers of sequence models. Activations are (rows, width): a row is a token, and sequences follow one another.
 
-Row-wise layers work on any rows; attention and position embeddings know by the context where a sequence begins. What may be
-shared out between ranks takes a Split (see split.py): columns by heads, hidden units or classes, rows by sequence.
+Row-wise layers work on any rows. Attention and position embeddings find the start of a sequence by the context. Layers that ranks
+can split take a Split (see split.py): columns by heads, hidden units or classes, rows by sequence.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from hpcai.xp import Array
 
 
 class BatchPosition(NamedTuple):
-    """The position of a forward pass in time and data: dropout's masks depend on it and on the seed.
+    """The position of a forward pass in time and data, on which dropout's masks depend besides the seed.
 
-    first: the number of the first sample in the global batch.
+    step: of training, from 0. first: the number of the pass's first sample in the global batch.
     """
 
     step: int
@@ -31,7 +31,7 @@ class BatchPosition(NamedTuple):
 def embedding(name: str, tokens: int, width: int, context: int, deviation: float = 0.02, split: Split = WHOLE) -> Layer:
     """y[i] = token[x[i]] + position[i modulo context]. x: (b, context) integers below `tokens`; y: (b * context, width).
 
-    Shared out by tokens: a rank looks up those it has, the first one adds positions; scatter sums.
+    Ranks split the vocabulary: a rank looks up its own tokens, the first rank adds positions, and `split.scatter` sums.
     """
     mine = split.share(tokens)
     shapes = {
@@ -61,7 +61,7 @@ def unembedding(
 ) -> Layer:
     """y = x token^T: a score for each token. x: (rows, width); y: (rows, tokens / split.parts).
 
-    With `tied_to` the matrix is the "token" of the embedding of that name.
+    tied_to: the name of the embedding whose "token" is used as the matrix; None: the layer has its own.
     """
     mine = split.share(tokens)
     token = Parameter((mine.stop - mine.start, width), deviation, "normal", (tokens, width), (mine,))
@@ -83,7 +83,7 @@ def unembedding(
 
 
 def norm(name: str, width: int, kind: str = "layer", split: Split = WHOLE) -> Layer:
-    """LayerNorm, or with kind "rms" RMSNorm, of each row. Ranks that share out rows sum the parameters' gradients."""
+    """LayerNorm of each row, or RMSNorm if kind is "rms". Ranks that split the rows sum the parameters' gradients."""
     centred = kind == "layer"
     shapes = {"weight": Parameter((width,), 1.0, "constant")}
     if centred:
@@ -110,9 +110,9 @@ def norm(name: str, width: int, kind: str = "layer", split: Split = WHOLE) -> La
 
 
 def attention(name: str, heads: int, context: int) -> Layer:
-    """Causal self-attention: x (rows, 3 * heads * d), of queries, keys and values; y (rows, heads * d).
+    """Causal self-attention. x: (rows, 3 * heads * d), queries, keys and values; y: (rows, heads * d).
 
-    Source: Vaswani et al., arXiv:1706.03762. Cost: probabilities are not kept but computed again in backward.
+    Source: Vaswani et al., arXiv:1706.03762. Cost: backward computes the probabilities again, so they take no memory.
     """
 
     @dims(2)
@@ -130,10 +130,10 @@ def attention(name: str, heads: int, context: int) -> Layer:
 
 
 def dropout(name: str, rate: float, seed: int, number: int, context: int, width: int, split: Split = WHOLE) -> Layer:
-    """Zero each element with probability `rate` and scale the rest up, in training; the identity elsewhere.
+    """In training, zero each element with probability `rate` and divide the others by 1 - rate; otherwise the identity.
 
-    The mask is a function of the seed, the step, the layer's `number` and the element's place in the global batch alone, so it
-    does not depend on how batch, sequence or layers are shared out. Source: Srivastava et al., JMLR 15, 2014.
+    Only the seed, the step, the layer's `number` and the element's position in the global batch determine the mask, so it does
+    not depend on how ranks split batch, sequence or layers. Source: Srivastava et al., JMLR 15, 2014.
     """
     streams.seed_checked(seed)
 
@@ -155,9 +155,10 @@ def dropout(name: str, rate: float, seed: int, number: int, context: int, width:
 
 
 def residual(name: str, *inner: Layer) -> tuple[Layer, ...]:
-    """y = x + inner(x), as layers in a row: the first keeps x for the last, backward the last keeps dy for the first.
+    """y = x + inner(x), as a sequence of layers. The first keeps x for the last; in backward, the last keeps dy for the first.
 
-    Sums are written in place: the last of `inner` must not keep its output, and the first's input gradient must be its own.
+    Sums are written in place, so the last layer of `inner` must not keep its output, and the first layer of `inner` must return
+    an input gradient in memory of its own.
     """
 
     def fork(params: Params, cache: Cache, x: Array) -> Array:

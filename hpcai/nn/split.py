@@ -1,6 +1,6 @@
-"""How layers are shared between ranks, as far as a layer must know: its part, and the operations that join the parts.
+"""How ranks split layers, as far as a layer must know: its part, and the operations that combine the parts.
 
-The room knows no ranks: parallel/tensor.py makes a Split from a communicator, and WHOLE is a layer that is not shared out.
+hpcai/nn does not use communicators: parallel/tensor.py makes a Split from one. WHOLE is the Split of a layer on a single rank.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from hpcai.xp import Array
 class Split(NamedTuple):
     """This rank has part `place` of `parts`.
 
-    Between tensor-parallel layers each rank has 1/parts of the rows. `gather(name)` and `scatter(name)` give the layers that
-    collect all rows before a product whose columns are shared out, and that sum such products' parts and leave each rank its
-    rows. sum_into(x) and max_into(x) reduce a small array over the parts, in place, and return it.
+    Between tensor-parallel layers each rank has 1/parts of the rows. `gather(name)` returns the layers that collect all rows
+    before a product whose columns are split. `scatter(name)` returns the layers that sum the parts of a product and leave each
+    rank its rows. sum_into(x) and max_into(x) reduce a small array over the parts, in place, and return the array.
     """
 
     place: int
@@ -27,10 +27,10 @@ class Split(NamedTuple):
     max_into: Callable[[Array], Array]
 
     def share(self, n: int) -> slice:
-        """This rank's part of n things, which `parts` divides."""
+        """Return this rank's part of n elements; n must be divisible by `parts`."""
         each = n // self.parts
         return slice(self.place * each, (self.place + 1) * each)
 
 
 WHOLE = Split(0, 1, lambda name: (), lambda name: (), lambda x: x, lambda x: x)
-"""One rank that has everything."""
+"""The Split of one rank, which has everything."""

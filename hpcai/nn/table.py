@@ -1,5 +1,5 @@
-"""The models that --model names. An entry's `make(inputs, outputs, loss, split, seed, **values)` gives a Model for samples of
-shape `inputs`; of one that can be split between tensor-parallel ranks the part that `split` says.
+"""The models that --model names. An entry's `make(inputs, outputs, loss, split, seed, **values)` returns a Model for samples of
+shape `inputs`; for a model that tensor-parallel ranks can split, it returns the part that `split` describes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _cnn(inputs: Inputs, outputs: int, loss: Loss, split: Split, seed: int, chan
 
 
 def _wants_channels(options: Any, axes: Any) -> str:
-    return "" if options.channels else "--channels needs one number at least"
+    return "" if options.channels else "--channels needs at least one number"
 
 
 def _gpt(inputs: Inputs, outputs: int, loss: Loss, split: Split, seed: int, **values: Any) -> Model:
@@ -36,19 +36,19 @@ def _gpt(inputs: Inputs, outputs: int, loss: Loss, split: Split, seed: int, **va
 
 
 def shape(layers: int, width: int, heads: int, context: int, norm: str, tied: bool, dropout: float) -> gpt.Shape:
-    """A gpt over bytes."""
+    """Return the sizes of a gpt over bytes."""
     return gpt.Shape(layers, width, heads, context, norm=norm, tied=tied, dropout=dropout)
 
 
 MODELS = {
     "softmax": Entry("logistic or linear regression", _softmax),
-    "mlp": Entry("hidden layers, one after the other", _mlp, {"hidden": (512, 256), "activation": "relu"}),
-    "cnn": Entry("convolutions and pooling, of images", _cnn, {"channels": (32, 64), "image_channels": None}, _wants_channels),
+    "mlp": Entry("a sequence of hidden layers", _mlp, {"hidden": (512, 256), "activation": "relu"}),
+    "cnn": Entry("convolutions and pooling, for images", _cnn, {"channels": (32, 64), "image_channels": None}, _wants_channels),
     "gpt": Entry(
-        "a byte-level language model, of text",
+        "a byte-level language model, for text",
         _gpt,
         {"layers": 4, "width": 128, "heads": 4, "context": 128, "norm": "layer", "tied": False, "dropout": 0.0},
         source="Radford et al. 2019",
     ),
 }
-"""Name -> row."""
+"""Model name -> entry."""

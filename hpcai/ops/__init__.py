@@ -1,9 +1,9 @@
 """The numerical verbs: each has one specification (reference.py) and one fast implementation per device.
 
-Verbs that collectives need are C++ (native.py, blocks.py, integers.py), and so is what a transformer spends its time on besides
-BLAS (attention.py, rows.py; products.py calls BLAS); other elementwise and row-wise work of `nn` and `optim` is Numba (fused.py,
-sequence.py). A verb loads its implementation when it is first used, so that importing hpcai starts no compiler. What it takes is
-declared, and refused at its door where it is something else (door.py).
+Verbs of collectives and codecs are C++ (native.py, blocks.py, integers.py). Verbs that dominate a transformer's time are C++
+(attention.py, rows.py) or BLAS (products.py). Other elementwise and row-wise verbs of `nn` and `optim` are Numba (fused.py,
+sequence.py). A verb's implementation is loaded at its first use, so that importing hpcai starts no compiler. Each verb declares
+its arguments, and rejects others before it computes anything (door.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Causal self-attention: the C++ kernel for f32, numpy with the whole matrix of probabilities for the rest.
+"""Causal self-attention: a C++ kernel for f32; for f64 numpy, with the whole matrix of probabilities.
 
-x: (rows, 3 * width), queries, keys and values of each row, heads side by side; y: (rows, width); norms: (sequences, heads,
-context), the logarithm of each row's sum of exponentials, from which backward computes the probabilities again.
+x: (rows, 3 * width), the queries, keys and values of each row, heads side by side. y: (rows, width). norms: (sequences, heads,
+context), the logarithm of the sum of exponentials of a query's scores, from which backward computes the probabilities again.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from hpcai.xp import Array, namespace
 
 _FIT = {
     "rows == sequences * context": "as many rows as sequences times context",
-    "min(heads, context) >= 1 and width >= heads and width % heads == 0": "a width that its heads divide, and a context",
+    "min(heads, context) >= 1 and width >= heads and width % heads == 0": "heads and context from 1, a width divisible by heads",
 }
 
 
 @takes(y="T rows width", norms="T sequences heads context", x="T rows 3*width", writes="y norms", where=_FIT)
 def attention_into(y: Array, norms: Array, x: Array, heads: int) -> Array:
-    """y = softmax(q k^T / sqrt(width), over keys up to the query's own place) v. Returns y."""
+    """y = softmax(q k^T / sqrt(width / heads)) v for each head; a query sees only keys up to its own position. Returns y."""
     context, width = norms.shape[2], x.shape[1] // (3 * heads)
     if _by_kernel(x):
         native.kernels().attention(*map(native.address, (y, norms, x)), len(norms), context, heads, width, 1 / sqrt(width))
@@ -45,7 +45,7 @@ def attention_into(y: Array, norms: Array, x: Array, heads: int) -> Array:
     where=_FIT,
 )
 def attention_backward_into(dx: Array, dy: Array, y: Array, norms: Array, x: Array, heads: int) -> Array:
-    """x's gradient from y's, and from what attention_into read and wrote. Returns dx."""
+    """dx = the gradient of x, from dy = the gradient of y and the arrays of attention_into. Returns dx."""
     context, width = norms.shape[2], x.shape[1] // (3 * heads)
     if _by_kernel(x):
         arrays = map(native.address, (dx, dy, y, norms, x))
@@ -66,7 +66,7 @@ def _by_kernel(x: Array) -> bool:
 
 
 def _parts(x: Array, heads: int, context: int) -> Array:
-    """Queries, keys and values as (3, sequences, heads, context, width), views."""
+    """Views of queries, keys and values: (3, sequences, heads, context, width / heads)."""
     return (
         x.reshape(len(x) // context, context, 3, heads, -1).transpose(2, 0, 3, 1, 4)
         if x.size

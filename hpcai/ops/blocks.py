@@ -1,7 +1,7 @@
-"""The codecs' kernels behind their verbs, with arguments checked; numpy's reference where they were not built.
+"""The codecs' kernels behind their verbs, with checked arguments; where the kernels are not built, numpy's reference runs.
 
-A *block* is 256 neighbouring elements of a flat f32 array, the last one maybe fewer. It has one f32 scale, and a level of
-some bits for each element: value = scale * level.
+A *block* is 256 neighbouring elements of a flat f32 array; the last block may be shorter. A block has one f32 scale, and each
+element has a level of a few bits: value = scale * level.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from hpcai.xp import Array
 
 BLOCK = blocks_reference.BLOCK
 FORMATS = {"int8": 8, "int4": 4, "fp8": 8, "sign": 1}
-"""Bits of a level. int8: -127..127; int4: -7..7; fp8: e4m3; sign: +1, -1 with the mean magnitude as scale."""
+"""Bits of a level. int8: -127..127; int4: -7..7; fp8: e4m3; sign: +1 or -1, with the block's mean magnitude as scale."""
 
 _kept = threading.local()
 _NOTHING = np.empty(0, np.uint32)
 
 
 def block_count(n: int) -> int:
-    """Blocks of an array of n elements."""
+    """The number of blocks in an array of n elements."""
     return -(-n // BLOCK)
 
 
 def packed_bytes(n: int, form: str) -> int:
-    """Bytes of the levels of n elements."""
+    """The bytes that the levels of n elements take."""
     return -(-n * FORMATS[form] // 8)
 
 
-_FORM = {"form in FORMATS": f"one of {', '.join(FORMATS)} as form"}
+_FORM = {"form in FORMATS": f"form to be one of {', '.join(FORMATS)}"}
 
 
 @takes(
@@ -47,11 +47,11 @@ _FORM = {"form in FORMATS": f"one of {', '.join(FORMATS)} as form"}
 def encode_blocks_into(
     scales: Array, packed: Array, x: Array, form: str, memory: Array | None = None, key: U32 | None = None
 ) -> int:
-    """Scales and levels of x, or of x + memory, in which case the memory becomes what they do not say.
+    """Write the scales and levels of x, or of x + memory; the memory then becomes the difference to the decoded values.
 
     Args:   key: None rounds to nearest even; a number below 2**32 rounds at random, by a generator of (key, index).
-    Returns: how many blocks hold values that are not finite; these decode to NaN (sign: the whole block does).
-    Cost:   int8 with memory: reads 8 and writes 5 bytes an element and a scale a block.
+    Returns: the number of blocks with values that are not finite. Such values decode to NaN (sign: the whole block does).
+    Cost:   int8 with memory: reads 8 bytes and writes 5 bytes an element, and writes a scale a block.
     """
     kernels: Any = native.kernels()
     if kernels is None:
@@ -65,13 +65,13 @@ def encode_blocks_into(
 
 @takes(out="f32 n", scales="f32 block_count(n)", packed="u8 packed_bytes(n,form)", writes="out", where=_FORM)
 def decode_blocks_into(out: Array, scales: Array, packed: Array, form: str, weight: float = 1.0) -> Array:
-    """out = weight * decoded. Shapes as `encode_blocks_into`."""
+    """out = weight * decoded values. Shapes as in `encode_blocks_into`. Returns out."""
     return _decode(out, scales, packed, form, weight, add=False)
 
 
 @takes(acc="f32 n", scales="f32 block_count(n)", packed="u8 packed_bytes(n,form)", writes="acc", where=_FORM)
 def add_blocks_into(acc: Array, scales: Array, packed: Array, form: str, weight: float = 1.0) -> Array:
-    """acc += weight * decoded. Shapes as `encode_blocks_into`."""
+    """acc += weight * decoded values. Shapes as in `encode_blocks_into`. Returns acc."""
     return _decode(acc, scales, packed, form, weight, add=True)
 
 
@@ -88,14 +88,14 @@ def _decode(out: Array, scales: Array, packed: Array, form: str, weight: float, 
     x="f32 n",
     memory="f32 n",
     writes="memory",
-    where={"threshold > 0": "a threshold above 0", "0 <= room": "room for 0 or more", "n < 2**32": "fewer than 2**32 elements"},
+    where={"threshold > 0": "a threshold above 0", "0 <= room": "room of at least 0", "n < 2**32": "fewer than 2**32 elements"},
 )
 def select_above(x: Array, threshold: float, room: int, memory: Array | None = None) -> tuple[Array, Array, int]:
-    """Indices (u32, ascending) and values of the elements of x with |x| >= threshold > 0, and how many there are.
+    """Return the indices (u32, ascending) and values (f32) of the elements with |x| >= threshold > 0, and their number.
 
-    With a memory, like x, memory += x in the same pass, and the elements are those of the sum.
+    With a memory, (n,) f32, memory += x in the same pass, and elements of that sum are selected.
 
-    The first `room` of them at most, in memory that this thread's next call uses again. NaN counts as infinite.
+    At most the first `room` elements are returned, in memory that this thread's next call overwrites. NaN counts as infinite.
     """
     kernels: Any = native.kernels()
     if kernels is None:
@@ -111,7 +111,7 @@ def select_above(x: Array, threshold: float, room: int, memory: Array | None = N
 
 @takes(acc="f32 n", index="u32 k <n", value="f32 k", writes="acc")
 def scatter_add_into(acc: Array, index: Array, value: Array, weight: float = 1.0) -> Array:
-    """acc[index] += weight * value; each index at most once. Returns acc."""
+    """acc[index] += weight * value; each index may occur once. Returns acc."""
     return _scatter(acc, index, value, weight)
 
 

@@ -1,4 +1,4 @@
-"""Reference implementations of the verbs of blocks.py, in numpy. See kernels/include/hpcai/blocks.hpp for the same in C++."""
+"""Reference implementations of the verbs of blocks.py, in numpy. kernels/include/hpcai/blocks.hpp has the same in C++."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ NOT_FINITE = {"int8": -128, "int4": -8, "fp8": 0x7F}
 """The levels that stand for NaN."""
 
 SMALLEST_SCALE = 2.0**-126
-"""Below it a block counts as zero."""
+"""A block with a smaller scale counts as zero."""
 
 
 def encode_blocks_into(scales, packed, x, form, memory, key):
-    """One scale a block: the largest magnitude is the largest level; for sign the mean magnitude."""
+    """A block's scale maps its largest magnitude to the largest level; for sign, the scale is the mean magnitude."""
     with np.errstate(all="ignore"):
         t = x if memory is None else x + memory
         rows = _rows(t)
@@ -40,7 +40,7 @@ def encode_blocks_into(scales, packed, x, form, memory, key):
 
 
 def decode_blocks_into(out, scales, packed, form, weight, add):
-    """value = scale * level, times the weight."""
+    """out = weight * scale * level, or out += that if `add`."""
     with np.errstate(all="ignore"):
         value = np.float32(weight) * (np.repeat(scales, BLOCK)[: out.size] * _unpack(packed, out.size, form))
         out[:] = out + value if add else value
@@ -48,7 +48,7 @@ def decode_blocks_into(out, scales, packed, form, weight, add):
 
 
 def select_above(x, threshold, room, memory):
-    """Indices and values of large magnitudes."""
+    """Indices and values of elements whose magnitude is at least `threshold`, and their number."""
     if memory is not None:
         memory += x
         x = memory
@@ -71,7 +71,7 @@ def _rows(t):
 
 
 def _magnitude_sum(row):
-    """Divided by 256, so that it cannot overflow, and in sixteen parts, so that it has one order."""
+    """The sum of magnitudes divided by 256, which cannot overflow; sixteen partial sums fix the order of additions."""
     row = np.abs(row) * np.float32(2.0**-8)
     whole = row.size // 16 * 16
     part = np.zeros(16, np.float32)
@@ -98,7 +98,7 @@ def _levels(rows, s, form, key):
 
 
 def _fp8_stochastic(y, random, u):
-    """Random bits below the mantissa's last, and the rest cut off."""
+    """Add random bits below the last bit of the mantissa, then drop the lower bits."""
     bits = y.view(np.uint32)
     magnitude = bits & np.uint32(0x7FFFFFFF)
     normal = (magnitude - np.uint32(120 << 23) + (random >> np.uint32(12))) >> np.uint32(20)

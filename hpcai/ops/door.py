@@ -1,15 +1,16 @@
-"""Declarations of a verb's arguments: they are checked once, at the door, and kernels trust them.
+"""Declarations of a verb's arguments: a call is checked once, at the door, and kernels trust the arguments.
 
     @takes(out="T b k", rows="u8|f32|f64 n k", index="i64 b <n", writes="out")
     def gather_into(out, rows, index, scale: float, shift: float): ...
 
-An array is declared by its dtypes and dims. A dim is a name, which is one size wherever it stands, or an expression of names and
-scalars; `*` is any shape, one for all that say so. A capital letter is one of several dtypes (see layouts.py), the same wherever
-it stands. `<n`: every value is at least 0 and below n. Arrays are aligned and in one piece; what a verb writes can be written and
-lies apart from the rest. Scalars, and what may be None, are declared by annotations.
+An array is declared by its dtypes and dims. A dim is a name, which means the same size wherever it occurs, or an expression of
+names and scalars; `*` is any shape, the same for all arrays declared so. A capital letter is one of several dtypes (see
+layouts.py), the same wherever it occurs. `<n`: every value is at least 0 and below n. Arrays must be aligned and contiguous. An
+array that a verb writes must be writable and must not overlap the others. Annotations declare scalars and arguments that may be
+None.
 
-Cost: what follows from dtypes and shapes alone is worked out once for each combination. A call like one that was let in before
-goes through a native door (kernels/cpu/door.cpp), which says yes in 1 us or leaves the answer to `check`; without kernels 10 us.
+Cost: each combination of dtypes and shapes is examined once. A call like an earlier accepted one goes through a native door
+(kernels/cpu/door.cpp), which accepts it in 1 us or leaves the decision to `check`. Without kernels a check takes 10 us.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ U64: TypeAlias = int
 """Annotations of whole numbers below 2**32 and 2**64."""
 
 ARRAYS = {np.ndarray, np.memmap}
-"""Subclasses that mean something else by their values, as masked arrays do, are not among them."""
+"""The accepted types. Other subclasses may give their values another meaning, as masked arrays do."""
 
 MOST_SEEN = 1024
 """Combinations of dtypes and shapes that a verb remembers."""
@@ -52,7 +53,7 @@ SCALARS: dict[str, tuple[str, set[type], str, int | None]] = {
     "bool": ("b", {bool, np.bool_}, "True or False", None),
     "str": ("s", {str}, "a name", None),
 }
-"""Annotations, the letters that the native door knows them by, types, words and limits."""
+"""Annotation -> the native door's letter for it, the accepted types, the words in messages, the exclusive upper limit."""
 
 
 class ArrayRule(NamedTuple):
@@ -66,7 +67,7 @@ class ArrayRule(NamedTuple):
 
 
 class ScalarRule(NamedTuple):
-    """The same of one scalar. shaping: shapes depend on it."""
+    """The native door's rule for one scalar. shaping: shapes depend on the scalar."""
 
     place: int
     letter: str
@@ -88,11 +89,11 @@ class _Scalar(NamedTuple):
 def takes(
     *, writes: str = "", same: str = "", strided: str = "", where: Mapping[str, str] | None = None, **arrays: str
 ) -> Callable[[Verb], Verb]:
-    """Refuse a verb's calls with arrays other than declared.
+    """Declare a verb's arguments; calls with other arguments raise an error.
 
-    writes, strided: names of arrays that are written, and that need not lie in one piece. same: names of arrays of which one that
-    is written may be another. where: conditions on dims, dtypes' letters and scalars, and the words for what is wanted.
-    Raises: TypeError (of another type or dtype), ValueError (shape, memory or values).
+    writes: names of arrays that are written. strided: names of arrays that need not be contiguous. same: names of arrays that may
+    be one and the same array, although it is written. where: conditions on dims, letters of dtypes and scalars, each with the
+    words that say what is wanted. A call raises TypeError (type or dtype) or ValueError (shape, memory or values).
     """
 
     def declared(verb: Verb) -> Verb:
@@ -109,7 +110,7 @@ def takes(
 
 
 def _guarded(verb: Any, signature: inspect.Signature, rules: list[Rule], same: set[str], where: dict[str, str]) -> Any:
-    """The verb behind its door. `.unchecked` is the verb itself, for callers that have looked; `.rules` are for tests."""
+    """Return the verb with its checks. `.unchecked` is the verb itself, for callers that have checked; `.rules` are for tests."""
     names = list(signature.parameters)
     scalars = _scalars(signature)
     check, shaping = _check(verb, names, rules, scalars, same, where)
@@ -138,8 +139,8 @@ def _guarded(verb: Any, signature: inspect.Signature, rules: list[Rule], same: s
 def _check(
     verb: Any, names: list[str], rules: list[Rule], scalars: list[_Scalar], same: set[str], where: dict[str, str]
 ) -> tuple[Callable[[tuple[Any, ...]], tuple[int, ...]], list[str]]:
-    """Return a function that checks all arguments of a call in order and returns the limits of arrays' values, and the scalars
-    that shapes depend on.
+    """Return a function and the names of the scalars on which shapes depend. The function checks all arguments of a call in
+    order, and returns the limits of arrays' values.
     """
     title = verb.__name__
     fit, shaping = layouts.fits(title, verb.__globals__, rules, where, [one.name for one in scalars])
@@ -172,12 +173,12 @@ def _check(
 
 
 def _apart(names: list[str], rules: list[Rule]) -> list[tuple[int, int]]:
-    """Places of arrays that must not share memory."""
+    """Pairs of positions of arrays that must not share memory."""
     return [(names.index(a.name), names.index(b.name)) for a, b in combinations(rules, 2) if a.written or b.written]
 
 
 def _looked_at(title: str, rule: Rule, x: Any) -> tuple[Any, Any]:
-    """Return an array's dtype and shape, once its type and memory are as declared; (None, None) for None."""
+    """Check an array's type and memory, and return its dtype and shape; (None, None) for None."""
     if x is None and rule.optional:
         return None, None
     if type(x) not in ARRAYS:
@@ -189,7 +190,7 @@ def _looked_at(title: str, rule: Rule, x: Any) -> tuple[Any, Any]:
 
 
 def _scalars(signature: inspect.Signature) -> list[_Scalar]:
-    """Return the annotations of scalars; one with a default of None may be None."""
+    """Return the requirements on the annotated scalars; a scalar annotated with `| None` may be None."""
     found = []
     for name, parameter in signature.parameters.items():
         kind, _, more = str(parameter.annotation).partition(" | ")
@@ -199,8 +200,8 @@ def _scalars(signature: inspect.Signature) -> list[_Scalar]:
 
 
 def refuse_outside(title: str, name: str, x: Array, limit: int) -> None:
-    """Raise ValueError unless all of x, whole numbers, are at least 0 and below `limit`."""
-    if x.size and np.maximum.reduce(x.view(f"u{x.itemsize}"), axis=None) >= limit:  # so a negative one is large
+    """Raise ValueError unless every element of x (whole numbers) is at least 0 and below `limit`."""
+    if x.size and np.maximum.reduce(x.view(f"u{x.itemsize}"), axis=None) >= limit:  # a negative number is large as unsigned
         bad = x[(x < 0) | (x >= limit)][0]
         raise ValueError(f"{title} wants every {name} from 0 to below {limit}, got {bad}")
 
@@ -213,15 +214,15 @@ def _same(one: Array, two: Array) -> bool:
 
 def _refuse_overlap(title: str, name: str, x: Array | None, other: str, y: Array | None, may_be_same: bool) -> None:
     if x is not None and y is not None and np.may_share_memory(x, y) and not (may_be_same and _same(x, y)):
-        raise ValueError(f"{title} wants {name} and {other} in memory of their own, got arrays that overlap")
+        raise ValueError(f"{title} wants {name} and {other} not to overlap, got arrays that share memory")
 
 
 def _refuse_memory(title: str, name: str, written: bool, x: Array) -> NoReturn:
     flags = x.flags
     fault = "not contiguous" if not flags.c_contiguous else "not aligned" if not flags.aligned else "read-only"
     raise ValueError(
-        f"{title} wants {name} in one aligned piece of memory{' that it can write' * written}, got {described(x)}, "
-        f"which is {fault}: give it a copy"
+        f"{title} wants {name} contiguous and aligned{', in memory that can be written' * written}, got {described(x)}, "
+        f"which is {fault}; pass a copy"
     )
 
 

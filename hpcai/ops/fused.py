@@ -1,7 +1,7 @@
-"""Elementwise and row-wise verbs in Numba: one pass over memory each, compiled once and cached on disk.
+"""Elementwise and row-wise verbs in Numba. Each makes one pass over memory, and is compiled once and cached on disk.
 
-Scalars are passed in the array's own dtype, so f32 work stays f32; sums are carried in f64. No fast-math: every machine and
-every number of ranks computes the same bits from the same input.
+Scalars are passed in the array's own dtype, so that f32 arithmetic stays f32; sums are in f64. There is no fast-math: every
+machine and every number of ranks computes the same bits from the same input.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _relu(out, x):
 
 @takes(out="T *", x="T *", writes="out", same="out x")
 def relu_into(out: Array, x: Array) -> Array:
-    """out = max(x, 0); NaN passes. out may be x. Returns out."""
+    """out = max(x, 0); NaN stays NaN. out may be x. Returns out."""
     _relu(out.reshape(-1), x.reshape(-1))
     return out
 
@@ -91,7 +91,7 @@ def _gelu(out, x):
 
 @takes(out="T *", x="T *", writes="out", same="out x")
 def gelu_into(out: Array, x: Array) -> Array:
-    """out = x Phi(x) (Hendrycks & Gimpel, arXiv:1606.08415), to rounding, not by tanh. out may be x. Returns out."""
+    """out = x Phi(x) (Hendrycks & Gimpel, arXiv:1606.08415), not its tanh approximation. out may be x. Returns out."""
     (gelu_f32 if x.dtype == np.float32 else _gelu)(out.reshape(-1), x.reshape(-1))
     return out
 
@@ -106,7 +106,7 @@ def _gelu_backward(dx, dy, x):
 
 @takes(dx="T *", dy="T *", x="T *", writes="dx", same="dx dy")
 def gelu_backward_into(dx: Array, dy: Array, x: Array) -> Array:
-    """dx = dy (Phi(x) + x phi(x)), x being the input. dx may be dy. Returns dx."""
+    """dx = dy (Phi(x) + x phi(x)), where x is gelu's input. dx may be dy. Returns dx."""
     (gelu_backward_f32 if x.dtype == np.float32 else _gelu_backward)(dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
     return dx
 
@@ -137,12 +137,12 @@ def _softmax_cross_entropy(dlogits, logits, labels, scale):
     logits="T b classes",
     labels="i64 b <classes",
     writes="dlogits",
-    where={"classes": "one class at least"},
+    where={"classes": "at least one class"},
 )
 def softmax_cross_entropy_into(dlogits: Array, logits: Array, labels: Array, scale: float) -> tuple[float, int]:
-    """Softmax, loss and gradient, which is multiplied by `scale`, in one pass over each row.
+    """Compute softmax, cross-entropy loss and dlogits = scale * gradient, row by row.
 
-    Returns: (sum of the b losses in f64, number of rows whose largest logit is the label).
+    Returns: (sum of the b losses in f64, number of rows whose largest logit is the label's).
     """
     return _softmax_cross_entropy(dlogits, logits, labels, float(scale))
 
@@ -164,12 +164,12 @@ def _weighted_softmax_cross_entropy(dlogits, logits, labels, weights, scale):
     labels="i64 b <classes",
     weights="f64 classes",
     writes="dlogits",
-    where={"classes": "one class at least"},
+    where={"classes": "at least one class"},
 )
 def weighted_softmax_cross_entropy_into(
     dlogits: Array, logits: Array, labels: Array, weights: Array, scale: float
 ) -> tuple[float, int]:
-    """softmax_cross_entropy_into where a row's loss, and so its gradient, is multiplied by its label's weight."""
+    """As softmax_cross_entropy_into, with each row's loss and gradient multiplied by the weight of its label."""
     return _weighted_softmax_cross_entropy(dlogits, logits, labels, weights, float(scale))
 
 
@@ -186,9 +186,9 @@ def _mean_squared_error(dy, y, target, scale):
     return total, 0
 
 
-@takes(dy="T b k", y="T b k", target="f32|f64 b k", writes="dy", where={"k": "one column at least"})
+@takes(dy="T b k", y="T b k", target="f32|f64 b k", writes="dy", where={"k": "at least one column"})
 def mean_squared_error_into(dy: Array, y: Array, target: Array, scale: float) -> tuple[float, int]:
-    """Mean over columns of (y - target)**2, and its gradient times scale. Returns (sum over rows, 0)."""
+    """dy = scale * gradient of each row's mean of (y - target)**2. Returns (sum of these means, 0)."""
     return _mean_squared_error(dy, y, target, float(scale))
 
 
@@ -214,15 +214,15 @@ def _im2col(cols, x, kernel, pad):
 
 _FIELDS = "T n*(h+2*pad-kernel+1)*(w+2*pad-kernel+1) kernel*kernel*c"
 _FIT = {
-    "kernel >= 1": "a kernel of 1 at least",
-    "pad >= 0": "no negative padding",
-    "min(h, w) + 2 * pad >= kernel": "images as large as the kernel",
+    "kernel >= 1": "a kernel of at least 1",
+    "pad >= 0": "a pad of at least 0",
+    "min(h, w) + 2 * pad >= kernel": "padded images at least as large as the kernel",
 }
 
 
 @takes(cols=_FIELDS, x="T n h w c", writes="cols", where=_FIT)
 def im2col_into(cols: Array, x: Array, kernel: int, pad: int) -> Array:
-    """Each output pixel's receptive field as a row; stride 1. Returns cols."""
+    """cols = the receptive field of each output pixel as a row; stride 1. Returns cols."""
     _im2col(cols, x, kernel, pad)
     return cols
 
@@ -246,7 +246,7 @@ def _col2im(dx, cols, kernel, pad):
 
 @takes(dx="T n h w c", cols=_FIELDS, writes="dx", where=_FIT)
 def col2im_into(dx: Array, cols: Array, kernel: int, pad: int) -> Array:
-    """The transpose of im2col_into: every row added back to the pixels that it was read from. Returns dx."""
+    """The transpose of im2col_into: dx = the sums over rows at the pixels from which im2col_into reads them. Returns dx."""
     _col2im(dx, cols, kernel, pad)
     return dx
 
@@ -274,7 +274,7 @@ _TILE = {"1 <= size <= 16": "tiles of 1 to 16 pixels a side"}
 
 @takes(out=f"T {_TILES}", winner=f"u8 {_TILES}", x="T n h w c", writes="out winner", where=_TILE)
 def max_pool_into(out: Array, winner: Array, x: Array, size: int) -> Array:
-    """out = maximum over size x size tiles; winner = its place in the tile. Returns out."""
+    """out = maximum over size x size tiles; winner = the maximum's index in the flattened tile. Returns out."""
     _max_pool(out, winner, x, size)
     return out
 
@@ -298,12 +298,12 @@ def max_pool_backward_into(dx: Array, dy: Array, winner: Array, size: int) -> Ar
     return dx
 
 
-# Optimizers: parameters, gradient and state are flat; each verb reads and writes every element once.
+# Optimizers: parameters p, gradient g and state are flat; each verb reads and writes every element once.
 
 
 @_compile
 def _sum_of_squares(x):
-    # Eight partial sums, so that the additions do not wait for each other; their order is fixed.
+    # Eight partial sums, so that additions do not wait for each other. The order of additions is fixed.
     partial = np.zeros(8)
     whole = x.size - x.size % 8
     for i in range(0, whole, 8):
@@ -316,7 +316,7 @@ def _sum_of_squares(x):
 
 @takes(x="T n")
 def sum_of_squares(x: Array) -> float:
-    """The sum of x**2 in f64; NaN or infinite exactly when an element of x is (or beyond 1e154)."""
+    """The sum of x**2 in f64. It is NaN or infinite exactly when an element of x is, or is beyond 1e154."""
     return float(_sum_of_squares(x))
 
 
@@ -341,7 +341,7 @@ def _momentum(p, g, m, lr, mu, scale, decay):
 
 @takes(p="T n", g="T n", m="T n", writes="p m")
 def momentum_into(p: Array, g: Array, m: Array, lr: float, mu: float, scale: float, decay: float) -> None:
-    """m = mu m + g; p -= lr m."""
+    """m = mu m + d; p -= lr m, where d = scale g + decay p."""
     _momentum(p, g, m, *_scalars(p, lr, mu, scale, decay))
 
 
@@ -355,7 +355,7 @@ def _nesterov(p, g, m, lr, mu, scale, decay):
 
 @takes(p="T n", g="T n", m="T n", writes="p m")
 def nesterov_into(p: Array, g: Array, m: Array, lr: float, mu: float, scale: float, decay: float) -> None:
-    """m = mu m + g; p -= lr (g + mu m)."""
+    """m = mu m + d; p -= lr (d + mu m), where d = scale g + decay p."""
     _nesterov(p, g, m, *_scalars(p, lr, mu, scale, decay))
 
 
@@ -384,7 +384,7 @@ def adam_into(
     decay: float,
     decoupled: bool,
 ) -> None:
-    """Adam, or AdamW where `decoupled`; fix1 and fix2 are 1 - beta**t."""
+    """Update p, m and v by Adam, or by AdamW if `decoupled`; fix1 and fix2 are 1 - beta**t at step t, from 1."""
     coupled, apart = (0.0, decay) if decoupled else (decay, 0.0)
     _adam(p, g, m, v, *_scalars(p, lr, beta1, beta2, 1 - beta1, 1 - beta2, eps, fix1, fix2, scale, coupled, apart))
 
@@ -413,7 +413,7 @@ def lamb_direction_into(
     scale: float,
     decay: float,
 ) -> tuple[float, float]:
-    """LAMB's update direction u for one layer; returns the sums of squares of p and of u."""
+    """u = LAMB's update direction for one array. Returns the sums of squares of p and of u."""
     _lamb_direction(u, p, g, m, v, *_scalars(p, beta1, beta2, 1 - beta1, 1 - beta2, eps, fix1, fix2, scale, decay))
     return sum_of_squares(p), sum_of_squares(u)
 

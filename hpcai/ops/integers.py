@@ -1,8 +1,8 @@
 """Sums of integers, which are exact in any order: f32 values as lanes on shared scales, and as fixed-point numbers.
 
-*Lanes* are levels -limit..limit, stored as level + limit in u8 or u16, with a scale for each block of 256 elements that all
-ranks share. With P * 2 * limit below the lane's range a sum of i32 adds four u8 (two u16) at once, and no lane overflows into its
-neighbour. *Fixed point* is a whole number of units in i64.
+*Lanes* are levels -limit..limit, stored as level + limit in u8 or u16. Each block of 256 elements has one scale, the same on all
+P ranks. If P * 2 * limit fits into a lane, one addition of i32 adds four u8 lanes (two u16 lanes), and no lane overflows into
+its neighbour. A *fixed-point* number is a whole number of units in i64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hpcai.xp import Array
 
 @takes(tops="f32 -(-n//BLOCK)", x="f32 n", memory="f32 n", writes="tops memory")
 def block_tops_into(tops: Array, x: Array, memory: Array) -> Array:
-    """memory += x, and tops = the largest magnitude of each block, NaN where something is not finite. Returns tops."""
+    """memory += x; tops = the largest magnitude of memory in each block, NaN if a value is not finite. Returns tops."""
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.block_tops(native.address(tops), native.address(x), native.address(memory), x.size)
@@ -36,10 +36,10 @@ def block_tops_into(tops: Array, x: Array, memory: Array) -> Array:
     scales="f32 -(-n//BLOCK)",
     memory="f32 n",
     writes="lanes memory",
-    where={"0 < 2 * limit < 256**L.itemsize": "a limit that a lane holds twice"},
+    where={"0 < 2 * limit < 256**L.itemsize": "a positive 2 * limit that fits into a lane"},
 )
 def encode_lanes_into(lanes: Array, scales: Array, memory: Array, limit: int) -> Array:
-    """lanes = limit + round(memory / scale), within 0..2 limit; what they do not say stays in the memory. Returns lanes."""
+    """lanes = limit + round(memory / scale), clipped to 0..2 limit; the memory keeps the difference. Returns lanes."""
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.encode_lanes(
@@ -60,10 +60,10 @@ def encode_lanes_into(lanes: Array, scales: Array, memory: Array, limit: int) ->
     lanes="L n",
     scales="f32 -(-n//BLOCK)",
     writes="out",
-    where={"min(limit, ranks) > 0 and 2 * limit * ranks < 256**L.itemsize": "as many ranks as a lane has room for"},
+    where={"min(limit, ranks) > 0 and 2 * limit * ranks < 256**L.itemsize": "a positive 2 * limit * ranks that fits into a lane"},
 )
 def decode_lanes_into(out: Array, lanes: Array, scales: Array, limit: int, ranks: int) -> Array:
-    """out = the mean over `ranks` that lanes summed over so many ranks say. Returns out."""
+    """out = the mean over `ranks` ranks, decoded from lanes that are summed over these ranks. Returns out."""
     offset, factor = ranks * limit, float(np.float32(1) / np.float32(ranks))
     kernels: Any = native.kernels()
     if kernels is not None:
@@ -81,7 +81,7 @@ _UNIT = {"-1000 <= exponent <= 1000": "an exponent from -1000 to 1000"}
 
 @takes(sums="i64 n", x="f32 n", writes="sums", where=_UNIT)
 def add_fixed_into(sums: Array, x: Array, exponent: int) -> Array:
-    """sums += x in units of 2**exponent, rounded to nearest even. |x| is below 2**(exponent+62). Returns sums."""
+    """sums += x in units of 2**exponent, rounded to nearest even. |x| must be below 2**(exponent+62). Returns sums."""
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.add_fixed(native.address(sums), native.address(x), x.size, 2.0**-exponent)
@@ -92,7 +92,7 @@ def add_fixed_into(sums: Array, x: Array, exponent: int) -> Array:
 
 @takes(out="f32 n", sums="i64 n", writes="out", where=_UNIT)
 def from_fixed_into(out: Array, sums: Array, exponent: int) -> Array:
-    """out = sums, which are in units of 2**exponent. Returns out."""
+    """out = sums * 2**exponent, rounded to f32. Returns out."""
     kernels: Any = native.kernels()
     if kernels is not None:
         kernels.from_fixed(native.address(out), native.address(sums), out.size, 2.0**exponent)

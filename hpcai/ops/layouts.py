@@ -1,4 +1,4 @@
-"""Checks that the dtypes and shapes of a call are as its verb declares them; door.py explains the notation."""
+"""Checks that the dtypes and shapes of a call match the verb's declaration; door.py explains the notation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hpcai.xp import DTYPES
 
 NAMES = DTYPES | {"u8": np.dtype(np.uint8), "u16": np.dtype(np.uint16), "u32": np.dtype(np.uint32), "bool": np.dtype(bool)}
 LETTERS = {"T": "f32|f64", "L": "u8|u16", "A": "|".join(DTYPES), "B": "|".join(DTYPES)}
-"""What a capital letter in a declaration stands for."""
+"""The dtypes for which a capital letter in a declaration stands."""
 
 
 class Rule(NamedTuple):
-    """The requirement on one array. dims: None for any shape. limit: its values are below it."""
+    """The requirement on one array. dims: None for any shape. limit: an expression; all values are below it."""
 
     name: str
     dtype: str
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 
 
 def rule(name: str, spec: str, written: bool, strided: bool, optional: bool) -> Rule:
-    """From how a declaration spells it."""
+    """Return the rule for one array from the text `spec` of its declaration."""
     dtype, *dims = spec.split()
     limit = dims.pop()[1:] if dims[-1].startswith("<") else None
     return Rule(name, dtype, None if dims == ["*"] else tuple(dims), limit, written, strided, optional)
@@ -36,7 +36,7 @@ def rule(name: str, spec: str, written: bool, strided: bool, optional: bool) -> 
 def fits(
     title: str, scope: dict[str, Any], rules: list[Rule], where: dict[str, str], scalars: list[str]
 ) -> tuple[Callable[..., tuple[int, ...]], list[str]]:
-    """The check of dtypes and shapes, which returns the limits of values; and the scalars that it wants."""
+    """Return the check of dtypes and shapes, which returns the limits of values, and the names of the scalars that it needs."""
     sizes = {dim for rule in rules for dim in rule.dims or () if dim.isidentifier()}
     spelt = [*where, *(dim for rule in rules for dim in rule.dims or ()), *(rule.limit for rule in rules if rule.limit)]
     wanted = {text: set(compile(text, title, "eval").co_names) for text in spelt}
@@ -49,7 +49,7 @@ def fits(
 
         def conditions(texts: Any) -> None:
             for text in texts:
-                unbound = wanted[text] & (sizes | LETTERS.keys()) - bound.keys()  # of arrays that were not given
+                unbound = wanted[text] & (sizes | LETTERS.keys()) - bound.keys()  # names of arrays that are None
                 if not unbound and not eval(text, scope, bound):
                     got = ", ".join(f"{name}={described(bound[name])}" for name in sorted(wanted[text] & bound.keys()))
                     raise (TypeError if wanted[text] & LETTERS.keys() else ValueError)(f"{title} wants {where[text]}, got {got}")
@@ -80,7 +80,7 @@ def _bind_dtype(title: str, rule: Rule, dtype: np.dtype, bound: dict[str, Any]) 
 def _bind_shape(
     title: str, rule: Rule, shape: tuple[int, ...], bound: dict[str, Any], scope: dict[str, Any], plain: bool
 ) -> None:
-    """Compare a shape with what is bound so far, and bind what is not: first names, then what is computed from them."""
+    """Compare a shape with the sizes bound so far. plain: bind and compare names; otherwise compare expressions of names."""
     if rule.dims is None:
         if not shape or bound.setdefault("*", shape) != shape:
             raise ValueError(f"{title} wants {rule.name} of shape {bound.get('*', '(n,)')}, got {shape}")
@@ -99,7 +99,7 @@ def _bind_shape(
 
 
 def described(x: Any) -> str:
-    """An argument, in few words."""
+    """Describe an argument in a few words."""
     if isinstance(x, np.ndarray):
         return f"{type(x).__name__} of {x.dtype}{list(x.shape)}"
     return repr(x) if isinstance(x, (int, float, str, np.generic, np.dtype, type(None))) else type(x).__name__

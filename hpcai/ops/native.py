@@ -1,4 +1,4 @@
-"""The C++ kernels behind their verbs, with arguments checked; numpy's reference where they were not built."""
+"""The C++ kernels behind their verbs, with checked arguments; where the kernels are not built, numpy's reference runs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ F32 = np.dtype(np.float32)
 
 
 def is_native() -> bool:
-    """True when the C++ kernels are there."""
+    """Return whether the C++ kernels are built."""
     return _native is not None
 
 
 def kernels() -> Any:
-    """The compiled module, or None where it was not built."""
+    """Return the compiled module, or None if it is not built."""
     return _native
 
 
 def lanes() -> str:
-    """Return the instructions that the kernels use."""
+    """Return the name of the vector instructions that the kernels use."""
     return _native.lanes() if is_native() else "numpy's, as the kernels are not built"
 
 
@@ -42,15 +42,15 @@ def lanes() -> str:
     writes="acc",
     same="acc x",
     where={
-        "op in OPERATIONS": "sum, max or min as op",
-        "A == (F32 if B.itemsize == 2 else B)": "acc of x's dtype, or f32 for 16-bit floats",
+        "op in OPERATIONS": "op to be sum, max or min",
+        "A == (F32 if B.itemsize == 2 else B)": "acc of x's dtype, or of f32 if x has 16-bit floats",
     },
 )
 def fold_into(acc: Array, x: Array, op: str) -> Array:
     """acc = acc OP x, elementwise, in place; acc may be x.
 
-    op: "sum", "max", "min"; a NaN on either side gives NaN. Returns acc. Cost: reads both, writes acc once: 12 bytes an element
-    for f32.
+    op: "sum", "max" or "min"; NaN in either array gives NaN. Returns acc. Cost: reads both arrays and writes acc once: 12 bytes
+    an element for f32.
     """
     if _native is None:
         return reference.fold_into(acc, x, op)
@@ -65,7 +65,7 @@ def fold_into(acc: Array, x: Array, op: str) -> Array:
     where={"A.itemsize + B.itemsize == 6 and F32 in (A, B)": "one array of f32 and one of f16 or bf16"},
 )
 def cast_into(out: Array, x: Array) -> Array:
-    """out = x, between f32 and f16 or bf16, rounded to nearest even. Returns out."""
+    """out = x, cast between f32 and f16 or bf16, rounded to nearest even. Returns out."""
     if _native is None:
         return reference.cast_into(out, x)
     _native.cast(CODES[out.dtype], CODES[x.dtype], address(out), address(x), x.size)
@@ -74,7 +74,7 @@ def cast_into(out: Array, x: Array) -> Array:
 
 @takes(out="f16|bf16 *", x="f32 *", memory="f32 *", writes="out memory")
 def cast_keeping_into(out: Array, x: Array, memory: Array) -> Array:
-    """out = x + memory in f16 or bf16, rounded to nearest even, and memory = what out leaves out, in one pass.
+    """out = x + memory in f16 or bf16, rounded to nearest even, and memory = x + memory - out, in one pass.
 
     Returns out. Cost: 14 bytes an element.
     """
@@ -86,7 +86,7 @@ def cast_keeping_into(out: Array, x: Array, memory: Array) -> Array:
 
 @takes(out="f32 *", x="f16|bf16 *", writes="out")
 def widen_scaled_into(out: Array, x: Array, weight: float, add: bool) -> Array:
-    """out = weight * x, or out += weight * x. Returns out."""
+    """out = weight * x, or out += weight * x if `add`. Returns out."""
     if _native is None:
         return reference.widen_scaled_into(out, x, weight, add)
     _native.widen_scaled(CODES[x.dtype], add, address(out), address(x), x.size, weight)
@@ -95,7 +95,7 @@ def widen_scaled_into(out: Array, x: Array, weight: float, add: bool) -> Array:
 
 @takes(x="f32|f64|i32|i64 *", writes="x", where={"0 < divisor < 2**31": "a divisor from 1 to below 2**31"})
 def divide_into(x: Array, divisor: int) -> Array:
-    """x = x / divisor in place, for the mean; integers truncate towards zero. Divide before rounding to 16 bits. Returns x."""
+    """x = x / divisor in place, for means; integers truncate towards zero. Divide before rounding to 16 bits. Returns x."""
     if _native is None:
         return reference.divide_into(x, divisor)
     _native.divide(CODES[x.dtype], address(x), divisor, x.size)
@@ -103,20 +103,24 @@ def divide_into(x: Array, divisor: int) -> Array:
 
 
 def fold_ranks_into(outs: list[int], xs: list[int], dtype: Any, op: str, start: int, stop: int) -> None:
-    """Elements start..stop of all outs = those of all xs, folded in their order; outs may be xs.
+    """Elements start..stop of every array in outs = these elements of all arrays in xs, folded in order; outs may be xs.
 
-    Addresses of contiguous arrays of one of the six dtypes, which the caller has checked. Cost: reads xs once, writes outs once.
+    outs, xs: addresses of contiguous arrays of one of the six dtypes; the caller has checked them. Cost: reads xs once, writes
+    outs once.
     """
     _native.fold_ranks(CODES[np.dtype(dtype)], OPERATIONS[op], outs, xs, 1, start, stop)
 
 
 def node(rank: int, size: int, desks: Array, timeout_s: float, crowded: bool) -> Any:
-    """The node collectives of one rank on shared memory of size * desk_bytes() zeroed bytes; see hpcai.comm.split_by_node()."""
+    """Return the node collectives of one rank, on size * desk_bytes() zeroed bytes of shared memory.
+
+    See hpcai.comm.split_by_node().
+    """
     return _native.Node(rank, size, address(desks), timeout_s, crowded)
 
 
 def desk_bytes() -> int:
-    """Return the bytes of shared memory that each rank of a node needs for itself."""
+    """Return the bytes of shared memory that `node` needs for each rank."""
     return _native.DESK_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Matrix products, which are BLAS's."""
+"""Matrix products, computed by BLAS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges of hyper-parameters, which are given by name: a number in the wrong place trains, and badly."""
+"""Checks of hyper-parameters, given by name: training with a value out of range would run, but badly."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def not_negative(maker: Maker, **values: float) -> None:
 
 
 def up_to_infinity(maker: Maker, **values: float) -> None:
-    """Raise ValueError unless all are at least 0; an infinite limit is none."""
-    _within(maker, values, lambda value: value >= 0, "of 0 at least")
+    """Raise ValueError unless all are at least 0; infinity is allowed."""
+    _within(maker, values, lambda value: value >= 0, "of at least 0")
 
 
 def positive(maker: Maker, **values: float) -> None:
@@ -33,7 +33,7 @@ def positive(maker: Maker, **values: float) -> None:
 
 def counts(maker: Maker, least: int, **values: int) -> None:
     """Raise ValueError unless all are whole numbers of at least `least`."""
-    _within(maker, values, lambda value: value >= least and value == int(value), f"a whole number of {least} at least")
+    _within(maker, values, lambda value: value >= least and value == int(value), f"a whole number of at least {least}")
 
 
 def share(maker: Maker, **values: float) -> None:
@@ -45,13 +45,13 @@ def _within(maker: Maker, values: dict[str, Any], good: Callable[[Any], bool], w
     for name, value in values.items():
         try:
             fine = not isinstance(value, (bool, np.bool_)) and bool(good(value))  # NaN is in no range
-        except (TypeError, ValueError, OverflowError):  # a text, an array, an infinite count
+        except (TypeError, ValueError, OverflowError):  # text, an array or an infinite count
             fine = False
         if not fine:
             raise ValueError(f"{maker.__name__} wants {name} {words}, got {shown(value)}")
 
 
 def shown(value: Any) -> str:
-    """Return a value as text, on one line and not too long."""
+    """Return a value as text on one line, of at most 60 characters."""
     said = " ".join(repr(value).split())
     return said if len(said) <= 60 else f"{said[:57]}..."

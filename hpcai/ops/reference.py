@@ -1,5 +1,5 @@
-"""The verbs in a few lines of numpy each. The fast implementations are tested against these, bit for bit where the order of
-operations is fixed. Shapes and dtypes are in the docstrings of native.py and fused.py.
+"""The verbs in a few lines of numpy each. Tests compare the fast implementations with these, bit for bit where the order of
+operations is fixed. The declarations in native.py and fused.py give shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from hpcai.xp import Array, namespace
 
 
 def fold_into(acc, x, op):
-    """acc = acc OP x; 16-bit x is widened first."""
+    """acc = acc OP x; an x of 16 bits is widened first."""
     xp = namespace(acc)
     verb = {"sum": xp.add, "max": xp.maximum, "min": xp.minimum}[op]
     with np.errstate(all="ignore"):
@@ -25,7 +25,7 @@ def cast_into(out, x):
 
 
 def cast_keeping_into(out, x, memory):
-    """out = x + memory in 16 bits; memory = what that leaves out."""
+    """out = x + memory in 16 bits; memory = x + memory - out."""
     with np.errstate(all="ignore"):
         memory += x
         out[:] = memory
@@ -34,7 +34,7 @@ def cast_keeping_into(out, x, memory):
 
 
 def widen_scaled_into(out, x, weight, add):
-    """out = or += weight * x."""
+    """out = weight * x, or out += weight * x if `add`."""
     with np.errstate(all="ignore"):
         value = np.float32(weight) * x.astype(np.float32)
         out[:] = out + value if add else value
@@ -99,7 +99,7 @@ def softmax_cross_entropy_into(dlogits, logits, labels, scale):
 
 
 def weighted_softmax_cross_entropy_into(dlogits, logits, labels, weights, scale):
-    """softmax_cross_entropy_into with row i's loss and gradient multiplied by weights[labels[i]]."""
+    """As softmax_cross_entropy_into, with row i's loss and gradient multiplied by weights[labels[i]]."""
     wide, rows = logits.astype(np.float64), np.arange(len(labels))
     log_z = np.log(np.exp(wide - wide.max(1, keepdims=True)).sum(1)) + wide.max(1)
     _, correct = softmax_cross_entropy_into(dlogits, logits, labels, 1.0)
@@ -115,7 +115,7 @@ def mean_squared_error_into(dy, y, target, scale):
 
 
 def im2col_into(cols, x, kernel, pad):
-    """Each output pixel's receptive field as a row: (n*h*w, kernel*kernel*c) from x (n, h, w, c)."""
+    """cols = the receptive field of each output pixel as a row: (pixels, kernel*kernel*c) from x (n, h, w, c)."""
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     fields = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), axis=(1, 2))
     cols[...] = fields.transpose(0, 1, 2, 4, 5, 3).reshape(cols.shape)
@@ -123,7 +123,7 @@ def im2col_into(cols, x, kernel, pad):
 
 
 def col2im_into(dx, cols, kernel, pad):
-    """The transpose of im2col: every row added back to the pixels that it was read from."""
+    """The transpose of im2col_into: dx = the sums over rows at the pixels from which im2col_into reads them."""
     n, h, w, c = dx.shape
     out_h, out_w = h + 2 * pad - kernel + 1, w + 2 * pad - kernel + 1
     padded = np.zeros((n, h + 2 * pad, w + 2 * pad, c), dx.dtype)
@@ -136,7 +136,7 @@ def col2im_into(dx, cols, kernel, pad):
 
 
 def max_pool_into(out, winner, x, size):
-    """out = maximum over size x size tiles of x (n, h, w, c); winner = its place in the tile, the first of equals."""
+    """out = maximum over size x size tiles of x (n, h, w, c); winner = the index of the (first) maximum in the tile."""
     n, h, w, c = out.shape
     tiles = x[:, : h * size, : w * size].reshape(n, h, size, w, size, c).transpose(0, 1, 3, 5, 2, 4)
     tiles = tiles.reshape(n, h, w, c, size * size)
@@ -173,20 +173,20 @@ def sgd_into(p, g, lr, scale, decay):
 
 
 def momentum_into(p, g, m, lr, mu, scale, decay):
-    """m = mu m + g; p = p - lr m."""
+    """m = mu m + d; p = p - lr m, where d = scale g + decay p."""
     m[...] = mu * m + (scale * g + decay * p)
     p -= lr * m
 
 
 def nesterov_into(p, g, m, lr, mu, scale, decay):
-    """m = mu m + g; p = p - lr (g + mu m)."""
+    """m = mu m + d; p = p - lr (d + mu m), where d = scale g + decay p."""
     g = scale * g + decay * p
     m[...] = mu * m + g
     p -= lr * (g + mu * m)
 
 
 def adam_into(p, g, m, v, lr, beta1, beta2, eps, fix1, fix2, scale, decay, decoupled):
-    """Adam, or AdamW where `decoupled`; fix1 and fix2 are 1 - beta**t."""
+    """Update p, m and v by Adam, or by AdamW if `decoupled`; fix1 and fix2 are 1 - beta**t at step t, from 1."""
     g = scale * g if decoupled else scale * g + decay * p
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g
@@ -194,7 +194,7 @@ def adam_into(p, g, m, v, lr, beta1, beta2, eps, fix1, fix2, scale, decay, decou
 
 
 def lamb_direction_into(u, p, g, m, v, beta1, beta2, eps, fix1, fix2, scale, decay):
-    """LAMB's update direction u; returns the sums of squares of p and of u."""
+    """u = LAMB's update direction for one array. Returns the sums of squares of p and of u."""
     g = scale * g
     m[...] = beta1 * m + (1 - beta1) * g
     v[...] = beta2 * v + (1 - beta2) * g * g

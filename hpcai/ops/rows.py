@@ -1,4 +1,4 @@
-"""Row-wise verbs with a C++ kernel for f32, and Numba for the rest. Arrays are (rows, columns)."""
+"""Row-wise verbs: C++ kernels for f32; Numba or numpy for f64. Arrays are (rows, columns)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcai.xp import Array
 
 @takes(y="T rows columns", slope="T rows columns", bias="T columns", writes="y slope")
 def bias_gelu_into(y: Array, slope: Array, bias: Array) -> Array:
-    """y = gelu(y + bias) in place, and slope = gelu's derivative there. Returns y."""
+    """y = gelu(y + bias) in place, and slope = the derivative of gelu at y + bias. Returns y."""
     if _by_kernel(y):
         native.kernels().bias_gelu(address(y), address(slope), address(bias), *y.shape)
         return y
@@ -23,7 +23,7 @@ def bias_gelu_into(y: Array, slope: Array, bias: Array) -> Array:
 
 @takes(x="T rows columns", by="T rows columns", sums="T columns", writes="x sums")
 def multiply_and_sum_into(x: Array, by: Array, sums: Array) -> Array:
-    """x *= by, and sums = the sums of its columns. Returns x."""
+    """x *= by, and sums = the sums of the new x's columns. Returns x."""
     if _by_kernel(x):
         native.kernels().multiply_and_sum(address(x), address(by), address(sums), *x.shape)
         return x
@@ -41,9 +41,9 @@ def column_sums_into(sums: Array, x: Array) -> Array:
     return np.sum(x, axis=0, out=sums)
 
 
-@takes(top="T rows", x="T rows columns", writes="top", where={"columns": "one column at least"})
+@takes(top="T rows", x="T rows columns", writes="top", where={"columns": "at least one column"})
 def row_max_into(top: Array, x: Array) -> Array:
-    """top = the largest of each row; of no meaning where one is NaN. Returns top."""
+    """top = the largest element of each row; undefined for a row with NaN. Returns top."""
     if _by_kernel(x):
         native.kernels().row_max(address(top), address(x), *x.shape)
         return top
@@ -58,10 +58,10 @@ def row_max_into(top: Array, x: Array) -> Array:
     top="T rows",
     labels="i64 rows",
     writes="out sums picked",
-    where={"first >= 0": "a first class from 0", "columns": "one column at least"},
+    where={"first >= 0": "a first class of at least 0", "columns": "at least one column"},
 )
 def exponentials_into(out: Array, sums: Array, picked: Array, x: Array, top: Array, labels: Array, first: int = 0) -> None:
-    """out = e**(x - top); sums of its rows; picked = x of the label - top where that is one of these columns, else 0.
+    """out = e**(x - top); sums = row sums of out; picked = x[label] - top if the label is one of these columns, else 0.
 
     Column j stands for class first + j.
     """
@@ -83,12 +83,12 @@ def exponentials_into(out: Array, sums: Array, picked: Array, x: Array, top: Arr
     weight="T width",
     bias="T width",
     writes="y mean inverse",
-    where={"width": "one column at least"},
+    where={"width": "at least one column"},
 )
 def layer_norm_into(y: Array, mean: Array, inverse: Array, x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """LayerNorm (Ba et al., arXiv:1607.06450) of each row; without `bias` RMSNorm (Zhang & Sennrich, arXiv:1910.07467).
+    """y = LayerNorm (Ba et al., arXiv:1607.06450) of each row; without `bias` RMSNorm (Zhang & Sennrich, arXiv:1910.07467).
 
-    Writes y, and for backward each row's mean (RMSNorm: 0) and what x - mean was multiplied with. Returns y.
+    For backward, mean = each row's mean (RMSNorm: 0), and inverse = the factor of x - mean. Returns y.
     """
     if _by_kernel(x):
         places = [address(array) for array in (y, mean, inverse, x, weight)]
@@ -105,12 +105,12 @@ def layer_norm_into(y: Array, mean: Array, inverse: Array, x: Array, weight: Arr
     inverse="T rows",
     weight="T width",
     writes="dx",
-    where={"width": "one column at least"},
+    where={"width": "at least one column"},
 )
 def layer_norm_backward_into(
     dx: Array, dy: Array, x: Array, mean: Array, inverse: Array, weight: Array, centred: bool = True
 ) -> Array:
-    """The input's gradient of layer_norm_into; `centred` as it was with a bias. Returns dx."""
+    """dx = the gradient of layer_norm_into's input; centred: whether layer_norm_into had a bias. Returns dx."""
     if _by_kernel(x):
         native.kernels().layer_norm_backward(*map(address, (dx, dy, x, mean, inverse, weight)), centred, *dx.shape)
         return dx
@@ -127,7 +127,7 @@ def layer_norm_backward_into(
     writes="dweight dbias",
 )
 def layer_norm_gradients_into(dweight: Array, dbias: Array | None, dy: Array, x: Array, mean: Array, inverse: Array) -> None:
-    """The gradients of weight and bias (None for RMSNorm): sums over rows."""
+    """Write the gradients of weight and bias (None for RMSNorm), summed over rows."""
     if _by_kernel(x):
         places = [address(array) for array in (dy, x, mean, inverse)]
         native.kernels().layer_norm_gradients(address(dweight), _place(dbias), *places, *dy.shape)

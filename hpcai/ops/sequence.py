@@ -1,8 +1,8 @@
-"""Row-wise verbs of sequence models in Numba: norms, embeddings, dropout, cross-entropy over a cut vocabulary.
+"""Row-wise verbs of sequence models in Numba: norms, embeddings, dropout, cross-entropy over a vocabulary that ranks share.
 
-Rows are tokens. As in fused.py there is no fast-math: sums are carried in f64 in a fixed order. Exponentials in f32 are a
-polynomial (Cephes' expf, relative error 1e-7), because a call of the C library for each element keeps loops from being
-vectorised; f64 calls the library.
+A row is a token. As in fused.py there is no fast-math: sums are in f64, in a fixed order. An exponential in f32 is a
+polynomial (Cephes' expf, relative error 1e-7), because loops that call the C library for each element are not vectorised. An
+exponential in f64 calls the library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ F = np.float32
 
 @_inline
 def _exp_f32(x):
-    # e**x = 2**n e**r with |r| <= ln(2)/2: r in two steps, so that it is exact; 2**n by its bits. NaN passes as huge or NaN.
+    # e**x = 2**n e**r, |r| <= ln(2)/2. Two steps make r exact; bits make 2**n. NaN gives a huge number or NaN.
     x = min(max(x, F(-87.0)), F(88.0))
     n = np.floor(x * F(1.44269504) + F(0.5))
     r = x - n * F(0.693359375) + n * F(2.12194440e-4)
@@ -40,7 +40,7 @@ def _exp_f32(x):
 
 
 def _exp(x):
-    """e**x in the dtype of x. In compiled code only."""
+    """e**x in the dtype of x. For compiled code only."""
     raise NotImplementedError
 
 
@@ -51,7 +51,7 @@ def _exp_by_dtype(x):
     return lambda x: math.exp(x)
 
 
-# GELU in f32 (fused.py has the exact one). Phi(x) is Abramowitz & Stegun's 26.2.17, absolute error 7.5e-8: one exponential serves
+# GELU in f32 (fused.py has f64). Phi(x) is Abramowitz & Stegun's formula 26.2.17, absolute error 7.5e-8: one exponential serves
 # both Phi and its derivative phi.
 
 
@@ -81,7 +81,7 @@ def gelu_backward_f32(dx, dy, x):
         dx[i] = dy[i] * (phi + x[i] * density)
 
 
-# Norms: y = (x - mean) / sqrt(variance + EPSILON) * weight + bias of each row; RMS norms leave mean and bias out.
+# Norms: y = (x - mean) / sqrt(variance + EPSILON) * weight + bias of each row; RMS norms have no mean and no bias.
 
 EPSILON = 1e-5
 
@@ -197,10 +197,10 @@ def _embed(y, tokens, table, first, positions, begin):
     table="T n width",
     positions="T context width",
     writes="y",
-    where={"first >= 0": "a first token from 0", "context": "one position at least"},
+    where={"first >= 0": "a first token of at least 0", "context": "at least one position"},
 )
 def embed_into(y: Array, tokens: Array, table: Array, first: int = 0, positions: Array | None = None) -> Array:
-    """y[i] = table[tokens[i] - first] (0 where that is not in the table) + positions[i modulo their number]. Returns y."""
+    """y[i] = table[tokens[i] - first] (0 for a token that is not in the table) + positions[i modulo context]. Returns y."""
     _embed(y, tokens, table, first, np.empty((1, 0), y.dtype) if positions is None else positions, 0)
     return y
 
@@ -225,14 +225,14 @@ def _embed_backward(dtable, dpositions, dy, tokens, first):
     dy="T rows width",
     tokens="i64 rows",
     writes="dtable dpositions",
-    where={"first >= 0": "a first token from 0", "context": "one position at least"},
+    where={"first >= 0": "a first token of at least 0", "context": "at least one position"},
 )
 def embed_gradients_into(dtable: Array, dpositions: Array | None, dy: Array, tokens: Array, first: int = 0) -> None:
-    """The gradients of table and positions (or None): sums of the rows of dy that came from each of theirs."""
+    """Write the gradients of table and positions (or None): for each of their rows, the sum of the rows of dy that used it."""
     _embed_backward(dtable, np.empty((1, 0), dy.dtype) if dpositions is None else dpositions, dy, tokens, first)
 
 
-# Dropout: whether an element falls out is a function of a key and its own number, so it does not depend on who computes it.
+# Dropout: a key and the element's number alone decide whether an element is zeroed, so the result does not depend on the rank.
 
 
 @_inline
@@ -254,7 +254,7 @@ def _dropout(y, x, key, first, limit, scale):
 
 @takes(y="T *", x="T *", writes="y", same="y x", where={"0 <= rate < 1": "a rate from 0 to below 1"})
 def dropout_into(y: Array, x: Array, key: U64, first: U64, rate: float) -> Array:
-    """y = x / (1 - rate), or 0 with probability `rate`: element i of x falls out by (key, first + i) alone. Returns y.
+    """y = x / (1 - rate), or 0 with probability `rate`; (key, first + i) alone decide for element i. Returns y.
 
     y may be x. Source: Srivastava et al., JMLR 15, 2014.
     """
@@ -263,7 +263,7 @@ def dropout_into(y: Array, x: Array, key: U64, first: U64, rate: float) -> Array
     return y
 
 
-# Cross-entropy where each rank has some columns of the logits: between the parts, ranks combine `top`, `sums` and `picked`.
+# Cross-entropy where each rank has some columns of the logits: between the verbs, ranks combine `top`, `sums` and `picked`.
 
 
 @_compile
@@ -276,7 +276,7 @@ def _row_max(top, logits):
 
 
 def row_max_into(top, logits):
-    """top[i] = the largest of row i. top: (rows,); logits: (rows, columns)."""
+    """top[i] = the largest element of row i. top: (rows,); logits: (rows, columns)."""
     _row_max(top, logits)
     return top
 
@@ -300,9 +300,9 @@ def _exponentials(out, sums, picked, logits, top, labels, first):
 
 
 def exponentials_into(out, sums, picked, logits, top, labels, first=0):
-    """out = e**(logits - top); sums of its rows; picked = logit of the label - top where that is one of these columns, else 0.
+    """out = e**(logits - top); sums = row sums of out; picked = label's logit - top if the label is one of these columns, else 0.
 
-    out, logits: (rows, columns), column j standing for class first + j; sums, picked: (rows,) f64; labels: (rows,) i64.
+    out, logits: (rows, columns), column j for class first + j; sums, picked: (rows,) f64; labels: (rows,) i64.
     """
     _exponentials(out, sums, picked, logits, top, labels, first)
 
@@ -323,9 +323,9 @@ def _cross_entropy_backward(out, sums, labels, first, scale):
     sums="f64 rows",
     labels="i64 rows",
     writes="out",
-    where={"first >= 0": "a first class from 0"},
+    where={"first >= 0": "a first class of at least 0"},
 )
 def cross_entropy_backward_into(out: Array, sums: Array, labels: Array, first: int, scale: float) -> Array:
-    """scale (softmax - onehot) in place of the exponentials. Returns out."""
+    """out = scale (softmax - onehot), in place of the exponentials in out. Returns out."""
     _cross_entropy_backward(out, sums, labels, first, out.dtype.type(scale))
     return out

@@ -10,14 +10,14 @@ from hpcai.xp import Array
 
 
 def norm(grads: Array) -> float:
-    """The Euclidean norm of a flat gradient, summed in f64; NaN or infinite if an element is."""
+    """Return the Euclidean norm of a flat gradient, summed in f64; NaN or infinite if an element is."""
     return sqrt(square) if (square := ops.sum_of_squares(grads)) >= 0 else square
 
 
 def factor(norm: float, limit: float) -> float:
     """Return the factor that limits a gradient of this norm to `limit` (0: no limit).
 
-    Raises: ValueError for a norm that is not finite, which no factor mends.
+    Raises: ValueError for a norm that is not finite, since no factor can limit it.
     Source: Pascanu, Mikolov & Bengio, arXiv:1211.5063.
     """
     not_negative(factor, norm=norm)

@@ -1,7 +1,7 @@
 """Optimizers: (init, update) on flat parameters. Each update is one fused pass over parameters, gradient and state.
 
-State is a dict of flat arrays with the layout of the parameters, so a checkpoint or a shard of it is a slice like any other.
-Steps are counted from 0 and come from the caller.
+State is a dict of flat arrays with the layout of the parameters, so a shard of the state is a slice, like a shard of parameters.
+The caller counts steps, from 0.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ State = dict[str, Array]
 class Optimizer(NamedTuple):
     """init(params) -> state. update(params, grads, state, step, lr, scale) writes params and state in place.
 
-    params, grads and all state arrays are flat, of one dtype (f32 or f64) and length, each in memory of its own. step: from 0.
-    The gradient is multiplied by `scale` (clipping) in the same pass. Raises: TypeError or ValueError for anything else, before
+    params, grads and all state arrays are flat, of one dtype (f32 or f64) and one length, and do not overlap. step: from 0.
+    scale: the same pass multiplies the gradient by it (clipping). Raises: TypeError or ValueError for other arguments, before
     anything is written.
     """
 
@@ -72,7 +72,7 @@ def nesterov(*, mu: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
 def adam(
     *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0, decoupled: bool = False
 ) -> Optimizer:
-    """Adam (Kingma & Ba, arXiv:1412.6980). Weight decay joins the gradient, or with `decoupled` the step (AdamW)."""
+    """Adam (Kingma & Ba, arXiv:1412.6980). Weight decay is added to the gradient, or if `decoupled` to the step (AdamW)."""
     name = "adamw" if decoupled else "adam"
     _moments_within(adam, beta1, beta2, eps, weight_decay)
 
@@ -90,10 +90,10 @@ def adamw(*, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight
 
 
 def lamb(layout: Layout, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-6, weight_decay: float = 0.01) -> Optimizer:
-    """LAMB (You et al., arXiv:1904.00962): Adam's direction, its length in each array set to that of the array's parameters.
+    """LAMB (You et al., arXiv:1904.00962): Adam's direction, scaled in each array to the norm of the array's parameters.
 
-    `layout` tells where the arrays lie. The trust ratio is |p| / |u|, and 1 where either is zero, not clamped (the paper's
-    phi is the identity).
+    layout: the positions of the arrays. The trust ratio is |p| / |u|, or 1 if either norm is zero. It is not clamped (the
+    paper's phi is the identity).
     """
     _moments_within(lamb, beta1, beta2, eps, weight_decay)
 
@@ -104,7 +104,7 @@ def lamb(layout: Layout, *, beta1: float = 0.9, beta2: float = 0.999, eps: float
         square="T n",
         direction="T n",
         writes="params mean square direction",
-        where={"n == size": "params of as many elements as its layout has"},
+        where={"n == size": "params with as many elements as the layout"},
     )
     def lamb_into(
         params: Array, grads: Array, mean: Array, square: Array, direction: Array, size: int, step: int, lr: float, scale: float
@@ -134,11 +134,11 @@ def _moments_within(maker: Callable[..., Optimizer], beta1: float, beta2: float,
 
 
 def _arrays(name: str, state: State, wanted: tuple[str, ...], step: int, lr: float, scale: float) -> list[Array]:
-    """The state's arrays, after a look at what is not an array; the verb's door looks at those that are."""
+    """Check step, lr, scale and the names in the state, and return the state's arrays; the verb checks the arrays."""
     if not isinstance(step, (int, np.integer)) or step < 0:
         raise ValueError(f"{name} counts steps from 0, got step {step!r}")
     if not (0 <= lr < inf and isfinite(scale)):
         raise ValueError(f"{name} wants a learning rate of at least 0 and a scale, both finite, got {lr} and {scale}")
     if missing := [key for key in wanted if key not in state]:
-        raise ValueError(f"{name} wants the state that its init made, with {', '.join(wanted)}; {missing[0]} is not in it")
+        raise ValueError(f"{name} wants the state that its init returned, with {', '.join(wanted)}; {missing[0]} is missing")
     return [state[key] for key in wanted]

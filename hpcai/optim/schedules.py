@@ -11,14 +11,16 @@ Schedule = Callable[[int], float]
 
 
 def constant(lr: float, *, warmup: int = 0) -> Schedule:
-    """`lr`, after a linear rise over the first `warmup` steps."""
+    """Return the constant schedule `lr`, after a linear warm-up over the first `warmup` steps."""
     not_negative(constant, lr=lr)
     counts(constant, 0, warmup=warmup)
     return _with_warmup(lambda step: lr, warmup)
 
 
 def cosine(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
-    """Half a cosine from `lr` to `final` over `steps` steps (Loshchilov & Hutter, arXiv:1608.03983), after linear warm-up.
+    """Return half a cosine from `lr` to `final`, after a linear warm-up (Loshchilov & Hutter, arXiv:1608.03983).
+
+    steps: in all, with the warm-up; later steps have `final`.
 
     >>> [round(cosine(1.0, steps=4)(s), 3) for s in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
@@ -31,7 +33,7 @@ def cosine(lr: float, *, steps: int, warmup: int = 0, final: float = 0.0) -> Sch
 
 
 def step(lr: float, *, every: int, factor: float = 0.1, warmup: int = 0) -> Schedule:
-    """`lr` times `factor` once every `every` steps, after linear warm-up."""
+    """Return `lr`, multiplied by `factor` once every `every` steps, after a linear warm-up."""
     not_negative(step, lr=lr)
     positive(step, factor=factor)
     counts(step, 1, every=every)

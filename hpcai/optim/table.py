@@ -1,4 +1,4 @@
-"""The optimizers that --optimizer names. An entry's `make(layout, **values)` gives an Optimizer for parameters of this layout."""
+"""The optimizers that --optimizer names. An entry's `make(layout, **values)` returns an Optimizer for this parameter layout."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _lamb(layout: Layout, weight_decay: float) -> Optimizer:
 
 def _wants_whole_arrays(options: Any, axes: Any) -> str:
     if options.zero > 0:
-        return f"--optimizer lamb wants norms of whole arrays, --zero {options.zero} cuts them"
-    return "--optimizer lamb wants norms of whole arrays, which tp cuts" if axes is not None and axes.tp > 1 else ""
+        return f"--optimizer lamb needs norms of whole arrays, but --zero {options.zero} splits them"
+    return "--optimizer lamb needs norms of whole arrays, but tp splits them" if axes is not None and axes.tp > 1 else ""
 
 
 OPTIMIZERS = {
@@ -49,11 +49,11 @@ OPTIMIZERS = {
     "adam": Entry("adaptive moments", _adam, {"lr": 1e-3, "weight_decay": 0.0}, source="arXiv:1412.6980"),
     "adamw": Entry("Adam with decoupled weight decay", _adamw, {"lr": 1e-3, "weight_decay": 0.01}, source="arXiv:1711.05101"),
     "lamb": Entry(
-        "AdamW with a rate for each array",
+        "AdamW with a learning rate for each array",
         _lamb,
         {"lr": 5e-3, "weight_decay": 0.01},
         _wants_whole_arrays,
         source="arXiv:1904.00962",
     ),
 }
-"""Name -> row. `options` has the default learning rate beside what `make` takes."""
+"""Optimizer name -> entry. An entry's `options` are the arguments of `make` and lr, the default learning rate."""

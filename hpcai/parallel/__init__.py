@@ -1,1 +1,1 @@
-"""One model on many ranks: the mesh of data-, tensor- and pipeline-parallel ranks, schedules, shards of state."""
+"""One model on many ranks: the mesh of data-, tensor- and pipeline-parallel ranks, pipeline schedules, shards of state."""

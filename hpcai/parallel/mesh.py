@@ -1,7 +1,7 @@
 """The mesh: ranks by data (dp), pipeline (pp) and tensor (tp) parallelism.
 
-Tensor-parallel ranks, which talk most, are neighbours, so that a node has whole groups of them; pipeline stages are farthest
-apart: rank = (pp_rank * dp + dp_rank) * tp + tp_rank.
+Tensor-parallel ranks communicate most. They have adjacent numbers, so that a whole group is on one node. Pipeline stages are
+farthest apart: rank = (pp_rank * dp + dp_rank) * tp + tp_rank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Sizes(NamedTuple):
 
 
 class Mesh(NamedTuple):
-    """All ranks, and for each axis those that differ from this one along it alone."""
+    """Communicators of all ranks (world), and for each axis of the ranks that differ from this rank on that axis only."""
 
     world: Communicator
     dp: Communicator
@@ -34,7 +34,7 @@ class Mesh(NamedTuple):
 
     @property
     def sizes(self) -> Sizes:
-        """The ranks of each axis."""
+        """The number of ranks on each axis."""
         return Sizes(self.dp.size, self.tp.size, self.pp.size)
 
     @property
@@ -44,9 +44,9 @@ class Mesh(NamedTuple):
 
 
 def sizes(text: str, ranks: int) -> Sizes:
-    """Read dp=2,tp=2,pp=2. One axis left out takes the ranks that remain: dp first; further ones are 1.
+    """Read a mesh such as dp=2,tp=2,pp=2. The first missing axis of dp, tp, pp takes the remaining ranks; others are 1.
 
-    Raises: UsageError where axes and ranks do not fit, saying what would.
+    Raises: UsageError if axes and ranks do not fit; the message suggests a mesh or a number of ranks that fits.
 
     >>> sizes("tp=2", 8)
     Sizes(dp=4, tp=2, pp=1)
@@ -55,13 +55,13 @@ def sizes(text: str, ranks: int) -> Sizes:
     for part in filter(None, text.replace(" ", "").split(",")):
         axis, _, count = part.partition("=")
         if axis not in AXES or not re.fullmatch("[1-9][0-9]{0,8}", count) or axis in given:
-            raise UsageError(f"--mesh wants dp=N,tp=N,pp=N with whole numbers from 1 and each axis once, got {text!r}")
+            raise UsageError(f"--mesh wants dp=N,tp=N,pp=N with whole numbers from 1 and each axis at most once, got {text!r}")
         given[axis] = int(count)
     known = prod(given.values())
     missing = [axis for axis in AXES if axis not in given]
     if ranks % known or (not missing and known != ranks):
         raise UsageError(
-            f"--mesh {text} is for {_multiples(known, bool(missing))}, there {_are(ranks)}; {_fitting(given, ranks)}"
+            f"--mesh {text} needs {_multiples(known, bool(missing))}, but there {_are(ranks)}; {_fitting(given, ranks)}"
         )
     if missing:
         given[missing[0]] = ranks // known
@@ -77,19 +77,19 @@ def _are(ranks: int) -> str:
 
 
 def _fitting(given: dict[str, int], ranks: int) -> str:
-    """Suggest a mesh near the given one for so many ranks, or the number of ranks that would fit."""
+    """Suggest a mesh near the given one for `ranks` ranks, or the number of ranks that fits the given mesh."""
     for axis in ("dp", "pp", "tp"):
         rest = prod(count for name, count in given.items() if name != axis)
         if axis in given and ranks % rest == 0:
             near = ",".join(f"{name}={ranks // rest if name == axis else count}" for name, count in given.items())
             return f"--mesh {near} would fit, or mpirun -n {prod(given.values())}"
-    return f"start {prod(given.values())} with mpirun -n"
+    return f"use mpirun -n {prod(given.values())}"
 
 
 def mesh(comm: Communicator, axes: Sizes) -> Mesh:
-    """Split `comm` into the mesh. Collective."""
+    """Split `comm` into the mesh. Collective. Raises: UsageError if the sizes do not match the ranks."""
     if prod(axes) != comm.size:
-        raise UsageError(f"a mesh of {axes} has {counted(prod(axes), 'rank')}, there {_are(comm.size)}")
+        raise UsageError(f"a mesh of {axes} has {counted(prod(axes), 'rank')}, but there {_are(comm.size)}")
     at, tp_rank = divmod(comm.rank, axes.tp)
     pp_rank, dp_rank = divmod(at, axes.dp)
     colors = {"dp": pp_rank * axes.tp + tp_rank, "tp": at, "pp": dp_rank * axes.tp + tp_rank}

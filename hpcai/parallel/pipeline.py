@@ -1,7 +1,7 @@
 """Forward and backward of a batch through a pipeline: one executor for every schedule.
 
-Each rank works through its actions (see schedules.py) on its stages of the model. What passes between stages is sent without
-waiting and received where it is needed; receives are posted one message ahead, in the order of the sender's plan.
+Each rank runs its actions (see schedules.py) on its stages of the model. Sends between stages do not wait; receives are posted
+one message ahead, in the order of the sender's plan, and an action waits for the message that it needs.
 A single rank with one stage is a pipeline too: several micro-batches are then gradient accumulation.
 """
 
@@ -23,28 +23,28 @@ from hpcai.parallel.schedules import Action, Plan, Work
 from hpcai.xp import Array
 
 ACTIVATIONS, GRADIENTS = 0, 1
-"""Lanes: what goes from stage to stage forward, and backward."""
+"""Message lanes: activations go to the next stage, gradients to the previous one."""
 
 
 class Gradients(Protocol):
     """The destination of gradients in backward; see zero.py."""
 
     def begin(self) -> None:
-        """Begin a step."""
+        """Start a step."""
 
     def __getitem__(self, i: int, /) -> Params:
         """Return the arrays into which layer i's gradients are written."""
 
     def filled(self, i: int) -> None:
-        """Layer i's of one micro-batch are written."""
+        """Note that layer i's gradients of one micro-batch are written."""
 
     def finish(self) -> None:
-        """All are."""
+        """Note that all gradients of the step are written."""
 
 
 class MicroBatch(NamedTuple):
-    """A micro-batch: samples, targets (None: predictions are wanted, not a loss), the number of its first sample in the global
-    batch.
+    """A micro-batch. x: samples. target: None if predictions are wanted, not a loss. first: the number of its first sample in
+    the global batch.
     """
 
     x: Array
@@ -53,16 +53,16 @@ class MicroBatch(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """This rank's part of the model: for each chunk the layers of its stage."""
+    """This rank's part of the model. spans: for each chunk, the layers of its stage."""
 
     model: Model
     spans: tuple[slice, ...]
     entering: tuple[tuple[int, ...], ...]
-    """For each chunk what one sample is when it enters the stage, (rows, *rest); of no use for the first, which reads data."""
+    """For each chunk, the shape of a sample that enters the stage, (rows, *rest); unused in the first stage, which reads data."""
     leaving: tuple[tuple[int, ...], ...]
-    """The same for where it leaves the stage."""
+    """For each chunk, the shape of a sample that leaves the stage."""
     recompute: tuple[slice, ...] | None = None
-    """Spans of layers whose activations are computed again in backward; None: all are kept."""
+    """Spans of layers whose activations backward computes again; None: all activations are kept."""
 
 
 class _Slot:
@@ -84,7 +84,7 @@ class Pipeline:
         self.output: Array | None = None
 
     def predict(self, x: Array, params: Sequence[Params], plan: Plan) -> Array | None:
-        """The last layer's output for samples x, on the last stage's rank; None on others. plan: forwards of one micro-batch."""
+        """Return the last layer's output for samples x on the last stage's rank, else None. plan: forwards of one micro-batch."""
         self.output = None
         self.run(plan, [MicroBatch(x, None, 0)], params, None, 0.0, None)
         return self.output
@@ -100,11 +100,11 @@ class Pipeline:
         filled: Callable[[int], None] = lambda layer: None,
         seen: Callable[[Array, Array], None] = lambda y, target: None,
     ) -> tuple[float, int]:
-        """Work through the plan; returns the sums of losses and of correct predictions, which only the last stage's rank has.
+        """Run the plan. Return the sum of losses and the number of correct predictions, 0 except on the last stage's rank.
 
-        plan: for as many micro-batches as there are. grads: gradients are written there; None if the plan has forwards only.
-        step: of training, or None: evaluation. filled(i): layer i has its gradients of all micro-batches. seen(y, target):
-        on the last stage's rank, what was predicted for a micro-batch. Collective.
+        plan: for len(micros) micro-batches. grads: the destination of gradients; None if the plan has forwards only. step: of
+        training; None: evaluation. filled(i): called when layer i has its gradients of all micro-batches. seen(y, target):
+        called on the last stage's rank with the predictions for a micro-batch. Collective.
         """
         return _Run(self, plan, micros, params, grads, scale, step, filled, seen).all()
 
@@ -125,7 +125,7 @@ class _Run:
         self.inbox = {lane: _Inbox(self, lane) for lane in (ACTIVATIONS, GRADIENTS)}
 
     def all(self) -> tuple[float, int]:
-        """Every action of this rank."""
+        """Run every action of this rank."""
         if self.grads is not None:
             self.grads.begin()
         works = {"F": self.forward, "B": self.backward, "I": self.backward, "W": self.weights}
@@ -141,7 +141,7 @@ class _Run:
         return self.loss, self.correct
 
     def forward(self, action: Action) -> float:
-        """F: returns when it had its input."""
+        """Run F. Return the time when its input had arrived."""
         micro, stage, span = self.micros[action.micro], self.stage(action), self.stages.spans[action.chunk]
         slot = self.slots[action.micro, action.chunk] = _Slot(self.model)
         x = micro.x if stage == 0 else self.inbox[ACTIVATIONS].take(stage, action.micro)
@@ -163,7 +163,7 @@ class _Run:
         return begin
 
     def backward(self, action: Action) -> float:
-        """B and I: returns when it had its output's gradient."""
+        """Run B or I. Return the time when the output's gradient had arrived."""
         stage, span = self.stage(action), self.stages.spans[action.chunk]
         slot = self.slots[action.micro, action.chunk]
         dy = self.dy.pop(action.micro) if stage == self.count - 1 else self.inbox[GRADIENTS].take(stage, action.micro)
@@ -176,7 +176,7 @@ class _Run:
         return begin
 
     def weights(self, action: Action) -> float:
-        """W."""
+        """Run W. Return its start time."""
         begin = perf_counter()
         slot = self.slots[action.micro, action.chunk]
         models.gradients(self.model, self.params, self.grads, slot.caches, slot.deferred, self.filled)
@@ -184,14 +184,14 @@ class _Run:
         return begin
 
     def filled(self, i: int) -> None:
-        """Layer i's gradients of one micro-batch are there."""
+        """Note that layer i's gradients of one micro-batch are written; report the layer after the last micro-batch."""
         self.grads.filled(i)
         self.left[i] -= 1
         if self.left[i] == 0:
             self.report(i)
 
     def release(self, action: Action) -> None:
-        """The last work on a micro-batch in a stage is done."""
+        """Free the data of a micro-batch in a stage, after its last action there."""
         del self.slots[action.micro, action.chunk]
 
     def stage(self, action: Action) -> int:
@@ -242,7 +242,7 @@ def _inside(groups: Sequence[slice], span: slice) -> list[slice]:
 
 
 class _Inbox:
-    """The messages of one lane to this rank, received in the order in which they are sent."""
+    """Receives the messages of one lane to this rank, in the order in which they are sent."""
 
     def __init__(self, run: _Run, lane: int):
         self.run, self.lane = run, lane
@@ -252,7 +252,7 @@ class _Inbox:
         self.posted: dict[tuple[int, int], tuple[Array, Any]] = {}
 
     def take(self, stage: int, micro: int) -> Array:
-        """The message for this stage and micro-batch, when it is there."""
+        """Wait for the message for this stage and micro-batch, and return it."""
         while (stage, micro) not in self.posted:
             self._post()
         x, pending = self.posted.pop((stage, micro))
@@ -263,7 +263,7 @@ class _Inbox:
         return x
 
     def _post(self) -> None:
-        """Start to receive what is sent next."""
+        """Start to receive the next message."""
         if not self.coming:
             return
         stage, micro = self.coming.pop()
@@ -274,7 +274,7 @@ class _Inbox:
         self.posted[stage, micro] = x, message.receive_bare(self.run.comm, x, self.source, self.lane) if x.size else None
 
     def _expected(self) -> list[tuple[int, int]]:
-        """(stage here, micro-batch) of all messages, in the order of the sender's plan."""
+        """Return (stage here, micro-batch) of all messages, in the order of the sender's plan."""
         ahead = 1 if self.lane == ACTIVATIONS else -1
         kinds = "F" if self.lane == ACTIVATIONS else "BI"
         sent = [(a.chunk * self.size + self.source + ahead, a.micro) for a in self.run.plan[self.source] if a.kind in kinds]

@@ -1,7 +1,7 @@
-"""Copies of shards, so that what one rank alone had is not lost with it.
+"""Copies of shards, so that a lost rank does not lose its shard.
 
-Every rank keeps its left neighbour's shard of optimizer state. It is not sent in every step: the neighbour's gradients are, and
-the update is made here too, with the same numbers in the same order, so that both copies have the same bits.
+Every rank keeps a copy of its left neighbour's shard of optimizer state. In each step, the neighbour sends its gradients, not its
+state. This rank makes the same update, with the same numbers in the same order, so that both copies have the same bits.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MESSAGE_BYTES = 1 << 30
 
 
 class Backup:
-    """The left neighbour's shard. Cost a step: a message of a shard's gradients, and its update; memory: a shard of gradients and
-    of each array of optimizer state.
+    """A copy of the left neighbour's shard. Cost a step: a message of a shard's gradients, and a shard's update; memory: a shard
+    of gradients and of each array of optimizer state.
     """
 
     def __init__(self, units: Sequence[slice], comm: Communicator, optimizer: Optimizer, dtype: np.dtype):
@@ -33,19 +33,19 @@ class Backup:
         self.state: State = optimizer.init(self.grads)
 
     def exchange(self, grads: Array, owned: Sequence[Piece], whole: bool) -> None:
-        """Give the right neighbour this rank's shard of the gradients and take the left one's. Collective.
+        """Send this rank's shard of the gradients to the right neighbour, and receive the left neighbour's. Collective.
 
-        whole: `grads` is the flat array; otherwise it is the shard.
+        whole: whether `grads` is the flat array; otherwise `grads` is the shard.
         """
         self._pass_on(zero.scatter(grads, owned) if whole else grads, self.grads)
 
     def renew(self, state: State) -> None:
-        """Take the left neighbour's optimizer state anew, after it was loaded. Collective."""
+        """Receive the left neighbour's optimizer state again, after it was loaded. Collective."""
         for name, array in state.items():
             self._pass_on(array, self.state[name])
 
     def update(self, params: Array, optimizer: Optimizer, step: int, lr: float, factor: float) -> None:
-        """The neighbour's update, here: of its state, and of its part of the flat parameters, which it will send anyway."""
+        """Make the left neighbour's update, of its state and its part of the flat parameters, which it will send anyway."""
         for piece in self.owned:
             state = {name: array[piece.shard] for name, array in self.state.items()}
             optimizer.update(params[piece.flat], self.grads[piece.shard], state, step, lr, factor)

@@ -1,13 +1,14 @@
-"""Pipeline schedules as data: for each rank the order in which it works on micro-batches. No ranks, no arrays.
+"""Pipeline schedules as data: for each rank, the order of its actions on micro-batches. No communicators, no arrays.
 
 A model is cut into ranks * chunks stages; stage s is chunk s // ranks of rank s % ranks. An action is one of
 
     F  forward of a micro-batch through a stage
-    B  its backward, input's and weights' gradients
-    I  its backward for the input alone, so that the stage before can go on
-    W  the weights' gradients that I left over
+    B  its backward, for the gradients of input and weights
+    I  its backward for the input alone, so that the previous stage can continue
+    W  the weights' gradients, which I did not compute
 
-F of stage s wants F of stage s - 1, and B or I want those of stage s + 1 (the last stage: its own F), of the same micro-batch.
+F of stage s needs F of stage s - 1. B or I of stage s needs B or I of stage s + 1; in the last stage it needs F of that stage.
+All are of the same micro-batch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hpcai.errors import UsageError
 
 
 class Action(NamedTuple):
-    """One piece of work of one rank."""
+    """One action of one rank. kind: F, B, I or W; micro: the micro-batch; chunk: which of the rank's stages."""
 
     kind: str
     micro: int
@@ -33,9 +34,9 @@ NAMES = ("gpipe", "1f1b", "interleaved", "zb-h1")
 
 
 def plan(name: str, ranks: int, micros: int, chunks: int = 1) -> Plan:
-    """The schedule of that name. Raises: UsageError where it cannot be made of so many micro-batches or chunks."""
+    """Return the schedule of that name. Raises: UsageError for an unknown name, or wrong numbers of micro-batches or chunks."""
     if name not in NAMES:
-        raise UsageError(f"--pipeline-schedule {name!r} is unknown; there are {', '.join(NAMES)}")
+        raise UsageError(f"--pipeline-schedule {name!r} is unknown; choose one of {', '.join(NAMES)}")
     if name != "interleaved" and chunks != 1:
         raise UsageError(f"--pipeline-chunks {chunks} is for --pipeline-schedule interleaved; {name} has one chunk a rank")
     if name == "interleaved" and ranks > 1 and micros % ranks:
@@ -48,12 +49,12 @@ def plan(name: str, ranks: int, micros: int, chunks: int = 1) -> Plan:
 
 
 def gpipe(ranks: int, micros: int, chunks: int = 1) -> Plan:
-    """All forwards, then all backwards: every micro-batch's activations are kept. Source: Huang et al., arXiv:1811.06965."""
+    """All forwards, then all backwards; the activations of all micro-batches are kept. Source: Huang et al., arXiv:1811.06965."""
     return tuple(tuple(Action(kind, m) for kind in "FB" for m in range(micros)) for _ in range(ranks))
 
 
 def one_f_one_b(ranks: int, micros: int, chunks: int = 1) -> Plan:
-    """Backward as early as can be: rank r keeps the activations of ranks - r micro-batches at most.
+    """Backward as early as possible; rank r keeps the activations of at most ranks - r micro-batches.
 
     Source: Narayanan et al., arXiv:2006.09503 (PipeDream-Flush).
     """
@@ -61,14 +62,14 @@ def one_f_one_b(ranks: int, micros: int, chunks: int = 1) -> Plan:
 
 
 def interleaved(ranks: int, micros: int, chunks: int) -> Plan:
-    """1F1B where each rank has several chunks, taken in turns of `ranks` micro-batches: 1/chunks of the bubble for chunks times
-    the messages. Source: Narayanan et al., arXiv:2104.04473.
+    """1F1B with several chunks a rank, which take turns of `ranks` micro-batches. The bubble is 1/chunks of 1F1B's, the messages
+    are `chunks` times as many. Source: Narayanan et al., arXiv:2104.04473.
     """
     return tuple(_alternating(rank, ranks, micros, chunks) for rank in range(ranks))
 
 
 def _alternating(rank: int, ranks: int, micros: int, chunks: int) -> tuple[Action, ...]:
-    """Warm up with as many forwards as can run before the first backward comes back, then one of each in turn."""
+    """As many forwards as can run before the first backward is ready, then a forward and a backward in turn."""
     total = micros * chunks
     if chunks == 1:
         turns = [(m, 0) for m in range(micros)]
@@ -84,10 +85,10 @@ def _alternating(rank: int, ranks: int, micros: int, chunks: int) -> tuple[Actio
 
 
 def zb_h1(ranks: int, micros: int, chunks: int = 1) -> Plan:
-    """1F1B with the weights' gradients put off into what would be bubbles; no rank keeps more activations than 1F1B's first.
+    """1F1B with the weights' gradients deferred to fill bubbles; no rank keeps more activations than 1F1B's first rank.
 
-    Rank r runs ranks - r forwards, then in turn an input's gradient, the weights' gradient of r micro-batches before, and a
-    forward. Source: Qi et al., arXiv:2401.10241.
+    Rank r runs ranks - r forwards. Then it runs in turn an input's gradient, the weights' gradient of the micro-batch r before
+    that one, and a forward. Source: Qi et al., arXiv:2401.10241.
     """
     return tuple(_putting_off(rank, ranks, micros) for rank in range(ranks))
 
@@ -108,7 +109,7 @@ def forwards(ranks: int, micros: int, chunks: int = 1) -> Plan:
 
 
 class Work(NamedTuple):
-    """An action and when it ran, in seconds."""
+    """An action, and its start and end in seconds."""
 
     action: Action
     start: float
@@ -116,9 +117,9 @@ class Work(NamedTuple):
 
 
 def simulate(made: Plan, seconds: Mapping[str, float], wire_s: float = 0.0) -> list[list[Work]]:
-    """Play a plan through. seconds: of F, I and W of one stage (B takes I + W); wire_s: of a message between ranks.
+    """Simulate a plan. seconds: of F, I and W in one stage (B takes I + W); wire_s: of a message between ranks.
 
-    Raises: RuntimeError if the plan waits for itself.
+    Returns: for each rank its actions with their times. Raises: RuntimeError if the plan has a deadlock.
     """
     ranks = len(made)
     cost = {"B": seconds["I"] + seconds["W"], **{kind: seconds[kind] for kind in "FIW"}}
@@ -142,7 +143,7 @@ def simulate(made: Plan, seconds: Mapping[str, float], wire_s: float = 0.0) -> l
                 at[rank] += 1
                 moved = True
         if not moved:
-            raise RuntimeError(f"the plan waits for itself at {[order[i] for order, i in zip(made, at, strict=True)]}")
+            raise RuntimeError(f"the plan has a deadlock at {[order[i] for order, i in zip(made, at, strict=True)]}")
     return timelines
 
 
@@ -153,7 +154,7 @@ def _stage(action: Action, rank: int, ranks: int) -> int:
 def _ready(
     action: Action, rank: int, ranks: int, stages: int, done: dict[tuple[str, int, int], float], wire_s: float
 ) -> float | None:
-    """Return when the inputs of an action are there; None if that is not known yet."""
+    """Return the time when the inputs of an action are ready; None if that time is not known yet."""
     stage, micro = _stage(action, rank, ranks), action.micro
     if action.kind == "W":
         return done.get(("I", stage, micro))
@@ -167,7 +168,7 @@ def _ready(
 
 
 def bubble(timelines: list[list[Work]]) -> float:
-    """The share of all ranks' time, from the first start to the last end, in which they do nothing."""
+    """Return the share of all ranks' time, from the first start to the last end, in which ranks are idle."""
     begin = min(works[0].start for works in timelines)
     end = max(works[-1].end for works in timelines)
     busy = sum(work.end - work.start for works in timelines for work in works)
@@ -175,10 +176,10 @@ def bubble(timelines: list[list[Work]]) -> float:
 
 
 def bubble_in_theory(name: str, ranks: int, micros: int, seconds: Mapping[str, float], chunks: int = 1) -> float:
-    """The bubble that the papers predict. seconds: of F, I and W of one stage (a rank's work is `chunks` stages).
+    """Return the bubble that the papers predict. seconds: of F, I and W in one stage (a rank has `chunks` stages).
 
-    GPipe and 1F1B idle (ranks - 1)(F + I + W), interleaved 1/chunks of that, ZB-H1 (ranks - 1)(F + I - W) with as many
-    micro-batches as ranks or more, nothing where W is longer.
+    A rank is idle for (ranks - 1)(F + I + W) in GPipe and 1F1B; for 1/chunks of that in interleaved; in ZB-H1, with at least as
+    many micro-batches as ranks, for (ranks - 1)(F + I - W), or 0 if W is longer.
     """
     f, i, w = (chunks * seconds[kind] for kind in "FIW")
     idle = (ranks - 1) * (max(0.0, f + i - w) if name == "zb-h1" else f + i + w) / (chunks if name == "interleaved" else 1)

@@ -1,4 +1,4 @@
-"""The cut of a model into pipeline stages: between groups of layers, so that the slowest stage is as fast as possible."""
+"""The cut of a model into pipeline stages, between groups of layers, such that the slowest stage is as fast as possible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ REPEATS = 3
 
 
 class Group(NamedTuple):
-    """Layers that stay together, and their measured seconds of forward and backward; shapes of one sample."""
+    """Layers that stay together, their measured seconds of forward and backward, and the shapes of a sample that enters and
+    leaves."""
 
     span: slice
     seconds: float
@@ -30,8 +31,8 @@ class Group(NamedTuple):
 
 
 def groups(model: Model) -> list[slice]:
-    """Spans of layers that no stage divides: a residual branch with its sum, layers whose names begin alike, and layers without
-    parameters with the one before (the first with the one behind).
+    """Return the spans of layers that no stage divides. A span keeps together: a residual branch and its sum; layers whose names
+    begin alike, up to "/"; a layer without parameters and the layer before (at the start, the layer after).
     """
     starts: list[int] = []
     i, layers = 0, model.layers
@@ -48,9 +49,9 @@ def groups(model: Model) -> list[slice]:
 
 
 def measure(model: Model, x: Array, dtype: np.dtype) -> list[Group]:
-    """Time each group of layers on a micro-batch x of samples; groups of the same layers only once. No optimizer, no loss.
+    """Time each group of layers on a micro-batch x of samples, without optimizer and loss; equal groups only once.
 
-    Where layers are shared out between ranks, these measure together.
+    If ranks split layers, these ranks must call together.
     """
     samples, known, found = len(x), {}, []
     for span in groups(model):
@@ -70,7 +71,7 @@ def _of_a_sample(shape: tuple[int, ...], samples: int) -> tuple[int, ...]:
 
 
 def _time(part: Model, x: Array, dtype: np.dtype, need_input_grad: bool) -> tuple[float, tuple[int, ...]]:
-    """The fastest of some passes, and the shape of what comes out."""
+    """Return the seconds of the fastest of some passes, and the shape of the output."""
     flat, caches = np.full(part.layout.size, 0.01, dtype), models.caches(part)
     params, grads = models.per_layer(part, flat), models.per_layer(part, np.zeros_like(flat))
     times = []
@@ -83,9 +84,9 @@ def _time(part: Model, x: Array, dtype: np.dtype, need_input_grad: bool) -> tupl
 
 
 def cut(costs: Sequence[float], count: int) -> list[slice]:
-    """`count` slices of the groups, none empty, of which the dearest is as cheap as can be.
+    """Return `count` non-empty slices of the groups, such that the most expensive slice is as cheap as possible.
 
-    Raises: UsageError if there are fewer groups than that.
+    Raises: UsageError if there are fewer than `count` groups.
 
     >>> cut([1, 1, 1, 3], 2)
     [slice(0, 3, None), slice(3, 4, None)]
@@ -94,7 +95,7 @@ def cut(costs: Sequence[float], count: int) -> list[slice]:
     if n < count:
         raise UsageError(
             f"the model has {counted(n, 'group')} of layers, too few for {count} pipeline stages; "
-            f"take pp * --pipeline-chunks <= {n}"
+            f"choose pp * --pipeline-chunks <= {n}"
         )
     upto = [0.0, *accumulate(costs)]
     best = [[0.0] + [float("inf")] * n]
@@ -116,14 +117,14 @@ def cut(costs: Sequence[float], count: int) -> list[slice]:
 
 
 class TiedParameter(NamedTuple):
-    """A slice of the parameters that is also on another pipeline stage, and a communicator of the two."""
+    """A slice of the parameters that another pipeline stage has too, and a communicator of the two ranks."""
 
     comm: Communicator
     where: slice
 
 
 def tied_parameter(model: Model, whole: Model, mesh: Mesh) -> TiedParameter | None:
-    """Return the tied parameter if the first and the last stage both hold the embedding. Collective."""
+    """Return the tied parameter on the first and the last stage if both hold the embedding; otherwise None. Collective."""
     owner = next((layer.shares_parameters_with for layer in whole.layers if layer.shares_parameters_with), None)
     if owner is None or mesh.pp.size == 1:
         return None

@@ -1,9 +1,9 @@
-"""Tensor and sequence parallelism: how the ranks of one axis share out layers.
+"""Tensor and sequence parallelism: how the ranks of one axis split layers.
 
-A block's first product has its columns shared out, its second its rows, so a rank needs nothing of the others in between. Outside
-of the products rows (tokens) are shared out, norms and sums included, so that no rank computes or keeps them twice: one allgather
-before the block and one reduce-scatter after it, the same bytes as an all-reduce. Source: Shoeybi et al., arXiv:1909.08053;
-Korthikanti et al., arXiv:2205.05198.
+Ranks split the columns of a block's first product and the rows of its second, so a rank needs no data of other ranks in between.
+Outside of the products, in norms and sums too, ranks split the rows (tokens), so that no two ranks compute or keep the same row.
+One allgather before the block and one reduce-scatter after it carry the bytes of an all-reduce. Source: Shoeybi et al.,
+arXiv:1909.08053; Korthikanti et al., arXiv:2205.05198.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpcai.xp import Array
 
 
 def split(comm: Communicator) -> Split:
-    """A Split between the ranks of `comm`; WHOLE if there is one."""
+    """Return a Split between the ranks of `comm`; WHOLE if there is only one rank."""
     if comm.size == 1:
         return WHOLE
     rows = _Rows(comm)
@@ -32,20 +32,20 @@ def split(comm: Communicator) -> Split:
 
 
 class _Rows:
-    """From each rank's rows to all, and from summands of all rows to each rank's rows of the sum: each the other's gradient."""
+    """Two operations, each the gradient of the other: `all` gathers the ranks' rows, `own` sums all rows and splits them."""
 
     def __init__(self, comm: Communicator):
         self.comm = comm
         self._shared: Array = np.empty(0)
 
     def all(self, params: Params, cache: Cache, x: Array) -> Array:
-        """(rows / P, width) of this rank to (rows, width) of all."""
+        """Gather x, (rows / P, width) of this rank. Return (rows, width) of all ranks."""
         y = buffer((self.comm.size * len(x), *x.shape[1:]), x)
         y[self.comm.rank * len(x) : (self.comm.rank + 1) * len(x)] = x
         return self.comm.allgather(y)
 
     def own(self, params: Params, cache: Cache, x: Array) -> Array:
-        """(rows, width) to be summed over ranks to this rank's (rows / P, width); x stays as it is."""
+        """Sum x, (rows, width), over ranks. Return this rank's (rows / P, width) of the sum; x is not changed."""
         if self._shared.size < x.size or self._shared.dtype != x.dtype:
             self._shared = self.comm.symmetric_empty(x.size, x.dtype)
         summands = self._shared[: x.size]

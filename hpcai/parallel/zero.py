@@ -1,12 +1,12 @@
 """The placement of parameters, gradients and optimizer state among data-parallel ranks: replicated, or in shards.
 
-    stage 0  every rank has all of all                                            bytes a rank, N elements, P ranks, f32, Adam
+    stage 0  every rank has everything                                            bytes a rank, N elements, P ranks, f32, Adam
     stage 1  optimizer state in shards: reduce-scatter, update, all-gather        4N + 4N + 8N/P
     stage 2  gradients too: a unit is reduced as soon as backward has left it     4N + 4N/P + 8N/P + a unit
-    stage 3  parameters too: a unit is gathered when forward or backward want it  4N/P + 4N/P + 8N/P + two units
+    stage 3  parameters too: a unit is gathered when forward or backward needs it 4N/P + 4N/P + 8N/P + two units
 
-A *unit* is a slice of the flat layout that travels in one go; a rank's shard is its chunk of every unit. Source: Rajbhandari et
-al., arXiv:1910.02054. Cost: stages 1 and 2 move the bytes of an all-reduce; stage 3 half as many more.
+A *unit* is a slice of the flat layout that one collective carries; a rank's shard is its chunk of every unit. Source: Rajbhandari
+et al., arXiv:1910.02054. Cost: stages 1 and 2 send the bytes of an all-reduce; stage 3 sends 1.5 times as many.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from hpcai.xp import Array
 
 
 class Piece(NamedTuple):
-    """A run of elements that this rank updates: its place in the flat layout and in the shard."""
+    """A run of elements that one rank updates: its slices in the flat layout and in the shard."""
 
     flat: slice
     shard: slice
 
 
 def pieces(units: Sequence[slice], comm: Communicator, rank: int | None = None) -> list[Piece]:
-    """The chunk of every unit that `rank` (default: this one) updates."""
+    """Return the chunk of every unit that `rank` (default: this rank) updates."""
     found, at = [], 0
     for unit in units:
         chunk = comm.chunk(unit.stop - unit.start, rank)
@@ -42,12 +42,12 @@ def pieces(units: Sequence[slice], comm: Communicator, rank: int | None = None) 
 
 
 def scatter(flat: Array, owned: Sequence[Piece]) -> Array:
-    """This rank's shard of a flat array, a copy."""
+    """Return a copy of this rank's shard of a flat array."""
     return np.concatenate([flat[piece.flat] for piece in owned])
 
 
 def gather(shard: Array, units: Sequence[slice], owned: Sequence[Piece], comm: Communicator, size: int) -> Array:
-    """The flat array (size,) from everyone's shards. Collective."""
+    """Return the flat array (size,) from the shards of all ranks. Collective."""
     flat = np.zeros(size, shard.dtype)
     for unit, piece in zip(units, owned, strict=True):
         flat[piece.flat] = shard[piece.shard]
@@ -56,7 +56,7 @@ def gather(shard: Array, units: Sequence[slice], owned: Sequence[Piece], comm: C
 
 
 def memory_in_theory(n: int, ranks: int, stage: int, itemsize: int, states: int, unit_bytes: int = 0) -> float:
-    """Bytes a rank keeps of a model of n elements, `states` arrays of optimizer state, and units of about so many bytes.
+    """Return the bytes that a rank keeps of a model: n elements, `states` arrays of optimizer state, units of `unit_bytes`.
 
     >>> [memory_in_theory(1000, 4, stage, 4, 2) for stage in range(4)]
     [16000.0, 10000.0, 7000.0, 4000.0]
@@ -66,7 +66,7 @@ def memory_in_theory(n: int, ranks: int, stage: int, itemsize: int, states: int,
 
 
 class WholeGradients:
-    """Gradients of all layers in one flat array. What is written again before `begin` is added."""
+    """Gradients of all layers in one flat array. A gradient that is written again before the next `begin` is added."""
 
     def __init__(self, model: Model, flat: Array):
         self.model, self.flat = model, flat
@@ -76,7 +76,7 @@ class WholeGradients:
         self._adding: list[tuple[Array, Array]] = []
 
     def begin(self) -> None:
-        """Forget what was written: the next of each is assigned."""
+        """Start a step: the next write of each gradient assigns it."""
         self.written.clear()
 
     def __getitem__(self, i: int) -> Params:
@@ -100,20 +100,20 @@ class WholeGradients:
         return into
 
     def filled(self, i: int) -> None:
-        """Layer i's gradients are written."""
+        """Note that layer i's gradients are written, and add those that were written before too."""
         for view, more in self._adding:
             np.add(view, more, out=view)
         self._adding.clear()
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: the gradients are complete."""
 
 
 class ShardedGradients:
-    """This rank's shard of the gradients, summed over ranks: layers write into one unit, which is reduced when they leave it."""
+    """This rank's shard of the gradients, summed over ranks. Layers write into one unit, which is reduced before the next."""
 
     def __init__(self, model: Model, units: Sequence[slice], comm: Communicator, dtype: np.dtype, sent: np.dtype):
-        """dtype: of arithmetic; sent: in which units travel."""
+        """dtype: of arithmetic. sent: the dtype in which units travel."""
         self.model, self.units, self.comm = model, units, comm
         self.owned = pieces(units, comm)
         self.flat = np.zeros(self.owned[-1].shard.stop if self.owned else 0, dtype)
@@ -126,7 +126,7 @@ class ShardedGradients:
         self.flat[:] = 0
 
     def __getitem__(self, i: int) -> Params:
-        """Return the arrays into which layer i's gradients are written. Collective when it leaves a unit."""
+        """Return the arrays into which layer i's gradients are written. Collective if it begins another unit."""
         unit = self.unit_of[i]
         names = {f"{self.model.layers[i].shares_parameters_with or self.model.layers[i].name}.{key}" for key in self.views[i]}
         if unit != self._current or names & self._visited:
@@ -137,7 +137,7 @@ class ShardedGradients:
         return self.views[i]
 
     def filled(self, i: int) -> None:
-        """Layer i's gradients are written; they are reduced with their unit."""
+        """Do nothing: layer i's gradients are reduced with their unit."""
 
     def finish(self) -> None:
         """Reduce the unit that was written last. Collective."""
@@ -153,10 +153,10 @@ class ShardedGradients:
 
 
 class GatheredParameters(Sequence[Params]):
-    """Parameters of which this rank keeps a shard: a layer's are gathered, with those of its unit, when they are asked for."""
+    """Parameters of which this rank keeps a shard. Access to a layer's parameters gathers the unit that contains them."""
 
     def __init__(self, model: Model, units: Sequence[slice], comm: Communicator, flat: Array, sent: np.dtype):
-        """flat: initial values, in the dtype of arithmetic; sent: in which they are kept and travel."""
+        """flat: initial values, in the dtype of arithmetic. sent: the dtype in which parameters are kept and travel."""
         self.units, self.comm = units, comm
         self.owned = pieces(units, comm)
         self.shard = scatter(flat, self.owned).astype(sent, copy=False)
@@ -165,14 +165,14 @@ class GatheredParameters(Sequence[Params]):
         self._current = -1
 
     def forget(self) -> None:
-        """The shard has changed: what was gathered is out of date."""
+        """Mark the gathered unit as out of date, since the shard has changed."""
         self._current = -1
 
     def __len__(self) -> int:
         return len(self.views)
 
     def __getitem__(self, i):
-        """Layer i's parameters, until another unit's are asked for. Collective when it comes to another unit."""
+        """Return layer i's parameters, valid until access to another unit. Collective if it begins another unit."""
         unit = self.unit_of[i]
         if unit not in (-1, self._current):
             where, piece = self.units[unit], self.owned[unit]
@@ -186,14 +186,14 @@ class GatheredParameters(Sequence[Params]):
 
 
 def _buffers(units: Sequence[slice], comm: Communicator, dtype: np.dtype, sent: np.dtype) -> tuple[Array, Array]:
-    """Room for the longest unit as it travels and for arithmetic: one array if that is the same."""
+    """Return memory for the longest unit, as it travels and for arithmetic; the same array twice if the dtypes are equal."""
     size = max((unit.stop - unit.start for unit in units), default=0)
     travelling = comm.symmetric_empty(size, sent)
     return travelling, travelling if sent == dtype else np.empty(size, dtype)
 
 
 def units(model: Model, itemsize: int, unit_bytes: int) -> list[slice]:
-    """Slices of the flat layout of about this many bytes; none cuts a layer."""
+    """Return slices of the flat layout, of about `unit_bytes` each; no slice cuts a layer."""
     owners = {
         f"{layer.name}.{key}": layer.name
         for layer in model.layers
@@ -204,7 +204,7 @@ def units(model: Model, itemsize: int, unit_bytes: int) -> list[slice]:
 
 
 def _in_units(model: Model, units: Sequence[slice], working: Array) -> tuple[list[Params], list[int]]:
-    """For each layer, views of its arrays in a buffer that holds one unit, and which unit (-1: it has none)."""
+    """Return for each layer the views of its arrays in a buffer for one unit, and the index of its unit (-1: no parameters)."""
     places = {slot.name: slot for slot in model.layout.slots}
     views: list[Params] = []
     unit_of = []

@@ -1,1 +1,1 @@
-"""The hall between codecs and collectives: reducers, which take the mean of an array over all ranks in fewer bytes."""
+"""Reducers join codecs and collectives: they compute the mean of an array over all ranks with fewer bytes."""

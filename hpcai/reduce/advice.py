@@ -1,8 +1,8 @@
-"""Predictions of what each way to reduce a gradient would cost here: the wire and the coding are measured, and added.
+"""Predictions of the time that each way to reduce a gradient takes here: the times of wire and coding are measured and added.
 
-A curve of seconds over bytes is measured for each collective, up to sizes that take a tenth of a second; longer arrays are taken
-to cost as much a byte as the last stretch did. Coding is timed on the real sizes, on all ranks at once, with nothing sent.
-How much of the coding that could hide behind the wire does so is measured too: carrying bytes needs the core as well.
+For each collective, a curve of seconds over bytes is measured, up to sizes that take a tenth of a second. Beyond these sizes, a
+byte costs as much as in the curve's last stretch. Coding is timed on the real sizes, on all ranks at once, with nothing sent.
+The share of coding that is hidden behind the wire is measured too, since carrying bytes also needs the core.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ KINDS = ("gradient", "allreduce", "allgather", "alltoall")
 LONGEST_S = 0.1
 REPEATS = 5
 PART_BYTES = 1 << 18
-"""Of the arrays that are gathered one after the other to measure a stream."""
+"""Bytes of each array in the stream of all-gathers that is measured."""
 
 
 class Curve(NamedTuple):
-    """Seconds of a collective at some sizes of its array, in bytes."""
+    """The seconds of a collective at some sizes of its array, in bytes."""
 
     sizes: tuple[int, ...]
     seconds: tuple[float, ...]
 
     def at(self, nbytes: int) -> float:
-        """Seconds for an array of so many bytes: straight lines between the measured points, and on beyond the last.
+        """Return the seconds for an array of `nbytes` bytes: linear between the measured points and beyond the last.
 
         >>> Curve((0, 100, 200), (1.0, 2.0, 4.0)).at(50), Curve((0, 100, 200), (1.0, 2.0, 4.0)).at(300)
         (1.5, 6.0)
@@ -47,8 +47,8 @@ class Curve(NamedTuple):
 
 
 class Wire(NamedTuple):
-    """A curve for each kind of collective; for `allgather_each` seconds of a call, which the core spends, and of a byte, and the
-    share of the time of bytes for which coding goes on beside."""
+    """curves: for each kind of collective. For `allgather_each`: call_s, seconds of a call, in which the core is busy; byte_s,
+    seconds of a byte; hidden: the share of the bytes' time in which coding goes on."""
 
     curves: dict[str, Curve]
     call_s: float
@@ -57,7 +57,7 @@ class Wire(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """For one choice, over all buckets: seconds of coding that are waited for, seconds on the wire, bytes that a rank sends."""
+    """For one choice, over all buckets: seconds of coding that are not hidden, seconds on the wire, bytes that a rank sends."""
 
     name: str
     coding_s: float
@@ -66,14 +66,14 @@ class Prediction(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The seconds of the whole reduction."""
+        """Return the seconds of the whole reduction."""
         return self.coding_s + self.wire_s
 
 
 def measure_wire(comm: Communicator, largest: int, algorithm: str = "auto") -> Wire:
-    """The wire, for arrays of up to `largest` bytes. The same on all ranks. Collective.
+    """Measure the wire, for arrays of up to `largest` bytes. The result is the same on all ranks. Collective.
 
-    algorithm: of all-reduces. Gradients lie in symmetric arrays, which are quicker on a node, and have a curve of their own.
+    algorithm: of all-reduces. Gradients have their own curve, since they lie in symmetric arrays, which are faster on a node.
     """
     reduced = partial(comm.allreduce, algorithm=algorithm)
     curves = {
@@ -86,7 +86,7 @@ def measure_wire(comm: Communicator, largest: int, algorithm: str = "auto") -> W
 
 
 def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: Wire) -> Prediction:
-    """Predict the cost of reducing arrays of these lengths with their reducers. The same on all ranks. Collective."""
+    """Predict the cost of reducing arrays of these lengths with their reducers. Equal on all ranks. Collective."""
     coding, on_wire, sent = 0.0, 0.0, 0.0
     for n, reducer in reducers:
         gradient = np.random.default_rng([comm.rank, n]).standard_normal(n, np.float32)
@@ -102,7 +102,7 @@ def predict(reducers: Sequence[tuple[int, Reducer]], comm: Communicator, wire: W
 
 
 def best(predictions: Sequence[Prediction], gain: float = 1.05) -> Prediction:
-    """The quickest, if it is by a factor of `gain` quicker than the first, which is the one to stay with."""
+    """Return the fastest prediction if it is faster than the first by a factor of `gain`; otherwise the first."""
     quickest = min(predictions, key=lambda one: one.seconds)
     return quickest if predictions[0].seconds > gain * quickest.seconds else predictions[0]
 
@@ -122,11 +122,11 @@ def _curve(comm: Communicator, call: Callable[[Array], object], make: Callable[.
 
 
 def _stream(comm: Communicator) -> tuple[float, float, float]:
-    """Seconds of a call and of a byte where arrays follow each other, and the share of copying beside the bytes that costs no
-    time: from streams of long arrays, of long ones beside copies, and of short ones beside copies.
+    """Measure streams of arrays. Return the seconds of a call and of a byte, and the share of copying that the bytes hide. The
+    streams are: long arrays, long arrays beside copies, short arrays beside copies.
 
-    Copies beside an array take about as long as it does alone. That is measured: a curve that ends at small arrays, continued to
-    long ones, makes a disturbance of its last points into thousands of copies.
+    Copies beside an array take about as long as the array alone. That time is measured on long arrays: a curve of small arrays,
+    extended to long arrays, would turn a disturbance of its last points into thousands of copies.
     """
     source = np.zeros(4 * PART_BYTES, np.uint8)
     target = np.empty_like(source)
@@ -153,8 +153,8 @@ def _stream(comm: Communicator) -> tuple[float, float, float]:
 
 
 def _coding_s(reducer: Reducer, gradient: Array, comm: Communicator, counting: Counting) -> list[tuple[float, float]]:
-    """Measure some reductions in which nothing is sent: seconds of coding, and how many of them could hide behind the wire, on
-    the slowest rank. The calls of the last one stay in `counting`.
+    """Measure some reductions in which nothing is sent. Return for each the seconds of coding on the slowest rank, and how many
+    of these the wire could hide. `counting` keeps the calls of the last reduction.
     """
     fresh, state = gradient.copy(), reducer.init(gradient)
     turns = np.zeros((1 + REPEATS, 2))
@@ -171,8 +171,8 @@ def _coding_s(reducer: Reducer, gradient: Array, comm: Communicator, counting: C
 
 
 def _undisturbed(comm: Communicator, call: Callable[[], object]) -> float:
-    """The lower quartile of the times of some calls after one to warm up, each that of the slowest rank; of three if they take
-    long. What disturbs a call, above all a packet that was lost, only makes it longer.
+    """Return the lower quartile of the times of 5 calls (3 if they take long), after one warm-up call. The slowest rank's time
+    counts. Disturbances, above all lost packets, only make a call longer.
     """
     times: list[float] = []
     while len(times) <= REPEATS and not (len(times) > 3 and sum(times) > 2 * LONGEST_S):

@@ -1,6 +1,6 @@
-"""Reducers made of a codec and a collective, and a memory around any of them.
+"""Reducers made of a codec and a collective, and error feedback for any reducer.
 
-`error_feedback(by_gather(top_k(0.01)))` reads as what it does.
+The names describe the composition: `error_feedback(by_gather(top_k(0.01)))`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpcai.reduce.reducer import Reduced, Reducer, State
 from hpcai.xp import Array
 
 PART = 1 << 18
-"""Elements that are encoded while others travel: 1 MiB of f32, which stays in the cache."""
+"""Elements of a part that is encoded while another part travels: 1 MiB of f32, which stays in the cache."""
 
 Form = list[tuple[np.dtype, tuple[int, ...], int]]
 """Dtype, shape and bytes of each array of a payload."""
@@ -31,12 +31,12 @@ _NOTHING = np.empty(0, np.uint8)
 
 
 def exact() -> Reducer:
-    """The plain all-reduce. Cost: 8(P-1)/P bytes an element sent per rank."""
+    """Return the plain all-reduce as a reducer. Cost: 8(P-1)/P bytes an element sent per rank."""
     return Reducer("none", lambda x: None, lambda x, comm, state: Reduced(comm.allreduce(x, "mean"), None, state))
 
 
 def by_sum(codec: Codec) -> Reducer:
-    """Payloads are summed on the way and decoded once.
+    """Return a reducer that sums payloads in an all-reduce and decodes the sum.
 
     Raises: ValueError if the codec is not summable. Cost: 2(P-1)/P payloads sent per rank.
     """
@@ -61,10 +61,10 @@ def by_sum(codec: Codec) -> Reducer:
 
 
 def by_gather(codec: Codec) -> Reducer:
-    """Every rank gets every payload and adds what they decode to, in the order of ranks.
+    """Return a reducer in which every rank gets every payload and adds the decoded arrays, in the order of ranks.
 
-    For few ranks, and for payloads whose sum is no shorter. Arrays that may be cut go in parts of 1 MiB, so that one is encoded
-    and another decoded while a third travels. Cost: P-1 payloads sent per rank.
+    Suited to few ranks, and to payloads whose sum needs as many bytes as all of them. Arrays that the codec can cut are sent in
+    parts of 1 MiB, so that one part is encoded and another decoded while a third travels. Cost: P-1 payloads sent per rank.
     """
 
     def encode(x: Array, memory: Array, state: State) -> tuple[Payload, State]:
@@ -86,12 +86,12 @@ def by_gather(codec: Codec) -> Reducer:
 
         def rows() -> Iterator[Array]:
             nonlocal state
-            for part in cuts:  # two buffers do: a part is decoded before the one behind the next is made
+            for part in cuts:  # two buffers are enough: a part is decoded before the next but one is encoded
                 payload, state = encode(x[part], memory[part], state)
                 rows = _rows(comm.size, payload_bytes(payload), turn=len(forms) % 2)
                 _packed_into(rows[comm.rank], payload)
                 forms.append(_form(payload))
-                del payload  # its memory serves the next
+                del payload  # the next payload uses its memory
                 yield rows
                 if codec.put is None:
                     x[part] = 0  # while the payload travels
@@ -104,8 +104,8 @@ def by_gather(codec: Codec) -> Reducer:
 
 
 class Scattered(NamedTuple):
-    """The state of `by_scatter`: the codec's for the first and the second encoding, and what this rank owes as an owner, (n,) f32
-    in units of the mean, zero outside its share.
+    """The state of `by_scatter`: the codec's states for the first and the second encoding, and this rank's residual as an owner,
+    (n,) f32, in units of the mean, zero outside its share.
     """
 
     first: State
@@ -114,10 +114,11 @@ class Scattered(NamedTuple):
 
 
 def by_scatter(codec: Codec) -> Reducer:
-    """Each rank owns a share: it decodes everyone's, folds in f32, encodes the mean once, and all get that.
+    """Return a reducer in which each rank owns a share: the owner decodes the share from all ranks, folds it in f32 and encodes
+    the mean, which all ranks get.
 
-    With a memory, what the second encoding loses is kept by the owner and added to its next mean, not to its own gradient, where
-    it would count P times and be encoded once more. Cost: 2(P-1)/P payloads sent per rank.
+    With a memory, the owner keeps the residual of the second encoding and adds it to its next mean. In the owner's gradient that
+    residual would count P times and be encoded once more. Cost: 2(P-1)/P payloads sent per rank.
 
     Source: the two errors of Tang et al., arXiv:1905.05957.
     """
@@ -162,14 +163,14 @@ def by_scatter(codec: Codec) -> Reducer:
 
 
 class Remembered(NamedTuple):
-    """The state of `error_feedback`: what this rank still owes, (n,) f32, and the reducer's own state."""
+    """The state of `error_feedback`: this rank's memory, (n,) f32, and the inner reducer's state."""
 
     memory: Array
     inner: State
 
 
 def error_feedback(reducer: Reducer) -> Reducer:
-    """What one array loses is added to the next, so that over time nothing is lost. State: Remembered.
+    """Return a reducer that adds the residual of one array to the next, so that over time nothing is lost. State: Remembered.
 
     Source: Seide et al., Interspeech 2014; Karimireddy et al., arXiv:1901.09847.
     """
@@ -192,8 +193,8 @@ def error_feedback(reducer: Reducer) -> Reducer:
 
 
 def owed(state: Remembered, comm: Collectives) -> Array:
-    """All that this rank still owes, (n,) f32: its memory and, as an owner, P times what it owes to the mean. The mean of it over
-    the ranks is what the delivered means lack.
+    """Return the whole residual of this rank, (n,) f32: its memory and P times its residual as an owner. The mean of the result
+    over ranks is missing from the delivered means.
     """
     total = state.memory.copy()
     if isinstance(state.inner, Scattered):
@@ -203,7 +204,7 @@ def owed(state: Remembered, comm: Collectives) -> Array:
 
 
 def _decode_mean(codec: Codec, x: Array, payloads: list[Payload]) -> None:
-    """x = the mean of what the payloads decode to; a codec without `put` finds zeros in x."""
+    """x = the mean of the decoded payloads; for a codec without `put`, x must be zeros before."""
     weight = 1.0 / len(payloads)
     if codec.put is not None:
         codec.put(x, payloads[0], weight)
@@ -213,16 +214,16 @@ def _decode_mean(codec: Codec, x: Array, payloads: list[Payload]) -> None:
 
 
 def parts(n: int, cut: int) -> list[slice]:
-    """Return how `by_gather` cuts n elements of a codec: parts of PART elements or less, cut at multiples of `cut`; one part if
-    it is 0.
+    """Return the parts into which `by_gather` cuts n elements: PART elements or fewer, cut at multiples of `cut`; one part if
+    `cut` is 0.
     """
     step = max(cut, PART // cut * cut) if cut else max(1, n)
     return [slice(start, min(n, start + step)) for start in range(0, max(1, n), step)]
 
 
 def share(n: int, parts: int, index: int) -> slice:
-    """Return the part of n elements that rank `index` of `parts` owns in `by_scatter`, cut between blocks, so that shares have
-    the scales of the whole array.
+    """Return the part of n elements that rank `index` of `parts` owns in `by_scatter`. Cuts are between blocks, so that shares
+    have the scales of the whole array.
     """
     cut = schedule.split(blocks.block_count(n), parts, index)
     return slice(min(n, cut.start * blocks.BLOCK), min(n, cut.stop * blocks.BLOCK))
@@ -248,7 +249,7 @@ def _unpacked(row: Array, form: Form) -> Payload:
 
 
 def _rows(ranks: int, nbytes: int, turn: int) -> Array:
-    """(P, bytes) uint8, uninitialised: one of this thread's two buffers, whose pages are there and whose requests are known."""
+    """Return (P, bytes) uint8, uninitialised: one of this thread's two buffers, reused, so pages and requests exist."""
     row = _padded(nbytes)
     if len(_kept.__dict__.setdefault("rows", [_NOTHING, _NOTHING])[turn]) < ranks * row:
         _kept.rows[turn] = np.empty(ranks * row, np.uint8)
@@ -256,7 +257,7 @@ def _rows(ranks: int, nbytes: int, turn: int) -> Array:
 
 
 def _exchanged(comm: Collectives, payloads: list[Payload]) -> Array:
-    """(P, bytes): row r is what rank r has encoded for this rank."""
+    """Send each rank its payload. Returns: (P, bytes) uint8; row r is the payload that rank r encoded for this rank."""
     rows = _rows(comm.size, max(payload_bytes(payload) for payload in payloads), turn=1)
     for row, payload in zip(rows, payloads, strict=True):
         _packed_into(row, payload)
@@ -264,5 +265,5 @@ def _exchanged(comm: Collectives, payloads: list[Payload]) -> Array:
 
 
 def _padded(nbytes: int) -> int:
-    """Rows start where any dtype may start."""
+    """Return the bytes of a row, padded to a multiple of 8, so that rows are aligned for every dtype."""
     return -(-nbytes // 8) * 8

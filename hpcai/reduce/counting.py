@@ -1,4 +1,4 @@
-"""Communicators for reducers to be watched with: one counts what is sent and how long it takes, one sends nothing."""
+"""Communicators that measure reducers: one counts bytes and seconds of collectives, one sends nothing."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hpcai.xp import Array
 
 
 class Sent(NamedTuple):
-    """A collective that was called: its kind, the bytes of its array, the seconds that it took, and whether coding went on beside
-    it."""
+    """A call of a collective: its kind, the bytes of its array, its seconds, and whether coding went on at the same
+    time."""
 
     kind: str
     nbytes: int
@@ -25,7 +25,7 @@ class Sent(NamedTuple):
 
 
 def sent_bytes(sent: Sent, ranks: int) -> float:
-    """Bytes that each rank sends in this collective by a ring or in pairs.
+    """Return the bytes that each rank sends in this collective, on a ring or pairwise.
 
     >>> sent_bytes(Sent("allreduce", 1000), 2), sent_bytes(Sent("allgather", 1000), 4)
     (1000.0, 750.0)
@@ -34,13 +34,13 @@ def sent_bytes(sent: Sent, ranks: int) -> float:
 
 
 class _Stopwatch:
-    """Seconds that an iterable takes to give its items: the first, and all with what it does after the last."""
+    """The seconds that an iterable takes: first, until its first item; total, for all items and its work after the last."""
 
     def __init__(self) -> None:
         self.first, self.total = 0.0, 0.0
 
     def each(self, items: Iterable[Array]) -> Iterator[Array]:
-        """The items."""
+        """Yield the items."""
         iterator = iter(items)
         while True:
             begin = perf_counter()
@@ -53,10 +53,10 @@ class _Stopwatch:
 
 
 class Counting:
-    """`comm`, with a list of what was called, and the seconds of coding for which something is under way meanwhile."""
+    """`comm`, with a list of the calls, and beside_s: the seconds of coding during which a collective is in progress."""
 
     def __init__(self, comm: Collectives, algorithm: str = "auto", gradient: Array | None = None):
-        """algorithm: of all-reduces. gradient: all-reduces of it or of parts of it are counted as kind "gradient"."""
+        """algorithm: of all-reduces. gradient: all-reduces of this array or its parts are recorded as kind "gradient"."""
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
         self.algorithm, self.gradient = algorithm, gradient
         self.calls: list[Sent] = []
@@ -76,7 +76,7 @@ class Counting:
         return self._called("allgather", x, begin)
 
     def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
-        """As Communicator.allgather_each; the recorded seconds leave out the time spent making and taking arrays."""
+        """As Communicator.allgather_each; the recorded seconds exclude the time in which arrays are made and used."""
         making = _Stopwatch()
         running, taking = self.comm.allgather_each(making.each(arrays)), 0.0
         while True:
@@ -113,7 +113,7 @@ class CostRecord:
 
     @contextmanager
     def of(self, comm: Collectives, algorithm: str) -> Iterator[Counting]:
-        """Count one reduction on `comm`."""
+        """Record one reduction on `comm`, done in the body."""
         counting, begin = Counting(comm, algorithm), perf_counter()
         yield counting
         self.count += 1
@@ -122,25 +122,25 @@ class CostRecord:
 
 
 class SilentRank:
-    """A rank that works alone as if it had others: each of them is taken to send what this rank sends, and nothing is sent.
+    """One rank that simulates `size` ranks: every other rank is assumed to send this rank's data, and nothing is sent.
 
-    A reducer on it takes the time that coding takes on so many ranks.
+    A reducer on this communicator takes only the time of coding on `size` ranks.
     """
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
 
     def allreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Array:
-        """x as it is."""
+        """Return x unchanged."""
         return x
 
     def allgather(self, x: Array) -> Array:
-        """(P, k): this rank's row in all."""
+        """Copy this rank's row of x, (P, k), into all rows."""
         x[:] = x[self.rank]
         return x
 
     def allgather_each(self, arrays: Iterable[Array]) -> Iterator[Array]:
-        """Each: this rank's row in all."""
+        """Copy this rank's row of each array into all rows."""
         before = None
         for x in arrays:
             if before is not None:
@@ -150,6 +150,6 @@ class SilentRank:
             yield before
 
     def alltoall(self, x: Array) -> Array:
-        """(P, k): this rank's row in all."""
+        """Copy this rank's row of x, (P, k), into all rows."""
         x[:] = x[self.rank]
         return x

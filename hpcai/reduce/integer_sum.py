@@ -1,7 +1,7 @@
-"""Homomorphic int8: scales are agreed first, so that integer levels are summed on the way and decoded once, whoever sums them.
+"""Homomorphic int8: ranks agree on scales first, so that any all-reduce can sum the integer levels; the sum is decoded once.
 
 Sources: Li et al., NSDI 2024, arXiv:2302.08545 (sums of compressed gradients); Mishchenko et al., arXiv:2102.08374 (integer
-sums). Here scales belong to blocks of 256 elements, and four lanes of 8 bits are summed as one i32 (see ops/integers.py).
+sums). Here each block of 256 elements has a scale, and four lanes of 8 bits are summed as one i32 (see ops/integers.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SMALLEST_SCALE = 2.0**-126
 
 
 def integer_sum() -> Reducer:
-    """Each rank's levels are -limit..limit on the largest magnitude of a block on any rank; limit = 127 // P.
+    """Return a reducer of levels -limit..limit; a block's largest magnitude on any rank has the level limit = 127 // P.
 
-    The sum is exact: what is lost is each rank's own rounding, which stays in its residual. From 32 ranks on, where 8 bits would
-    leave fewer than 3 levels on either side, lanes have 16 bits. Cost: 2(P-1)/P (n + n/64) bytes sent per rank; the same bytes
-    for any topology.
+    The sum is exact, with the same bits for any topology: only each rank's own rounding is lost, and stays in its residual. From
+    32 ranks on, where 8 bits would leave at most 3 levels on either side, lanes have 16 bits.
+    Cost: 2(P-1)/P (n + n/64) bytes sent per rank.
     """
 
     @takes(x="f32 n", writes="x")
@@ -47,7 +47,7 @@ def integer_sum() -> Reducer:
 
 
 def lanes_for(ranks: int) -> tuple[int, np.dtype]:
-    """(limit, lane dtype), so that `ranks` levels of 0..2 limit fit the lane.
+    """Return (limit, lane dtype): the sum of `ranks` levels of 0..2 limit fits the lane. Raises: ValueError above 32,767 ranks.
 
     >>> lanes_for(2), lanes_for(31), lanes_for(32)
     ((63, dtype('uint8')), (4, dtype('uint8')), (1023, dtype('uint16')))
@@ -55,5 +55,5 @@ def lanes_for(ranks: int) -> tuple[int, np.dtype]:
     if ranks < 32:
         return 127 // ranks, np.dtype(np.uint8)
     if ranks > 32767:
-        raise ValueError(f"int8sum sums up to 32,767 ranks, got {ranks}")
+        raise ValueError(f"int8sum supports up to 32,767 ranks, got {ranks}")
     return 32767 // ranks, np.dtype(np.uint16)

@@ -1,4 +1,4 @@
-"""Reducers by the names that --compress knows: CODECS is their table."""
+"""Reducers by the names that --compress accepts; CODECS is their table."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Make = Callable[[str, int, Sequence[Place], int], Reducer]
 
 
 def _plainly(reducer: Callable[[], Reducer]) -> Make:
-    """A reducer without error feedback: it loses nothing, or keeps its own account."""
+    """The maker of a reducer that has no argument and is the same for any number of ranks."""
     return lambda value, ranks, places, seed: reducer()
 
 
 def _whole(codec: Callable[[], Codec]) -> Make:
-    """A codec without an argument, combined in the way that is cheapest for so many ranks."""
+    """The maker of a reducer from a codec without an argument, combined in the cheapest way for the number of ranks."""
 
     def make(value: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
         return by_gather(codec()) if ranks <= 2 else by_scatter(codec())
@@ -34,7 +34,7 @@ def _whole(codec: Callable[[], Codec]) -> Make:
 
 
 def _of_a_ratio(name: str, codec: Callable[[float], Codec], combined: Callable[[Codec], Reducer]) -> Make:
-    """A codec that sends a ratio of the elements."""
+    """The maker of a reducer from a codec that sends a ratio of the elements."""
 
     def make(value: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
         try:
@@ -51,39 +51,39 @@ def _of_a_ratio(name: str, codec: Callable[[float], Codec], combined: Callable[[
 def _power_sgd(value: str, ranks: int, places: Sequence[Place], seed: int) -> Reducer:
     if not re.fullmatch("[1-9][0-9]{0,8}", value):
         given = f"powersgd:{value}".rstrip(":")
-        raise UsageError(f"--compress powersgd wants an approximation rank of 1 at least, as in powersgd:4; got {given[:60]!r}")
+        raise UsageError(f"--compress powersgd wants an approximation rank of at least 1, as in powersgd:4; got {given[:60]!r}")
     return power_sgd(int(value), places, seed=seed)
 
 
 CODECS = {
-    "none": Entry("as they are", _plainly(exact)),
+    "none": Entry("no compression", _plainly(exact)),
     "bf16": Entry("bfloat16", _whole(cast.bf16)),
     "fp16": Entry("IEEE half precision", _whole(cast.fp16)),
     "fp8": Entry("8-bit floating point (e4m3) with a scale for each block", _whole(quantize.fp8), source="arXiv:2209.05433"),
     "int8": Entry("8-bit levels with a scale for each block", _whole(quantize.int8), source="arXiv:1610.02132"),
     "int4": Entry("4-bit levels with a scale for each block", _whole(quantize.int4), source="arXiv:1610.02132"),
     "sign": Entry("signs with a scale for each block", _whole(sign.sign), source="arXiv:1802.04434"),
-    "int8sum": Entry("8-bit levels that are summed as integers on the way", _plainly(integer_sum)),
+    "int8sum": Entry("8-bit levels, which the all-reduce sums as integers", _plainly(integer_sum)),
     "topk:RATIO": Entry(
         "the elements of largest magnitude", _of_a_ratio("topk", top_k.top_k, by_gather), source="arXiv:1704.05021"
     ),
     "randomk:RATIO": Entry(
-        "elements that all ranks draw alike", _of_a_ratio("randomk", random_k.random_k, by_sum), source="arXiv:1809.07599"
+        "random elements, the same on all ranks", _of_a_ratio("randomk", random_k.random_k, by_sum), source="arXiv:1809.07599"
     ),
     "powersgd:RANK": Entry("low-rank factors of matrices", _power_sgd, source="arXiv:1905.13727"),
-    "reproducible": Entry("as integers: the same bits for any number of ranks", _plainly(reproducible)),
+    "reproducible": Entry("sums of integers: the same bits for any number of ranks", _plainly(reproducible)),
 }
-"""Name, with its argument in capitals -> row. `make(value, ranks, places, seed)` gives a Reducer; see `by_name`."""
+"""Name, with its argument in capitals -> entry. `make(value, ranks, places, seed)` returns a Reducer; see `by_name`."""
 
 CHOICES = tuple(CODECS)
 _BY_BASE = {name.partition(":")[0]: name for name in CODECS}
 
 
 def by_name(name: str, ranks: int, *, places: Sequence[Place] = (), seed: int = 0, feedback: bool = True) -> Reducer:
-    """The reducer of that name, in the way that is cheapest for so many ranks (see combine.py).
+    """Return the reducer of that name, combined in the cheapest way for so many ranks (see combine.py).
 
-    places: the arrays in the flat one that is to be reduced, for powersgd. feedback: with a memory for what is lost, where
-    something is. Raises: UsageError, naming the choices.
+    places: for powersgd, the arrays in the flat array to reduce. seed: of random choices. feedback: use error feedback, except
+    for "none" and "reproducible". Raises: UsageError, which names the choices.
     """
     base, colon, value = name.partition(":")
     full = _BY_BASE.get(base, "")

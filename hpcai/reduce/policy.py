@@ -1,5 +1,5 @@
-"""The policy of compression: small arrays are left out, as only latency matters for them; the first steps too, as their gradients
-vary widely; parts of an array may each be compressed in their own way.
+"""The policy of compression. Small arrays are not compressed, since only latency matters for them. The first steps are not
+compressed, since their gradients vary widely. Parts of an array may each be compressed in their own way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hpcai.xp import Array
 
 
 def policy(reducer: Reducer, *, smallest: int = 0, warmup: int = 0) -> Reducer:
-    """`reducer` for arrays of at least `smallest` elements after `warmup` arrays; until then, and for others, the exact mean.
+    """Use `reducer` for arrays of at least `smallest` elements after the first `warmup` arrays, and otherwise the exact mean.
 
     State: (arrays so far, the reducer's own state, or None for a small array).
     """
@@ -41,21 +41,21 @@ def policy(reducer: Reducer, *, smallest: int = 0, warmup: int = 0) -> Reducer:
 
 
 class Parts(NamedTuple):
-    """The state of `by_parts`: where each part begins, and its reducer's state."""
+    """The state of `by_parts`: the start of each part, and the state of each part's reducer."""
 
     starts: tuple[int, ...]
     states: tuple[State, ...]
 
 
 def by_parts(parts: Sequence[tuple[slice, Reducer]]) -> Reducer:
-    """Slices of the array, one behind the other, that cover all of it, each by its own reducer. State: Parts.
+    """Reduce consecutive slices, which cover the whole array, each by its own reducer. State: Parts.
 
-    Cost: that of the parts, each with its own calls.
+    Raises: ValueError unless slices are consecutive. Cost: the sum of the parts' costs; each part has its own calls.
     """
     names = list(dict.fromkeys(reducer.name for _, reducer in parts))
     ends = [0, *(where.stop for where, _ in parts)]
     if not parts or [where.start for where, _ in parts] != ends[:-1]:
-        raise ValueError(f"by_parts wants slices one behind the other, got {[where for where, _ in parts]}")
+        raise ValueError(f"by_parts wants consecutive slices from 0 on, got {[where for where, _ in parts]}")
 
     def init(x: Array) -> State:
         return Parts(tuple(where.start for where, _ in parts), tuple(reducer.init(x[where]) for where, reducer in parts))

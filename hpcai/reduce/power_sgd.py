@@ -1,9 +1,9 @@
 """PowerSGD: matrices travel as the two thin factors of a low-rank approximation, found by one step of subspace iteration.
 
-M is a gradient matrix (n, m), r the approximation rank. P = M Q (n, r) is averaged and made orthonormal, then Q = M^T P (m, r) is
-averaged, and P Q^T is the mean that all get. Q stays for the next step, in which the subspace has hardly turned (warm start).
+M is a gradient matrix (n, m), r the approximation rank. P = M Q (n, r) is averaged and orthonormalised. Then Q = M^T P (m, r) is
+averaged, and P Q^T is the mean that all ranks get. Q starts the next step, since the subspace changes little (warm start).
 
-Source: Vogels, Karimireddy & Jaggi, arXiv:1905.13727. Here the P's are orthonormalised by Cholesky QR in f64.
+Source: Vogels, Karimireddy & Jaggi, arXiv:1905.13727. Here Cholesky QR in f64 orthonormalises each P.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from hpcai.reduce.reducer import Reduced, Reducer, State
 from hpcai.xp import Array
 
 Place = tuple[int, tuple[int, ...]]
-"""Where an array begins in the flat one, and its shape."""
+"""The start of an array in the flat array, and the array's shape."""
 
 BLOCK_ELEMENTS = 1 << 16
-"""Elements of a matrix that are worked on at a time."""
+"""Elements of a matrix that are processed at a time."""
 
 
 def power_sgd(approximation_rank: int, places: Sequence[Place], *, seed: int = 0) -> Reducer:
-    """Two all-reduces: one of all P's, one of all Q's and of everything that is not a matrix worth factoring.
+    """Return a reducer of two all-reduces: one of all P's, one of all Q's and of all elements that are not factored.
 
-    places: the arrays in the flat one; of those with two dimensions and r(n+m) < nm the factors travel. Needs error feedback.
+    places: the arrays in the flat array; those with two dims and r(n+m) < nm travel as factors. Needs error feedback.
     State: the Q's, the same on all ranks. Cost: 8(P-1)/P bytes sent per rank for each of the r(n+m) elements of factors.
     """
     ranges.counts(power_sgd, 1, approximation_rank=approximation_rank)
@@ -79,7 +79,7 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], *, seed: int = 0
             x[s] = tail[at : at + s.stop - s.start]
             memory[s] = 0
             at += s.stop - s.start
-        # A direction that met nothing stays, or it could never meet anything again.
+        # A column of Q that became zero keeps its old value, since a zero column would stay zero.
         return Reduced(x, memory, tuple(np.where(Q.any(0), Q, before) for Q, before in zip(qs, state, strict=True)))
 
     @takes(x="f32 n", writes="x")
@@ -90,13 +90,13 @@ def power_sgd(approximation_rank: int, places: Sequence[Place], *, seed: int = 0
 
 
 def _row_blocks(M: Array) -> list[slice]:
-    """Blocks of rows that stay in the cache from one operation to the next."""
+    """Return blocks of rows that stay in the cache from one operation to the next."""
     step = max(1, BLOCK_ELEMENTS // M.shape[1])
     return [slice(start, start + step) for start in range(0, len(M), step)]
 
 
 def _thin(shapes: list[tuple[int, int]], more: int = 0) -> tuple[list[Array], Array]:
-    """Arrays of these shapes one behind the other in a flat one, with room for `more` elements at its end."""
+    """Return consecutive arrays of these shapes in a flat array, and the flat array, which ends with `more` further elements."""
     flat = np.empty(sum(map(prod, shapes)) + more, np.float32)
     made, at = [], 0
     for shape in shapes:
@@ -106,7 +106,10 @@ def _thin(shapes: list[tuple[int, int]], more: int = 0) -> tuple[list[Array], Ar
 
 
 def _orthonormalise(P: Array) -> None:
-    """Columns of P (n, r) become orthonormal, or zero where there is nothing to span; Cholesky QR, twice for accuracy."""
+    """Make the columns of P (n, r) orthonormal, or zero where P has lower rank, by Cholesky QR, twice for accuracy.
+
+    All become NaN if P is not finite.
+    """
     wide = P.astype(np.float64)
     if not np.isfinite(wide).all():
         P[...] = np.nan

@@ -1,4 +1,4 @@
-"""The protocol of a reducer, and the record of what it did."""
+"""The protocol of a reducer, and the result of a reduction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = Any
 
 
 class Reduced(NamedTuple):
-    """The mean over all ranks, the same bytes on each; what this rank's array has lost on the way (None: nothing); the state.
+    """The mean over all ranks, with the same bytes on each; the residual of this rank's array (None: no residual); the state.
 
     Nothing is lost: the mean over ranks of (x - residual) is `mean`.
     """
@@ -23,11 +23,11 @@ class Reduced(NamedTuple):
 
 
 class Reducer(NamedTuple):
-    """A reducer: it takes the mean of an array over all ranks.
+    """A reducer: it computes the mean of an array over all ranks.
 
-    init(x) -> the state for arrays like x. reduce(x, comm, state) -> Reduced; x is flat f32, may be overwritten, and the mean
-    may lie in it. keep(x, memory, comm, state) -> Reduced is the mean of x + memory, after which the memory, written in the same
-    pass, is the residual; where a reducer has none, `error_feedback` adds and copies.
+    init(x) -> the state for arrays like x. reduce(x, comm, state) -> Reduced; x is flat f32, may be overwritten, and may become
+    the mean. keep(x, memory, comm, state) -> Reduced: the mean of x + memory; the same pass makes the memory the residual. If
+    `keep` is None, `error_feedback` adds the memory to x, calls `reduce` and copies the residual.
     """
 
     name: str

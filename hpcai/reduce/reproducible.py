@@ -1,10 +1,10 @@
 """Sums that have the same bits for any number of ranks, any topology and any way of cutting into pieces: sums of integers.
 
-All contributions are rounded to whole units of one power of two, which follows from the largest magnitude among all of them, and
-added as i64: neither the maximum nor the sum depends on order. A contribution is an array that is computed in one piece: one
-rank's, or, where the result is to be the same for any number of ranks, a *grain* of a few samples (see train/grains.py).
+All contributions are rounded to whole units of one power of two and added as i64. The largest magnitude of all contributions
+decides the unit, so neither unit nor sum depends on order. A contribution is an array that is computed in one piece: one rank's,
+or that of a *grain* of a few samples, if the result must be the same for any number of ranks (see train/grains.py).
 
-Source: the idea of Demmel & Nguyen, ARITH 2013, doi:10.1109/ARITH.2013.9, with one bin that the maximum chooses.
+Source: the idea of Demmel & Nguyen, ARITH 2013, doi:10.1109/ARITH.2013.9, with one bin, which the maximum chooses.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from hpcai.reduce.reducer import Reduced, Reducer, State
 from hpcai.xp import Array
 
 BITS = 46
-"""Bits of the largest magnitude; with 2**16 contributions of it a sum stays below 2**62."""
+"""Bits of the largest magnitude; the sum of 2**16 contributions of this size stays below 2**62."""
 
 MOST = 1 << 16
-"""Contributions to one sum."""
+"""The most contributions to one sum."""
 
 
 def reproducible() -> Reducer:
-    """The mean of one contribution a rank, exact to 2**-46 of the largest magnitude, in i64: 16(P-1)/P bytes an element sent.
+    """Return a reducer for one contribution a rank, in i64, exact to 2**-46 of the largest magnitude.
 
-    Nothing is lost but that and the last rounding to f32, so there is no residual. NaN and infinity make all of it NaN.
+    Only that rounding and the last rounding to f32 lose anything, so there is no residual. A NaN or infinity makes the whole
+    mean NaN. Cost: 16(P-1)/P bytes an element sent per rank.
     """
 
     @takes(x="f32 n", writes="x")
@@ -49,7 +50,7 @@ def reproducible() -> Reducer:
 
 
 def agreed_largest(x: Array, comm: Collectives) -> float:
-    """The largest magnitude on any rank; NaN if there is one."""
+    """Return the largest magnitude on any rank; NaN if any rank has a NaN. Collective."""
     return float(comm.allreduce(np.array([largest_magnitude(x)]), "max")[0])
 
 
@@ -63,7 +64,7 @@ def largest_magnitude(x: Array) -> float:
 
 
 def exponent_of(largest: float) -> int:
-    """The least e with largest < 2**e.
+    """Return the least e with largest < 2**e; -149 for 0.
 
     >>> exponent_of(1.0), exponent_of(0.75), exponent_of(0.0)
     (1, 0, -149)
@@ -72,5 +73,5 @@ def exponent_of(largest: float) -> int:
 
 
 def unit_for(exponent: int) -> int:
-    """The exponent of the unit for contributions below 2**exponent."""
+    """Return the exponent of the unit for contributions below 2**exponent."""
     return exponent - BITS

@@ -1,4 +1,4 @@
-"""Reducers' states, which are trees of tuples: what ranks remember, what they share, and counters."""
+"""Reducers' states, which are trees of tuples of memories, arrays that are the same on all ranks, and counters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcai.xp import Array
 
 
 def remembered(state: Any, start: int) -> list[tuple[int, Remembered]]:
-    """Memories with the places in the gradient where they begin, of a state for the gradient from `start` on."""
+    """Return the memories in a state, each with its start in the gradient. The state is for the gradient from `start` on."""
     if isinstance(state, Remembered):
         return [(start, state)]
     if isinstance(state, Parts):
@@ -24,12 +24,12 @@ def remembered(state: Any, start: int) -> list[tuple[int, Remembered]]:
 
 
 def owed_by_owner(state: Remembered) -> Array | None:
-    """Return what this rank owes as the owner of a share (see combine.by_scatter); None if there are no owners."""
+    """Return this rank's residual as the owner of a share (see combine.by_scatter); None if there are no owners."""
     return state.inner.owed if isinstance(state.inner, Scattered) else None
 
 
 def common(state: Any) -> list[Array]:
-    """The arrays that are the same on all ranks."""
+    """Return the arrays of a state that are the same on all ranks."""
     if isinstance(state, Remembered):
         return common(state.inner)
     if isinstance(state, Scattered):
@@ -40,7 +40,7 @@ def common(state: Any) -> list[Array]:
 
 
 def counters(state: Any) -> Any:
-    """The rest, as JSON."""
+    """Return the counters of a state, as JSON."""
     if isinstance(state, Parts):
         return [counters(part) for part in state.states]
     if isinstance(state, tuple):
@@ -49,7 +49,7 @@ def counters(state: Any) -> Any:
 
 
 def with_counters(state: Any, saved: Any) -> Any:
-    """`state` with the counters of another of its kind; where the kinds differ, as with another choice of --compress, its own."""
+    """Return `state` with counters from `saved`; parts of another kind, as after another --compress, keep their own."""
     if isinstance(state, Parts):
         return state._replace(states=with_counters(state.states, saved))
     if isinstance(state, tuple) and isinstance(saved, list) and len(saved) == len(state):
@@ -59,6 +59,6 @@ def with_counters(state: Any, saved: Any) -> Any:
 
 
 def norm(state: Any, comm: Collectives) -> float | None:
-    """Return the norm of what this rank still owes; None if it has no memory."""
+    """Return the norm of this rank's whole residual (see combine.owed); None if it has no memory."""
     found = remembered(state, 0)
     return math.sqrt(sum(float(np.linalg.norm(owed(kept, comm))) ** 2 for _, kept in found)) if found else None

@@ -85,15 +85,15 @@ def test_gradients_may_be_any_real_numbers(dtype):
         (lambda: nn.external({"w": np.zeros((0, 3))}, half_square), r"'w' has dtype float64 and shape \(0, 3\)"),
         (lambda: nn.external({"w": W}, half_square, reduction="median"), "reduction is 'median'"),
         (lambda: evaluated(nn.external({"v": W}, lambda *a: (0.0, {"w": W})), X, TARGET), "no gradient of 'v'; it gave 'w'"),
-        (lambda: evaluated(nn.external({"w": W}, lambda *a: (0.0, {"w": W.T})), X, TARGET), r"'w' has shape \(1, 3\); wanted"),
-        (lambda: nn.external([W], half_square), "parameters are a list; wanted are arrays by their names"),
+        (lambda: evaluated(nn.external({"w": W}, lambda *a: (0.0, {"w": W.T})), X, TARGET), r"'w' has shape \(1, 3\); expected"),
+        (lambda: nn.external([W], half_square), "parameters are a list; expected a mapping from names to arrays"),
         (lambda: given({"w": W * 1j}), "the gradient of 'w' has dtype complex128"),
         (lambda: given({"w": np.full((3, 1), "a")}), "the gradient of 'w' has dtype <U1"),
-        (lambda: given({"w": W, "z": W}), "a gradient of 'z', which is not a parameter; there are 'w'"),
-        (lambda: given([W]), r"gave \(float, list\); wanted is \(loss, gradients\)"),
-        (lambda: evaluated(nn.external({"w": W}, lambda *a: {"w": W}), X, TARGET), "loss_and_gradients gave dict; wanted"),
-        (lambda: given({"w": W}, loss=None), "the loss of loss_and_gradients is NoneType; wanted is one number"),
-        (lambda: given({"w": W}, loss=np.zeros(2)), r"is ndarray of shape \(2,\); wanted is one number"),
+        (lambda: given({"w": W, "z": W}), "a gradient of 'z', which is not a parameter; parameters are 'w'"),
+        (lambda: given([W]), r"gave \(float, list\); expected \(loss, gradients\)"),
+        (lambda: evaluated(nn.external({"w": W}, lambda *a: {"w": W}), X, TARGET), "loss_and_gradients gave dict; expected"),
+        (lambda: given({"w": W}, loss=None), "the loss of loss_and_gradients is NoneType; expected one number"),
+        (lambda: given({"w": W}, loss=np.zeros(2)), r"is ndarray of shape \(2,\); expected one number"),
         (lambda: given({"w": W}, loss=None, training=False), "the loss of loss_and_gradients is NoneType"),
         (
             lambda: evaluated(nn.external({"w": W}, half_square, predict=lambda p, x: x[:2]), X, TARGET, training=False),
@@ -108,7 +108,7 @@ def test_what_is_no_model_is_refused(make, words):
 
 def test_nothing_comes_before_it():
     model = nn.external({"w": W}, half_square)
-    with pytest.raises(UsageError, match="gives no gradient of its input"):
+    with pytest.raises(UsageError, match="computes no gradient of its input"):
         model.layers[0].backward({}, {}, X)
 
 

@@ -76,7 +76,7 @@ def test_channels_first_are_the_same_images():
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (4, 8, 5)])
 def test_channels_that_seem_to_come_first_are_to_be_said(shape):
-    with pytest.raises(UsageError, match=r"look like \(channels, height, width\); say --image-channels first"):
+    with pytest.raises(UsageError, match=r"look like \(channels, height, width\); use --image-channels first"):
         models.cnn(shape, 3, LOSS, (2,))
     assert models.cnn(shape, 3, LOSS, (2,), image_channels="first").layers[0].name == "image"
 
@@ -101,7 +101,7 @@ def test_layers_without_parameters_may_have_one_name_and_others_not():
     parts = nn.linear("a", 3, 8), nn.relu(), nn.linear("b", 8, 8), nn.relu(), nn.relu("relu-2"), nn.linear("c", 8, 1)
     model = nn.sequential("m", *parts, loss=nn.mean_squared_error())
     assert [layer.name for layer in model.layers] == ["a", "relu", "b", "relu-2", "relu-2-2", "c"]
-    with pytest.raises(UsageError, match="two layers are called 'a'; give each a name of its own"):
+    with pytest.raises(UsageError, match="two layers are called 'a'; give them different names"):
         nn.sequential("m", nn.linear("a", 3, 8), nn.linear("a", 8, 1), loss=nn.mean_squared_error())
-    with pytest.raises(UsageError, match="a part of the model is str; wanted is a layer"):
+    with pytest.raises(UsageError, match="a part of the model is str; expected a layer"):
         nn.sequential("m", "relu", loss=nn.mean_squared_error())

@@ -90,12 +90,12 @@ def test_a_later_byte_changes_no_earlier_score():
 @pytest.mark.parametrize(
     "change, parts, words",
     [
-        ({"heads": 3}, 1, "--width 8 is not divisible by --heads 3; it would be by 1, 2, 4"),
+        ({"heads": 3}, 1, "--width 8 is not divisible by --heads 3; near divisors are 1, 2, 4"),
         ({"heads": 2}, 4, "--heads 2 is not divisible by tp=4"),
         ({"heads": 4, "context": 6}, 4, "--context 6 is not divisible by tp=4"),
         ({"tokens": 11}, 2, "the vocabulary of 11 is not divisible by tp=2"),
-        ({"layers": 0}, 1, "--layers starts at 1"),
-        ({"dropout": 1.0}, 1, "--dropout is from 0 to below 1"),
+        ({"layers": 0}, 1, "--layers must be at least 1"),
+        ({"dropout": 1.0}, 1, "--dropout must be from 0 to below 1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(change, parts, words):

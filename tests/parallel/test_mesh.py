@@ -24,18 +24,18 @@ def test_one_axis_may_be_left_out(text, ranks, wanted):
 @pytest.mark.parametrize(
     "text, ranks, words",
     [
-        ("dp=2,tp=2,pp=2", 6, "is for 8 ranks, there are 6"),
+        ("dp=2,tp=2,pp=2", 6, "needs 8 ranks, but there are 6"),
         ("dp=3,tp=1,pp=2", 8, "--mesh dp=4,tp=1,pp=2 would fit, or mpirun -n 6"),
         ("dp=2,tp=4,pp=1", 6, "--mesh dp=2,tp=3,pp=1 would fit, or mpirun -n 8"),
-        ("dp=2,tp=4,pp=4", 6, "start 32 with mpirun -n"),
-        ("tp=3", 8, "a multiple of 3 ranks, there are 8"),
+        ("dp=2,tp=4,pp=4", 6, "use mpirun -n 32"),
+        ("tp=3", 8, "needs a multiple of 3 ranks, but there are 8"),
         ("dp=0", 8, "whole numbers from 1"),
         ("dp=two", 8, "whole numbers from 1"),
         ("sp=2", 8, "wants dp=N,tp=N,pp=N"),
         ("dp=\u00b2", 8, "wants dp=N,tp=N,pp=N"),
         ("dp=\uff18", 8, "wants dp=N,tp=N,pp=N"),
         ("dp=08", 8, "wants dp=N,tp=N,pp=N"),
-        ("dp=2,dp=2", 8, "each axis once"),
+        ("dp=2,dp=2", 8, "each axis at most once"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_refused_with_one_that_does(text, ranks, words):

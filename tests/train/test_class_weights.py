@@ -217,7 +217,7 @@ def test_samples_whose_targets_cannot_be_counted_are_refused(tmp_path):
 
 def test_weights_of_a_loss_are_refused_where_they_are_none():
     for wrong in ([[1, 2]], [1, -1], [0, 0], [1, np.inf], []):
-        with pytest.raises(UsageError, match="are not those of classes"):
+        with pytest.raises(UsageError, match="are not class weights"):
             nn.softmax_cross_entropy(wrong)
 
 

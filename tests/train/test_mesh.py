@@ -77,7 +77,7 @@ def text(tmp_path):
         (2, ["--mesh", "dp=2,sp=1"], "--mesh wants dp=N,tp=N,pp=N"),
         (2, ["--mesh", "pp=2", "--compress", "reproducible", "--dtype", "f32"], "--compress reproducible is for whole models"),
         (2, ["--mesh", "tp=2", "--compress", "auto", "--dtype", "f32"], "--compress auto predicts for dp alone"),
-        (2, ["--mesh", "tp=2", "--optimizer", "lamb"], "lamb wants norms of whole arrays"),
+        (2, ["--mesh", "tp=2", "--optimizer", "lamb"], "lamb needs norms of whole arrays"),
         (2, ["--mesh", "tp=2", "--overlap", "always"], "--overlap always is for dp alone"),
         (2, ["--mesh", "pp=2", "--tied", "--zero", "2"], "keeps the embedding on two stages"),
         (2, ["--pipeline-chunks", "2", "--pipeline-schedule", "interleaved"], "--pipeline-chunks 2 is for pipelines"),
@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_one_line_before_anything_is_written(tmp_path, text
     [
         (["--zero", "4"], "--zero wants a whole number from 0 to 3, got '4'"),
         (["--zero", "2", "--compress", "int8", "--dtype", "f32"], "keeps no whole gradient"),
-        (["--zero", "1", "--optimizer", "lamb"], "--zero 1 cuts them"),
+        (["--zero", "1", "--optimizer", "lamb"], "--zero 1 splits them"),
         (["--recompute", "--pipeline-schedule", "zb-h1"], "leave --recompute out"),
         (["--model", "mlp"], "is text, which --model mlp does not learn"),
         (["--data", "digits", "--model", "gpt"], "--model gpt learns text"),
