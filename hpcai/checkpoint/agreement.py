@@ -194,7 +194,7 @@ def _arrays(runs: Runs, sizes: list[int], mesh: dict[str, int]) -> None:
 
 
 def _memories(runs: Runs, ranks: int) -> None:
-    """Check that all data-parallel ranks of a layout have memories, of the same elements, or none has."""
+    """Check that either no data-parallel rank of a layout has memories, or all have them, of the same elements."""
     spans: dict[int, list[list[slice]]] = {}
     for (layout, array), found in runs.items():
         if array.startswith("memory."):

@@ -161,8 +161,8 @@ def fill(
 ) -> None:
     """Fill the wanted slices of `into`, a flat array laid out as `mine`, from a checkpoint's runs in any layout.
 
-    If a writer's layout was the same, its bytes are copied, also those between arrays; `like` is the layout to prefer among
-    several equal ones. Otherwise each array is copied box by box, and elements between arrays stay as they are. Raises: Broken.
+    If a writer's layout equals `mine`, its bytes are copied, padding between arrays included; `like` is the layout to prefer if
+    several do. Otherwise each array is copied box by box, and the padding of `into` stays as it is. Raises: Broken.
     """
     same = [i for i, laid in enumerate(source.layouts) if laid == mine]
     if same:

@@ -112,8 +112,8 @@ class Local:
         return str(aside)
 
     def discard(self, name: str | None = None) -> None:
-        """Delete the files of the checkpoint under way. Without a name: of all such, and spare files; a checkpoint whose
-        replacement was not completed comes back.
+        """Delete the files of the unfinished checkpoint `name`. None: delete those of all unfinished checkpoints and the spare
+        files, and put a checkpoint back if its replacement was not completed.
         """
         if name is not None:
             _delete(self._beside(name))

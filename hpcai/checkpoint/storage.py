@@ -50,7 +50,7 @@ class Store(Protocol):
         """Move checkpoints to a new place, where `names` does not list them; returns that place."""
 
     def discard(self, name: str | None = None) -> None:
-        """Delete the files of a checkpoint that did not become complete; without a name of all such, and files kept for reuse."""
+        """Delete the files of the unfinished checkpoint `name`; None: of all unfinished ones, and files kept for reuse."""
 
     def probe(self) -> None:
         """Raise an OSError or CheckpointError if nothing can be written here."""

@@ -30,7 +30,7 @@ class Task:
         return self._over.is_set()
 
     def wait(self) -> str:
-        """Wait until the task is done; returns why it failed, or an empty text."""
+        """Wait until the task is done; return the reason of its failure, empty if it did not fail."""
         self._over.wait()
         return self.failure
 

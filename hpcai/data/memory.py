@@ -10,7 +10,7 @@ _ROOT = Path("/")
 
 
 def available() -> int:
-    """Return the bytes that this process can still take without swapping: the least of what machine, groups and ulimit -v leave.
+    """Return the bytes that this process can take without swapping: the least that machine, control groups and ulimit -v leave.
 
     All processes of a machine share its memory, so another rank may take it first.
     """

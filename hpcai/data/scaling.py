@@ -9,7 +9,7 @@ import numpy as np
 from hpcai.xp import Array
 
 FAR = 1e15
-"""The limit for deviations from the mean: no model can predict from or to numbers beyond it, whose squares soon leave f32."""
+"""The limit for distances from the mean, in deviations. No model can use numbers beyond it, whose squares soon leave f32."""
 
 _ORDINARY = 300
 """A column whose largest magnitude is between 2^-300 and 2^300 needs no exponent: its squares and differences fit f64."""

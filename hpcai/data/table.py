@@ -189,8 +189,8 @@ def _dataset(path: Path, plan: Plan, cells: Cells, asked: Asked, notes: tuple[st
 
 
 def _parted(plan: Plan, cells: Cells, asked: Asked) -> tuple[Array, Array, int]:
-    """Return the rows for training; the rows for testing followed by those for validation, on which nothing is measured; and the
-    number of rows for validation.
+    """Return the rows for training, the rows for testing followed by the rows for validation, and the number of rows for
+    validation. Nothing is measured on rows for testing or validation.
     """
     train, test = hold_out(cells.rows)
     if asked.validation is None:

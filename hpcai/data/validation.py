@@ -69,7 +69,7 @@ def _shares(sizes: Array, count: int) -> Array:
 def split(dataset: Dataset, wanted: Validation | None) -> Dataset:
     """Return the data set with a part of its training samples for validation; of a text its tail, in one piece.
 
-    Use it only for data on whose training rows nothing was measured, such as scales; tables are split before that.
+    Call it only if the data have no scales or the like, measured on the training rows; tables are split before such measures.
     """
     if wanted is None or dataset.validates:
         return dataset

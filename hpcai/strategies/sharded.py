@@ -40,7 +40,7 @@ class Sharded:
 
 
 def sharded(stage: int, left_out: Sequence[slice] = ()) -> Strategy:
-    """Return a strategy that sums gradients over data-parallel ranks. Each rank updates what it owns, and all get all parameters.
+    """Return a strategy that sums gradients over data-parallel ranks. Each rank updates its pieces, and all get all parameters.
 
     stage: 0 for no shards, or ZeRO's 1 to 3. left_out: slices of the layout that another rank of the mesh also has; that rank
     alone counts them in global norms.

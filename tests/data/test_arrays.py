@@ -145,8 +145,8 @@ REFUSED = {
         {"y_train": Y.astype("U1"), "y_test": np.array([65, 0xD800] * 3, ">u4").view(">U1")[:6]},
         "a text that is not Unicode",
     ),
-    "fractions in the test alone": ({"y_test": Y[:6] + 0.5}, "it is a quantity; give --task"),
-    "many values in the test alone": ({"x_test": np.ones((60, 2, 3)), "y_test": np.arange(60) * 2}, "it is a quantity; give --task"),
+    "fractions in the test alone": ({"y_test": Y[:6] + 0.5}, "quantity; give --task"),
+    "many values in the test alone": ({"x_test": np.ones((60, 2, 3)), "y_test": np.arange(60) * 2}, "quantity; give --task"),
 }
 
 
