@@ -1,1 +1,1 @@
-"""Checkpoints: their format, their shards, and the places where they are kept. No ranks, no options, no trainer."""
+"""Checkpoints: their format, their shards, and the places where they are kept. They know no ranks, options or trainer."""

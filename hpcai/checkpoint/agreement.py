@@ -1,6 +1,6 @@
 """Checks of a manifest's fields against each other and against the files of its checkpoint, on integers and names only.
 
-All of it is checked before an array is allocated or a shard is opened, in time that grows like sorting the manifest's entries.
+All checks run before an array is allocated or a shard is opened. Their time grows like that of sorting the manifest's entries.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from hpcai.checkpoint.shards import LONGEST_BYTES, Stored, itemsize
 from hpcai.errors import counted
 
 LARGEST_PADDING_BYTES, LARGEST_ENTRY_BYTES = 4096 + 64, 200
-"""Of a shard's header: around it, and for a run beside the array's name. What it says is compared when it is read."""
+"""Limits of a shard's header: bytes around all entries, and of one run's entry without the array's name. The header's content is
+compared when it is read.
+"""
 
 Runs = dict[tuple[int, str], list[tuple[int, Stored]]]
-"""By layout and array: each run, and the rank that wrote it."""
+"""For each (layout, array): pairs of a rank and a run that the rank wrote."""
 
 
 def check(fields: dict[str, Any], name: str) -> None:
-    """Raises: Refused, of a manifest that is as the schema says but cannot be true."""
+    """Check that fields that fit the schema agree with each other. name: of the checkpoint. Raises: Refused, with the field."""
     meta, layouts = fields["meta"], fields["layouts"]
     _steps(fields["step"], name, meta["progress"])
     _mesh(meta, len(layouts))
@@ -37,19 +39,19 @@ def check(fields: dict[str, Any], name: str) -> None:
         _parts(f"layouts[{i}]", size, parts, shapes, shared)
     for name, shape in shapes.items():
         if not _tiled(sorted(shared[name]), shape):
-            raise Refused(f"do not share out the parameter {shown(name)} of shape {shape}: each element once", "layouts")
+            raise Refused(f"do not have each element of the parameter {shown(name)} of shape {shape} exactly once", "layouts")
     runs: Runs = {}
     ranks = set[int]()
     for i, shard in enumerate(fields["shards"]):
         _shard(f"shards[{i}]", shard, meta, runs)
         if shard["rank"] in ranks:
-            raise Refused(f"is {shard['rank']}, as of an earlier shard", f"shards[{i}].rank")
+            raise Refused(f"is {shard['rank']}, which is also the rank of an earlier shard", f"shards[{i}].rank")
         ranks.add(shard["rank"])
     _arrays(runs, [size for size, _ in layouts], meta["mesh"])
 
 
 def files(fields: dict[str, Any], there: dict[str, int]) -> str:
-    """Describe what is wrong with the shards' files, listed by `Place.files`; empty if they match the manifest."""
+    """Describe what is wrong with the shards' files; empty if they match the manifest. there: bytes by name (`Store.files`)."""
     for shard in fields["shards"]:
         file, wanted = shard["file"], shard["bytes"]
         found = there.get(file)
@@ -70,7 +72,7 @@ def _steps(step: int, name: str, progress: dict[str, Any]) -> None:
     before = 0
     for i, record in enumerate(progress["history"]):
         if not before < record["step"] <= step:
-            raise Refused(f"is {record['step']}, between {before} and {step}", f"meta.progress.history[{i}].step")
+            raise Refused(f"is {record['step']}; wanted is one after {before}, up to {step}", f"meta.progress.history[{i}].step")
         before = record["step"]
 
 
@@ -84,7 +86,7 @@ def _mesh(meta: dict[str, Any], layouts: int) -> None:
     end, cut = 0, meta.get("cut") or []
     for i, (start, stop) in enumerate(cut):
         if start != end or stop <= start:
-            raise Refused(f"is {[start, stop]}, behind {end}", f"meta.cut[{i}]")
+            raise Refused(f"is {[start, stop]}; wanted are layers from {end} on", f"meta.cut[{i}]")
         end = stop
     if len(cut) % mesh["pp"]:
         raise Refused(f"has {counted(len(cut), 'stage')}, where the mesh has pp={mesh['pp']}", "meta.cut")
@@ -94,13 +96,13 @@ def _shapes(parameters: list[Any]) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for i, (name, shape) in enumerate(parameters):
         if name in shapes:
-            raise Refused(f"is {shown(name)}, as an earlier one", f"meta.identity.parameters[{i}][0]")
+            raise Refused(f"is {shown(name)}, which is also an earlier parameter's name", f"meta.identity.parameters[{i}][0]")
         shapes[name] = shape
     return shapes
 
 
 def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]], into: dict[str, set[Box]]) -> None:
-    """Check that a layout's parts are boxes of existing parameters, placed where an arena has them; adds the boxes to `into`."""
+    """Check that a layout's parts are boxes of existing parameters, placed as an arena places them; add the boxes to `into`."""
     end = 0
     for i, (name, shape, box, start) in enumerate(parts):
         here = f"{field}[1][{i}]"
@@ -110,7 +112,7 @@ def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]]
         if len(box) != len(shape) or not all(a <= b <= n for (a, b), n in zip(box, shape, strict=True)):
             raise Refused(f"is {box}, of shape {shape}", f"{here}[2]")
         if start != end:
-            raise Refused(f"is {start}; the one before ends at {end}", f"{here}[3]")
+            raise Refused(f"is {start}; the part before ends at {end}", f"{here}[3]")
         end += -(-prod(b - a for a, b in box) // ALIGN) * ALIGN
         into[name].add(tuple((a, b) for a, b in box))
     if size != end:
@@ -118,7 +120,7 @@ def _parts(field: str, size: int, parts: list[Any], shapes: dict[str, list[int]]
 
 
 def _tiled(cut: Sequence[Box], shape: Sequence[int]) -> bool:
-    """Return whether sorted boxes cover each element exactly once, cut along one dim after the other.
+    """Return whether sorted boxes cover each element of an array of this shape exactly once, cut along one dim after the other.
 
     >>> _tiled([((0, 2), (0, 1)), ((0, 2), (1, 3)), ((2, 4), (0, 3))], (4, 3))
     True
@@ -138,27 +140,27 @@ def _tiled(cut: Sequence[Box], shape: Sequence[int]) -> bool:
 
 
 def _shard(field: str, shard: dict[str, Any], meta: dict[str, Any], into: Runs) -> None:
-    """Check that a shard's file belongs to this rank and that its runs fill it; adds the runs to `into`."""
+    """Check that a shard's file name and layout belong to its rank, and that its runs fill the file; add the runs to `into`."""
     rank, ranks, mesh, file = shard["rank"], meta["ranks"], meta["mesh"], shard["file"]
     if rank >= ranks:
         raise Refused(f"is {rank}, of {counted(ranks, 'rank')}", f"{field}.rank")
     if file != naming.shard(rank, ranks):
-        raise Refused(f"is {shown(file)}; that of rank {rank} is {naming.shard(rank, ranks)}", f"{field}.file")
+        raise Refused(f"is {shown(file)}; the file of rank {rank} is {naming.shard(rank, ranks)}", f"{field}.file")
     layout = rank // (mesh["dp"] * mesh["tp"]) * mesh["tp"] + rank % mesh["tp"]
     if shard["layout"] != layout:
-        raise Refused(f"is {shard['layout']}; that of rank {rank} is {layout}", f"{field}.layout")
+        raise Refused(f"is {shard['layout']}; the layout of rank {rank} is {layout}", f"{field}.layout")
     runs = [Stored(*run) for run in shard["runs"]]
     end = shard["header"][0]
     most = LARGEST_PADDING_BYTES + sum(LARGEST_ENTRY_BYTES + len(run.array) for run in runs)
     if end > most:
-        raise Refused(f"is {counted(end, 'byte')}; for so many runs wanted are {most} at most", f"{field}.header[0]")
+        raise Refused(f"is {counted(end, 'byte')}; wanted are {most} at most for its runs", f"{field}.header[0]")
     for i, run in enumerate(runs):
         here = f"{field}.runs[{i}]"
         nbytes = (run.stop - run.start) * itemsize(run.dtype)
         if not 0 < nbytes <= LONGEST_BYTES:
             raise Refused(f"has elements {run.start} to {run.stop}; wanted are 1 to {LONGEST_BYTES:,} bytes", here)
         if run.at != end:
-            raise Refused(f"is {run.at}; the one before ends at {end}", f"{here}[4]")
+            raise Refused(f"is {run.at}; the run before ends at {end}", f"{here}[4]")
         end += nbytes
         into.setdefault((layout, run.array), []).append((rank, run))
     if shard["bytes"] != end:
@@ -166,14 +168,16 @@ def _shard(field: str, shard: dict[str, Any], meta: dict[str, Any], into: Runs) 
 
 
 def _arrays(runs: Runs, sizes: list[int], mesh: dict[str, int]) -> None:
-    """Runs of an array do not overlap, lie within its layout, and are of one dtype; parameters and optimizer state are whole."""
+    """Check that runs of an array do not overlap, lie within its layout and have one dtype, and that parameters and optimizer
+    state are complete.
+    """
     dtypes: dict[str, str] = {}
     for (layout, array), found in runs.items():
         end, whole = 0, array.startswith(("params", "optimizer.", "reducer."))
         for _, run in sorted(found, key=lambda one: one[1].start):
             if run.start < end or (whole and run.start > end):
                 raise Refused(
-                    f"have {array} of layout {layout} from element {run.start}, where it is known up to {end}", "shards"
+                    f"have {array} of layout {layout} from element {run.start}, where the run before ends at {end}", "shards"
                 )
             if dtypes.setdefault(array, run.dtype) != run.dtype:
                 raise Refused(f"have {array} as {run.dtype} and as {dtypes[array]}", "shards")
@@ -190,7 +194,7 @@ def _arrays(runs: Runs, sizes: list[int], mesh: dict[str, int]) -> None:
 
 
 def _memories(runs: Runs, ranks: int) -> None:
-    """Data-parallel ranks remember the same elements: all of them, or none."""
+    """Check that either no data-parallel rank of a layout has memories, or all have them, of the same elements."""
     spans: dict[int, list[list[slice]]] = {}
     for (layout, array), found in runs.items():
         if array.startswith("memory."):
@@ -202,12 +206,12 @@ def _memories(runs: Runs, ranks: int) -> None:
                 "shards",
             )
         if any(one != all_of_them[0] for one in all_of_them):
-            raise Refused(f"have memories of layout {layout} that are of other elements on other ranks", "shards")
+            raise Refused(f"have memories of layout {layout} that cover different elements on different ranks", "shards")
 
 
 def _writer(array: str, data_parallel: int, rank: int) -> None:
-    """Some arrays are written by certain ranks alone."""
+    """Check that this rank may write the array: its own memory, or a reducer's state if its place along dp is 0."""
     kind, _, number = array.partition(".")
     wanted = {"memory": number.split(".")[0], "reducer": "0"}.get(kind, str(data_parallel))
     if wanted != str(data_parallel):
-        raise Refused(f"have {array} from rank {rank}, which is {data_parallel} along dp", "shards")
+        raise Refused(f"have {array} from rank {rank}, which is rank {data_parallel} along dp", "shards")

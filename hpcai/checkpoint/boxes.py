@@ -1,6 +1,6 @@
-"""Parts of whole arrays, and what two ways to share them out have in common: integers only.
+"""Parts of whole arrays, and the intersections of two layouts of such parts: integers only.
 
-A rank's flat array holds parts one behind the other. Each is a box of a whole array, in row-major order.
+A rank's flat array holds parts one after the other. Each part is a box of a whole array, in row-major order.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 from hpcai.xp import Array
 
 Box = tuple[tuple[int, int], ...]
-"""From where to where in each dim."""
+"""(start, stop) in each dim."""
 
 
 class Part(NamedTuple):
-    """A box of the array of that name and whole shape, and where it begins in the flat array."""
+    """A box of a whole array, which has this name and shape. start: the place in the flat array where the part begins."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,20 +35,20 @@ class Part(NamedTuple):
         return self.start + prod(self.extent)
 
     def run(self, box: Box) -> slice:
-        """The shortest run of the flat array that has all of a box within this one."""
+        """Return the shortest run of the flat array that contains a box. box: within this part's box, not empty."""
         last = self.start + sum((b - 1 - at) * step for (_, b), (at, _), step in zip(box, self.box, self._steps(), strict=True))
         first = self.start + sum((a - at) * step for (a, _), (at, _), step in zip(box, self.box, self._steps(), strict=True))
         return slice(first, last + 1)
 
     def view(self, flat: Array, box: Box) -> Array:
-        """A box within this one, as a view of the flat array."""
+        """Return a box within this part's box, as a view of the flat array."""
         own = flat[self.start : self.stop].reshape(self.extent)
         cuts = [slice(a - at, b - at) for (a, b), (at, _) in zip(box, self.box, strict=True)]
         view: Array = own[(*cuts, ...)]  # type: ignore[arg-type]  # a view even where there is no dim
         return view
 
     def rows(self, wanted: Sequence[slice]) -> Iterator[Box]:
-        """The rows of which something is wanted, of slices of the flat array, as boxes."""
+        """Yield the rows (along the first dim) that have wanted elements, as boxes. wanted: slices of the flat array."""
         if not self.box:
             yield from ((),) * any(want.start <= self.start < want.stop for want in wanted)
             return
@@ -61,12 +61,12 @@ class Part(NamedTuple):
                 yield ((top + first, min(bottom, top + after)), *others)
 
     def _steps(self) -> list[int]:
-        """Elements from one index to the next, in each dim."""
+        """Return the stride of each dim, in elements."""
         return [prod(self.extent[dim + 1 :]) for dim in range(len(self.box))]
 
 
 class Shared(NamedTuple):
-    """The intersection of two parts."""
+    """The intersection of two parts, one of their layout and one of mine."""
 
     theirs: Part
     mine: Part
@@ -74,21 +74,21 @@ class Shared(NamedTuple):
 
     @property
     def run(self) -> slice:
-        """The run of their flat array that has it."""
+        """The shortest run of their flat array that contains the box."""
         return self.theirs.run(self.box)
 
     def copy(self, theirs: Array, mine: Array) -> None:
-        """From their flat array into mine."""
+        """Copy the box from their flat array into mine."""
         self.mine.view(mine, self.box)[...] = self.theirs.view(theirs, self.box)
 
 
 def part(name: str, shape: Sequence[int], box: Iterable[Sequence[int]], start: int) -> Part:
-    """From JSON."""
+    """Return the part that a manifest's JSON describes."""
     return Part(name, tuple(shape), tuple((a, b) for a, b in box), start)
 
 
 def shared(theirs: Sequence[Part], mine: Sequence[Part], wanted: Sequence[slice]) -> list[Shared]:
-    """The intersections of their parts with mine, restricted to the wanted slices of my flat array.
+    """Return the intersections of their parts with mine, restricted to rows with wanted elements of my flat array.
 
     >>> four = part("w", (4, 2), [(0, 4), (0, 2)], 0)
     >>> below = part("w", (4, 2), [(2, 4), (0, 2)], 16)
@@ -108,12 +108,12 @@ def shared(theirs: Sequence[Part], mine: Sequence[Part], wanted: Sequence[slice]
 
 
 def overlap(a: slice, b: slice) -> slice:
-    """The intersection of two runs; empty if they do not overlap."""
+    """Return the intersection of two runs; start >= stop if they do not overlap."""
     return slice(max(a.start, b.start), min(a.stop, b.stop))
 
 
 def merged(runs: Iterable[slice]) -> list[slice]:
-    """The same elements as runs that do not touch, in order.
+    """Return the elements of `runs` as sorted runs that do not touch.
 
     >>> merged([slice(4, 6), slice(0, 3), slice(2, 4), slice(8, 9)])
     [slice(0, 6, None), slice(8, 9, None)]

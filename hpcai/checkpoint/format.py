@@ -1,8 +1,8 @@
-"""Checkpoints: a folder step-N with a shard for each rank that had something to write, and a manifest.
+"""The format of checkpoints: a folder step-N with a manifest, and a shard for each rank that had something to write.
 
-A shard (see shards.py) holds runs of its writer's flat arrays. The manifest (see manifest.py) says how each writer's arrays were
-laid out (`layouts`, one for each place along the pipeline and tensor axes) and where which run lies, so that any number of ranks
-on any mesh finds what it needs. It has a checksum of everything, of itself too: who reads a byte that changed notices it.
+A shard (see shards.py) holds runs of its writer's flat arrays. The manifest (see manifest.py) says how the flat arrays were laid
+out (`layouts`, one for each place along the pipeline and tensor axes) and where each run lies. With it any number of ranks on any
+mesh finds what it needs. The manifest has checksums of all bytes, also of its own, so that a reader detects changed bytes.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ class Broken(CheckpointError):
 
 
 class Laid(NamedTuple):
-    """The layout of a writer's flat arrays: their length, and which part of which whole array lies where."""
+    """The layout of a writer's flat arrays: their length in elements, and the parts of whole arrays in them."""
 
     size: int
     parts: tuple[Part, ...]
 
 
 class Checkpoint(NamedTuple):
-    """Flat arrays by name, in the layout of one process, and what else a run needs to go on (JSON)."""
+    """Flat arrays by name, in the layout of one process, and the other data that a run needs to resume (`meta`, JSON)."""
 
     arrays: dict[str, Array]
     meta: dict[str, Any]
 
 
 class Opened:
-    """A checkpoint whose manifest was read; `read` takes runs out of its shards."""
+    """A checkpoint whose manifest was read; `read_into` and `whole` read runs from its shards."""
 
     def __init__(self, place: Store, name: str, manifest: dict[str, Any]):
         self.place, self.name, self.manifest = place, name, manifest
@@ -65,7 +65,7 @@ class Opened:
         return self.place.path(self.name)
 
     def read_into(self, into: Array, array: str, layout: int, wanted: Sequence[slice], partial: bool = False) -> None:
-        """Fill the wanted slices of a flat array of that layout. partial: what no run has stays as it is.
+        """Fill the wanted slices of `into`, a flat array of that layout. partial: elements in no run stay as they are.
 
         Raises: Broken if bytes are missing or differ from their checksum.
         """
@@ -82,16 +82,16 @@ class Opened:
             raise self._broken(f"it lacks a part of {array}")
 
     def names(self, layout: int) -> set[str]:
-        """The arrays of which that layout's ranks wrote something."""
+        """Return the names of the arrays of which that layout's ranks wrote runs."""
         return {array for where, array in self._runs if where == layout}
 
     def whole(self, array: str, layout: int) -> Array:
-        """An array that is not laid out like the parameters."""
+        """Return an array that is not laid out like the parameters: its runs, joined. Raises: Broken."""
         runs = sorted(self._runs[layout, array], key=lambda one: one[1].start)
         return np.concatenate([self._values(shard, run) for shard, run in runs])
 
     def _values(self, shard: dict[str, Any], run: Stored) -> Array:
-        """A run, checked; and, the first time, its file's header."""
+        """Return a run's values, checked, and check its file's header the first time. Raises: Broken."""
         file = shard["file"]
         if file not in self._checked:
             end, wanted = shard["header"]
@@ -100,7 +100,7 @@ class Opened:
                 raise self._broken(f"{file} differs from its checksum")
             said = header([Stored(*one) for one in shard["runs"]])
             if int.from_bytes(raw[:8], "little") != end - 8 or raw[8:].rstrip(b" ") != said:
-                raise self._broken(f"{file} has another header than {MANIFEST} says")
+                raise self._broken(f"{file} has a header that differs from {MANIFEST}")
             self._checked.add(file)
         dtype = np.dtype(run.dtype)
         raw = self._bytes(file, run.at, run.at + (run.stop - run.start) * dtype.itemsize)
@@ -124,7 +124,7 @@ class Opened:
 
 
 def opened(place: Store, name: str) -> Opened:
-    """The checkpoint of that name, whose manifest is true as far as can be known without reading shards.
+    """Open the checkpoint of that name, and check its manifest as far as possible without reading shards.
 
     Raises: Broken, which names file and field, if it is absent, incomplete, damaged, or of another format.
     """
@@ -159,10 +159,10 @@ def complete(place: Store, name: str) -> bool:
 def fill(
     into: Array, array: str, mine: Laid, wanted: Sequence[slice], source: Opened, partial: bool = False, like: int = 0
 ) -> None:
-    """Fill the wanted slices of a flat array laid out as `mine` from a checkpoint's runs, however those were laid out.
+    """Fill the wanted slices of `into`, a flat array laid out as `mine`, from a checkpoint's runs in any layout.
 
-    Where a writer's layout was the same (`like`: the one to take if several were) its bytes come back, those between arrays too;
-    else every array comes through its place in the whole one, and what lies between arrays stays as it is. Raises: Broken.
+    If a writer's layout equals `mine`, its bytes are copied, padding between arrays included; `like` is the layout to prefer if
+    several do. Otherwise each array is copied box by box, and the padding of `into` stays as it is. Raises: Broken.
     """
     same = [i for i, laid in enumerate(source.layouts) if laid == mine]
     if same:
@@ -170,14 +170,14 @@ def fill(
         return
     for i, laid in enumerate(source.layouts):
         shared = boxes.shared(laid.parts, mine.parts, wanted)
-        theirs = np.zeros(laid.size, into.dtype)  # of which only the pages that are filled take memory
+        theirs = np.zeros(laid.size, into.dtype)  # only the pages that are filled take memory
         source.read_into(theirs, array, i, boxes.merged(one.run for one in shared), partial)
         for one in shared:
             one.copy(theirs, into)
 
 
 def digest(path: str) -> str:
-    """Return the checksum of a checkpoint's manifest; empty where there is none."""
+    """Return the checksum of a checkpoint's manifest; empty if it cannot be read."""
     place, name = storage.located(path)
     try:
         return checksum(place.read(name, MANIFEST))
@@ -186,9 +186,9 @@ def digest(path: str) -> str:
 
 
 def read(path: str | Path) -> tuple[int, Checkpoint]:
-    """Step and content of one checkpoint, a folder or a URL, in the layout of one process: what its ranks had, put together.
+    """Return step and content of one checkpoint, a folder or a URL. Arrays of all ranks are joined, as one process lays them out.
 
-    Memories of compression are (dp, n), a row for each data-parallel rank.
+    Memories of compression are one array `memories` (dp, n), a row for each data-parallel rank.
     Raises: CheckpointError if it is absent, incomplete, damaged, of another format, or does not fit into memory.
     """
     where, name = storage.located(str(path))
@@ -203,7 +203,7 @@ def read(path: str | Path) -> tuple[int, Checkpoint]:
 
 
 def _together(found: Opened) -> dict[str, Array]:
-    """A checkpoint's arrays in the layout of one process."""
+    """Return a checkpoint's arrays in the layout of one process."""
     shapes = {name: tuple(shape) for name, shape in found.meta["identity"]["parameters"]}
     whole = laid_out(arena.layout(shapes))
     arrays: dict[str, Array] = {}
@@ -223,16 +223,16 @@ def _together(found: Opened) -> dict[str, Array]:
 
 
 def laid_out(where: arena.Layout) -> Laid:
-    """The layout of a model that one rank holds whole."""
+    """Return the layout of a model that one rank holds whole."""
     return Laid(where.size, tuple(Part(s.name, s.shape, tuple((0, n) for n in s.shape), s.start) for s in where.slots))
 
 
 def all_in(folder: Path) -> list[Path]:
-    """Checkpoints in a local `folder`, oldest first."""
+    """Return the paths of the checkpoints in a local `folder`, oldest first."""
     return [folder / name for name in Local(folder).names()]
 
 
 def manifest(step: int, meta: dict[str, Any], layouts: Iterable[Laid], shards: list[dict[str, Any]]) -> bytes:
-    """The manifest's file."""
+    """Return the bytes of the manifest's file."""
     laid = [[one.size, [list(part) for part in one.parts]] for one in layouts]
     return manifests.write({"format": manifests.FORMAT, "step": step, "meta": meta, "layouts": laid, "shards": shards})

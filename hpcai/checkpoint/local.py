@@ -1,4 +1,4 @@
-"""Checkpoints in a folder of this machine, or of a file system that nodes share; files go past the page cache where they can."""
+"""Checkpoints in a folder, on this machine or on a file system that nodes share. Files bypass the page cache where possible."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from hpcai.checkpoint.naming import MANIFEST, OURS, in_order, next_previous
 from hpcai.xp import Array
 
 ALIGNED, HUGE = 4096, 1 << 21
-"""Past the page cache bytes go in multiples of this, from memory at a multiple of it."""
+"""Writes past the page cache have multiples of ALIGNED bytes, from memory at a multiple of it. HUGE: bytes of a huge page."""
 
 
 class Local:
-    """A folder. The files of the checkpoint that was removed last are kept out of sight and written over by the next one: to
-    free blocks and find others costs a file system more than to write them.
+    """A folder of checkpoints. The files of the checkpoint that was removed last are kept in a hidden folder, and the next
+    checkpoint is written over them: for a file system, freeing and finding blocks costs more than writing them.
 
-    The folder may be a link. Within it no link is followed, as what it leads to is not ours, and only regular files are opened.
+    The folder may be a link. Within the folder no link is followed, as its target is not ours, and only regular files are opened.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def names(self) -> list[str]:
-        """All checkpoints, oldest first."""
+        """List the names of all checkpoints, oldest first."""
         try:
             return in_order(one.name for one in os.scandir(self.folder) if one.is_dir(follow_symlinks=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def path(self, name: str) -> str:
-        """The checkpoint's path, for messages."""
+        """Return the checkpoint's path, for messages."""
         return str(self.folder / name)
 
     def files(self, name: str) -> dict[str, int]:
@@ -51,7 +51,7 @@ class Local:
             return {}
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
-        """A file, or its bytes from start to stop."""
+        """Return a file's bytes from start to stop (None: to its end). Raises: OSError."""
         with _opened(self.folder / name) as folder:
             handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         with open(handle, "rb") as opened:
@@ -62,26 +62,26 @@ class Local:
             return opened.read(max(0, min(size, size if stop is None else stop) - start))
 
     def write(self, name: str, file: str, content: memoryview) -> None:
-        """A file beside, synced."""
+        """Write a file of the checkpoint under way, in a hidden folder, and sync it."""
         self._beside(name).mkdir(parents=True, exist_ok=True)
         self._write_over_spare(name, file, content)
 
     def sizes(self, name: str) -> dict[str, int]:
-        """List the sizes of the files of the checkpoint under way."""
+        """List the files of the checkpoint under way with their sizes in bytes."""
         try:
             return {one.name: one.stat().st_size for one in os.scandir(self._beside(name))}
         except FileNotFoundError:
             return {}
 
     def commit(self, name: str, manifest: bytes, superseded: Sequence[str] = ()) -> list[str]:
-        """Sync and rename; superseded ones go out of sight with the same sync of the folder."""
+        """Write the manifest, sync, and rename. The same sync of the folder hides superseded checkpoints; returns their names."""
         beside, path = self._beside(name), self.folder / name
         self._write_over_spare(name, MANIFEST, memoryview(manifest))
         _sync_folder(beside)
         replaced = self.folder / f".replaced-{name}" if os.path.lexists(path) else None
         if replaced:
             if not _is_folder(path):
-                raise FileExistsError(errno.EEXIST, "it is no folder, and in the way", str(path))
+                raise FileExistsError(errno.EEXIST, "something that is not a folder is in the way", str(path))
             _move(path, replaced)
         beside.rename(path)
         gone = []
@@ -95,12 +95,14 @@ class Local:
         return gone
 
     def remove(self, name: str) -> None:
-        """Out of sight, for good before it is written over, so that no half of it is found."""
+        """Hide a checkpoint, and sync that before its files are written over, so that half a checkpoint is never found."""
         self._drop(name)
         _sync_folder(self.folder)
 
     def set_aside(self, names: list[str]) -> str:
-        """Beside the others, the newest first, so that no newer one is found by a run that is killed meanwhile."""
+        """Move checkpoints into a new folder previous-N; returns its path. The newest goes first: if the process is killed
+        meanwhile, no newer one is found.
+        """
         aside = self.folder / next_previous(path.name for path in self.folder.iterdir())
         aside.mkdir()
         for name in reversed(in_order(names)):
@@ -110,7 +112,9 @@ class Local:
         return str(aside)
 
     def discard(self, name: str | None = None) -> None:
-        """Remove the files of the checkpoint under way. A checkpoint that it was to replace comes back."""
+        """Delete the files of the unfinished checkpoint `name`. None: delete those of all unfinished checkpoints and the spare
+        files, and put a checkpoint back if its replacement was not completed.
+        """
         if name is not None:
             _delete(self._beside(name))
             return
@@ -124,7 +128,7 @@ class Local:
             _delete(path)
 
     def probe(self) -> None:
-        """Write and delete a file, and the folder if there was none."""
+        """Create and delete a file, and the folder if there was none. Raises: OSError."""
         fresh = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         trial = self.folder / ".writable"
@@ -139,12 +143,12 @@ class Local:
         beside, spare = self._beside(name) / file, self._spare / file
         with contextlib.suppress(OSError):
             about = spare.lstat()
-            if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:  # else it is somebody's backup too
+            if stat.S_ISREG(about.st_mode) and about.st_nlink == 1:  # with more links it is somebody's backup too
                 spare.rename(beside)
         _write_synced(beside, content)
 
     def _drop(self, name: str) -> None:
-        """Out of sight. Where others put files of their own into it, these stay where they are."""
+        """Hide a checkpoint among the spare files. If others put files of their own into it, delete ours alone; theirs stay."""
         path, there = self.folder / name, self.files(name)
         ours = [file for file in there if OURS.fullmatch(file)]
         if len(ours) == len(there):
@@ -176,7 +180,7 @@ class Local:
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """A folder that is no link, as a descriptor."""
+    """Open a folder that is not a link, and yield its descriptor."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield handle
@@ -185,18 +189,18 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Not a link to one."""
+    """Return whether the path is a folder, and not a link to a folder."""
     return path.is_dir() and not path.is_symlink()
 
 
 def _regular_size(about: os.stat_result) -> int:
-    """Bytes of a regular file, -1 of anything else."""
+    """Return the bytes of a regular file; -1 for anything else."""
     return about.st_size if stat.S_ISREG(about.st_mode) else -1
 
 
 def buffer(nbytes: int) -> Array:
-    """Bytes that can be written past the page cache: at a page's start, and whole pages. Huge ones where there are: the kernel
-    looks up each page that goes to disk.
+    """Return a u8 array of at least `nbytes` that can be written past the page cache: whole pages, huge ones where available,
+    since the kernel looks up each page that goes to disk.
     """
     size = max(1, -(-nbytes // HUGE)) * HUGE
     mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -206,7 +210,9 @@ def buffer(nbytes: int) -> Array:
 
 
 def _write_synced(path: Path, content: memoryview) -> None:
-    """Whole pages go past the page cache where the file system lets them: a fifth of the processor's time, which steps want."""
+    """Write and sync a file. Whole pages bypass the page cache where the file system allows: a fifth of the processor time, which
+    training steps need.
+    """
     pages = len(content) // ALIGNED * ALIGNED
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
@@ -215,7 +221,7 @@ def _write_synced(path: Path, content: memoryview) -> None:
         done = _written_past_cache(handle, content[:pages]) if pages else 0
         while done < len(content):
             done += os.write(handle, content[done:])
-        getattr(os, "fdatasync", os.fsync)(handle)  # of a file that is written over nothing else has changed but times
+        getattr(os, "fdatasync", os.fsync)(handle)  # a file that is written over changes only its times besides
     finally:
         os.close(handle)
 
@@ -235,7 +241,7 @@ def _written_past_cache(handle: int, content: memoryview) -> int:
 
 
 def _move(path: Path, to: Path) -> None:
-    """Rename a folder, in place of what an earlier process left under that name."""
+    """Rename a folder; delete what an earlier process left under the new name."""
     try:
         path.rename(to)
     except OSError as error:
@@ -246,7 +252,7 @@ def _move(path: Path, to: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """A folder with all in it, or, of something else, the name alone; what cannot be deleted stays."""
+    """Delete a folder with its content, or the name of anything else. What cannot be deleted stays."""
     with contextlib.suppress(OSError):
         if _is_folder(path):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint as a file: what it may be is refused or known before anything that it says is believed.
+"""The manifest of a checkpoint as a file. All of it is checked before any field is used.
 
-manifest.schema.json beside this file, a JSON Schema (draft 2020-12), says which fields there are; `agreement` what they must say
-together. The last field is a checksum of all bytes before it, so that damage is found before the JSON is read.
+manifest.schema.json beside this file, a JSON Schema (draft 2020-12), defines the fields. `agreement` checks them against each
+other. The last field is a checksum of all bytes before it, so that damage is found before the JSON is parsed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpcai.errors import CheckpointError, counted
 FORMAT = 2
 
 LARGEST_BYTES, MOST_VALUES = 1 << 24, 1_000_000
-"""A manifest is 100 bytes for each run of a shard: some 150,000 of them."""
+"""Limits of a manifest: bytes and JSON values. A run of a shard takes 100 bytes, so that some 150,000 runs fit."""
 
 _SEAL = ',\n "checksum": "'
 _SEALED = re.compile(rb',\n "checksum": "([0-9a-f]{32})"}\n')
@@ -29,7 +29,7 @@ _SEAL_BYTES = len(_SEAL) + 32 + 3
 
 
 def write(fields: dict[str, Any]) -> bytes:
-    """The file, with its own checksum at the end. Raises: CheckpointError if no reader would take it."""
+    """Return the file's bytes, with their checksum at the end. Raises: CheckpointError if `read` would refuse the file."""
     try:
         text = json.dumps(fields, allow_nan=False)[:-1]
     except ValueError as error:
@@ -37,18 +37,18 @@ def write(fields: dict[str, Any]) -> bytes:
     raw = f'{text}{_SEAL}{checksum(text.encode())}"}}\n'.encode()
     if len(raw) > LARGEST_BYTES or _values(raw) > MOST_VALUES:
         size = f"{len(raw):,} bytes for {counted(len(fields['shards']), 'shard')}"
-        raise CheckpointError(f"{MANIFEST} would have {size}, more than can be read again: they have too many runs")
+        raise CheckpointError(f"{MANIFEST} would have {size}, more than can be read again: the shards have too many runs")
     return raw
 
 
 def read(raw: bytes, name: str) -> dict[str, Any]:
-    """Its fields, all of them as they must be.
+    """Return a manifest's fields, checked.
 
-    raw: at most LARGEST_BYTES + 1; name: the checkpoint's. Raises: Refused, which names the field.
+    raw: the file's first LARGEST_BYTES + 1 bytes; name: the checkpoint's. Raises: Refused, which names the field.
     """
     fields = _parsed(raw)
     if schema.depth(fields.get("meta")) > schema.DEEPEST:
-        raise Refused(f"has more than {schema.DEEPEST} lists and objects within each other", "meta")
+        raise Refused(f"has more than {schema.DEEPEST} levels of nested lists and objects", "meta")
     _check()(fields)
     agreement.check(fields, name)
     return fields
@@ -56,7 +56,7 @@ def read(raw: bytes, name: str) -> dict[str, Any]:
 
 @functools.cache
 def schema_file() -> dict[str, Any]:
-    """The published schema."""
+    """Return the published JSON Schema of manifests."""
     return json.loads(Path(__file__).with_name("manifest.schema.json").read_bytes())
 
 
@@ -66,12 +66,12 @@ def _check() -> schema.Check:
 
 
 def _values(raw: bytes) -> int:
-    """At least as many values as JSON has, and mostly as many: what reading it costs, known before it is read."""
+    """Return an upper bound of the number of JSON values, mostly exact: it bounds the cost of parsing before parsing."""
     return raw.count(b",") + raw.count(b":") + raw.count(b"[") + raw.count(b"{")
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
-    """The JSON, whole: with the right checksum, and of this format."""
+    """Return the parsed JSON, after checks of its size, checksum and format. Raises: Refused."""
     if len(raw) > LARGEST_BYTES:
         raise Refused(f"has more than {LARGEST_BYTES:,} bytes")
     if not raw.isascii():
@@ -86,7 +86,7 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(raw.decode("ascii"), object_pairs_hook=_once, parse_constant=str)
     except RecursionError:
-        raise Refused("has too many lists or objects within each other") from None
+        raise Refused("has too many levels of nested lists or objects") from None
     except Refused:
         raise
     except json.JSONDecodeError as error:
@@ -100,7 +100,7 @@ def _parsed(raw: bytes) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, each of whose names comes once."""
+    """Return a JSON object as a dict. Raises: Refused if a name comes twice."""
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]

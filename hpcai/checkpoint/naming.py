@@ -8,16 +8,16 @@ from collections.abc import Iterable
 MANIFEST = "manifest.json"
 
 NAMED = re.compile(r"step-([0-9]{9}|[1-9][0-9]{9,15})")
-"""A checkpoint's folder, as `named` calls it: 16 digits at most, so that every reader of JSON has the same step."""
+"""The name of a checkpoint's folder, as `name_of` makes it: 16 digits at most, so that every JSON parser reads the same step."""
 
 PREVIOUS = re.compile(r"previous-[0-9]{1,15}")
 
 OURS = re.compile(r"shard-[0-9]{5,16}-of-[0-9]{5,16}\.safetensors|manifest\.json")
-"""The files of a checkpoint: where folders are shared with others, nothing else is deleted."""
+"""The names of a checkpoint's files. Folders may be shared with others, so no other file is deleted."""
 
 
 def split(where: str) -> tuple[str, str]:
-    """The place and the name that a path or URL ends with.
+    """Return the place of a checkpoint and its name, the last part of the path or URL.
 
     >>> split("s3://bucket/run/step-000000020/")
     ('s3://bucket/run', 'step-000000020')
@@ -27,17 +27,17 @@ def split(where: str) -> tuple[str, str]:
 
 
 def name_of(step: int) -> str:
-    """A checkpoint's folder."""
+    """Return the name of a checkpoint's folder."""
     return f"step-{step:09d}"
 
 
 def shard(rank: int, ranks: int) -> str:
-    """The file of one rank."""
+    """Return the name of one rank's shard."""
     return f"shard-{rank:05d}-of-{ranks:05d}.safetensors"
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The names that are checkpoints, sorted by step.
+    """Return those `names` that are names of checkpoints, sorted by step.
 
     >>> in_order(["step-000000020", "step-000000003", "step-1000", ".writing-step-000000030"])
     ['step-000000003', 'step-000000020']
@@ -46,12 +46,12 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def step_of(name: str) -> int:
-    """The step of a checkpoint by its name."""
+    """Return the step of a checkpoint from its name."""
     return int(name[5:])
 
 
 def next_previous(names: Iterable[str]) -> str:
-    """A name for what is set aside, beside those that are there.
+    """Return a new name previous-N for checkpoints that are set aside: N follows the largest in `names`.
 
     >>> next_previous(["previous-2", "previous-one", "step-000000003"])
     'previous-3'

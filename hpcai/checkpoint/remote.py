@@ -10,14 +10,14 @@ from hpcai.checkpoint.naming import MANIFEST, OURS, in_order, next_previous
 from hpcai.errors import CheckpointError
 
 BUCKETS = frozenset(("s3", "gs", "gcs", "abfs", "az", "oci", "oss"))
-"""Schemes that know no folders: to make one would be to make a bucket of that name."""
+"""URL schemes without folders: making a folder would make a bucket of that name."""
 
 
 class Remote:
-    """A URL of any file system that fsspec knows, such as s3://bucket/run (with s3fs; $AWS_ENDPOINT_URL says where S3 is)."""
+    """Checkpoints below a URL that fsspec knows, such as s3://bucket/run (with s3fs; $AWS_ENDPOINT_URL: the address of S3)."""
 
     def __init__(self, url: str):
-        """Raises: CheckpointError where fsspec, or what it needs for that scheme, is not installed."""
+        """Raises: CheckpointError if fsspec, or the package that it needs for this scheme, is not installed."""
         try:
             from fsspec.core import url_to_fs
         except ImportError:
@@ -33,40 +33,40 @@ class Remote:
         return [name for name in in_order(self._within(self.root)) if self._do("exists", self._at(name, MANIFEST))]
 
     def path(self, name: str) -> str:
-        """The checkpoint's URL, for messages."""
+        """Return the checkpoint's URL, for messages."""
         return f"{self.url}/{name}"
 
     def files(self, name: str) -> dict[str, int]:
-        """The objects' bytes, -1 for what is none."""
+        """List the checkpoint's objects with their sizes in bytes; -1 for anything that is not a file."""
         found = self._listed(self._at(name))
         return {file: about["size"] if _is_file(about) else -1 for file, about in found.items()}
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
-        """A file, or its bytes from start to stop."""
+        """Return an object's bytes from start to stop (None: to its end). Raises: OSError."""
         return self._do("cat_file", self._at(name, file), start=start or None, end=stop)
 
     def write(self, name: str, file: str, content: memoryview) -> None:
-        """An object."""
-        self._delete(name, MANIFEST)  # of an earlier one of that name
+        """Write an object of the checkpoint under way."""
+        self._delete(name, MANIFEST)  # of an earlier checkpoint of that name
         self._make_folder(self._at(name))
         self._do("pipe_file", self._at(name, file), bytes(content))
 
     def sizes(self, name: str) -> dict[str, int]:
-        """The objects."""
+        """List the objects of the checkpoint under way with their sizes in bytes."""
         return self.files(name)
 
     def commit(self, name: str, manifest: bytes, superseded: Sequence[str] = ()) -> list[str]:
-        """The manifest makes it complete. Superseded ones are left to `remove`."""
+        """Write the manifest, which makes the checkpoint complete. Superseded ones are left to `remove`, so the list is empty."""
         self._do("pipe_file", self._at(name, MANIFEST), manifest)
         return []
 
     def remove(self, name: str) -> None:
-        """The manifest first."""
+        """Delete a checkpoint, its manifest first."""
         self._delete(name, MANIFEST)
         self.discard(name)
 
     def set_aside(self, names: list[str]) -> str:
-        """Copies, then the originals are deleted, the newest first; others' objects stay where they are."""
+        """Copy checkpoints to previous-N and delete the originals, the newest first. Others' objects stay. Returns that URL."""
         aside = next_previous(self._within(self.root))
         for name in reversed(in_order(names)):
             self._make_folder(self._at(f"{aside}/{name}"))
@@ -76,7 +76,7 @@ class Remote:
         return self.path(aside)
 
     def discard(self, name: str | None = None) -> None:
-        """Shards that have no manifest. Whatever else there is may be somebody's, and stays."""
+        """Delete shards that have no manifest, of one checkpoint or of all. Other objects may be somebody's, and stay."""
         for one in in_order(self._within(self.root)) if name is None else [name]:
             shards = self._ours(one)
             if shards and MANIFEST not in shards:
@@ -85,7 +85,7 @@ class Remote:
                     self._do("rmdir", self._at(one))
 
     def probe(self) -> None:
-        """Write and delete an object."""
+        """Write and delete an object. Raises: OSError."""
         self._make_folder(self.root)
         self._do("pipe_file", f"{self.root}/.writable", b"\n")
         self._do("rm_file", f"{self.root}/.writable")
@@ -94,11 +94,11 @@ class Remote:
         return f"{self.root}/{name}/{file}".rstrip("/")
 
     def _within(self, folder: str) -> list[str]:
-        """The names of what a folder has."""
+        """List the names in a folder."""
         return list(self._listed(folder))
 
     def _listed(self, folder: str) -> dict[str, dict[str, Any]]:
-        """List a folder, by name."""
+        """Return fsspec's description of each entry of a folder, by name; empty if there is no such folder."""
         try:
             found = self._do("ls", folder, detail=True)
         except FileNotFoundError:
@@ -106,7 +106,7 @@ class Remote:
         return {one["name"].rstrip("/").rpartition("/")[2]: one for one in found}
 
     def _ours(self, name: str) -> list[str]:
-        """The files of a checkpoint that are ours."""
+        """List the files of a checkpoint with names of hpcai's."""
         return [file for file in self._within(self._at(name)) if OURS.fullmatch(file)]
 
     def _has_folders(self) -> bool:
@@ -123,13 +123,13 @@ class Remote:
                 self._do("rm_file", self._at(name, file))
 
     def _do(self, verb: str, *arguments: Any, **more: Any) -> Any:
-        """A call to the file system, which has seen nothing before; whatever it raises is an OSError."""
+        """Call a method of the file system, without its cache of listings. Raises: OSError for any failure."""
         self.system.invalidate_cache()
         try:
             return getattr(self.system, verb)(*arguments, **more)
         except OSError:
             raise
-        except Exception as error:  # of the many libraries behind fsspec
+        except Exception as error:  # from any library behind fsspec
             raise OSError(f"{self.url}: {type(error).__name__}: {error}") from error
 
 

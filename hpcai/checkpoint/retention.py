@@ -1,4 +1,4 @@
-"""The checkpoints of a run as a series in one place: what makes the next one complete, and what is dropped for it."""
+"""The series of a run's checkpoints in one place: how the next checkpoint is completed, and which older ones are removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ class Next(NamedTuple):
 
 
 class Retention:
-    """On rank 0, most of it in a thread. It knows nothing of ranks, so it outlives them."""
+    """Completes and removes checkpoints on rank 0, mostly in a thread. It has no communicator, so it outlives lost ranks.
+
+    keep: how many checkpoints stay, beside the best; last: a message that names the last good checkpoint.
+    """
 
     def __init__(self, place: Store, keep: int):
         self.place, self.keep = place, keep
@@ -34,18 +37,22 @@ class Retention:
 
     @property
     def best(self) -> str:
-        """The checkpoint that is kept as the best, as people call it; empty where none is."""
+        """The path or URL of the checkpoint that is kept as the best; empty if there is none."""
         return self._best and self.place.path(self._best)
 
     def look(self) -> None:
-        """Find the last good one, of before this process, and the best that it knows."""
+        """Find the last good checkpoint from before this process, and the best one that its manifest names."""
         found = [name for name in self.place.names() if self.has(name)]
         if found:
             self._good(found[-1])
             self._best = self._best or self._best_by(found[-1])
 
     def conclude(self, what: Next, entries: list[dict[str, Any]], failed: list[tuple[int, str]]) -> None:
-        """Write the manifest, if all shards are there. Raises: CheckpointError, after a warning."""
+        """Write the manifest if all shards are there, and remove superseded checkpoints.
+
+        entries: of the shards, for the manifest; failed: (rank, reason) for each rank that could not write.
+        Raises: CheckpointError, after a warning.
+        """
         name = naming.name_of(what.step)
         try:
             if failed:
@@ -75,7 +82,7 @@ class Retention:
                 attempt(functools.partial(self.place.remove, old))
 
     def has(self, name: str) -> bool:
-        """Return whether that checkpoint is complete: the manifest has this format, and all its shards have their length."""
+        """Return whether that checkpoint is complete: its manifest has this format, and all its shards have the right length."""
         if name not in self._whole and format.complete(self.place, name):
             self._whole.add(name)
         return name in self._whole
@@ -95,8 +102,8 @@ class Retention:
                 )
 
     def _best_beside(self, following: str, meta: dict[str, Any]) -> str:
-        """The checkpoint that is the best when the next one is there. Where that of the best epoch could not be written, the
-        one that was kept before it.
+        """Return the name of the best checkpoint once `following` is complete; empty if none is kept. If the best epoch's
+        checkpoint could not be written, the one that was kept before stays.
         """
         best = meta["progress"].get("best") if meta.get("keeps_best") else None
         if best is None:
@@ -105,7 +112,7 @@ class Retention:
         return name if name == following or self.has(name) else self._best
 
     def _best_by(self, name: str) -> str:
-        """The best by what that checkpoint says, if it is there."""
+        """Return the name of the best checkpoint according to this one's manifest; empty if it is not there."""
         try:
             step = format.opened(self.place, name).meta.get("best_kept")
         except Broken:
@@ -113,15 +120,15 @@ class Retention:
         return naming.name_of(step) if step is not None and self.has(naming.name_of(step)) else ""
 
     def _superseded(self, spared: set[str]) -> list[str]:
-        """List the checkpoints that are too many once the next one is there. Broken ones are not counted and stay; so does the
-        best.
+        """List the checkpoints beyond `keep` once the next one is complete. Broken and `spared` checkpoints are not counted, and
+        stay.
         """
         others = [name for name in self.place.names() if name not in spared and self.has(name)]
         return others[: max(0, len(others) - (self.keep - 1))]
 
 
 def attempt(work: Callable[[], T]) -> T | None:
-    """Run what may fail without harm; the next checkpoint tries again."""
+    """Return work(), or None with a warning after an OSError. The next checkpoint tries again."""
     try:
         return work()
     except OSError as error:

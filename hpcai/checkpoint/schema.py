@@ -1,6 +1,6 @@
-"""JSON against a JSON Schema (draft 2020-12), of which it knows the keywords that the manifest's schema uses.
+"""Checks of JSON values against a JSON Schema (draft 2020-12), with the keywords that the manifest's schema uses.
 
-It is stricter than the standard: 1.0 is no integer, a number is finite, and a pattern must match the whole text.
+The checks are stricter than the standard: 1.0 is not an integer, numbers are finite, and a pattern must match the whole text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from hpcai.errors import counted
 
 Check = Callable[[Any], None]
-"""Returns if a value is as the schema says, else raises Refused."""
+"""A function of a value: returns if the value fits the schema, else raises Refused."""
 
 DEEPEST = 32
-"""Levels of arrays and objects within each other."""
+"""The limit for levels of nested arrays and objects."""
 
 _SAYING_NOTHING = {"$schema", "$id", "$defs", "title", "description"}
 _TYPES: dict[str, Callable[[Any], bool]] = {
@@ -32,19 +32,19 @@ _PLAIN = {"integer": "a whole number", "array": "a list", "string": "text"}
 
 
 class Refused(ValueError):
-    """A value that is not as wanted: at which field, and what is wrong with it."""
+    """The error of a value that does not fit. field: the value's place; what: what is wrong with it."""
 
     def __init__(self, what: str, field: str = ""):
         super().__init__(f"{field.lstrip('.')} {what}".lstrip())
         self.what, self.field = what, field
 
     def within(self, outer: str) -> Refused:
-        """The same, of a value that lies in another one."""
+        """Return the same error for a value that lies within the field `outer`."""
         return Refused(self.what, outer + self.field)
 
 
 def check(schema: dict[str, Any]) -> Check:
-    """Return a function that checks values against a schema. Raises: KeyError for a keyword that it does not know."""
+    """Return a function that checks values against a schema. Raises: KeyError for an unknown keyword."""
     made: dict[str, Check] = {}
     return _compiled(schema, schema, made)
 
@@ -59,7 +59,7 @@ def depth(value: Any, most: int = DEEPEST) -> int:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: short, and on one line."""
+    """Return a value for a message: short, and on one line."""
     if isinstance(value, (list, dict)):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     if type(value) is int and value.bit_length() > 100:
@@ -69,7 +69,7 @@ def shown(value: Any) -> str:
 
 
 def _compiled(schema: dict[str, Any], root: dict[str, Any], made: dict[str, Check]) -> Check:
-    """made: checks by reference, for those that refer to themselves too."""
+    """Return the check of a schema. made: the checks of `$defs` by name, which may refer to themselves."""
     if set(schema) == {"$ref"}:
         return _referred(schema["$ref"], root, made)
     checks = [_typed(schema["type"])] if "type" in schema else []
@@ -91,7 +91,7 @@ def _compiled(schema: dict[str, Any], root: dict[str, Any], made: dict[str, Chec
 
 
 def _quick(schema: dict[str, Any], checks: list[Check]) -> Check:
-    """All of the checks; the commonest rules, which a manifest has by the thousand, in one call."""
+    """Return one check that runs all checks. The commonest rules, which a manifest needs thousands of times, take one call."""
     if schema.get("type") == "integer" and schema.keys() <= {"type", "minimum", "maximum"}:
         low, high = schema.get("minimum", -math.inf), schema.get("maximum", math.inf)
         return lambda value: None if type(value) is int and low <= value <= high else _every(checks, value)
@@ -109,7 +109,7 @@ def _every(checks: list[Check], value: Any) -> None:
 def _referred(reference: str, root: dict[str, Any], made: dict[str, Check]) -> Check:
     name = reference.removeprefix("#/$defs/")
     if name not in made:
-        made[name] = lambda value: made[name](value)  # until it is known
+        made[name] = lambda value: made[name](value)  # until the check is made
         made[name] = _compiled(root["$defs"][name], root, made)
     return made[name]
 
@@ -131,7 +131,7 @@ def _typed(names: str | list[str]) -> Check:
 
 
 def _ruled(of: tuple[type, ...], holds: Callable[[Any], bool], said: str) -> Check:
-    """A rule for values of some types, or of all; the others are `type`'s business."""
+    """Return the check of a rule for values of these types, or of all types (empty). The keyword `type` refuses other types."""
 
     def one(value: Any) -> None:
         if (not of or type(value) in of) and not holds(value):

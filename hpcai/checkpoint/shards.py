@@ -1,7 +1,7 @@
-"""One rank's share of a checkpoint: runs of its flat arrays, as a safetensors file that is made in memory.
+"""One rank's shard of a checkpoint: runs of its flat arrays, as a safetensors file that is made in memory.
 
-The file's image is kept from one checkpoint to the next: arrays are copied into it once, and it goes to disk as it is. Each run
-has a checksum, which the manifest keeps, so that any reader can take any run alone.
+The next checkpoint uses the same memory. Arrays are copied into it once, and its bytes are written to disk unchanged. Each run
+has a checksum in the manifest, so that any reader can read any run alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hpcai.checkpoint.local import ALIGNED, buffer
 from hpcai.xp import Array
 
 LONGEST_BYTES = 1 << 26
-"""Longer runs are cut: as much as a reader must take to check what it wants of it."""
+"""Longer runs are cut, since a reader must read a whole run to check a part of it."""
 
 _TYPES = {
     "float64": ("F64", 8),
@@ -27,7 +27,7 @@ _TYPES = {
     "float16": ("F16", 2),
     "bfloat16": ("BF16", 2),
 }
-"""What safetensors calls them, and bytes of an element."""
+"""For each dtype its name in safetensors, and the bytes of an element."""
 
 
 class Run(NamedTuple):
@@ -39,7 +39,7 @@ class Run(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """The place of a run in a shard's file, in bytes, and its checksum."""
+    """A run in a shard's file: elements `start` to `stop` of an array, from byte `at` of the file, and their checksum."""
 
     array: str
     start: int
@@ -50,17 +50,17 @@ class Stored(NamedTuple):
 
 
 def checksum(content: Any) -> str:
-    """128 bits of xxh3, as 32 hexadecimal digits."""
+    """Return the 128 bits of xxh3, as 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(content)
 
 
 def itemsize(dtype: str) -> int:
-    """Bytes of an element."""
+    """Return the bytes of an element of this dtype."""
     return _TYPES[dtype][1]
 
 
 def header(runs: list[Stored]) -> bytes:
-    """The JSON at the beginning of a file that has these runs one behind the other, in this order."""
+    """Return the JSON at the beginning of a file that has these runs one after the other, in this order."""
     made, begin = {}, runs[0].at if runs else 0
     for run in runs:
         kind, nbytes = _TYPES[run.dtype]
@@ -78,8 +78,8 @@ class ShardBuffer:
         self._begin = self._size = 0
 
     def fill(self, runs: list[Run]) -> None:
-        """Copy what the arrays hold now. The memory is used again if it is large enough."""
-        runs = sorted((part for run in runs for part in _cut(run)), key=lambda run: -run.values.itemsize)  # keeps all aligned
+        """Make the file from the arrays' present values, which it copies. Memory is reused if it is large enough."""
+        runs = sorted((part for run in runs for part in _cut(run)), key=lambda run: -run.values.itemsize)  # aligns all runs
         places = list(itertools.accumulate((run.values.nbytes for run in runs), initial=0))
         at = places.pop()
         stored = [
@@ -88,7 +88,7 @@ class ShardBuffer:
         ]
         text = header(stored)
         text += b" " * (-len(text) % 8)
-        text += b" " * (-(8 + len(text) + at) % ALIGNED // 8 * 8)  # to whole pages, which go past the page cache
+        text += b" " * (-(8 + len(text) + at) % ALIGNED // 8 * 8)  # to whole pages, which bypass the page cache
         self._begin, self._size = 8 + len(text), 8 + len(text) + at
         if self._size > self._memory.size:
             self._memory = buffer(self._size)
@@ -103,7 +103,7 @@ class ShardBuffer:
         return self._memory.data[: self._size]
 
     def describe(self) -> dict[str, Any]:
-        """The shard's entry in the manifest: bytes, the header's length and checksum, and each run with its own."""
+        """Return the shard's entry in the manifest: bytes, the header's length and checksum, and each run with its checksum."""
         stops = [one.at + (one.stop - one.start) * np.dtype(one.dtype).itemsize for one in self._runs]
         runs = zip(self._runs, stops, strict=True)
         return {
@@ -114,6 +114,6 @@ class ShardBuffer:
 
 
 def _cut(run: Run) -> list[Run]:
-    """A run as shorter ones; none of nothing."""
+    """Cut a run into runs of LONGEST_BYTES at most; none if it is empty."""
     step = max(1, LONGEST_BYTES // run.values.itemsize)
     return [Run(run.array, run.start + i, run.values[i : i + step]) for i in range(0, run.values.size, step)]

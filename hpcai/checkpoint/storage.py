@@ -1,7 +1,7 @@
 """The places where checkpoints are kept: a folder, local or shared by nodes, or any URL that fsspec knows.
 
-A place holds checkpoints by step, each a few files. It becomes one at a single instant, `commit`: a local folder by its renaming,
-elsewhere, where nothing can be renamed, by its manifest, which is written last and deleted first.
+A place holds checkpoints by step, each of a few files. A checkpoint becomes complete at a single instant, `commit`. A local
+folder is renamed at that instant. Elsewhere nothing can be renamed, so the manifest is written last and deleted first.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from hpcai.checkpoint.remote import Remote
 
 
 class Store(Protocol):
-    """Checkpoints by name, which is `named(step)`. What goes wrong is an OSError."""
+    """A place for checkpoints, by name (`naming.name_of(step)`). Failures are raised as OSError."""
 
     def names(self) -> list[str]:
-        """All checkpoints, oldest first."""
+        """List the names of all checkpoints, oldest first."""
 
     def path(self, name: str) -> str:
-        """The checkpoint's path or URL, for messages."""
+        """Return the checkpoint's path or URL, for messages."""
 
     def files(self, name: str) -> dict[str, int]:
         """List a checkpoint's files with their sizes in bytes; -1 for what is not a regular file. Empty if it is absent."""
 
     def read(self, name: str, file: str, start: int = 0, stop: int | None = None) -> bytes:
-        """A file of a checkpoint, or its bytes from start to stop; fewer where it ends earlier."""
+        """Return a file's bytes from start to stop (None: to its end); fewer if the file ends earlier."""
 
     def write(self, name: str, file: str, content: memoryview) -> None:
-        """A file of a checkpoint that is not complete yet, durable on return."""
+        """Write a file of a checkpoint that is not complete yet. The file is durable on return."""
 
     def sizes(self, name: str) -> dict[str, int]:
-        """The files of a checkpoint that is not complete yet, and their bytes."""
+        """List the files of a checkpoint that is not complete yet, with their sizes in bytes."""
 
     def commit(self, name: str, manifest: bytes, superseded: Sequence[str] = ()) -> list[str]:
-        """Make it complete, durable on return. An older one of that name is replaced.
+        """Make a checkpoint complete, durable on return. It replaces an older checkpoint of that name.
 
-        Superseded ones are deleted where that is done by the same sync, and returned. After a crash either of both may have
-        happened, so `superseded` must not be all.
+        Superseded checkpoints are deleted, and returned, where the same sync does it. After a crash either of the two may have
+        happened without the other, so `superseded` must not name all checkpoints.
         """
 
     def remove(self, name: str) -> None:
         """Delete a checkpoint."""
 
     def set_aside(self, names: list[str]) -> str:
-        """Move checkpoints where `names` has them no more; returns the place where they are then."""
+        """Move checkpoints to a new place, where `names` does not list them; returns that place."""
 
     def discard(self, name: str | None = None) -> None:
-        """Delete what was written of a checkpoint that did not become complete, or of all such, and what is kept for the next."""
+        """Delete the files of the unfinished checkpoint `name`; None: of all unfinished ones, and files kept for reuse."""
 
     def probe(self) -> None:
         """Raise an OSError or CheckpointError if nothing can be written here."""
 
 
 def place(where: str | Path) -> Store:
-    """The place of that name: a URL if it has a scheme, else a folder."""
+    """Return the place of that name: Local for a folder, Remote for a URL elsewhere. Raises: CheckpointError (see Remote)."""
     folder = local(where)
     return Remote(str(where)) if folder is None else Local(folder)
 
 
 def local(where: str | Path) -> Path | None:
-    """The folder that a place of that name is; None for one that is elsewhere.
+    """Return the local folder that a path or URL names; None for a URL elsewhere.
 
     >>> local("file:///scratch/run") == local("/scratch/run") == Path("/scratch/run"), local("s3://bucket/run")
     (True, None)
@@ -73,7 +73,7 @@ def local(where: str | Path) -> Path | None:
 
 
 def located(where: str) -> tuple[Store, str]:
-    """The place and the name of one checkpoint. People may name a link to one; within places none is followed.
+    """Return the place and the name of one checkpoint. `where` may be a link to it; within a place no link is followed.
 
     >>> place, name = located("s/run/step-000000020/")
     >>> place.path(name)

@@ -1,4 +1,4 @@
-"""A thread that carries out what would keep the steps waiting: the writing of checkpoints."""
+"""A thread that writes checkpoints, so that training steps do not wait for the writing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Task:
-    """A function that a thread carries out, which ends with the process."""
+    """A function that a daemon thread carries out. then: called with the task at its end, before it counts as done."""
 
     def __init__(self, function: Callable[[], Any], then: Callable[[Task], None] = lambda work: None):
         self.result: Any = None
@@ -19,7 +19,7 @@ class Task:
 
     @classmethod
     def none(cls) -> Task:
-        """Nothing to do."""
+        """Return a task that is done."""
         made = cls(lambda: None)
         made.carry_out()
         return made
@@ -30,15 +30,15 @@ class Task:
         return self._over.is_set()
 
     def wait(self) -> str:
-        """Return when it is done: why it failed, or nothing."""
+        """Wait until the task is done; return the reason of its failure, empty if it did not fail."""
         self._over.wait()
         return self.failure
 
     def carry_out(self) -> None:
-        """In the thread."""
+        """Run the function, in the thread; keep its result, or its error's text in `failure`."""
         try:
             self.result = self.function()
-        except BaseException as error:  # told to all ranks in the next exchange
+        except BaseException as error:  # the next exchange tells all ranks
             self.failure = " ".join(str(error).split()) or type(error).__name__
         self.then(self)
         del self.function, self.then
@@ -46,7 +46,9 @@ class Task:
 
 
 class Worker:
-    """Carries out one work after another, until nobody has it any more: to start one costs the steps more than to wake it."""
+    """A thread that carries out one task after another, until the Worker is deleted. It exists because waking a thread delays
+    training steps less than starting a thread.
+    """
 
     def __init__(self) -> None:
         self._works: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
@@ -54,7 +56,7 @@ class Worker:
         weakref.finalize(self, self._works.put, None)
 
     def begin(self, work: Task) -> Task:
-        """Have it carried out."""
+        """Queue a task for the thread, and return it."""
         self._works.put(work)
         return work
 

@@ -1,4 +1,4 @@
-"""Data: where samples come from, and which rank sees which of them when."""
+"""Data: the sources of samples, and which samples each rank sees at each step."""
 
 from hpcai.data.dataset import Dataset
 from hpcai.data.given import from_arrays, from_samples

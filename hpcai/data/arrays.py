@@ -1,4 +1,4 @@
-"""Arrays as a data set: whether they belong together, and what of their values a model sees."""
+"""Arrays as a data set: checks that they belong together, and the values that a model sees."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ Named = dict[str, Array]
 
 
 def dataset(name: str, parts: Named, task: Task | None = None, validation: Validation | None = None) -> Dataset:
-    """x_train, x_test: (n, ...) numbers or booleans; y_train, y_test: (n,) numbers, booleans or texts, whose values are classes.
+    """Return a data set of arrays by name. name: of the data set, also for errors.
 
-    Bytes are scaled to [-1, 1]; other numbers are taken as they are, in f32, and booleans as 0 and 1. task: see targets.py.
-    validation: what is held out of the training rows, before anything is measured on them; else x_validation and y_validation
-    may be given, of which nothing is measured either.
+    parts: x_train, x_test: (n, ...) numbers or booleans; y_train, y_test: (n,) numbers, booleans or texts; texts are classes.
+    Bytes (uint8) are scaled to [-1, 1]; other numbers become f32 as they are, and booleans 0 and 1. task: see targets.py.
+    validation: the share of the training rows that is held out, before anything is measured on them. Instead, `parts` may have
+    x_validation and y_validation, on which nothing is measured either.
 
-    Raises: DataError that says which arrays do not belong together, or which value is none for a model.
+    Raises: DataError that names arrays that do not belong together, or a value that a model cannot use.
     """
     check_pair(name, {key: parts[key] for key in ("x_train", "y_train")})
     for side in ("test", "validation") if "x_validation" in parts else ("test",):
@@ -51,15 +52,15 @@ def dataset(name: str, parts: Named, task: Task | None = None, validation: Valid
 
 
 def _require_alike(name: str, parts: Named, side: str) -> None:
-    """Raise DataError for rows of that side that are no pair, or not as those for training are."""
+    """Raise DataError if x and y of that side do not match each other, or differ from the training rows in shape or kind."""
     check_pair(name, {f"{kind}_{side}": parts[f"{kind}_{side}"] for kind in "xy"}, least=2 if side == "test" else 1)
     x_train, x = parts["x_train"], parts[f"x_{side}"]
     if x_train.shape[1:] != x.shape[1:]:
-        raise DataError(f"{name}: x_train has rows of shape {x_train.shape[1:]}, x_{side} of {x.shape[1:]}; wanted the same")
+        raise DataError(f"{name}: x_train has rows of shape {x_train.shape[1:]}, x_{side} of {x.shape[1:]}; wanted one shape")
     if (x_train.dtype == np.uint8) != (x.dtype == np.uint8):
         raise DataError(
             f"{name}: x_train is {x_train.dtype}, x_{side} {x.dtype}, but bytes (uint8) are scaled and others are not; "
-            "give both one dtype"
+            "give both the same dtype"
         )
     y_train, y = parts["y_train"], parts[f"y_{side}"]
     texts = [one.dtype.kind if one.dtype.kind in "US" else "" for one in (y_train, y)]
@@ -68,7 +69,7 @@ def _require_alike(name: str, parts: Named, side: str) -> None:
 
 
 def _held_out(parts: Named, task: Task | None, wanted: Validation | None) -> tuple[Named, int]:
-    """The four arrays where the last rows for testing, so many, are for validation."""
+    """Return the four arrays, in which rows for validation follow those for testing, and the number of rows for validation."""
     if "x_validation" in parts:
         return _behind_tests(parts, parts["x_validation"], parts["y_validation"]), len(parts["x_validation"])
     if wanted is None:
@@ -89,9 +90,9 @@ def _behind_tests(parts: Named, x: Array, y: Array) -> Named:
 
 
 def check_pair(name: str, pair: Named, least: int = 2) -> None:
-    """x and y by their names: so many rows at least, one y a row, values of kinds that are taken. Raises: DataError."""
+    """Check a pair of x and y: `least` rows or more, one y for each row, finite values of kinds in use. Raises: DataError."""
     (x_name, x), (y_name, y) = pair.items()
-    one_hot = f"; of one-hot rows take {y_name}.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else ""
+    one_hot = f"; if rows are one-hot, give {y_name}.argmax(1)" if y.ndim == 2 and y.shape[1] > 1 else ""
     for key, array, kinds, wanted in ((x_name, x, "buif", "numbers"), (y_name, y, "buifUS", "numbers or texts")):
         if array.dtype.kind not in kinds:
             raise DataError(f"{name}: {key} is {str(array.dtype)[:60]}; wanted {wanted}")
@@ -104,17 +105,18 @@ def check_pair(name: str, pair: Named, least: int = 2) -> None:
         held_out = ", of which two are for testing" if least > 2 else ""
         raise DataError(f"{name}: {x_name} has {len(x)} row{'s' * (len(x) != 1)}; wanted {least} at least{held_out}")
     if not prod(x.shape[1:]):
-        raise DataError(f"{name}: {x_name} of shape {x.shape} has no features; wanted a number in each row at least")
+        raise DataError(f"{name}: {x_name} of shape {x.shape} has no features; wanted at least one number in each row")
     for key, array in pair.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             where = np.argwhere(~np.isfinite(array))[0]
             raise DataError(
-                f"{name}: {key} has {array[tuple(where)]} in row {where[0]:,} (from 0); wanted finite numbers: fill or leave out"
+                f"{name}: {key} has {array[tuple(where)]} in row {where[0]:,} (from 0); wanted finite numbers: "
+                "fill it, or leave its row out"
             )
 
 
 def _rows(name: str, key: str, x: Array) -> Array:
-    """(n, features) bytes or f32, contiguous and in this machine's order."""
+    """Return x as (n, features) u8 or f32, contiguous and in this machine's byte order. Raises: DataError beyond f32's range."""
     if x.dtype.kind == "b" or x.dtype == np.uint8:
         return np.ascontiguousarray(x.reshape(len(x), -1), np.uint8)
     with np.errstate(over="ignore"):
@@ -128,7 +130,7 @@ def _rows(name: str, key: str, x: Array) -> Array:
 
 
 def _coarse(x: Array, rows: Array) -> tuple[str, ...]:
-    """Warn of features whose differences f32 rounds away, as it does of times in seconds since 1970."""
+    """Return a warning if f32 rounds away differences within features, such as times in seconds since 1970."""
     if rows.dtype != np.float32 or np.can_cast(x.dtype, np.float32):
         return ()
     flat = x.reshape(rows.shape).astype(np.float64, copy=False)
@@ -148,17 +150,17 @@ def _targets(name: str, train: Array, test: Array, task: Task | None) -> Targets
         found = _named(train, test, task) if train.dtype.kind in "US" or test.dtype.kind in "US" else targets(train, test, task)
         if task is None and not found.classes and targets(train, train).classes:
             raise DataError(
-                "y_train alone would be classes, with y_test it is a quantity; say which by --task classification or regression"
+                "y_train alone would be classes, but with y_test it is a quantity; give --task classification or regression"
             )
         if found.classes and not np.isin(found.test, found.train).any():
-            raise DataError(f"y_test has none of y_train's classes ({found.said}); are they numbered alike?")
+            raise DataError(f"y_test has none of y_train's classes ({found.said}); do both number the classes alike?")
         return found
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
 
 
 def _named(train: Array, test: Array, task: Task | None) -> Targets:
-    """Texts as classes."""
+    """Return targets of texts, which are classes. Raises: DataError if one array has numbers, or if `task` is regression."""
     if task == "regression" or {train.dtype.kind, test.dtype.kind} - {"U", "S"}:
         raise DataError(
             f"y_train is {train.dtype}, y_test {test.dtype}; texts are classes: wanted texts in both, or numbers in both"

@@ -1,4 +1,4 @@
-"""A table's cells: numbers as f64, texts as numbers of their values, each cell checked."""
+"""A table's cells, each of them checked: numbers as f64, texts as codes that number their values."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 Kind = Literal["number", "text", "any", "whole"]
-"""What a column's cells are: finite numbers; texts that are no numbers; anything but nothing; whole numbers of any size."""
+"""The kind of a column's cells: finite numbers; texts that are not numbers; anything not empty; whole numbers of any size."""
 
 _NAME = 200
-"""Characters of a class or category."""
+"""The limit for characters of a class or category."""
 
 _ROWS = 4096
 _SHOWN = 60
 _CELL_BYTES = 15
-"""Of a number, as measured: f64 here, f32 as a feature, and what is spare or passing."""
+"""Bytes that a number takes, as measured: f64 here, f32 as a feature, and spare or temporary memory."""
 
 _ROW_BYTES = 48
-"""Beside features: label, place, and which rows are for testing."""
+"""Bytes of a row beside its features: label, place, and whether it is for testing."""
 
 
 class Plan(NamedTuple):
-    """The selection from a table: columns by position, how many values a text may have, whether the label is to be classes.
-
-    kinds: in the order of the columns, the label last.
+    """The selection from a table. names: of all columns; kinds: of the selected columns by position, in order, the label last;
+    most: how many different values a column of texts may have; label: its position; classes: whether the label must be classes.
     """
 
     names: list[str]
@@ -56,7 +55,7 @@ class Plan(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """rows: how many; numbers: (rows, columns) f64; codes: for each column of texts (rows,) i32, which number its values."""
+    """rows: their number; numbers: (rows, columns) f64; codes: for each column of texts (rows,) i32, indices of its `values`."""
 
     rows: int
     numbers: Array
@@ -65,7 +64,7 @@ class Cells(NamedTuple):
 
 
 class OtherLabel(Exception):
-    """The label turns out to be of another kind than was thought: the table is to be read again."""
+    """The label is of another kind than the plan says: the table must be read again with this kind."""
 
     def __init__(self, kind: Kind):
         super().__init__(kind)
@@ -73,14 +72,14 @@ class OtherLabel(Exception):
 
 
 def short(cell: str) -> str:
-    """A cell for a message."""
+    """Return a cell for a message, cut if it is long."""
     return repr(cell) if len(cell) <= _SHOWN else f"{cell[:_SHOWN]!r}... ({len(cell):,} characters)"
 
 
 def read(path: Path, file: TextIO, plan: Plan, begin: int, ahead: list[str]) -> Cells:
-    """All cells of the plan's columns; `ahead` are blocks read before, and `begin` lines came before these.
+    """Return all cells of the plan's columns. ahead: blocks that were read before; begin: how many lines came before these.
 
-    Blocks of nothing but numbers go through numpy's parser; what it refuses, and what needs a closer look, is read cell by cell.
+    Blocks of numbers alone go through numpy's parser. Blocks that it refuses, or that need closer checks, are read cell by cell.
 
     Raises: DataError that names line and column; OtherLabel.
     """
@@ -111,13 +110,13 @@ class _Reader:
         return Cells(self.rows, numbers, [np.frombuffer(one, np.int32) for one in self.codes], [list(one) for one in self.values])
 
     def add(self, block: str) -> None:
-        """Lines without quotes."""
+        """Add a block of lines without quotes."""
         if not block.isspace() and not self._quickly(block):
             self.add_rows(iter(io.StringIO(block, newline="")))
         self.line += lines_in(block)
 
     def add_quoted_numbers(self, block: str) -> bool:
-        """Lines of numbers, some in quotes, all of which stand at the ends of cells; else nothing is done."""
+        """Add a block of numbers, some in quotes, if all quotes are at the ends of cells. Else add nothing, and return False."""
         cut = self.plan.delimiter
         ends = sum(map(block.count, (cut + '"', '"' + cut, '\n"', '"\n', '"\r'))) + block.startswith('"') + block.endswith('"')
         if block.count('"') % 2 or block.count('"') != ends or not self._quickly(block, '"'):
@@ -132,7 +131,7 @@ class _Reader:
         try:
             found = np.loadtxt(io.StringIO(block, newline=""), delimiter=cut, comments=None, ndmin=2, quotechar=quote)
         except ValueError:
-            self.quick = False  # there is a text, be it in a column that is left out
+            self.quick = False  # there is a text, maybe in a column that is left out
             return False
         if found.shape[1] != len(self.plan.names):
             return False
@@ -145,7 +144,7 @@ class _Reader:
         return True
 
     def add_rows(self, lines: Iterator[str]) -> None:
-        """Lines, cell by cell."""
+        """Add lines, cell by cell. Raises: DataError, OtherLabel."""
         reader = csv.reader(map(self._bounded, lines), delimiter=self.plan.delimiter, strict=True)
         try:
             for batch in self._batches((self.line + reader.line_num, row) for row in reader if row):
@@ -156,7 +155,7 @@ class _Reader:
             raise DataError(f"{self.path} line {self.line + reader.line_num}: {printable(str(error))}{hint}") from None
 
     def check_memory(self, share: float = 1.0) -> None:
-        """Raise DataError if the table will not fit, of which this share has been read."""
+        """Raise DataError if the table will not fit into memory. share: the part of the table that has been read."""
         a_row = _CELL_BYTES * len(self.number_places) + 4 * len(self.codes) + _ROW_BYTES
         rows = max(self.rows, self.rows / share / 2)  # half, as the first rows may be shorter than others
         if rows * a_row > self.room:
@@ -166,7 +165,7 @@ class _Reader:
             )
 
     def _batches(self, rows: Iterator[tuple[int, list[str]]]) -> Iterator[list[tuple[int, list[str]]]]:
-        """Some rows at a time, fewer where they are long."""
+        """Yield some rows at a time, fewer if rows are long."""
         batch: list[tuple[int, list[str]]] = []
         for row in rows:
             batch.append(row)
@@ -215,14 +214,14 @@ class _Reader:
         self.numbers.frombytes(numbers.tobytes())
 
     def _at(self, batch: list[tuple[int, list[str]]], at: int) -> tuple[int, int]:
-        """Line and place of a number."""
+        """Return the line and the column's position of a number in the batch."""
         row, column = divmod(at, len(self.number_places))
         return batch[row][0], self.number_places[column]
 
     def _check_large(self, line: int, place: int, cell: str, number: float) -> None:
-        """Refuse what is not finite, and whole numbers that f64 does not hold: they are names, not quantities."""
+        """Refuse numbers that are not finite, and whole numbers that f64 does not hold: those are names, not quantities."""
         if not np.isfinite(number):
-            raise DataError(f"{self._cell(line, place)}: {short(cell)} is not a finite number; mend it{self._advice(place)}")
+            raise DataError(f"{self._cell(line, place)}: {short(cell)} is not a finite number; correct it{self._advice(place)}")
         if place == self.plan.label and not is_spelt(cell, number):
             if whole(cell) is not None or WHOLE.fullmatch(cell):
                 raise OtherLabel("whole")
@@ -231,7 +230,7 @@ class _Reader:
         elif WHOLE.fullmatch(cell) and whole(cell) != int(number):
             raise DataError(
                 f"{self._cell(line, place)}: {short(cell)} is a whole number beyond 2^53, which as a feature would be rounded; "
-                f"if it is a name, take it as one with --categorical-columns{self._advice(place)}"
+                f"if it is a name, give its column to --categorical-columns{self._advice(place)}"
             )
 
     def _refuse_text(self, line: int, place: int, row: list[str]) -> NoReturn:
@@ -247,7 +246,7 @@ class _Reader:
             with suppress(ValueError):
                 raise DataError(f"{said} in plain digits; write {float(cell)}")
         if place == self.plan.label:
-            raise DataError(f"{said}, as others are or --task regression wants; --task classification takes all as classes")
+            raise DataError(f"{said}, but other labels are, or --task regression wants them; --task classification takes all")
         texts = [self.plan.names[other] for other in self.number_places if other != self.plan.label and not is_number(row[other])]
         given = printable(",".join(texts))
         raise DataError(
@@ -255,7 +254,7 @@ class _Reader:
         )
 
     def _new_value(self, column: int, cell: str, line: int) -> int:
-        """The number of a text that is new in this spelling."""
+        """Return the code of a text that is new in this spelling. Raises: DataError, OtherLabel."""
         place, value = self.text_places[column], cell.strip()
         kind = self.plan.kinds[place]
         if not value:
@@ -264,7 +263,7 @@ class _Reader:
             raise DataError(f"{self._cell(line, place)}: {short(cell)} is too long for a name{self._advice(place)}")
         if kind == "text" and is_number(value):
             raise DataError(
-                f"{self._cell(line, place)}: {short(value)} is a number, and the labels before it are not; "
+                f"{self._cell(line, place)}: {short(value)} is a number, but the labels before it are not; "
                 "--task classification takes all as classes"
             )
         if kind == "whole":
@@ -273,7 +272,7 @@ class _Reader:
                 raise OtherLabel("any")
             if exact is None:
                 raise DataError(
-                    f"{self._cell(line, place)}: {short(value)} is beside whole numbers beyond 2^53, which only classes can be; "
+                    f"{self._cell(line, place)}: {short(value)} is beside whole numbers beyond 2^53, which can only be classes; "
                     "--task classification takes all as classes"
                 )
             value = str(exact)

@@ -1,4 +1,4 @@
-"""From a table's columns to features: numbers standardised, categories one-hot, and what a prediction must know of both."""
+"""Features from a table's columns: numbers standardised, categories one-hot, and the encoding that predictions need."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hpcai.errors import DataError
 from hpcai.xp import Array
 
 MOST_DESCRIBED = 20_000
-"""A checkpoint's manifest describes so many columns; of a wider table it says nothing."""
+"""A checkpoint's manifest describes columns if there are at most this many; it does not describe those of a wider table."""
 
 UNUSUAL = 1e4
-"""More deviations than this from the mean are worth a warning; 16-bit floats end at 65504."""
+"""A number more deviations than this from the mean gives a warning; 16-bit floats end at 65504."""
 
 _DESCRIBED_BYTES = 4 << 20
-"""Nor of one whose description takes more than this."""
+"""The limit for the bytes of a description in a manifest."""
 
 _GROUP = 1 << 20
-"""Numbers that are scaled at a time."""
+"""How many numbers are scaled at a time."""
 
 
 class Features(NamedTuple):
@@ -42,15 +42,16 @@ class Features(NamedTuple):
 
 
 def features(cells: Cells, numbers: list[str], texts: list[str], train: Array, test: Array) -> Features:
-    """Scaled by the training rows alone: columns of numbers first, then a column for each category that training rows have.
+    """Return features: columns of numbers, scaled by the training rows alone, then a column for each category of training rows.
 
-    Raises: DataError for a number of a testing row that is beyond any scale.
+    numbers, texts: the columns' names; train, test: the rows' indices.
+    Raises: DataError if features do not fit into memory, or if a number of a test row is beyond any scale.
     """
-    numeric, coded = cells.numbers[:, : len(numbers)], cells.codes[: len(texts)]  # without a label behind them
+    numeric, coded = cells.numbers[:, : len(numbers)], cells.codes[: len(texts)]  # without the label, which comes last
     kept = [in_order(values, np.unique(codes[train]).tolist()) for codes, values in zip(coded, cells.values, strict=False)]
     width = len(numbers) + sum(map(len, kept))
     if 4 * cells.rows * width > available():
-        raise DataError(f"one-hot, the table has {width:,} features in each of {cells.rows:,} rows, beyond memory")
+        raise DataError(f"one-hot, the table has {width:,} features in each of {cells.rows:,} rows, more than fit into memory")
     x = [np.zeros((len(rows), width), np.float32) for rows in (train, test)]
     encoding, constant, unusual = _scale_into(x, numeric, numbers, train, test)
     names, notes, warnings = list(numbers), [], [*_said_of_constants(constant), *unusual]
@@ -71,7 +72,7 @@ def features(cells: Cells, numbers: list[str], texts: list[str], train: Array, t
 
 
 def described(columns: list[dict[str, Any]] | None, label: dict[str, Any]) -> dict[str, Any]:
-    """Return what a prediction needs, without anything too long for a manifest."""
+    """Return the encoding that predictions need, with None in place of a part that is too long for a manifest."""
     found: dict[str, Any] = {"columns": columns, "label": label}
     for part in ("columns", "label"):
         if len(json.dumps(found)) > _DESCRIBED_BYTES:
@@ -80,7 +81,7 @@ def described(columns: list[dict[str, Any]] | None, label: dict[str, Any]) -> di
 
 
 def leaks(x: Array, y: Array, names: list[str]) -> tuple[str, ...]:
-    """Warn of features that are the label in disguise: the model would look brilliant and be useless. y: (n,) numbers."""
+    """Return warnings of features that determine the label: a model would look perfect and be useless. y: (n,) numbers."""
     target, said = y - y.mean(), []
     for part in _groups(x):
         z = x[:, part].astype(np.float64)
@@ -98,7 +99,7 @@ def leaks(x: Array, y: Array, names: list[str]) -> tuple[str, ...]:
 def _scale_into(
     x: list[Array], cells: Array, names: list[str], train: Array, test: Array
 ) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """Fill in the columns of numbers; returns what each was scaled by, which are constant, and warnings."""
+    """Fill the columns of numbers of `x` (train, test); returns each column's scaling, constant columns' names, and warnings."""
     encoding: list[dict[str, Any]] = []
     constant: list[str] = []
     unusual: list[str] = []
@@ -113,7 +114,7 @@ def _scale_into(
             row = int(np.argmax(np.abs(z[:, i])))
             said = f"column {names[part.start + i]!r}: {given[row, i]} in data row {test[row] + 1}, which is for testing, is "
             if not size[i] < FAR:
-                raise DataError(f"{said}beyond any scale of the training rows; mend it, or leave it out")
+                raise DataError(f"{said}beyond any scale of the training rows; correct it, or leave its row out")
             unusual.append(f"{said}{size[i]:.2g} deviations from the training rows' mean")
         x[1][:, part] = z
         constant += [names[part.start + i] for i in np.flatnonzero(scale.deviation == 0)]
@@ -129,13 +130,13 @@ def _said_of_constants(names: list[str]) -> list[str]:
 
 
 def in_order(values: list[str], codes: Iterable[int]) -> Array:
-    """These codes in the order of their values: by number where all are numbers, else by text."""
+    """Return the codes in the order of their values: by number if all values are numbers, else by text."""
     given = list(codes)
     numeric = all(is_number(values[code]) for code in given)
     return np.array(sorted(given, key=lambda code: (float(values[code]) if numeric else 0, values[code])), np.int64)
 
 
 def _groups(x: Array) -> list[slice]:
-    """Columns in groups that are worth a pass and take little memory."""
+    """Return the columns in groups: large enough to be worth a pass, small enough to take little memory."""
     step = max(1, _GROUP // max(1, len(x)))
     return [slice(begin, min(begin + step, x.shape[1])) for begin in range(0, x.shape[1], step)]

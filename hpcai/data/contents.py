@@ -1,4 +1,4 @@
-"""A short description of a data set's contents, by which a run that resumes recognises its data."""
+"""A short description of a data set's contents, by which a resumed run recognises its data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hpcai.data.dataset import Dataset, take
 from hpcai.xp import Array
 
 Contents = dict[str, Any]
-"""Numbers and digests by what they are of, as JSON has them."""
+"""Counts and digests by name, as JSON."""
 
 
 def contents(dataset: Dataset) -> Contents:
-    """Describe the data that training sees, not the files, which may be moved, renamed or compressed.
+    """Describe the data that training sees. The files do not matter: they may be moved, renamed or compressed.
 
-    Cost: one pass of xxh3, some 10 GB/s. It finds changes; it does not stop forgers.
+    Cost: one pass of xxh3, some 10 GB/s. The description reveals changes, but not a forgery.
     """
     seen, target = (dataset.scale, dataset.shift), (dataset.classes, dataset.target_unit)
     if dataset.samples is not None:
@@ -36,7 +36,7 @@ def contents(dataset: Dataset) -> Contents:
             "validation targets": _digest(dataset.y_validation, *target),
         }
         numbers |= held
-    if not dataset.context:  # which is no property of a text
+    if not dataset.context:  # the length of samples is no property of a text
         numbers["values a sample"] = list(dataset.shape)
     if names := [one for one in ((dataset.encoding or {}).get("label") or {}).get("values", []) if isinstance(one, str)]:
         numbers["names of classes"] = xxhash.xxh3_128("\0".join(names).encode()).hexdigest()
@@ -51,7 +51,7 @@ def contents(dataset: Dataset) -> Contents:
 
 
 def _of_samples(dataset: Dataset) -> Contents:
-    """Describe objects that hand out samples, which may be too many to read: their number, and the first and last of each."""
+    """Describe objects that hand out samples. Samples may be too many to read, so only their number, first and last are used."""
     found: Contents = {
         "training samples": dataset.train_samples,
         "test samples": dataset.test_samples,

@@ -15,10 +15,10 @@ from hpcai.data.opening import kind_of, printable
 from hpcai.errors import DataError
 
 BLOCK = 1 << 20
-"""Characters that are read at a time, and then to the end of the line."""
+"""How many characters are read at a time; the rest of the last line follows."""
 
 MOST_LINE = 64 << 20
-"""Characters of a line, and MOST_COLUMNS of its cells: enough for a million columns."""
+"""The limit for characters of a line. MOST_COLUMNS is that for its cells: enough for a million columns."""
 
 MOST_COLUMNS = 1 << 20
 
@@ -29,7 +29,7 @@ _SHOWN, _SHOWN_OF_NAME = 30, 60
 
 
 class Header(NamedTuple):
-    """names: of the columns, "" for an index without one; lines: how many the header takes; notes: what was found beside it."""
+    """names: of the columns, "" for an index without a name; lines: how many lines the header takes; notes: for the user."""
 
     names: list[str]
     delimiter: str
@@ -39,7 +39,10 @@ class Header(NamedTuple):
 
 @contextmanager
 def decoded(path: Path, content: BinaryIO) -> Iterator[tuple[TextIO, tuple[str, ...]]]:
-    """The text of a file, UTF-8 or what its byte order mark says, and what to say of it. Raises: DataError, also from reads."""
+    """Yield the text of a file, in UTF-8 or what its byte order mark says, and notes for the user.
+
+    Raises: DataError, also from reads.
+    """
     first = cast(Any, content).peek(4096)
     kind = kind_of(first)
     if kind not in _ENCODINGS:
@@ -61,7 +64,9 @@ def decoded(path: Path, content: BinaryIO) -> Iterator[tuple[TextIO, tuple[str, 
 
 
 def header(path: Path, file: TextIO, wanted: Sequence[str]) -> Header:
-    """Read the names of the columns. The delimiter is the one at which the wanted names are found; commas first."""
+    """Read the names of the columns. The delimiter is the first that gives all wanted names, commas tried first; else the one
+    that gives most names. Raises: DataError.
+    """
     text, lines, given = _first_line(path, file)
     if text.count(max(_DELIMITERS, key=text.count)) >= MOST_COLUMNS:
         raise DataError(f"{path} has more than {MOST_COLUMNS:,} columns; leave some out")
@@ -76,7 +81,7 @@ def header(path: Path, file: TextIO, wanted: Sequence[str]) -> Header:
 
 
 def blocks(path: Path, file: TextIO, begin: int) -> Iterator[str]:
-    """Whole lines, some BLOCK characters at a time, of a text of which `begin` lines have been read."""
+    """Yield the rest of a text as blocks of whole lines, some BLOCK characters each. begin: how many lines have been read."""
     while text := file.read(BLOCK):
         if not text.endswith("\n"):
             rest = file.readline(MOST_LINE)
@@ -96,18 +101,18 @@ def lines_in(text: str) -> int:
 
 
 def plain_name(name: str) -> str:
-    """A column's name as it is compared: without spaces around it, accents in one form."""
+    """Return a column's name for comparisons: without spaces around it, and with accents in one form (NFC)."""
     return unicodedata.normalize("NFC", name.strip("\ufeff \t\r\n\v\f\xa0"))
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message."""
+    """Return names for a message, the first _SHOWN of them."""
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return ", ".join(printable(name[:_SHOWN_OF_NAME]) or "(no name)" for name in names[:_SHOWN]) + more
 
 
 def _first_line(path: Path, file: TextIO) -> tuple[str, int, str]:
-    """The header with its quoted line breaks, how many lines were read for it, and the delimiter if a line `sep=;` gives it."""
+    """Return the header with its quoted line breaks, the number of lines read, and the delimiter of a line like `sep=;`."""
     parts: list[str] = []
     lines = size = quotes = 0
     given = ""

@@ -15,13 +15,13 @@ from hpcai.xp import Array
 class Dataset(NamedTuple):
     """Samples as flat rows.
 
-    x_*: (n, prod(shape)) u8 or floats, of which the model sees x * scale + shift. y_*: (n,) i64 labels below `classes`, or for
-    regression (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty,
-    and a sample is a window of `context` bytes. notes: what was taken of the data, for the head of a run. encoding: JSON-able,
-    what a prediction needs of it: {"label": {"kind": "classes", "values": [...]}} and the like (see targets.py, columns.py).
-    contents: what a checkpoint keeps of the arrays (see contents.py). samples: for training, testing and, if wanted,
-    validation, objects that hand out what is not in memory (see samples.py); the arrays have no rows then. class_weights:
-    (classes,) f64, for a loss that weighs its targets by them.
+    x_*: (n, prod(shape)) u8 or floats; the model sees x * scale + shift. y_*: (n,) i64 labels below `classes`, or for regression
+    (classes = 0) (n, 1) f64 targets in units of `target_unit`. For text (context > 0) x_* are bytes, y_* are empty, and a sample
+    is a window of `context` bytes. notes: remarks on the data, which a run prints first. encoding: what predictions need to know
+    of the data, JSON-able: {"label": {"kind": "classes", "values": [...]}} and the like (see targets.py, columns.py). contents:
+    the description of the data in a checkpoint (see contents.py). samples: objects for training, testing and maybe validation
+    that hand out samples which are not in memory (see samples.py); then the arrays have no rows. class_weights: (classes,) f64,
+    by which a loss weighs its targets.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Dataset(NamedTuple):
 
     @property
     def validating(self) -> Dataset:
-        """This data set with the samples for validation in the place of those for testing."""
+        """This data set, with the samples for validation in place of the samples for testing."""
         if self.samples is not None:
             return self._replace(samples=(self.samples[0], self.samples[2]))
         assert self.x_validation is not None
@@ -65,7 +65,7 @@ class Dataset(NamedTuple):
 
     @property
     def class_names(self) -> list[str]:
-        """The labels as the data have them, else their numbers."""
+        """The names of classes in the data; where the data have none, the classes' numbers."""
         label = (self.encoding or {}).get("label") or {}
         names = [str(value) for value in label["values"]] if label.get("kind") == "classes" else []
         return names + [str(i) for i in range(len(names), self.classes)]
@@ -77,14 +77,14 @@ class Dataset(NamedTuple):
 
     @property
     def train_samples(self) -> int:
-        """Samples for training; for text one window fewer than would fit, so that windows can begin anywhere in the first."""
+        """The number of samples for training. For text one window fewer than fits, so that the first can begin at any `phase`."""
         if self.samples is not None:
             return len(self.samples[0])
         return len(self.x_train) // self.context - 1 if self.context else len(self.x_train)
 
     @property
     def test_samples(self) -> int:
-        """Samples for testing."""
+        """The number of samples for testing."""
         if self.samples is not None:
             return len(self.samples[1])
         return (len(self.x_test) - 1) // self.context if self.context else len(self.x_test)
@@ -101,7 +101,10 @@ class Dataset(NamedTuple):
 
 
 def take(dataset: Dataset, index: Array, rows: Array, train: bool = True, phase: int = 0) -> tuple[Array, Array]:
-    """(x, target) of these samples. rows: a buffer for x, of whose dtype it is; phase: of text, where the first window begins."""
+    """Return (x, target) of the samples `index`, (b,) i64.
+
+    rows: a buffer for x, which also gives its dtype; phase: the byte of a text where window 0 begins.
+    """
     if dataset.samples is not None:
         x, target = samples.taken(dataset.samples, index, rows.dtype, train)
         samples.require(x, target, dataset.shape, dataset.classes)
@@ -120,7 +123,7 @@ def take(dataset: Dataset, index: Array, rows: Array, train: bool = True, phase:
     where={"context >= 1": "windows of 1 byte at least", "phase >= 0": "a phase from 0"},
 )
 def windows(content: Array, index: Array, context: int, phase: int = 0) -> tuple[Array, Array]:
-    """Bytes and what follows each: two (b, context) arrays of i64; window i begins at byte phase + i * context.
+    """Return windows of bytes, and the byte after each byte: two (b, context) i64 arrays. Window i begins at phase + i * context.
 
     >>> windows(np.frombuffer(b"abcdefg", np.uint8), np.array([1]), 2)
     (array([[ 99, 100]]), array([[100, 101]]))
@@ -138,14 +141,14 @@ def windows(content: Array, index: Array, context: int, phase: int = 0) -> tuple
     where={"b <= room": "room for the batch"},
 )
 def batch_into(out: Array, rows: Array, index: Array, dataset: Dataset) -> Array:
-    """Fill the first len(index) rows of `out` (b, features) with samples of `rows`; returns them in the samples' shape."""
+    """Fill the first len(index) rows of `out` with samples of `rows`, scaled and shifted; returns them as (b, *dataset.shape)."""
     ops.gather_into.unchecked(out[: len(index)], rows, index, dataset.scale, dataset.shift)
     return out[: len(index)].reshape(len(index), *dataset.shape)
 
 
 def constant_score(dataset: Dataset) -> float | None:
-    """The score on the test rows of a predictor that ignores its input: accuracy of the commonest training label, or for
-    regression the mean squared error of the training mean. None if targets are not in memory.
+    """Return the score on the test rows of a predictor that ignores its input: the accuracy of the commonest training label, or
+    for regression the mean squared error of the training mean. None if targets are not in memory.
     """
     if dataset.samples is not None:
         return None
@@ -157,7 +160,7 @@ def constant_score(dataset: Dataset) -> float | None:
 
 
 def hold_out(n: int, fraction: float = 0.2) -> tuple[Array, Array]:
-    """Train and test indices of n rows: a fixed shuffle, of which the last `fraction` is for testing."""
+    """Return the indices of n rows for training and for testing: a fixed shuffle, whose last `fraction` is for testing."""
     order = np.random.Generator(np.random.Philox(key=[0, n])).permutation(n)
     cut = n - max(1, int(n * fraction))
     return order[:cut], order[cut:]

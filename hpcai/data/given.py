@@ -1,4 +1,4 @@
-"""Data sets from what a program has: arrays, or objects that hand out samples."""
+"""Data sets from a program's own objects: arrays, or objects that hand out samples."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def from_arrays(
     name: str = "arrays",
     validation: Validation | tuple[Any, Any] | None = None,
 ) -> Dataset:
-    """A data set of arrays in memory, as npz:PATH reads them.
+    """Return a data set of arrays in memory, with the rules of npz:PATH.
 
     Args:
-        x: (n, ...) numbers or booleans. Bytes (uint8) are scaled to [-1, 1]; other numbers are taken as they are, in f32.
+        x: (n, ...) numbers or booleans. Bytes (uint8) are scaled to [-1, 1]; other numbers become f32 as they are.
         y: (n,) labels or quantities: numbers, booleans or texts.
-        x_test, y_test: the same for testing; without them a fixed fifth of the rows is held out, and n is 10 at least.
-        task: "classification" or "regression"; without it texts and few whole numbers are classes.
-        name: for the head of a run.
-        validation: (x, y) for validation; or what is held out of the rows for training, as fit holds out what its option says
-            of (x, y) as they are.
-    Raises: DataError that says which arrays do not belong together, or which value is none for a model.
+        x_test, y_test: the same for testing. Without them a fixed fifth of the rows is for testing, and n must be 10 or more.
+        task: "classification" or "regression". Without it texts, and whole numbers with few different values, are classes.
+        name: the name of the data set in a run's output and in errors.
+        validation: (x, y) for validation; or hpcai.data.validation.Validation(fraction, seed), the share of the rows for training
+            to hold out, as `fit` does with its option `validation`.
+    Raises: DataError that names arrays that do not belong together, or a value that a model cannot use.
 
     >>> found = from_arrays(np.arange(40.0).reshape(20, 2), np.arange(20) % 2)
     >>> found.x_train.shape, found.x_test.shape, found.classes
@@ -57,7 +57,7 @@ def from_arrays(
 
 
 def _pair(name: str, validation: Any) -> dict[str, Any]:
-    """x_validation and y_validation. Raises: DataError for what is no pair."""
+    """Return x_validation and y_validation by name. Raises: DataError if `validation` is not a pair."""
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise DataError(
             f"{name}: validation wants a pair (x, y), or hpcai.data.validation.Validation(fraction, seed), got "
@@ -67,9 +67,9 @@ def _pair(name: str, validation: Any) -> dict[str, Any]:
 
 
 def _array(name: str, key: str, value: Any) -> Array:
-    """The value as an array. Raises: DataError for rows of different lengths, and what numpy cannot take."""
+    """Return the value as an array. Raises: DataError for masked values, rows of different lengths, what numpy cannot take."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
-        raise DataError(f"{name}: {key} has masked values; wanted is a value in each place: fill or leave out")
+        raise DataError(f"{name}: {key} has masked values; wanted is a value in each place: fill them or leave their rows out")
     try:
         found = np.asarray(value)
         return found if found.dtype.kind != "O" else _of_objects(found)
@@ -80,13 +80,13 @@ def _array(name: str, key: str, value: Any) -> Array:
 def from_samples(
     train: Samples, test: Samples, *, classes: int = 0, name: str = "samples", validation: Samples | None = None
 ) -> Dataset:
-    """A data set of objects with `__len__` and `take(index)`, for training and for testing.
+    """Return a data set of objects with `__len__` and `take(index)`, which hand out samples.
 
     Args:
-        train, test, validation: see samples.Samples. Every rank has its own, and asks it for its share of each batch.
-        classes: how many there are, where targets are their numbers; 0: targets are quantities.
-        name: for the head of a run.
-    Raises: DataError for an object that has no samples, or whose first sample is none.
+        train, test, validation: see samples.Samples. Every rank has its own objects, and asks them for its share of each batch.
+        classes: the number of classes if targets are classes, numbered from 0; 0 if targets are quantities.
+        name: the name of the data set in a run's output and in errors.
+    Raises: DataError for an object without these methods or without samples, or whose first sample does not fit the protocol.
     """
     named = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
     for side, samples in named.items():
@@ -100,7 +100,7 @@ def from_samples(
 
 
 def _of_objects(found: Array) -> Array:
-    """Texts, booleans or numbers that stand in an array of objects, as pandas has them; else the array as it is."""
+    """Return an array of objects, as pandas makes them, as texts, booleans or f64 if all of it is one kind; else unchanged."""
     kinds = {type(one) for one in found.flat}
     if kinds == {str}:
         return found.astype(np.str_)

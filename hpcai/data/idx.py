@@ -1,4 +1,4 @@
-"""MNIST's IDX files, gz or raw: found, checked against the published content, and read."""
+"""MNIST's IDX files, gz or raw: finds the files, checks them against the published content, and reads them."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _HOW = {
 
 
 def load(name: str, paths: Sequence[Path]) -> Dataset:
-    """`name` ("mnist" or "fashion-mnist") from its four files; pixels scaled to [-1, 1].
+    """Return the data set `name` ("mnist" or "fashion-mnist") from its four files, with pixels scaled to [-1, 1].
 
-    Raises: DataError when a file is truncated, or not the published one.
+    Raises: DataError if a file is truncated, or not the published one.
     """
     x_train, y_train, x_test, y_test = (_read(path, digest) for path, digest in zip(paths, SHA256[name], strict=True))
     shape = x_train.shape[1:]
@@ -89,14 +89,14 @@ def _shape(raw: bytes) -> tuple[int, ...]:
 
 
 def _unlike(raw: bytes, digest: str) -> str:
-    """Why a file is not the published one."""
+    """Return why a file is not the published one, as the end of a message."""
     for name, digests in SHA256.items():
         if digest in digests:
             return f"has the content of {name}'s {_FILES[digests.index(digest)]}; give each file its own name and folder"
     shape = _shape(raw)
     if not shape:
-        return f"is not an IDX file of bytes: it starts with {raw[:4].hex(' ') or 'nothing'}, wanted 00 00 08 and the rank"
+        return f"is not an IDX file of bytes: it starts with {raw[:4].hex(' ') or 'nothing'}, wanted 00 00 08 and a count of dims"
     wanted = 4 + 4 * len(shape) + math.prod(shape)
     if len(raw) != wanted:
         return f"is truncated or too long: its header promises {wanted:,} bytes, it has {len(raw):,}; get the file again"
-    return "has another content than the published file (SHA-256 differs); get the file again, or use npz: for your own"
+    return "differs from the published file (in its SHA-256); get the file again, or use npz: for data of your own"

@@ -10,16 +10,16 @@ _ROOT = Path("/")
 
 
 def available() -> int:
-    """Bytes that this process can still take without swapping: the least of what machine, control groups and ulimit -v leave.
+    """Return the bytes that this process can take without swapping: the least that machine, control groups and ulimit -v leave.
 
-    All of a machine's processes draw on the same, so another rank may be quicker.
+    All processes of a machine share its memory, so another rank may take it first.
     """
     known = [free for free in (machine(), limit()) if free is not None]
     return max(0, min([sys.maxsize, *known, *(free for _, free in control_groups())]))
 
 
 def machine() -> int | None:
-    """Return the bytes that the kernel would give without swapping; None if it does not say."""
+    """Return the bytes that the kernel would give without swapping; None if the kernel does not say."""
     for line in _lines("proc/meminfo"):
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
@@ -27,7 +27,7 @@ def machine() -> int | None:
 
 
 def control_groups() -> list[tuple[Path, int]]:
-    """This process's control groups that have a limit, of version 2 or 1 and with those above them, and what each leaves."""
+    """Return this process's control groups with a limit, of version 2 or 1, and their parents, each with the bytes it leaves."""
     found = []
     for line in _lines("proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
@@ -56,7 +56,7 @@ def _reclaimable(group: Path, cached: str) -> int:
 
 
 def _number(path: Path) -> int | None:
-    """The number in a file; None where it has none, as in `max`."""
+    """Return the number in a file; None if the file has none, as with `max`."""
     text = next(iter(_lines(path)), "")
     return int(text) if text.isdigit() else None
 

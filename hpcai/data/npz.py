@@ -1,4 +1,4 @@
-"""npz archives, read without trust: nothing is unpickled, and no header decides how much memory is taken."""
+"""npz archives, read without trust: nothing is unpickled, and a header alone cannot make the reader take memory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _MOST_NAMES = 10
 
 
 def load(path: Path, task: Task | None = None, validation: Validation | None = None) -> Dataset:
-    """Arrays x (n, ...) and y (n,), of which a fifth is for testing, or x_train, y_train, x_test and y_test (see arrays.py).
+    """Return the data set of an archive of x (n, ...) and y (n,), of which a fifth is for testing, or of x_train, y_train, x_test
+    and y_test (see arrays.py).
 
-    Raises: DataError for what is no such archive, is damaged, or has arrays that do not belong together.
+    Raises: DataError for a file that is not such an archive, is damaged, or has arrays that do not belong together.
     """
     try:
         found = read(path)
@@ -48,7 +49,7 @@ def _parted(x: Array, y: Array) -> dict[str, Array]:
 
 
 def read(path: Path) -> dict[str, Array]:
-    """The arrays that are wanted, by name. Raises: DataError."""
+    """Return the arrays of WHOLE or of PARTED, by name. Raises: DataError."""
     with opening.regular(path) as file:
         kind = opening.kind_of(file.read(16))
         if kind == "npy":
@@ -66,7 +67,7 @@ def read(path: Path) -> dict[str, Array]:
 
 
 def _wanted(path: Path, members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """The members to read: x and y, or the four parts, each there once."""
+    """Return the members to read: x and y, or the four parts. Raises: DataError unless one of both is there, each name once."""
     names = [info.filename.removesuffix(".npy") for info in members]
     sets = [wanted for wanted in (WHOLE, PARTED) if set(wanted) <= set(names)]
     if len(sets) != 1:
@@ -102,7 +103,7 @@ def _array(where: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo, archive_
 
 
 def _header(where: str, member: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and dtype, of which as many bytes follow as they promise."""
+    """Return shape, order and dtype, after a check that as many bytes follow as they promise. Raises: DataError."""
     first = member.read(len(np.lib.format.MAGIC_PREFIX) + 2)
     if first[:-2] != np.lib.format.MAGIC_PREFIX:
         raise DataError(f"{where} is no array: it starts with {first[:8].hex(' ') or 'nothing'}")
@@ -122,7 +123,7 @@ def _header(where: str, member: IO[bytes], size: int) -> tuple[tuple[int, ...], 
 
 
 def _filled(where: str, member: IO[bytes], values: Array) -> Array:
-    """The array with the rest of the member, whose checksum is compared at its end."""
+    """Fill `values` with the rest of the member, whose checksum is compared at its end; returns `values`. Raises: DataError."""
     content, at = values.view(np.uint8), 0
     while part := member.read(_PART_BYTES):
         content[at : at + len(part)] = np.frombuffer(part, np.uint8)

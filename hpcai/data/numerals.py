@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 
 _DIGITS = 1000
-"""Python reads no whole numbers of 4,300 or more."""
+"""The limit for digits of a whole number; Python itself reads up to 4,300."""
 
 WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
 
@@ -21,7 +21,7 @@ def is_number(cell: str) -> bool:
 
 
 def whole(cell: str) -> int | None:
-    """The whole number that a cell is in whatever spelling, as it is, not as f64 has it; None if it is none, or a very long one.
+    """Return the whole number in a cell, in any spelling, exactly, not rounded to f64; None if there is none or it is very long.
 
     >>> whole("9007199254740993.0"), whole("9.007199254740993e15"), whole("0.5"), whole("1e5000")
     (9007199254740993, 9007199254740993, None, None)
@@ -35,7 +35,7 @@ def whole(cell: str) -> int | None:
 
 
 def is_spelt(cell: str, number: float) -> bool:
-    """Return whether a cell is written as the f64 read from it would be: a whole number as it is, another with as many digits.
+    """Return whether a cell spells the f64 that is read from it: a whole number exactly, another number to as many digits.
 
     >>> is_spelt("6.02e23", 6.02e23), is_spelt("9007199254740993.0", 9007199254740992.0)
     (True, False)

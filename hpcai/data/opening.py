@@ -1,4 +1,4 @@
-"""Data files opened for reading: regular files alone, compressed ones too, and never more than memory can take."""
+"""Opening data files for reading: only regular files, compressed or not, and never more content than memory can take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hpcai.data.memory import available
 from hpcai.errors import DataError
 
 RATIO = 200
-"""A compressed file may expand to so many times its size (or to FREE_BYTES, if that is more)."""
+"""A compressed file may expand to RATIO times its size, or to FREE_BYTES if that is more."""
 
 FREE_BYTES = 16 << 20
 
@@ -50,7 +50,7 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a so
 
 
 def regular(path: Path) -> BinaryIO:
-    """A regular file, opened; anything else is refused without waiting for it. Raises: DataError."""
+    """Open a regular file; refuse anything else, such as a FIFO, without waiting for it. Raises: DataError."""
     try:
         _refuse_others(path, os.stat(path).st_mode)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -71,12 +71,12 @@ def _refuse_others(path: Path, mode: int) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The content of a file, to be read once from its beginning; gz, bz2, xz, and zip of one file are decompressed on the way.
+    """Yield the content of a file, to be read once from its beginning; gz, bz2, xz, and zip of one file are decompressed.
 
-    What a file is its first bytes say, not its name. What comes out of a compressed file is bounded: RATIO times what went in,
-    and the memory at hand.
+    The first bytes of a file tell its kind, not its name. Decompressed content is limited to RATIO times the compressed bytes,
+    and to the memory at hand.
 
-    Raises: DataError, also from reads within the `with`: not a regular file, damaged, cut off, encrypted, beyond the bounds.
+    Raises: DataError, also from reads within the `with`: not a regular file, damaged, cut off, encrypted, beyond the limits.
     """
     with regular(path) as file:
         try:
@@ -96,9 +96,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def read(path: Path, most: int | None = None) -> bytes:
-    """The whole content of a file, decompressed; at most `most` bytes (else what memory at hand can take twice).
+    """Return the whole content of a file, decompressed. most: the limit for its bytes; None: half of the memory at hand.
 
-    Raises: DataError, see `opened`, and for a longer content.
+    Raises: DataError, as `opened` does, and for longer content.
     """
     most, limit = available() // 2 if most is None else most, "memory at hand" if most is None else "what was expected"
     parts, size = [], 0
@@ -121,7 +121,7 @@ def kind_of(first: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """Without characters that move the cursor or are none; other files decide what stands in error messages."""
+    """Return a text without unprintable characters, for messages that quote files: these may move the cursor, for example."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
@@ -133,7 +133,7 @@ def _decompressed(path: Path, file: BinaryIO, kind: str) -> BinaryIO:
 
 
 def _member(path: Path, file: BinaryIO) -> tuple[BinaryIO, int]:
-    """The one file of a zip archive, and where it begins. What macOS adds does not count."""
+    """Return the one file of a zip archive, and the byte where it begins. Files that macOS adds do not count."""
     with damage_named(path):
         archive = zipfile.ZipFile(file)
         members = [one for one in archive.infolist() if not one.is_dir() and not _of_macos(one.filename)]
@@ -157,7 +157,9 @@ def _of_macos(name: str) -> bool:
 
 @contextmanager
 def damage_named(path: Path | str) -> Iterator[None]:
-    """Decompressors raise about anything at damaged data, also struct.error, ValueError and UnicodeDecodeError."""
+    """Turn errors within the `with` into DataError: for damaged data decompressors raise about anything, also struct.error,
+    ValueError and UnicodeDecodeError.
+    """
     try:
         yield
     except (DataError, MemoryError):
@@ -168,7 +170,7 @@ def damage_named(path: Path | str) -> Iterator[None]:
 
 
 def bounded(path: Path, file: BinaryIO, content: BinaryIO, begin: int = 0) -> BinaryIO:
-    """Open the decompressed `content` of `file`, from the part after `begin` on, bounded as in `opened`."""
+    """Return a reader of `content`, the decompressed bytes of `file` from byte `begin` on, which is limited as in `opened`."""
     return cast(BinaryIO, io.BufferedReader(_Bounded(path, file, content, begin), 1 << 16))
 
 

@@ -1,4 +1,4 @@
-"""Where data files are looked for."""
+"""The search for data files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def expanded(path: Path) -> Path:
 
 
 def first_there(paths: Sequence[Path]) -> Path | None:
-    """The first of these that is there. Raises: DataError where it may not be looked."""
+    """Return the first of these paths that exists; None if none does. Raises: DataError if a path cannot be examined."""
     for path in paths:
         try:
             path.stat()

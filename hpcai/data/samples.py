@@ -1,4 +1,4 @@
-"""Samples that an object hands out as they are asked for: data that is not an array in memory."""
+"""Samples that an object hands out on request: data that is not an array in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Samples(Protocol):
         """The number of samples, the same on all ranks."""
 
     def take(self, index: Array, /) -> tuple[Any, Any]:
-        """(x, target) of the samples with these numbers, (b,) i64: arrays with a row for each, in that order.
+        """Return (x, target) of the samples with the numbers `index`, (b,) i64: arrays with a row for each sample, in that order.
 
         x: (b, ...) floats, which become the run's dtype, or integers. target: (b,) whole numbers below `classes`, (b, context)
         tokens, or (b, k) quantities. The same numbers give the same samples on every rank.
@@ -25,9 +25,11 @@ class Samples(Protocol):
 
 
 def taken(samples: tuple[Samples, ...], index: Array, dtype: Any, train: bool = True) -> tuple[Array, Array]:
-    """(x, target) of these samples, x in this dtype if it has floats. Raises: DataError for anything but a row for each."""
+    """Return (x, target) of the samples `index`: x in `dtype` or i64, target in f64 or i64. Raises: DataError for anything but
+    numbers with a row for each sample.
+    """
     source = samples[0 if train else 1]
-    asked = index if len(index) else np.zeros(1, np.int64)  # a share may be empty, of which few objects think
+    asked = index if len(index) else np.zeros(1, np.int64)  # a share may be empty, which few objects expect
     x, target = (np.asarray(one) for one in source.take(asked))
     if len(x) != len(asked) or len(target) != len(asked) or x.ndim < 2:
         raise DataError(
@@ -42,9 +44,9 @@ def taken(samples: tuple[Samples, ...], index: Array, dtype: Any, train: bool = 
 
 
 def require(x: Array, target: Array, shape: tuple[int, ...], classes: int) -> None:
-    """Raise DataError for samples of another shape than the first one's, and for labels that are none of the classes."""
+    """Raise DataError for samples of a shape other than `shape`, the first sample's, and for labels that are not classes."""
     if len(x) and x.shape[1:] != shape:
-        raise DataError(f"take gave samples of shape {x.shape[1:]}, and before of {shape}; wanted is one shape")
+        raise DataError(f"take gave samples of shape {x.shape[1:]}, but before of shape {shape}; wanted is one shape")
     if not classes and target.dtype.kind == "i" and target.ndim == 1:
         raise DataError(
             "take gave whole numbers as targets, but the objects have no attribute classes (how many); give it, or floats"

@@ -1,4 +1,4 @@
-"""Numbers in units of their deviation from their mean, for columns of any size and spread that f64 holds."""
+"""Standardisation: numbers as deviations from their mean, for columns of any size and spread that f64 holds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from hpcai.xp import Array
 
 FAR = 1e15
-"""More deviations than this from the mean no model can answer to: the square would not fit f32 either."""
+"""The limit for distances from the mean, in deviations. No model can use numbers beyond it, whose squares soon leave f32."""
 
 _ORDINARY = 300
-"""Columns between 2^-300 and 2^300 need no exponent: neither squares nor differences leave f64."""
+"""A column whose largest magnitude is between 2^-300 and 2^300 needs no exponent: its squares and differences fit f64."""
 
 
 class Scale(NamedTuple):
-    """z = (x * 2^-exponent - mean) / deviation, column by column; 0 where the deviation is 0: such a column says nothing.
+    """z = (x * 2^-exponent - mean) / deviation, for each column; 0 if the deviation is 0, since such a column has no information.
 
     mean, deviation: (columns,) f64; exponent: (columns,) integers, 0 but for columns of huge or tiny numbers.
     """
@@ -26,7 +26,7 @@ class Scale(NamedTuple):
     exponent: Array
 
     def apply(self, x: Array) -> Array:
-        """(rows, columns) of numbers to f64 deviations; infinite where not even f64 holds them."""
+        """Return z for x, both (rows, columns), in f64; infinite where f64 does not hold z."""
         with np.errstate(over="ignore", invalid="ignore"):
             z = np.ldexp(x, -self.exponent) if self.exponent.any() else np.array(x, np.float64)
             z -= self.mean
@@ -35,16 +35,16 @@ class Scale(NamedTuple):
         return z
 
     def described(self, column: int) -> dict[str, Any]:
-        """Return one column's scaling, for a file."""
+        """Return one column's scaling, JSON-able."""
         found = {"mean": float(self.mean[column]), "deviation": float(self.deviation[column])}
         return found | ({"exponent": int(self.exponent[column])} if self.exponent[column] else {})
 
 
 def measure(x: Array) -> Scale:
-    """The scale of (rows, columns) of finite numbers, one row at least.
+    """Return the scale of x, (rows, columns) of finite numbers, with at least one row.
 
-    A column of one value has the deviation 0, whatever its sum rounds to. Elsewhere the mean is found twice, the second time of
-    what the first left, so that columns which hardly vary keep their digits.
+    A column of one value has the deviation 0, however its sum is rounded. For other columns the mean is computed twice, the
+    second time after the first mean is subtracted, so that columns with little variation keep their digits.
     """
     x = np.asarray(x, np.float64)
     exponent = np.frexp(np.abs(x).max(0))[1]

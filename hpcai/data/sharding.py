@@ -1,4 +1,4 @@
-"""Which samples each rank sees: a function of (seed, epoch, step), with the same global batches for any number of ranks."""
+"""The samples that each rank sees: a function of (seed, epoch, step). Global batches are equal for any number of ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def steps_per_epoch(n: int, batch: int) -> int:
 
 
 def global_batch(n: int, batch: int, seed: int, step: int) -> Array:
-    """Indices of the samples of global step `step`: (batch,) i64, fewer at an epoch's end.
+    """Return the indices of the samples of global step `step`: (batch,) i64, fewer at an epoch's end.
 
     Each epoch is a shuffle of all n samples by (seed, epoch), cut into batches, so every sample comes exactly once an epoch.
     """
@@ -27,9 +27,9 @@ def global_batch(n: int, batch: int, seed: int, step: int) -> Array:
 
 
 def shard(index: Array, rank: int, size: int, grain: int = 1) -> Array:
-    """This rank's contiguous part of a global batch, in whole grains of so many samples (the last may be shorter).
+    """Return this rank's contiguous part of a global batch, in whole grains of `grain` samples (the last may be shorter).
 
-    Parts differ by one grain at most and may be empty: gradients are sums over samples divided by the global count, so nothing
+    Parts differ by one grain at most and may be empty. Gradients are sums over samples divided by the global count, so no sample
     is dropped or counted twice.
     """
     grains = -(-len(index) // grain)
@@ -37,12 +37,12 @@ def shard(index: Array, rank: int, size: int, grain: int = 1) -> Array:
 
 
 def first(n: int, rank: int, size: int, grain: int = 1) -> int:
-    """Return the first sample of this rank's part of a global batch of n samples."""
+    """Return the position of the first sample of this rank's part in a global batch of n samples."""
     return grain * (-(-n // grain) * rank // size)
 
 
 def phase(context: int, seed: int, epoch: int) -> int:
-    """Return where an epoch's first window of a text begins, below `context`: each epoch cuts the text elsewhere."""
+    """Return the byte where an epoch's first window of a text begins, below `context`: each epoch cuts the text elsewhere."""
     return int(streams.generator(seed, epoch).integers(context)) if context else 0
 
 

@@ -22,7 +22,7 @@ _ENDINGS = {".csv": "csv", ".tsv": "csv", ".tab": "csv", ".npz": "npz", ".txt": 
 
 
 class Asked(NamedTuple):
-    """What is wanted of a source: columns of tables, the length of a text's samples, whether labels are classes."""
+    """The options of a source: columns of tables, the bytes of a text's samples, whether labels are classes, validation."""
 
     label: str | None = None
     ignore: Sequence[str] = ()
@@ -33,7 +33,7 @@ class Asked(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A row. files(spec, folder): find the files of a data set, without reading them; load(spec, files, asked): the data set."""
+    """A row of SOURCES. files(spec, folder) finds a data set's files, unread; load(spec, files, asked) returns the data set."""
 
     about: str
     files: Callable[[str, Path | None], list[Path]]
@@ -41,7 +41,7 @@ class Source(NamedTuple):
 
 
 def _one_file(spec: str, folder: Path | None) -> list[Path]:
-    """The file that stands behind the kind, as it is or below the folder."""
+    """Return the file that `spec` names after its kind: at this path, or below the folder. Raises: DataError if it is absent."""
     place = expanded(Path(spec.partition(":")[2]))
     places = [place] if place.is_absolute() or folder is None else [place, folder / place]
     if found := first_there(places):
@@ -61,16 +61,17 @@ SOURCES = {
     "npz:PATH": Source("arrays of numpy", _one_file, lambda spec, found, asked: npz.load(found[0], asked.task, asked.validation)),
     "text:PATH": Source("text, byte by byte", _one_file, lambda spec, found, asked: text.load(found[0], asked.context)),
 }
-"""Name -> row; a name with a colon wants a path behind it."""
+"""Rows by name. In a name with a colon a path takes the place of PATH."""
 
 NAMES = tuple(SOURCES)
 _KINDS = tuple(name.partition(":")[0] for name in NAMES)
 
 
 def variable() -> tuple[str | None, Path | None]:
-    """Return the meaning of $HPCAI_DATA: (the data set that it names, None), or (None, the folder of data files that it is).
+    """Return the meaning of $HPCAI_DATA: (the name of a data set, None), or (None, the folder of data files).
 
-    A name of a data set comes first, so a folder called mnist is written ./mnist. What is neither is taken for a name.
+    Names of data sets come first, so a folder called mnist is written ./mnist. A value that is neither is taken for a name.
+    Raises: UsageError for a path that is not a folder.
     """
     value = os.environ.get("HPCAI_DATA", "")
     is_name = value in NAMES or value.lower().startswith(tuple(f"{kind}:" for kind in _KINDS))
@@ -90,11 +91,11 @@ def load(
     task: Task | None = None,
     validation: Validation | None = None,
 ) -> Dataset:
-    """Load what `spec` names: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH (see table.py), npz:PATH
-    (see npz.py) or text:PATH (see text.py), of which a sample is `context` bytes.
+    """Load the data set `spec`: digits (embedded), fashion-mnist or mnist (see idx.py), csv:PATH (see table.py), npz:PATH
+    (see npz.py), or text:PATH (see text.py), whose samples have `context` bytes.
 
-    Files are looked for in `folder`, else in the folder that is $HPCAI_DATA. validation: what is held out of the training
-    samples.
+    Files are searched for in `folder`, else in the folder $HPCAI_DATA. validation: the share of the training samples to hold
+    out.
 
     Raises: UsageError for an unknown name, DataError for data that is absent or damaged.
     """
@@ -104,7 +105,7 @@ def load(
 
 
 def _named(spec: str) -> Source:
-    """The row of a data set. Raises: UsageError for an unknown name."""
+    """Return the row of a data set. Raises: UsageError for an unknown name."""
     kind, colon, path = spec.partition(":")
     name = f"{kind}:PATH" if colon and path else spec
     if name in SOURCES:
@@ -116,7 +117,7 @@ def _named(spec: str) -> Source:
 
 
 def files(spec: str, folder: Path | None = None) -> list[Path]:
-    """The files that `load` would read for `spec`, found but not read; none for digits.
+    """Return the paths of the files that `load` would read for `spec`; none for digits.
 
     Raises: UsageError for an unknown name, DataError for files that are absent.
     """
@@ -125,8 +126,8 @@ def files(spec: str, folder: Path | None = None) -> list[Path]:
 
 
 def with_kind(spec: str, kind: str = "") -> str:
-    """Return the path with its kind in front, such as csv:PATH, by its ending or else this kind if there is such a file. Empty if
-    no such path exists.
+    """Return the path with its kind in front, such as csv:PATH: the kind of its ending, else `kind` if there is such a file.
+    Empty if neither applies, or if `spec` has a kind already.
 
     >>> with_kind("table.csv.gz"), with_kind("other"), with_kind("csv:table.csv")
     ('csv:table.csv.gz', '', '')
@@ -140,8 +141,8 @@ def with_kind(spec: str, kind: str = "") -> str:
 
 
 def digits() -> Dataset:
-    """The UCI handwritten digits embedded in the package: 1,797 images of 8x8 pixels from 0 to 16 (CC BY 4.0, see
-    digits.LICENSE), scaled to [-1, 1]. Every fifth image is for testing, so that all writers are on both sides.
+    """Return the UCI handwritten digits embedded in the package: 1,797 images of 8x8 pixels from 0 to 16 (CC BY 4.0, see
+    digits.LICENSE), scaled to [-1, 1]. Every fifth image is for testing, so that both parts have images of all writers.
 
     >>> digits().x_train.shape, digits().x_test.shape
     ((1438, 64), (359, 64))

@@ -1,4 +1,4 @@
-"""Tables: CSV with named columns of numbers and categories, one of which is to be predicted."""
+"""Tables: CSV with named columns of numbers and categories. A model predicts one of the columns, the label."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 MOST_CATEGORIES = 1_000
-"""A column of more different values is no category: one-hot, each is a column."""
+"""The limit for different values of a column of categories: each value becomes a feature."""
 
 FEWEST_ROWS = 5
-"""A fifth of the rows is for testing."""
+"""The least number of rows, as a fifth of them is for testing."""
 
 
 def load(
@@ -38,15 +38,16 @@ def load(
     task: Task | None = None,
     validation: Validation | None = None,
 ) -> Dataset:
-    """Read a table with a header line; `label` names the column to predict, `ignore` columns to leave out, `categorical` columns
-    whose values are names. Plain or compressed (see opening.py), UTF-8 or UTF-16, separated by commas, semicolons, tabs or bars.
+    """Read a table with a header line. `label` names the column to predict, `ignore` columns to leave out, `categorical` columns
+    whose values are names. The file is plain or compressed (see opening.py), UTF-8 or UTF-16, with commas, semicolons, tabs or
+    bars between cells.
 
-    Numbers are standardised with the training rows' mean and deviation, categories become one-hot; a fifth of the rows, by a
-    fixed shuffle, is for testing, and what `validation` wants of the others for that. A label of texts, or of few whole
-    numbers, makes a classification, any other a regression (its target standardised too); `task` says otherwise (see
-    targets.py).
+    Numbers are standardised with the training rows' mean and deviation, categories become one-hot. A fifth of the rows, by a
+    fixed shuffle, is for testing; `validation` holds out a share of the others. A label of texts, or of whole numbers with few
+    different values, makes a classification, any other label a regression (its target is standardised too). `task` overrides
+    this (see targets.py).
 
-    Raises: DataError that names line and column of a cell, a ragged row, an unknown or twofold column, or says what the file is.
+    Raises: DataError that names line and column of a cell, a ragged row, an unknown or duplicate column, or the kind of the file.
     """
     wanted = Asked(
         label if label is None else plain_name(label),
@@ -66,7 +67,7 @@ def load(
 
 
 class Asked(NamedTuple):
-    """The caller's wishes about a table, by the names of its columns."""
+    """The options of `load`, with plain names of columns."""
 
     label: str | None
     ignore: set[str]
@@ -92,20 +93,20 @@ def _load(path: Path, file: TextIO, notes: tuple[str, ...], asked: Asked, kind: 
 
 
 def _check_asked(path: Path, names: list[str], asked: Asked) -> None:
-    """Raise DataError for columns that are not there, or are asked for in two ways."""
+    """Raise DataError for columns that do not exist, or that two options name."""
     label, unknown = asked.label, sorted(({asked.label} | asked.ignore | asked.categorical) - {None, *names})  # type: ignore[type-var]
     if label is None or unknown:
         wanted = f"has no column {unknown[0]!r}" if unknown else "needs --label-column COLUMN, the column to predict"
-        hint = "; its first line is to name them" if any(map(is_number, names)) else ""
+        hint = "; its first line must name them" if any(map(is_number, names)) else ""
         raise DataError(f"{path} {wanted}; its columns are {listed(names) or '(none: the file is empty)'}{hint}")
     if label in asked.ignore:
         raise DataError(f"--ignore-columns {label} leaves out the column that --label-column is to predict")
     if both := sorted(asked.ignore & asked.categorical):
-        raise DataError(f"column {both[0]!r} is both for --categorical-columns and for --ignore-columns")
+        raise DataError(f"column {both[0]!r} is given to both --categorical-columns and --ignore-columns")
 
 
 def _first_row(head: Header, ahead: list[str]) -> list[str]:
-    """The first row of cells; nothing where there is none that fits the header."""
+    """Return the first row of cells; empty if there is none, or if it does not fit the header."""
     try:
         rows = csv.reader(io.StringIO("".join(ahead), newline=""), delimiter=head.delimiter)
         found = next((row for row in rows if row), [])
@@ -136,7 +137,7 @@ def _places(path: Path, names: list[str], first: list[str], asked: Asked) -> tup
 
 
 def _are_data(names: list[str], first: list[str]) -> bool:
-    """Return whether the first line is a row of data: numbers above columns of numbers, except counted columns and years."""
+    """Return whether the first line is a row of data: numbers above numbers, unless they rise as indices and years do."""
     above = [name for name, cell in zip(names, first, strict=False) if is_number(cell)]
     if not above or not all(map(is_number, above)):
         return False
@@ -145,7 +146,7 @@ def _are_data(names: list[str], first: list[str]) -> bool:
 
 
 def _plan(head: Header, places: list[int], first: list[str], asked: Asked, kind: Kind | None) -> Plan:
-    """Return the kind of each column; the label is the last of its kind. `kind`: the label's, if known already."""
+    """Return the plan: the kind of each column, the label last. kind: the label's, if known already."""
     where = head.names.index(str(asked.label))
     given = asked.task == "classification" or asked.label in asked.categorical
     if kind is None:
@@ -188,7 +189,9 @@ def _dataset(path: Path, plan: Plan, cells: Cells, asked: Asked, notes: tuple[st
 
 
 def _parted(plan: Plan, cells: Cells, asked: Asked) -> tuple[Array, Array, int]:
-    """Rows for training, and those for testing with, behind them, so many for validation: nothing is measured on these."""
+    """Return the rows for training, the rows for testing followed by the rows for validation, and the number of rows for
+    validation. Nothing is measured on rows for testing or validation.
+    """
     train, test = hold_out(cells.rows)
     if asked.validation is None:
         return train, test, 0

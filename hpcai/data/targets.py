@@ -12,18 +12,18 @@ from hpcai.errors import DataError, counted
 from hpcai.xp import Array
 
 FEW_CLASSES = 20
-"""Whole numbers of at most so many different values are classes; of more only those that count from 0 without a gap. In either
-case there are two labels or more for each on average.
+"""Whole numbers with at most this many different values are classes; with more, only if they count from 0 without a gap. In
+either case a class has two labels or more on average.
 """
 
 MOST_CLASSES = 1_000
-"""More different values than this are no classes, unless --task classification says so."""
+"""A label with more different values than this is not classes, unless --task classification is given."""
 
 MOST_NAMED_CLASSES = 100_000
-"""Nor are more than this, whatever it says."""
+"""The limit with --task classification."""
 
 EXACT = 2**53
-"""From here on f64 does not tell all whole numbers apart."""
+"""From this number on f64 does not hold all whole numbers."""
 
 SHOWN = 5
 
@@ -31,10 +31,10 @@ Task = Literal["classification", "regression"]
 
 
 class Targets(NamedTuple):
-    """train, test: (n,) i64 labels below `classes`, or with classes = 0 (n, 1) f64 in units of `unit` from the training mean.
+    """train, test: (n,) i64 labels below `classes`, or if classes = 0 (n, 1) f64 distances from the training mean, in `unit`.
 
-    encoding: what a prediction has to be turned back with, JSON-able: {"kind": "classes", "values": [...]} in the order of the
-    labels, or {"kind": "number", "mean": ..., "deviation": ...}. said: what was taken, in words.
+    encoding: for turning predictions back, JSON-able: {"kind": "classes", "values": [...]} in the order of the labels, or
+    {"kind": "number", "mean": ..., "deviation": ...}. said: a description of the targets, for the user.
     """
 
     train: Array
@@ -47,13 +47,13 @@ class Targets(NamedTuple):
 
 
 def targets(train: Array, test: Array, task: Task | None = None) -> Targets:
-    """Classes or a quantity, as `task` says; else by the values: (n,) finite numbers or booleans.
+    """Return targets of (n,) finite numbers or booleans: classes or a quantity, as `task` says, else as the values suggest.
 
-    Whole numbers are classes where they have at most FEW_CLASSES different values, or are 0, 1, ... without a gap, and each
-    comes twice on average; every other number is a quantity, as are ages and counts. Classes are told apart by exact value, also
-    beyond 2^53.
+    Whole numbers are classes if they have at most FEW_CLASSES different values, or are 0, 1, ... without a gap, and if each value
+    comes twice on average. All other numbers are a quantity, as are ages and counts. Classes differ by exact value, also beyond
+    2^53.
 
-    Raises: DataError: too many classes, or numbers that f64 does not hold where a quantity is wanted.
+    Raises: DataError: too many classes, or a quantity with numbers that f64 does not hold or that are too far from the mean.
     """
     train, test = _of_one_dtype(train, test)
     values = np.unique(np.concatenate([train, test]))
@@ -67,14 +67,16 @@ def targets(train: Array, test: Array, task: Task | None = None) -> Targets:
 
 
 def _otherwise(values: Array, classes: bool) -> str:
-    """Advice on how to have whole numbers read the other way, as classes or as quantities."""
+    """Return advice on how to have whole numbers read the other way; empty for other numbers."""
     if not _are_whole(values) or len(values) < 3 or max(-float(values[0]), float(values[-1])) > EXACT:
         return ""
     return "; --task regression takes it as a quantity" if classes else "; --task classification takes its values as classes"
 
 
 def classes_of(train: Array, test: Array, values: list[Any], given: bool = False) -> Targets:
-    """Classes from labels below len(values), which are the classes' values. Raises: DataError for too many."""
+    """Return targets that are classes. train, test: labels below len(values); values: the classes'; given: whether the user asked
+    for classes. Raises: DataError for too many classes.
+    """
     if len(values) > (MOST_NAMED_CLASSES if given else MOST_CLASSES):
         more = "; --task classification takes more" if len(values) <= MOST_NAMED_CLASSES else ""
         raise DataError(f"the label has {len(values):,} different values, too many to be classes{more}")
@@ -82,7 +84,7 @@ def classes_of(train: Array, test: Array, values: list[Any], given: bool = False
     names, absent = [str(value) for value in values], [str(values[i]) for i in np.setdiff1d(test, seen)]
     warnings = []
     if absent:
-        warnings.append(f"of the label's classes only rows for testing have {shown(absent)}, which nothing can learn from others")
+        warnings.append(f"of the label's classes only rows for testing have {shown(absent)}: no model can learn that")
     if len(seen) < 2:
         warnings.append(f"all rows for training have the label {names[seen[0]]}: there is nothing to learn")
     said = f"classification with {counted(len(values), 'class', 'classes')} ({shown(names)})"
@@ -91,7 +93,7 @@ def classes_of(train: Array, test: Array, values: list[Any], given: bool = False
 
 
 def shown(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and how many more there are, for a message."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(printable(name if len(name) < 40 else f"{name[:36]}...") for name in names[:SHOWN]) + more
 
@@ -137,14 +139,14 @@ def _exact_floats(values: Array) -> Array:
     wrong = next((value for value in doubtful.tolist() if not np.isfinite(np.float64(value)) or int(float(value)) != value), None)
     if wrong is not None:
         raise DataError(
-            f"the label {wrong} is beyond what f64 holds exactly, so as a quantity it would be another; "
+            f"the label {wrong} is beyond what f64 holds exactly, so as a quantity it would change; "
             "if it names a class, give --task classification"
         )
     return floats
 
 
 def _of_one_dtype(train: Array, test: Array) -> tuple[Array, Array]:
-    """Both in a dtype that holds every value of either: numpy would take i64 and u64 to f64, which merges large values."""
+    """Return both in one dtype that holds all their values: numpy would make f64 of i64 and u64, which merges large values."""
     parts = [part.astype(np.int64) if part.dtype.kind == "b" else np.asarray(part) for part in (train, test)]
     kinds = {part.dtype.kind for part in parts}
     if kinds == {"i", "u"}:

@@ -1,4 +1,4 @@
-"""Text as bytes: the last tenth of a file is for testing, and a sample is a window of it."""
+"""Text as bytes: the last tenth of a file is for testing, and a sample is a window of bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hpcai.errors import DataError, counted
 
 
 def load(path: Path, context: int) -> Dataset:
-    """The bytes of a file, decompressed; in which encoding does not matter, but text has no null bytes.
+    """Return the bytes of a file, decompressed, as a data set. Any encoding without null bytes will do.
 
-    Raises: DataError for what is no text, and where either part is shorter than a window.
+    Raises: DataError for a file that is not text, or that is too short for a window in each part.
     """
     raw = opening.read(path)
     kind = opening.kind_of(raw[:16])

@@ -1,7 +1,7 @@
-"""Training samples that are held out for validation: by them a run chooses its best checkpoint and its end, not by test data.
+"""Training samples that are held out for validation. By them, not by test data, a run chooses its best checkpoint and its end.
 
-The split is a function of the seed alone, the same on any number of ranks and after a resume. Where targets are classes every
-class gives the same share, as sklearn's train_test_split(stratify=y) does, and keeps one sample at least for training.
+The split is a function of the seed alone, the same on any number of ranks and after a resume. If targets are classes, every class
+gives the same share, as with sklearn's train_test_split(stratify=y), and keeps at least one sample for training.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from hpcai.ops import streams
 from hpcai.xp import Array
 
 STREAM = 2**63
-"""The stream of the seed that draws the split; those of the epochs are below."""
+"""The number of the seed's random stream that draws the split; the streams of epochs have smaller numbers."""
 
 
 class Validation(NamedTuple):
-    """The share of the training samples that is held out, above 0 and below 1, and the seed that draws them."""
+    """fraction: the share of the training samples that is held out, above 0 and below 1; seed: draws these samples."""
 
     fraction: float
     seed: int
 
 
 def held_out(n: int, wanted: Validation, labels: Array | None = None) -> tuple[Array, Array]:
-    """Indices of n samples for training and for validation, both rising. labels: (n,), whose values share it alike if they are
-    few.
+    """Return the indices of n samples for training and for validation, both sorted. labels: (n,); if they have few different
+    values, each value gives the same share.
 
-    Raises: DataError where either part would have none.
+    Raises: DataError if either part would be empty.
 
     >>> train, validation = held_out(10, Validation(0.2, 0), np.arange(10) % 2)
     >>> len(train), sorted((validation % 2).tolist())
@@ -39,7 +39,7 @@ def held_out(n: int, wanted: Validation, labels: Array | None = None) -> tuple[A
     count = round(n * wanted.fraction)
     if not 0 < count < n:
         raise DataError(
-            f"--validation {wanted.fraction:g} of {counted(n, 'training sample')} is {count}; wanted is one at least, not all"
+            f"--validation {wanted.fraction:g} of {counted(n, 'training sample')} is {count}; wanted is one at least, and not all"
         )
     order = streams.generator(wanted.seed, STREAM).permutation(n)
     values, group, sizes = np.unique(np.zeros(n) if labels is None else labels, return_inverse=True, return_counts=True)
@@ -59,7 +59,7 @@ def _shares(sizes: Array, count: int) -> Array:
     exact = sizes * (count / sizes.sum())
     shares = np.minimum(np.floor(exact).astype(np.int64), sizes - 1)
     order = np.argsort(shares - exact, kind="stable")
-    while shares.sum() < count and (shares < sizes - 1).any():  # once, but where many groups have one sample each
+    while shares.sum() < count and (shares < sizes - 1).any():  # one pass, unless many groups have one sample each
         for i in order:
             if shares.sum() < count and shares[i] < sizes[i] - 1:
                 shares[i] += 1
@@ -67,9 +67,9 @@ def _shares(sizes: Array, count: int) -> Array:
 
 
 def split(dataset: Dataset, wanted: Validation | None) -> Dataset:
-    """The data set with a part of its training samples for validation. Of a text that is its tail, in one piece.
+    """Return the data set with a part of its training samples for validation; of a text its tail, in one piece.
 
-    For data of which nothing was measured that depends on the training rows; tables are split before that.
+    Call it only if the data have no scales or the like, measured on the training rows; tables are split before such measures.
     """
     if wanted is None or dataset.validates:
         return dataset
@@ -97,7 +97,7 @@ def _split_text(dataset: Dataset, wanted: Validation) -> Dataset:
 
 
 def split_tests(dataset: Dataset, count: int) -> Dataset:
-    """The data set whose last `count` test rows are for validation: they were kept from what is measured on training rows."""
+    """Return the data set with its last `count` test rows for validation: measures of the training rows do not include them."""
     if not count:
         return dataset
     x, y = dataset.x_test, dataset.y_test
@@ -107,7 +107,7 @@ def split_tests(dataset: Dataset, count: int) -> Dataset:
 
 
 class Part:
-    """Some of the samples of an object that hands them out."""
+    """Some of the samples of an object that hands out samples. index: their numbers in `source`."""
 
     def __init__(self, source: Any, index: Array):
         self.source, self.index = source, index
@@ -116,6 +116,6 @@ class Part:
         return len(self.index)
 
     def take(self, index: Array) -> tuple[Any, Any]:
-        """As samples.Samples.take."""
+        """See samples.Samples.take."""
         found: tuple[Any, Any] = self.source.take(self.index[index])
         return found

@@ -1,1 +1,1 @@
-"""Strategies: how replicas of one model agree. They compose."""
+"""Strategies: how replicas of one model agree. A strategy can wrap another."""

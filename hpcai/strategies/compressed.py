@@ -1,4 +1,4 @@
-"""Gradients that travel as reducers make them do: fewer bytes, and what is lost is remembered for the next step."""
+"""Compressed gradients: the reducer of a bucket sends fewer bytes; with a memory it keeps the residual for the next step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from hpcai.strategies.strategy import Kept, Setup, State, Strategy, Totals, Wrap
 
 @dataclass
 class Compressed(Wrapped):
-    """The reducer of each bucket, its state, and its record. gaps: elements of the layout that belong to no parameter."""
+    """The state of `compressed`: each bucket's reducer, the reducer's state, and a record of its cost (`tallies`).
+
+    gaps: slices of the layout that belong to no parameter.
+    """
 
     buckets: list[slice]
     reducers: Sequence[Reducer]
@@ -26,7 +29,10 @@ class Compressed(Wrapped):
 
 
 def compressed(inner: Strategy, reducers: Sequence[Reducer]) -> Strategy:
-    """`inner`, whose gradients are means that `reducers` take, one for each bucket, instead of sums."""
+    """Return `inner` with compressed gradients: reducer i replaces bucket i by its mean over data-parallel ranks, not by the sum.
+
+    To make up for that, `scale` multiplies the loss's gradient by the number of data-parallel ranks.
+    """
 
     def init(inner_state: State, setup: Setup) -> Compressed:
         grads = inner_state.buffers.grads
@@ -44,7 +50,7 @@ def compressed(inner: Strategy, reducers: Sequence[Reducer]) -> Strategy:
             bucket[:] = mean
 
     def settle(state: Compressed, totals: Totals) -> Totals:
-        for gap in state.gaps:  # what a codec made of the elements that belong to no parameter
+        for gap in state.gaps:  # decoding may write to elements that belong to no parameter
             state.buffers.grads[gap] = 0
         return inner.settle(state.inner, totals)
 
@@ -57,7 +63,7 @@ def compressed(inner: Strategy, reducers: Sequence[Reducer]) -> Strategy:
 
 
 def _kept(state: Compressed) -> list[Kept]:
-    """Return what outlives a step: each rank's memory of each bucket, state shared by ranks, and counters."""
+    """Return what outlives a step: this rank's memory of each bucket, residuals of owners, state equal on all ranks, counters."""
     found = []
     for i, (bucket, one) in enumerate(zip(state.buckets, state.states, strict=True)):
         for start, remembered in states.remembered(one, bucket.start):

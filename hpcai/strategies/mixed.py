@@ -1,7 +1,7 @@
 """Mixed precision: parameters, gradients and activations in 16 bits, arithmetic and a master copy of the parameters in f32.
 
-A path to the same results as on hardware with 16-bit units, not to speed: here values are rounded to 16 bits where such hardware
-would keep them in 16 bits, and gradients and gathered parameters travel so. Source: Micikevicius et al., arXiv:1710.03740.
+It gives the results of hardware with 16-bit units, not its speed. Values are rounded to 16 bits where such hardware would keep
+16 bits. Gradients and gathered parameters are sent in 16 bits. Source: Micikevicius et al., arXiv:1710.03740.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from hpcai.strategies.sharded import Sharded
 from hpcai.strategies.strategy import Kept, Setup, State, Strategy, Totals, Wrapped, part, wrapping
 
 FIRST_SCALE, GROW_AFTER = 2.0**15, 1000
-"""f16's gradients are scaled up by so much at first; twice as much after so many steps without overflow, half after one."""
+"""The scale of the loss with f16: its first value, and after how many steps without overflow it doubles. Overflow halves it."""
 
 
 @dataclass
 class Mixed(Wrapped):
-    """The scale of the loss, and how many steps in a row its gradients were finite."""
+    """The state of `mixed`. scale: of the loss; good: the number of steps with finite gradients since the scale changed."""
 
     scale: float = 1.0
     good: int = 0
 
     def settle(self, finite: bool, step: int) -> bool:
-        """Adapt f16's scale after a step; True if its gradients can be used. bf16, whose range is f32's, has scale 1 for good."""
+        """Adapt f16's scale after a step; return whether the gradients can be used. bf16 has f32's range, so its scale stays 1.
+
+        Raises: NonFiniteError if the scale falls below 2^-14.
+        """
         if self.buffers.stored.dtype != np.float16:
             return True
         self.good = self.good + 1 if finite else 0
@@ -37,7 +40,7 @@ class Mixed(Wrapped):
             self.scale /= 2
             if self.scale < 2.0**-14:
                 raise NonFiniteError(
-                    f"gradients in f16 overflow however small the loss is scaled, in step {step + 1}; try --dtype bf16"
+                    f"gradients in f16 overflow even at the smallest scale of the loss, in step {step + 1}; try --dtype bf16"
                 )
         elif self.good == GROW_AFTER:
             self.scale, self.good = min(2 * self.scale, 2.0**24), 0
@@ -45,7 +48,10 @@ class Mixed(Wrapped):
 
 
 def mixed(inner: Strategy) -> Strategy:
-    """`inner`, of which parameters and gradients are stored and sent in 16 bits, as its setup says."""
+    """Return `inner` with parameters and gradients stored and sent in the 16-bit dtype `setup.storage`.
+
+    With f16 a step whose gradient is not finite is skipped, and the scale of the loss halves.
+    """
 
     def init(inner_state: State, setup: Setup) -> Mixed:
         state = Mixed(inner_state, FIRST_SCALE if setup.storage == np.float16 else 1.0)
@@ -97,7 +103,7 @@ def mixed(inner: Strategy) -> Strategy:
 
 
 def skips_overflow(state: State) -> bool:
-    """Return whether a step with a gradient that is not finite is skipped and the loss scaled down, as with f16."""
+    """Return whether a step whose gradient is not finite is skipped and the loss scaled down: true with f16 storage."""
     found = part(state, Mixed)
     return found is not None and found.buffers.stored.dtype == np.float16
 

@@ -1,4 +1,4 @@
-"""Shards of which a neighbour keeps a copy (parallel/redundancy.py), so that what one rank alone had is not lost with it."""
+"""Copies of shards (parallel/redundancy.py): each rank also keeps its left neighbour's shard, in case that neighbour fails."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hpcai.strategies.strategy import Kept, Setup, State, Strategy, Totals, Wrap
 
 @dataclass
 class Redundant(Wrapped):
-    """The left neighbour's shard, and the innermost state."""
+    """The state of `redundant`. backup: the copy of the left neighbour's shard; base: the innermost state."""
 
     backup: Backup
     base: Sharded
 
 
 def redundant(inner: Strategy, whole: bool) -> Strategy:
-    """`inner`, with a copy of the left neighbour's shard. whole: gradients are flat when they are summed, and not in shards."""
+    """Return `inner` with a copy of the left neighbour's shard. whole: whether summed gradients are a flat array, not a shard."""
 
     def init(inner_state: State, setup: Setup) -> Redundant:
         base = part(inner_state, Sharded)

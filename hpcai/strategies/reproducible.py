@@ -1,4 +1,4 @@
-"""Gradients with the same bits for any number of ranks: train/grains.py computes and sums them; this keeps their unit."""
+"""Gradients with the same bits for any number of ranks: train/grains.py computes and sums them; the exponent is kept here."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from hpcai.strategies.strategy import Kept, Strategy, Wrapped, wrapping
 
 LARGEST_EXPONENT = 256
-"""More than a gradient in f32 can have, with what train/grains.py adds."""
+"""A restored exponent has this magnitude at most: more than any f32 gradient gives, with the margin of train/grains.py."""
 
 
 @dataclass
 class Reproducible(Wrapped):
-    """The exponent of the largest magnitude that is expected in the next step; None before the first."""
+    """The state of `reproducible`. exponent: the next step's gradients are expected below 2^exponent; None before the first."""
 
     exponent: int | None = None
 
 
 def reproducible(inner: Strategy) -> Strategy:
-    """`inner`, whose buckets are never `filled`: the gradients are summed already when they are settled."""
+    """Return `inner` that also keeps the exponent. `filled` is never called: gradients are already summed before `settle`."""
 
     def kept(state: Reproducible) -> list[Kept]:
         def put(counter: Any) -> None:

@@ -1,4 +1,4 @@
-"""Synchronous SGD, with everything on every rank (stage 0) or with shards (ZeRO's stages 1 to 3; see parallel/zero.py)."""
+"""Synchronous SGD, with all state on every rank (stage 0) or in shards (stages 1 to 3 of ZeRO; see parallel/zero.py)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from hpcai.xp import Array
 
 @dataclass
 class Sharded:
-    """shards: whether each data-parallel rank has its own; counted, counted_params: runs of `grads` and `params` that count for
-    their norms; unscale: by what gradients are multiplied when they are used.
+    """The state of `sharded`.
+
+    owned: the pieces that this rank updates; shards: whether data-parallel ranks own different pieces; counted, counted_params:
+    the runs of `grads` and `params` that this rank counts in global norms; unscale: a factor of the gradients in the update.
     """
 
     setup: Setup
@@ -38,9 +40,10 @@ class Sharded:
 
 
 def sharded(stage: int, left_out: Sequence[slice] = ()) -> Strategy:
-    """Gradients are summed over data-parallel ranks, each updates what it owns, and all get all parameters.
+    """Return a strategy that sums gradients over data-parallel ranks. Each rank updates its pieces, and all get all parameters.
 
-    left_out: slices of the layout that another rank of the mesh has too, and counts for the norm of the gradient.
+    stage: 0 for no shards, or ZeRO's 1 to 3. left_out: slices of the layout that another rank of the mesh also has; that rank
+    alone counts them in global norms.
     """
     return Strategy(
         init=lambda setup: _init(setup, stage, left_out),
@@ -87,7 +90,7 @@ def _init(setup: Setup, stage: int, left_out: Sequence[slice]) -> Sharded:
 
 
 def _counted(places: list[tuple[slice, slice]], left_out: Sequence[slice]) -> list[slice]:
-    """Return the parts of runs, each with its place in the flat layout, that are not excluded."""
+    """Return the parts of runs that are not left out. places: for each run its slice of the flat layout, and the run."""
     runs = []
     for flat, run in places:
         start, shift = flat.start, run.start - flat.start
@@ -109,11 +112,11 @@ def _scattered(state: Sharded, i: int) -> None:
 
 
 def _left_alone(state: Sharded, i: int) -> None:
-    """ShardedGradients reduces its units while backward writes them."""
+    """Do nothing: ShardedGradients reduces its units while backward writes them."""
 
 
 def _norm(state: Sharded, values: Array, counted: list[slice]) -> float:
-    """The global norm of an array, whoever has which part of it."""
+    """Return the global norm of an array that ranks may hold in parts. Collective, unless all ranks hold all of it."""
     mesh = state.setup.mesh
     square = np.array([sum(ops.sum_of_squares(wide(values[run])) for run in counted)], np.float64)
     if state.shards or not mesh.only_dp:
@@ -123,17 +126,20 @@ def _norm(state: Sharded, values: Array, counted: list[slice]) -> float:
 
 
 def weight_norm(state: Sharded) -> float:
-    """The global norm of the parameters, the same on every mesh but for rounding. Collective."""
+    """Return the global norm of the parameters, equal on all meshes up to rounding. Collective."""
     return _norm(state, state.buffers.params, state.counted_params)
 
 
 def wide(x: Array) -> Array:
-    """16-bit values as f32."""
+    """Return 16-bit values as a new f32 array, and any other array as it is."""
     return ops.cast_into(np.empty(x.shape, np.float32), x) if x.dtype.itemsize == 2 else x
 
 
 def update(state: Sharded, totals: Totals, step: int, lr: float) -> None:
-    """This rank's part of the parameters. Not collective, unless it raises: NonFiniteError, on all ranks."""
+    """Update this rank's part of the parameters. Not collective, unless the gradient's norm is not finite.
+
+    Raises: NonFiniteError, on all ranks, which names the parameter.
+    """
     if not math.isfinite(totals.grad_norm):
         raise _non_finite_gradient(state, step)
     buffers = state.buffers
@@ -144,7 +150,7 @@ def update(state: Sharded, totals: Totals, step: int, lr: float) -> None:
 
 
 def _non_finite_gradient(state: Sharded, step: int) -> NonFiniteError:
-    """Name the array, on whatever rank it is."""
+    """Return the error that names a parameter whose gradient is not finite, on whichever rank it is. Collective."""
 
     def broken() -> str | None:
         for place in state.buffers.places:
@@ -160,7 +166,7 @@ def _non_finite_gradient(state: Sharded, step: int) -> NonFiniteError:
 
 
 def _nothing(state: Sharded) -> None:
-    """Every rank has updated all."""
+    """Do nothing: every rank has updated all parameters."""
 
 
 def _gathered(state: Sharded) -> None:
@@ -169,7 +175,7 @@ def _gathered(state: Sharded) -> None:
 
 
 def _forgotten(state: Sharded) -> None:
-    """Parameters are gathered when layers ask for them."""
+    """Forget gathered parameters: they are gathered again when layers ask for them."""
     assert isinstance(state.buffers.weights, GatheredParameters)
     state.buffers.weights.forget()
 
@@ -186,13 +192,13 @@ def _kept(state: Sharded, stage: int) -> list[Kept]:
 
 
 def named_arrays(params: Array, optimizer: dict[str, Array]) -> list[tuple[str, Array]]:
-    """Return the state's arrays with their names in checkpoints."""
+    """Return the parameters and the arrays of optimizer state, with their names in checkpoints."""
     return [("params", params), *((f"optimizer.{name}", array) for name, array in optimizer.items())]
 
 
 def memory_bytes(buffers: Buffers) -> dict[str, int]:
-    """Bytes that this rank keeps from step to step: parameters and gradients as they are stored, optimizer state (with 16 bits
-    the master copy too), and buffers that gather shards.
+    """Return the bytes that this rank keeps between steps: parameters and gradients as stored, optimizer state (with 16-bit
+    storage also the master copy), and the buffers in which units are gathered or reduced.
     """
     both = (buffers.weights, buffers.gradients)
     working = [part.sent.nbytes for part in both if isinstance(part, (GatheredParameters, ShardedGradients))]

@@ -1,8 +1,7 @@
-"""The protocol of a strategy, and of what outlives a step.
+"""The protocols Strategy and Kept: how replicas agree, and what outlives a step.
 
-A step computes gradients, and the strategy decides what becomes of them: how they are reduced, what this rank updates, and what
-ranks share afterwards. Wrappers return the same type, so that `redundant(compressed(sharded(1), reducers))` reads as what it
-does.
+A step computes gradients. The strategy decides how they are reduced, what this rank updates, and what ranks share afterwards.
+Wrappers return the same type, so strategies compose: `redundant(compressed(sharded(1), reducers), whole=True)`.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ Held = Literal["all", "shard", "copy", "own", "owner", "common", "counter"]
 
 
 class Kept(NamedTuple):
-    """One thing that outlives a step. Checkpoints, recovery, new ranks and the undoing of a step are each one loop over all of
-    them.
+    """An array or a counter that outlives a step. Checkpoints, recovery, new ranks and undoing a step each loop over all of them.
 
-    held: which of the data-parallel ranks have it, and so who writes it and what another rank, or another number of ranks, gets.
+    held: which data-parallel ranks have the array, and so which rank writes it and what a new rank or another number of ranks
+    gets.
 
-    all      the same on every rank, flat in the model's layout: each rank writes a chunk; a new rank takes it from another
+    all      equal on every rank, flat in the model's layout: each rank writes a chunk; a new rank copies it from another rank
     shard    this rank's `pieces` of a flat array; another number of ranks cuts the whole array anew
-    copy     the pieces of rank `of`, for the time when that one is lost; not written
-    own      every rank has its own, a run of the flat layout from `start`; another number of ranks gets the mean of all
-    owner    a run from `start` of which this rank's share counts (combine.share): what it owes to the mean as an owner
-    common   the same on every rank, in no layout: the first rank writes it; it is read where the layout is the same
-    counter  a value in JSON, the same on every rank: `put` takes another one, or leaves its own where the kinds differ
+    copy     the pieces of rank `of`, used if rank `of` is lost; not written
+    own      different on every rank, a run of the flat layout from `start`; another number of ranks gets the mean over ranks
+    owner    a run from `start` of which only this rank's share counts (combine.share): the residual of the means it owns
+    common   equal on every rank, in no layout: the first rank writes it; it is read only into the same layout
+    counter  a JSON value, equal on every rank: `put` replaces the state's value, but keeps it if the kinds differ
 
-    early: a step changes it before it is decided; a step that is repeated takes that back first.
+    early: a step changes the array or counter before the step is decided; a repeated step undoes that change first.
     """
 
     name: str
@@ -56,11 +55,11 @@ class Kept(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What all ranks know when a step is *decided*: its gradients are summed, and the rest needs no further sums.
+    """The totals that all ranks know when a step is *decided*: its gradients are summed, and no further sums are needed.
 
-    A rank that knows them knows that all others have the sums of the gradients, even if one of them fails now (see
-    elastic/recover.py). factor: what its gradients are still to be multiplied by when they are used; loss_sum has been, and
-    grad_norm is when a strategy has settled it.
+    A rank with the totals knows that all other ranks have the summed gradients, even if one of them fails now (see
+    elastic/recover.py). targets: their number in the global batch; comm_s: seconds of communication; factor: by which the update
+    multiplies gradients. loss_sum includes the factor already, grad_norm after `settle`.
     """
 
     loss_sum: float
@@ -72,8 +71,8 @@ class Totals(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A run of elements that this rank updates: its slice of the parameters, of the gradients, of optimizer state, and where it
-    lies in the flat layout.
+    """A run of elements that this rank updates, as a slice of `Buffers.params`, of `grads`, of optimizer state, and of the flat
+    layout.
     """
 
     params: slice
@@ -86,9 +85,10 @@ class Place(NamedTuple):
 class Buffers:
     """The arrays of one rank.
 
-    params: what the optimizer updates, flat or a shard; stored: what other ranks and layers see of it (the same array, or 16 bits
-    of it); computed: what layers compute with where that is neither; grads: as they are sent, flat or a shard; optimizer: its
-    state by name; weights, gradients: both as layers see them; places: what this rank updates.
+    params: the parameters that the optimizer updates, flat or a shard; stored: the parameters that ranks send and layers read
+    (the same array, or a 16-bit copy); computed: the parameters that layers compute with, if they are a third array; grads: the
+    gradients as sent, flat or a shard; optimizer: optimizer state by name; weights, gradients: the parameters and gradients as
+    layers access them; places: the runs that this rank updates.
     """
 
     params: Array
@@ -102,9 +102,11 @@ class Buffers:
 
 
 class Setup(NamedTuple):
-    """The inputs of a strategy. initial: the model's parameters, flat; dtype: of arithmetic; storage: the dtype in which
-    parameters and gradients are stored and sent; buckets: slices of the gradient that are reduced together; units: the slices in
-    which shards are sent; algorithm: of all-reduces; clip: the limit of the gradient's norm.
+    """The inputs of a strategy.
+
+    initial: the model's initial parameters, flat; dtype: of arithmetic; storage: the dtype in which parameters and gradients are
+    stored and sent; buckets: slices of the gradient that are reduced together; units: slices of the layout of which each rank
+    owns a chunk; algorithm: of all-reduces; clip: the limit of the gradient's norm (0: none).
     """
 
     model: Model
@@ -122,11 +124,11 @@ class Setup(NamedTuple):
 class Strategy(NamedTuple):
     """How replicas of one model agree. All functions but `scale`, `update` and `kept` are collective.
 
-    init(setup) -> state. scale(state) -> by what the loss's gradient is multiplied before backward. filled(state, i): bucket
-    i of the gradients is full, and is reduced, in place. settle(state, totals) -> totals with the norm of the gradient, when
-    all buckets and the loss are summed: the step is decided. update(state, totals, step, lr): what this rank updates, without
-    other ranks. share(state): afterwards, what ranks give each other. kept(state): what outlives a step. restored(state):
-    when that was filled from elsewhere, the rest follows from it.
+    init(setup) returns the state. scale(state) returns the factor of the loss's gradient before backward. filled(state, i)
+    reduces bucket i of the gradients in place, once the bucket is full. settle(state, totals) is called when all buckets and the
+    loss are summed, so that the step is decided; it returns the totals with the norm of the gradient. update(state, totals,
+    step, lr) updates this rank's part, without other ranks. share(state) then exchanges updated parameters. kept(state) lists
+    what outlives a step. restored(state) derives the rest of the state after the kept arrays were filled from elsewhere.
     """
 
     init: Callable[[Setup], State]
@@ -141,7 +143,7 @@ class Strategy(NamedTuple):
 
 @dataclass
 class Wrapped:
-    """The state of a strategy around another."""
+    """The state of a strategy that wraps another one. inner: the state of the wrapped strategy."""
 
     inner: State
 
@@ -153,7 +155,7 @@ class Wrapped:
 
 
 def part(state: State, kind: type[T]) -> T | None:
-    """The state of that kind among those that are wrapped in each other; None where there is none."""
+    """Return the state of class `kind` among `state` and the states that it wraps; None if there is none."""
     while state is not None:
         if isinstance(state, kind):
             return state
@@ -162,7 +164,7 @@ def part(state: State, kind: type[T]) -> T | None:
 
 
 def wrapping(inner: Strategy, make: Callable[[State, Setup], State]) -> Strategy:
-    """Return a strategy that does what `inner` does, with a state around its own; replace the functions that differ."""
+    """Return a strategy that does what `inner` does, with its state wrapped by `make`. Callers replace functions that differ."""
     return Strategy(
         init=lambda setup: make(inner.init(setup), setup),
         scale=lambda state: inner.scale(state.inner),

@@ -1,4 +1,4 @@
-"""Parameters that two pipeline stages both have, as a language model's embedding is its matrix of scores too."""
+"""Tied parameters: two pipeline stages hold the same matrix, as a language model's embedding also computes its scores."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from hpcai.strategies.strategy import Setup, State, Strategy, Totals, Wrapped, w
 
 @dataclass
 class Tied(Wrapped):
-    """The tied parameters, and the ranks that share them."""
+    """The state of `tied`. parameter: the slice of tied parameters, and a communicator of the two ranks that hold it."""
 
     parameter: TiedParameter
 
 
 def tied(inner: Strategy, parameter: TiedParameter, shards: bool) -> Strategy:
-    """`inner`, where this rank and another stage's sum the gradients of a slice that both have.
+    """Return `inner` with tied parameters: this rank and one of another stage sum the gradients of the slice that both hold.
 
-    shards: whether ranks update shards: then that sum comes first, while the gradients are whole, and parameters are sent after
-    the update, since shards of the two copies were summed in different orders. Else it comes last, so that both copies get the
-    same bits.
+    shards: whether ranks update shards. If so, the two ranks sum first, while gradients are whole; parameters are sent after the
+    update, since the shards of the two copies were summed in different orders. If not, the two ranks sum last, so that both
+    copies get the same bits.
     """
 
     def init(inner_state: State, setup: Setup) -> Tied:

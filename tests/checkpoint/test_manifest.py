@@ -228,13 +228,13 @@ FALSE = {
     "another step done": (put("meta", "progress", "step", 1), "meta.progress.step is 1, where step is 2"),
     "epochs that were not": (
         put("meta", "progress", "history", [{"step": 3, "loss": 1.0, "test_loss": 1, "test_accuracy": None}]),
-        "meta.progress.history[0].step is 3, between 0 and 2",
+        "meta.progress.history[0].step is 3; wanted is one after 0, up to 2",
     ),
     "ranks": (put("meta", "ranks", 9), "meta.ranks is 9, where the mesh is 2 x 2 x 2"),
-    "a mesh of others": (another_mesh, "layouts do not share out the parameter"),
+    "a mesh of others": (another_mesh, "layouts do not have each element of the parameter"),
     "layouts": (one_layout_less, "layouts has 3, where the mesh has 2 x 2 places"),
     "no layouts": (put("layouts", []), "layouts is a list of 0"),
-    "cut": (put("meta", "cut", [[0, 3], [2, 6]]), "meta.cut[1] is [2, 6], behind 3"),
+    "cut": (put("meta", "cut", [[0, 3], [2, 6]]), "meta.cut[1] is [2, 6]; wanted are layers from 3 on"),
     "cut of three": (put("meta", "cut", [[0, 3], [3, 4], [4, 6]]), "meta.cut has 3 stages"),
     "parameter twice": (
         put("meta", "identity", "parameters", 0, ["embedding.position", [8, 16]]),
@@ -245,26 +245,26 @@ FALSE = {
         "layouts[0][1][0][2] is [[0, 257], [0, 16]], of shape [256, 16]",
     ),
     "a box of other dims": (put("layouts", 0, 1, 0, 2, [[0, 256]]), "layouts[0][1][0][2] is"),
-    "a part that lies elsewhere": (put("layouts", 0, 1, 1, 3, 2049), "layouts[0][1][1][3] is 2049; the one before ends at 2048"),
+    "a part that lies elsewhere": (put("layouts", 0, 1, 1, 3, 2049), "layouts[0][1][1][3] is 2049; the part before ends at 2048"),
     "a size of 4 G": (put("layouts", 0, 0, 1 << 32), "layouts[0][0] is 4294967296; its parts end at"),
-    "boxes that overlap": (swapped_layouts, "layouts do not share out the parameter 'embedding.token'"),
+    "boxes that overlap": (swapped_layouts, "layouts do not have each element of the parameter 'embedding.token'"),
     "a path": (put("shards", 0, "file", "../../etc/passwd"), "shards[0].file is '../../etc/passwd'; wanted is text like shard-"),
     "an absolute path": (put("shards", 0, "file", "/etc/passwd"), "shards[0].file is '/etc/passwd'; wanted is text like shard-"),
     "another's file": (
         put("shards", 0, "file", "shard-00001-of-00008.safetensors"),
-        "shards[0].file is 'shard-00001-of-00008.safetensors'; that of rank 0 is shard-00000-of-00008.safetensors",
+        "shards[0].file is 'shard-00001-of-00008.safetensors'; the file of rank 0 is shard-00000-of-00008.safetensors",
     ),
     "a rank that is none": (put("shards", 0, "rank", 8), "shards[0].rank is 8, of 8 ranks"),
-    "another layout": (put("shards", 0, "layout", 1), "shards[0].layout is 1; that of rank 0 is 0"),
+    "another layout": (put("shards", 0, "layout", 1), "shards[0].layout is 1; the layout of rank 0 is 0"),
     "a shard less": (without_a_shard, "shards have"),
-    "a shard twice": (twice_a_shard, "shards[8].rank is 0, as of an earlier shard"),
-    "memories of other elements": (memories_of_others, "shards have memories of layout 0 that are of other elements"),
+    "a shard twice": (twice_a_shard, "shards[8].rank is 0, which is also the rank of an earlier shard"),
+    "memories of other elements": (memories_of_others, "shards have memories of layout 0 that cover different elements"),
     "a larger file": (put("shards", 0, "bytes", 1 << 40), "shards[0].bytes is 1099511627776; its runs end at"),
     "a longer header": (
         put("shards", 0, "header", 0, 1 << 40),
-        "shards[0].header[0] is 1,099,511,627,776 bytes; for so many runs wanted are",
+        "shards[0].header[0] is 1,099,511,627,776 bytes; wanted are",
     ),
-    "a run elsewhere": (put("shards", 0, "runs", 0, 4, 8), "shards[0].runs[0][4] is 8; the one before ends at"),
+    "a run elsewhere": (put("shards", 0, "runs", 0, 4, 8), "shards[0].runs[0][4] is 8; the run before ends at"),
     "a run of nothing": (put("shards", 0, "runs", 0, 1, 1 << 30), "shards[0].runs[0] has elements 1073741824 to"),
     "a run of 4 TB": (
         put("shards", 0, "runs", 0, 2, 1 << 40),
@@ -280,7 +280,7 @@ FALSE = {
     ),
     "ranks that have no memory": (
         put("shards", 4, "runs", 3, 0, "memory.7"),
-        "shards have memory.7 from rank 4, which is 0 along dp",
+        "shards have memory.7 from rank 4, which is rank 0 along dp",
     ),
 }
 
@@ -322,13 +322,13 @@ def test_bytes_that_are_no_manifest_are_refused(text):
         sealed(text.replace('"format": 2', '"format": 2.0')): "format is 2.0; wanted is 2",
         sealed(
             text.replace('"compress"', '"deep": ' + "[" * 40 + "]" * 40 + ', "compress"')
-        ): "meta has more than 32 lists and objects",
+        ): "meta has more than 32 levels of nested lists",
         sealed(text + ', "deep": ' + "[" * 100_000 + "]" * 100_000): "deep",
         sealed(text + ', "more": [' + "[]," * 1_000_000 + "0]"): "more than 1,000,000 values",
         sealed(text + " " * manifest.LARGEST_BYTES): "more than 16,777,216 bytes",
     }.items():
         why = said(other)
-        assert words in why or (words == "deep" and ("within each other" in why or "unknown field" in why)), (words, why)
+        assert words in why or (words == "deep" and ("levels of nested" in why or "unknown field" in why)), (words, why)
 
 
 def test_losses_that_are_not_finite_come_back_also_from_manifests_of_before(text):
@@ -406,7 +406,7 @@ def test_a_shard_whose_header_says_something_else_is_refused(good, tmp_path):
         how = mutations.lying(random.Random(seed), copy)
         if (copy / "manifest.json").read_bytes() == (good / "manifest.json").read_bytes():
             continue  # that shard has no such array
-        with pytest.raises(CheckpointError, match=r"shard-.* has another header than manifest.json says"):
+        with pytest.raises(CheckpointError, match=r"shard-.* has a header that differs from manifest.json"):
             mutations.parameters(copy)
             pytest.fail(how)
 

@@ -107,7 +107,7 @@ REFUSED = {
     "bytes and booleans": ({"x_train": X.astype(np.uint8), "x_test": X[:6] > 0}, "x_train is uint8, x_test bool"),
     "fewer labels": ({"y_train": Y[:-1]}, r"x_train of shape \(12, 2, 3\) and y_train of shape \(11,\) do not belong"),
     "more test labels": ({"y_test": Y}, r"x_test of shape \(6, 2, 3\) and y_test of shape \(12,\)"),
-    "one-hot": ({"y_train": np.eye(3)[Y]}, r"of one-hot rows take y_train.argmax\(1\)"),
+    "one-hot": ({"y_train": np.eye(3)[Y]}, r"if rows are one-hot, give y_train.argmax\(1\)"),
     "a test row alone": ({"x_test": X[:1], "y_test": Y[:1]}, "x_test has 1 row; wanted 2 at least"),
     "a training row alone": ({"x_train": X[:1], "y_train": Y[:1]}, "x_train has 1 row; wanted 2 at least"),
     "no rows": ({"x_test": X[:0], "y_test": Y[:0]}, "x_test has 0 rows"),
@@ -145,8 +145,8 @@ REFUSED = {
         {"y_train": Y.astype("U1"), "y_test": np.array([65, 0xD800] * 3, ">u4").view(">U1")[:6]},
         "a text that is not Unicode",
     ),
-    "fractions in the test alone": ({"y_test": Y[:6] + 0.5}, "say which by --task"),
-    "many values in the test alone": ({"x_test": np.ones((60, 2, 3)), "y_test": np.arange(60) * 2}, "say which by --task"),
+    "fractions in the test alone": ({"y_test": Y[:6] + 0.5}, "quantity; give --task"),
+    "many values in the test alone": ({"x_test": np.ones((60, 2, 3)), "y_test": np.arange(60) * 2}, "quantity; give --task"),
 }
 
 
@@ -192,6 +192,6 @@ def test_features_that_32_bits_do_not_tell_apart_are_named(x):
 
 def test_whole_numbers_for_training_and_others_for_testing_want_a_word():
     given = {"y_train": np.arange(12) % 3, "y_test": np.arange(6) / 2}
-    with pytest.raises(DataError, match="y_train alone would be classes, with y_test it is a quantity; say which by --task"):
+    with pytest.raises(DataError, match="y_train alone would be classes, but with y_test it is a quantity; give --task"):
         load(**given)
     assert load(**given, task="regression").classes == 0

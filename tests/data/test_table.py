@@ -171,7 +171,7 @@ ASKED = {
     "unknown to ignore": ({"ignore": ["c"]}, "no column 'c'"),
     "unknown category": ({"categorical": ["c"]}, "no column 'c'"),
     "label left out": ({"ignore": ["kind"]}, "--ignore-columns kind leaves out the column that --label-column is to predict"),
-    "both": ({"ignore": ["a"], "categorical": ["a"]}, "'a' is both for --categorical-columns and for --ignore-columns"),
+    "both": ({"ignore": ["a"], "categorical": ["a"]}, "'a' is given to both --categorical-columns and --ignore-columns"),
     "nothing but a label": ({"ignore": ["a", "b"]}, "1 column; wanted 5 rows .* and a feature"),
 }
 
@@ -194,7 +194,7 @@ def test_what_is_asked_of_columns_must_make_sense(load, name):
 def test_a_table_without_names_is_refused_instead_of_losing_a_row(load, content, label):
     with pytest.raises(DataError, match="numbers, not names of columns; a table wants a line of names first"):
         load(content, label)
-    with pytest.raises(DataError, match="no column 'kind'.*its first line is to name them"):
+    with pytest.raises(DataError, match="no column 'kind'.*its first line must name them"):
         load(content, "kind")
 
 
@@ -227,7 +227,7 @@ BAD = {
         f"line 7, column 'a': '{BIG + 1}' is a whole number beyond 2.53.*--categorical-columns",
     ),
     "many zeros": ("\n5,", f"\n{'0' * 5_000}{BIG + 1},", r"'0+'\.\.\. \(5,019 characters\) is a whole number beyond"),
-    "text in the label": ("\n5,0.5,0", "\n5,0.5,x", "line 7, column 'kind': 'x' is not a number, as others are"),
+    "text in the label": ("\n5,0.5,0", "\n5,0.5,x", "line 7, column 'kind': 'x' is not a number, but other labels are"),
     "empty label": ("\n5,0.5,0", "\n5,0.5,", "line 7, column 'kind': '' is not a number; fill it, or leave its row out$"),
 }
 
@@ -326,7 +326,7 @@ REFUSED_LABELS = {
     "mixed, text first": (
         lambda i: ["x", "1"][i % 2],
         None,
-        "line 3, column 'y': '1' is a number, and the labels before it are not",
+        "line 3, column 'y': '1' is a number, but the labels before it are not",
     ),
     "texts": (lambda i: "xy"[i % 2], "regression", "'x' is not a number.*--task regression wants"),
     "large, as a quantity": (lambda i: str(BIG + 1 + i % 2), "regression", "beyond what f64 holds.*--task classification"),
@@ -481,7 +481,7 @@ def test_a_manifest_takes_descriptions_of_some_size(load, monkeypatch):
 
 def test_memory_of_one_hot_columns_is_looked_at(load, monkeypatch):
     monkeypatch.setattr("hpcai.data.columns.available", lambda: 10_000)
-    with pytest.raises(DataError, match="one-hot, the table has 100 features in each of 200 rows, beyond memory"):
+    with pytest.raises(DataError, match="one-hot, the table has 100 features in each of 200 rows, more than fit into memory"):
         load(csv("a,c,y", lambda i: f"{i},n{i % 100},{i % 2}", 200), categorical=["c"])
 
 

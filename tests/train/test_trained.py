@@ -133,7 +133,7 @@ class Odd(mine.Rows):
             r"rank 0 has external.bias of shape \(3,\) where rank 1 has nothing",
         ),
         ("length", DataError, r"of rank 0 have the lengths \[240, 60\], those of rank 1 \[239, 60\]"),
-        ("shape", DataError, r"take gave samples of shape \(4,\), and before of \(5,\)"),
+        ("shape", DataError, r"take gave samples of shape \(4,\), but before of shape \(5,\)"),
         ("label", DataError, "take gave the label [345]; wanted are whole numbers from 0 to below the 3 classes"),
         ("optimizer", RankMismatch, "after step 8 rank 1 has other parameters than rank 0"),
     ],
