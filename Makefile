@@ -18,7 +18,8 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp ker
 # Tests that start launchers and wait for them; the longest first, since each file runs beside others.
 STARTING := tests/train/elastic/test_recover.py tests/train/test_script.py tests/train/elastic/test_places.py \
     tests/train/elastic/test_frozen.py tests/train/test_command.py tests/comm/diagnosis/test_stall.py tests/test_slurm.py \
-    tests/comm/test_two_hosts.py tests/test_doctor.py tests/train/test_lock.py tests/comm/test_misuse.py
+    tests/comm/test_two_hosts.py tests/test_doctor.py tests/train/test_lock.py tests/comm/test_misuse.py \
+    tests/comm/test_circle.py
 
 # Tests of what calls the kernels, for `make asan`; of collectives only those in shared memory, on 3 threads.
 CHECKED := tests/ops tests/compress tests/reduce tests/optim tests/nn/test_arguments.py tests/nn/test_sequence.py \

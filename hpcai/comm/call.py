@@ -17,7 +17,7 @@ from hpcai.errors import UsageError, counted
 from hpcai.ops import native
 from hpcai.xp import CODES, Array
 
-NATIVE_KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast")
+NATIVE_KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast", "alltoall")
 """Kinds that the kernels know too, by the same numbers."""
 
 KINDS = (
@@ -27,7 +27,6 @@ KINDS = (
     "split",
     "symmetric_empty",
     "leave",
-    "alltoall",
     "split_by_node",
 )
 REDUCING = ("allreduce", "reduce_scatter")
@@ -110,6 +109,13 @@ def array_problem(kind: str, x: Array, op: str) -> Exception | None:
             return TypeError(f"{kind} supports f16, bf16, f32, f64, i32, i64; got {x.dtype}: convert with x.astype first")
     if not x.flags.writeable:
         return ValueError(f"{kind} works in place and wants a writeable array; pass x.copy()")
+    return None
+
+
+def rows_problem(kind: str, x: Array, size: int) -> Exception | None:
+    """The error of an alltoall whose array has not a row for each rank, else None."""
+    if kind == "alltoall" and (x.ndim == 0 or len(x) != size):
+        return ValueError(f"alltoall wants a row for each of {counted(size, 'rank')}, got shape {x.shape}")
     return None
 
 

@@ -24,7 +24,7 @@ from hpcai.comm.diagnosis import stacks, stall
 from hpcai.comm.door import Door, alone
 from hpcai.comm.wire import Pending, Wire
 from hpcai.comm.wires import node, ulfm
-from hpcai.errors import HpcaiError, RankFailed, RankMismatch, counted
+from hpcai.errors import HpcaiError, RankFailed, RankMismatch
 from hpcai.xp import CODES, Array, bfloat16
 
 T = TypeVar("T")
@@ -356,21 +356,15 @@ class Communicator:
         self._collective("broadcast", x, "", root, algorithm)
         return x
 
-    @alone
     def alltoall(self, x: Array) -> Array:
         """Send row r of `x` to rank r and replace it by the row that rank r sends here, in place.
 
         Args:   x: contiguous array (size, ...) of any dtype without Python objects; equal shape and dtype on all ranks.
         Returns: `x`.
         Raises: as `allreduce`; ValueError (not a row for each rank).
-        Cost:   x.nbytes (P-1)/P sent per rank, by messages.
+        Cost:   x.nbytes (P-1)/P sent per rank; through shared memory where the ranks share it, else by messages.
         """
-        problem = call.array_problem("alltoall", x, "")
-        if problem is None and (x.ndim == 0 or len(x) != self.size):
-            problem = ValueError(f"alltoall wants a row for each of {counted(self.size, 'rank')}, got shape {x.shape}")
-        self._agree("alltoall", x, problem=problem)
-        if self.size > 1 and x.size:
-            pairwise.alltoall(x, self.wire)
+        self._collective("alltoall", x, "", 0, "auto")
         return x
 
     def isend(self, x: Array, to: int, lane: int = 0) -> Pending:
@@ -464,9 +458,8 @@ class Communicator:
         if self.size > 1:
             self.door.enter(kind)
         try:
-            problem = call.array_problem(kind, x, op) or call.choice_problem(
-                kind, root, algorithm, self.wire, self._memory is not None
-            )
+            problem = call.array_problem(kind, x, op) or call.rows_problem(kind, x, self.size)
+            problem = problem or call.choice_problem(kind, root, algorithm, self.wire, self._memory is not None)
             if problem is not None or self._memory is None or algorithm not in ("auto", "node"):
                 self._agree(kind, x, op, root, problem, algorithm)
             flat = x.reshape(-1)
@@ -507,6 +500,8 @@ class Communicator:
             ring.reduce_scatter(flat, self.wire, op)
         elif kind == "allgather":
             ring.allgather(flat, self.wire)
+        elif kind == "alltoall":
+            pairwise.alltoall(flat, self.wire)
         else:
             ring.broadcast(flat.view(np.uint8), self.wire, root)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -46,11 +47,18 @@ class Wire(Protocol):
     waited_s: float
     """Seconds that this rank has waited in `agree`, for others to come."""
 
+    @property
+    def under_way(self) -> array[int] | None:
+        """How many messages move only while this rank waits for a message or calls `progress`; None if all move by themselves."""
+
     def send(self, x: Array, to: int, lane: int = 0) -> Pending:
         """Start to send a contiguous array of at most 2**30 bytes. Messages are in order within a lane (0 to 5)."""
 
     def receive(self, x: Array, source: int, lane: int = 0) -> Pending:
         """Start to receive into a contiguous array, which has as many bytes as the sender's."""
+
+    def progress(self) -> None:
+        """Move the messages that are under way, while this rank waits elsewhere."""
 
     def agree(self, key: Sequence[int]) -> bool:
         """True on all ranks if `key` (integers below 2**62) is the same on all, else False on all."""

@@ -69,10 +69,25 @@ static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op
         key[VALID] = 1, key[KIND] = kind, key[COUNT] = std::int64_t(n), key[DTYPE] = type, key[OPERATION] = op_index;
         key[SHAPE] = shape_code(view);
         nb::gil_scoped_release released;
-        status = node.collective(ALLREDUCE, Type(type), Op(op), divisor, 0, view.buf, n, std::size_t(view.itemsize), key);
+        status = node.collective({ALLREDUCE, Type(type), Op(op), divisor, 0, static_cast<unsigned char*>(view.buf), n,
+                                  std::size_t(view.itemsize)}, key);
     }
     PyBuffer_Release(&view);
     return status;
+}
+
+// Have the node's long waits call `progress` while the counter, an array of one 64-bit integer, is above 0.
+static void poll_messages(hpcai::cpu::Node& node, nb::object counter, Address address, nb::callable progress) {
+    node.under_way = reinterpret_cast<const std::int64_t*>(address);
+    node.progress = [counter, progress] {
+        nb::gil_scoped_acquire held;
+        try {
+            progress();
+        } catch (nb::python_error& error) {
+            if (error.matches(PyExc_KeyboardInterrupt)) PyErr_SetInterrupt();  // is raised where the call returns to Python
+            else error.discard_as_unraisable("hpcai: progress of messages during a wait");
+        }
+    };
 }
 
 static nb::tuple words(std::initializer_list<const char*> all) {
@@ -149,6 +164,7 @@ NB_MODULE(_native, m) {
         .def("ended", &Node::ended)
         .def("revoke", &Node::revoke)
         .def_prop_ro("revoked", &Node::revoked)
+        .def("poll_messages", &poll_messages)
         .def("allreduce", &allreduce_fast)
         .def("agree", [](Node& node, std::vector<std::int64_t> key) {
             key.resize(kKey);
@@ -159,7 +175,8 @@ NB_MODULE(_native, m) {
                               std::size_t itemsize, std::vector<std::int64_t> key) {
             key.resize(kKey);
             nb::gil_scoped_release released;
-            return int(node.collective(Kind(kind), Type(type), Op(op), divisor, root, reinterpret_cast<void*>(x), n, itemsize, key.data()));
+            const Work work{Kind(kind), Type(type), Op(op), divisor, root, reinterpret_cast<unsigned char*>(x), n, itemsize};
+            return int(node.collective(work, key.data()));
         });
     m.def("open_short_way", [](bool open) { short_way = open; });
     m.def("lanes", &lanes_name);

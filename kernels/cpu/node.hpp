@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -14,7 +15,7 @@
 
 namespace hpcai::cpu {
 
-#define HPCAI_KINDS(EACH) EACH(AGREE) EACH(ALLREDUCE) EACH(REDUCE_SCATTER) EACH(ALLGATHER) EACH(BROADCAST)
+#define HPCAI_KINDS(EACH) EACH(AGREE) EACH(ALLREDUCE) EACH(REDUCE_SCATTER) EACH(ALLGATHER) EACH(BROADCAST) EACH(ALLTOALL)
 #define HPCAI_STATUSES(EACH) EACH(DONE) EACH(MISMATCH) EACH(STALLED) EACH(NOT_HERE) EACH(UNREACHED)
 // A call in numbers, as `key` in hpcai/comm/call.py makes them.
 #define HPCAI_KEY(EACH) EACH(VALID) EACH(KIND) EACH(COUNT) EACH(DTYPE) EACH(OPERATION) EACH(CHOICE) EACH(SHAPE) EACH(ALGORITHM)
@@ -31,11 +32,27 @@ constexpr int kSlots = 2, kSegments = 2;
 constexpr int kFew = 3;  // so many ranks fold all of a segment each, instead of a chunk each for all
 constexpr int kPlaceBits = 40;  // a place is a block's id << 40 | an offset, so arrays have fewer than 2**40 bytes
 
-// What a rank is about to do. Equal on all ranks, or the call is refused; `place` alone may differ (then nothing is symmetric).
-struct Call {
-    std::int64_t key[kKey];
-    std::int64_t place;    // offset in the symmetric heap, or -1
-    std::uint64_t address; // of the array in its rank's own memory
+// What a collective does, and this rank's array: n elements of `itemsize` bytes. Reductions want a `type` that fold_ranks knows.
+struct Work {
+    Kind kind;
+    Type type;
+    Op op;
+    long divisor;
+    int root;
+    unsigned char* x;
+    std::size_t n, itemsize;
+
+    std::size_t bytes() const { return n * itemsize; }
+    bool reduces() const { return kind == ALLREDUCE || kind == REDUCE_SCATTER; }
+};
+
+// A rank's call, as the others see it. A short message follows the head at once, so that the shortest come in one cache line.
+struct alignas(64) Announcement {
+    std::atomic<std::uint32_t> arrivals;  // that of the desk, as soon as the rest is written
+    std::uint64_t digest;                 // of the call's key: equal on all ranks, or the call is refused
+    std::int64_t place;                   // of the array in the symmetric heap, or -1: equal on all ranks, or nothing is symmetric
+    std::uint64_t address;                // of the array in its rank's own memory
+    unsigned char data[kSmall];
 };
 
 struct alignas(64) Desk {
@@ -45,8 +62,7 @@ struct alignas(64) Desk {
     std::atomic<std::uint32_t> out;      // this rank has left a collective half-way, and writes nothing any more
     alignas(64) std::int64_t pid;  // whose memory `address` means, and a word there to prove it
     std::uint64_t proof_address, proof;
-    alignas(64) Call call[kSlots];
-    alignas(64) unsigned char small[kSlots][kSmall];
+    Announcement announced[kSlots];
     alignas(4096) unsigned char segment[kSegments][kSegment];
 };
 
@@ -70,9 +86,7 @@ public:
     std::size_t staged_bytes = kStaged;
 
     Status agree(const std::int64_t* key);
-    // x: n elements of `itemsize` bytes; reductions want a `type` that fold_ranks knows.
-    Status collective(Kind kind, Type type, Op op, long divisor, int root, void* x, std::size_t n, std::size_t itemsize,
-                      const std::int64_t* key);
+    Status collective(const Work& work, const std::int64_t* key);
     // After STALLED: bit r is set for each rank (below 64) that has not come.
     std::vector<int> missing() const;
     // Notice from now on when another rank's process ends: its wait ends with STALLED. False where the kernel cannot tell.
@@ -85,6 +99,9 @@ public:
     double timeout_s;
     // The thread, as Python numbers it, that may call without being looked at further; 0: none. Read and written under the GIL.
     unsigned long caller = 0;
+    // How many messages this rank has under way, and what moves them: called in long waits, since others may wait for them.
+    const std::int64_t* under_way = nullptr;
+    std::function<void()> progress;
     // For benches, equal on all ranks: false leaves out what detection costs.
     bool checks = true;
     // When the present wait began (CLOCK_MONOTONIC; 0: there is none), and all waits beyond the spinning, in seconds.
@@ -95,28 +112,33 @@ private:
     Desk& desk(int rank) const { return desks_[rank]; }
     std::int64_t place_of(const void* x, std::size_t bytes) const;
     void* symmetric(std::int64_t place, int rank) const;
-    void publish(const std::int64_t* key, std::int64_t place, const void* x);
+    void announce(const std::int64_t* key, std::int64_t place, const void* x, std::size_t travelling);
+    Announcement& announced(int rank) const { return desk(rank).announced[calls_ % kSlots]; }
     bool same() const;
     bool all_symmetric() const;
     bool none_symmetric() const;
-    bool barrier();
-    bool wait_for(int rank, std::uint32_t target);
+    bool barrier(bool announcing = false);
+    bool wait_for(int rank, std::uint32_t target, const std::atomic<std::uint32_t>& word);
     bool anyone_lost(std::uint32_t target) const;
     void settle() const;
     bool waited(double begin);
 
-    Status small(Type type, Op op, long divisor, void* x, std::size_t n);
-    Status direct(Kind kind, Type type, Op op, long divisor, int root, std::int64_t place, std::size_t n, std::size_t itemsize);
-    Status reached(Kind kind, Type type, Op op, long divisor, int root, unsigned char* x, std::size_t n, std::size_t itemsize);
+    Status small(const Work& work);
+    Status direct(const Work& work, std::int64_t place);
+    Status reached(const Work& work);
+    bool fold_reached(const Work& work);
+    bool swap_reached(const Work& work, int rank);
     bool copy_from(int rank, std::size_t offset, void* out, std::size_t bytes) const;
     bool copy_all(int rank, std::size_t offset, unsigned char* out, std::size_t bytes) const;
     bool copy_to(int rank, std::size_t offset, const void* x, std::size_t bytes) const;
-    std::size_t put(Kind kind, int root, const unsigned char* x, std::size_t n, std::size_t itemsize, std::size_t at);
-    Status staged(Kind kind, Type type, Op op, long divisor, int root, unsigned char* x, std::size_t n, std::size_t itemsize,
-                  bool has_first);
-    bool fold_staged(Kind kind, Type type, Op op, long divisor, unsigned char* x, std::size_t n, std::size_t itemsize,
-                     std::size_t at);
-    void copy_staged(Kind kind, int root, unsigned char* x, std::size_t n, std::size_t itemsize, std::size_t at);
+    std::pair<std::size_t, std::size_t> given(const Work& work, int rank) const;
+    std::pair<std::size_t, std::size_t> swapped(const Work& work, int rank) const;
+    std::size_t row(const Work& work) const { return work.bytes() / unsigned(size_); }
+    std::size_t longest(const Work& work) const;
+    void put(const Work& work, std::size_t at);
+    void take(const Work& work, std::size_t at);
+    Status staged(const Work& work, bool has_first);
+    bool fold_staged(const Work& work, std::size_t at);
 
     int rank_, size_;
     Desk* desks_;
@@ -126,6 +148,7 @@ private:
     bool reaches_ = false;
     std::uint64_t proof_;
     std::vector<unsigned char> scratch_;
+    std::vector<void*> arrays_;  // one of each rank, for a fold
     std::vector<Block> blocks_;
     std::vector<int> watched_;  // a descriptor of each other process, or -1
 };

@@ -134,17 +134,38 @@ def test_allgather_each_is_one_allgather_after_the_other_and_asks_one_ahead(size
 
 
 @pytest.mark.parametrize("size", RANKS)
-def test_alltoall_is_a_transposition(size, monkeypatch):
-    monkeypatch.setattr(ring, "SEGMENT_BYTES", 48)
+def test_alltoall_is_a_transposition(size, way, monkeypatch):
+    algorithm, array = way
+    if algorithm == "ring":  # all-to-all has no ring, but goes by messages where the ranks share no memory
+        monkeypatch.setenv("HPCAI_NODE", "0")
 
     def program(comm):
-        for k, dtype in itertools.product((0, 1, 7, 100), ("f4", "u1", "S3")):
-            x = (np.arange(size * k) + 1000 * comm.rank).astype(dtype).reshape(size, k)
+        for k, dtype in [*itertools.product((0, 1, 7, 100), ("f4", "u1", "S3")), (70_001, "f4")]:
+            x = array(comm, (np.arange(size * k) + 1000 * comm.rank).astype(dtype).reshape(size, k))
             want = [(np.arange(size * k) + 1000 * r).astype(dtype).reshape(size, k)[comm.rank] for r in range(size)]
             assert comm.alltoall(x) is x
             assert (x == np.array(want).reshape(size, k)).all()
         with pytest.raises(ValueError, match="a row for each"):
             comm.alltoall(np.zeros((size + 1, 2)))
+
+    threads.run(size, program)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_elements_longer_than_a_segment_are_moved(size, way):
+    algorithm, array = way
+
+    def program(comm):
+        values = np.arange(size * 40_000, dtype="f8").reshape(size, -1) + 0.5 * comm.rank
+        rows = array(comm, values).view("V320000")
+        assert comm.alltoall(rows) is rows
+        mine = np.arange(size * 40_000, dtype="f8").reshape(size, -1)[comm.rank]
+        assert (rows.view("f8") == mine + 0.5 * np.arange(size)[:, None]).all()
+        comm.broadcast(rows, size - 1, algorithm=algorithm)
+        assert (rows.view("f8")[:, 0] == (size - 1) * 40_000 + 0.5 * np.arange(size)).all()
+        rows.view("f8")[...] = comm.rank
+        comm.allgather(rows, algorithm=algorithm)
+        assert (rows.view("f8") == np.arange(size)[:, None]).all()
 
     threads.run(size, program)
 

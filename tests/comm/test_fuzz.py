@@ -26,7 +26,7 @@ def test_random_collectives_equal_numpy(comm):
     for _ in range(COUNT):
         which = int(rng.integers(len(groups)))
         kind, name, op = (
-            rng.choice(["allreduce", "reduce_scatter", "allgather", "broadcast"]),
+            rng.choice(["allreduce", "reduce_scatter", "allgather", "broadcast", "alltoall"]),
             rng.choice(list(DTYPES)),
             str(rng.choice(OPS)),
         )
@@ -46,6 +46,7 @@ def test_random_collectives_equal_numpy(comm):
         group = groups[which]
         if group is None:
             continue
+        n -= n % group.size * (kind == "alltoall")
         parts = shares(group.size, n, name, seed)
         x = parts[group.rank].copy()
         if symmetric == "all" or (symmetric == "some" and (group.rank + seed) % 2):
@@ -63,6 +64,9 @@ def test_random_collectives_equal_numpy(comm):
                 group.allgather(x, algorithm="auto" if algorithm == "auto" else "ring")
                 for rank, part in enumerate(parts):
                     np.testing.assert_array_equal(x[group.chunk(n, rank)], part[group.chunk(n, rank)])
+            elif kind == "alltoall":
+                group.alltoall(x.reshape(group.size, -1))
+                np.testing.assert_array_equal(x, np.concatenate([part[group.chunk(n)] for part in parts]))
             else:
                 root = root_draw % group.size
                 group.broadcast(x, root, algorithm="auto" if algorithm == "auto" else "ring")

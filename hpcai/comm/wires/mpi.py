@@ -10,6 +10,7 @@ import pickle
 import sys
 import time
 import weakref
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from hpcai.comm.diagnosis import stall
 from hpcai.comm.launch import library_search, pmi
 from hpcai.comm.launch.host import boot_id
 from hpcai.comm.launch.launcher import pretended_node
+from hpcai.comm.wire import begin
 from hpcai.comm.wires import mapping, ordinals, ulfm
 from hpcai.comm.wires.requests import AGREEMENT, Request
 from hpcai.errors import LaunchError, RankFailed, counted
@@ -52,7 +54,7 @@ class MpiWire:
         self.family.wires.add(self)
         self.rank, self.size, self.ranks = comm.rank, comm.size, ranks or range(comm.size)
         self.MPI = load()
-        self.expected = self.family.expected
+        self.expected, self.under_way = self.family.expected, self.family.under_way
         self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
         self._idle: dict[tuple[Any, ...], Any] = {}
         self._key = np.empty(16, np.int64)
@@ -75,6 +77,7 @@ class MpiWire:
             if request is None:  # by address: an idle request keeps no array alive
                 request = init([self.MPI.buffer.fromaddress(address, x.nbytes), self.MPI.BYTE], peer, lane)
             request.Start()
+        self.under_way[0] += 1
         return Request(request, self, what, key)
 
     @contextlib.contextmanager
@@ -94,9 +97,16 @@ class MpiWire:
 
     def keep(self, request: Any, key: tuple[Any, ...]) -> None:
         """Keep a completed persistent request for the next message like it; beyond IDLE_REQUESTS the oldest one is freed."""
+        self.under_way[0] -= 1
         self._idle[key] = request
         if len(self._idle) > IDLE_REQUESTS:
             self._idle.pop(next(iter(self._idle))).Free()
+
+    def progress(self) -> None:
+        """Move the messages that are under way: MPI does so in each of its calls, such as MPI_Iprobe."""
+        with contextlib.suppress(self.MPI.Exception, RankFailed):  # which the message's own wait meets too
+            begin(self.expected)
+            self.comm.Iprobe(self.rank, ALARM_TAG)
 
     def agree(self, key: Sequence[int]) -> bool:
         """Compare the key on all ranks with one small MPI_Iallreduce: its maximum equals its minimum."""
@@ -319,6 +329,7 @@ class _Family:
         self.wires: weakref.WeakSet[MpiWire] = weakref.WeakSet()
         self.releases: list[weakref.WeakMethod] = []
         self.expected: dict[Any, list[Any]] = {}
+        self.under_way = array("q", [0])
         self.given_up = False
 
 

@@ -13,7 +13,7 @@ import math
 import os
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,8 @@ class Node:
         self.reaches = all(proved for proved, _ in known) and os.environ.get("HPCAI_REACH") != "0"
         self.notices_ends = all(watched for _, watched in known)
         self.native.reach(self.reaches)
+        if (under_way := wire.under_way) is not None:
+            self.native.poll_messages(under_way, under_way.buffer_info()[0], _progress_of(wire))
         self.native.staged_bytes, self.staged_by = wire.exchange(staging.limit(wire.size) if wire.rank == 0 else None)[0]
 
     def empty(self, shape: int | Sequence[int], dtype: Any) -> Array | None:
@@ -134,6 +136,17 @@ class Node:
         self.blocks[block.id] = block
         self.native.add_block(block.id, memory.ctypes.data, stride)
         return block
+
+
+def _progress_of(wire: Wire) -> Callable[[], None]:
+    """Return `wire.progress`, without keeping the wire alive."""
+    method = weakref.WeakMethod(wire.progress)
+
+    def progress() -> None:
+        if (alive := method()) is not None:
+            alive()
+
+    return progress
 
 
 class _Block:

@@ -106,6 +106,7 @@ class ThreadWire:
         self.rank, self.size, self.ranks, self.group = rank, group.size, group.ranks, group
         self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
         self.expected: dict[Any, list[Any]] = {}
+        self.under_way = None
 
     def send(self, x: Array, to: int, lane: int = 0) -> _Sent:
         """Copy `x` into the mailbox of rank `to`."""
@@ -119,6 +120,9 @@ class ThreadWire:
     def exchange(self, value: Any) -> list[Any]:
         """Every rank's value, pickled as over MPI, so that ranks share no objects."""
         return [pickle.loads(other) for other in self._gather(pickle.dumps(value))]
+
+    def progress(self) -> None:
+        """Nothing: messages between threads move by themselves."""
 
     def agree(self, key: Sequence[int]) -> bool:
         """True on all ranks if all have this key."""

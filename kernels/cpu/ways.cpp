@@ -1,0 +1,230 @@
+// The ways of a collective through memory: with the call, straight in symmetric arrays, by system calls into private memory, or
+// through segments. All fold in the order of the ranks, so that they come to the same bytes.
+#include "node.hpp"
+
+#if defined(__linux__)
+#include <sys/uio.h>
+#endif
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+
+namespace hpcai::cpu {
+namespace {
+
+// Chunk `part` of n elements cut into `parts`: the same cut as hpcai.comm.algorithms.schedule.split.
+std::pair<std::size_t, std::size_t> chunk(std::size_t n, int parts, int part) {
+    const auto cut = [&](int i) { return std::size_t(__uint128_t(n) * unsigned(i) / unsigned(parts)); };
+    return {cut(part), cut(part + 1)};
+}
+
+void swap(unsigned char* a, unsigned char* b, std::size_t bytes) {
+    unsigned char held[4096];
+    for (std::size_t at = 0; at < bytes; at += sizeof held) {
+        const std::size_t count = std::min(sizeof held, bytes - at);
+        std::memcpy(held, a + at, count);
+        std::memcpy(a + at, b + at, count);
+        std::memcpy(b + at, held, count);
+    }
+}
+
+}  // namespace
+
+// The bytes of a rank's array that it gives to all others, where these are the same for all.
+std::pair<std::size_t, std::size_t> Node::given(const Work& work, int rank) const {
+    if (work.kind == ALLGATHER) {
+        auto [from, to] = chunk(work.n, size_, rank);
+        return {from * work.itemsize, to * work.itemsize};
+    }
+    return {0, work.kind == BROADCAST && rank != work.root ? 0 : work.bytes()};
+}
+
+// Two ranks swap a row of an all-to-all, each one half of it: the bytes of the row that this rank swaps with `rank`.
+std::pair<std::size_t, std::size_t> Node::swapped(const Work& work, int rank) const {
+    const std::size_t whole = row(work), half = whole / 2;
+    return rank_ < rank ? std::pair{std::size_t(0), half} : std::pair{half, whole};
+}
+
+// Short messages came with the call: everyone folds everyone's for itself, in rank order, after that one barrier.
+Status Node::small(const Work& work) {
+    for (int r = 0; r < size_; ++r) arrays_[r] = announced(r).data;
+    void* out = work.x;
+    fold_ranks(work.type, work.op, &out, 1, arrays_.data(), size_, work.divisor, 0, work.n);
+    return DONE;
+}
+
+// Symmetric arrays: each rank reduces its own chunk from all ranks' arrays and writes it to all of them (or keeps it).
+// P reads and P writes of every element in all, and no copy. The second barrier says that all chunks are written.
+Status Node::direct(const Work& work, std::int64_t place) {
+    for (int r = 0; r < size_; ++r) arrays_[r] = symmetric(place, r);
+    auto* mine = static_cast<unsigned char*>(arrays_[rank_]);
+    if (work.reduces()) {
+        auto [from, to] = chunk(work.n, size_, rank_);
+        const bool to_all = work.kind == ALLREDUCE;
+        fold_ranks(work.type, work.op, to_all ? arrays_.data() : &arrays_[rank_], to_all ? size_ : 1, arrays_.data(), size_, work.divisor,
+                   from, to);
+        return barrier() ? DONE : STALLED;
+    }
+    for (int step = 1; step < size_; ++step) {
+        const int r = (rank_ + step) % size_;
+        auto* theirs = static_cast<unsigned char*>(arrays_[r]);
+        auto [from, to] = work.kind == ALLTOALL ? swapped(work, r) : given(work, r);
+        if (work.kind == ALLTOALL) swap(mine + r * row(work) + from, theirs + rank_ * row(work) + from, to - from);
+        else std::memcpy(mine + from, theirs + from, to - from);
+    }
+    return barrier() ? DONE : STALLED;
+}
+
+// Arrays in private memory, where the kernel lets ranks copy from and to each other's: as `direct`. Nothing is copied twice, and
+// an element is always touched by the same core, which its next reduction finds in that core's cache.
+Status Node::reached(const Work& work) {
+    bool fine = !work.reduces() || fold_reached(work);
+    for (int step = 1; step < size_ && !work.reduces() && fine; ++step) {
+        const int r = (rank_ + step) % size_;
+        auto [from, to] = given(work, r);
+        fine = work.kind == ALLTOALL ? swap_reached(work, r) : copy_all(r, from, work.x + from, to - from);
+    }
+    if (!barrier()) {
+        settle();
+        return STALLED;
+    }
+    return fine ? DONE : UNREACHED;
+}
+
+// Each piece of this rank's chunk is fetched into a scratch that fits the cache, folded, and written back to all.
+bool Node::fold_reached(const Work& work) {
+    auto [first, last] = chunk(work.n, size_, rank_);
+    const std::size_t itemsize = work.itemsize, step = kReach / itemsize;
+    scratch_.resize(std::size_t(size_) * kReach);
+    bool fine = true;
+    for (std::size_t at = first; at < last && fine; at += step) {
+        const std::size_t count = std::min(step, last - at), bytes = count * itemsize;
+        for (int r = 0; r < size_; ++r) {
+            arrays_[r] = r == rank_ ? work.x + at * itemsize : scratch_.data() + std::size_t(r) * kReach;
+            if (r != rank_) fine = fine && copy_from(r, at * itemsize, arrays_[r], bytes);
+        }
+        void* out = work.x + at * itemsize;
+        fold_ranks(work.type, work.op, &out, 1, arrays_.data(), size_, work.divisor, 0, count);
+        for (int r = 0; r < size_ && work.kind == ALLREDUCE; ++r)
+            if (r != rank_) fine = fine && copy_to(r, at * itemsize, out, bytes);
+    }
+    return fine;
+}
+
+bool Node::swap_reached(const Work& work, int rank) {
+    scratch_.resize(std::max(scratch_.size(), kReach));
+    auto [from, to] = swapped(work, rank);
+    for (std::size_t at = from; at < to; at += kReach) {
+        const std::size_t bytes = std::min(kReach, to - at), there = rank_ * row(work) + at;
+        unsigned char* mine = work.x + rank * row(work) + at;
+        if (!copy_from(rank, there, scratch_.data(), bytes) || !copy_to(rank, there, mine, bytes)) return false;
+        std::memcpy(mine, scratch_.data(), bytes);
+    }
+    return true;
+}
+
+bool Node::copy_from(int rank, std::size_t offset, void* out, std::size_t bytes) const {
+#if defined(__linux__)
+    const std::uint64_t address = announced(rank).address + offset;
+    iovec here{out, bytes}, there{reinterpret_cast<void*>(address), bytes};
+    return process_vm_readv(pid_t(desk(rank).pid), &here, 1, &there, 1, 0) == ssize_t(bytes);
+#else
+    return false;
+#endif
+}
+
+bool Node::copy_to(int rank, std::size_t offset, const void* x, std::size_t bytes) const {
+#if defined(__linux__)
+    const std::uint64_t address = announced(rank).address + offset;
+    iovec here{const_cast<void*>(x), bytes}, there{reinterpret_cast<void*>(address), bytes};
+    return process_vm_writev(pid_t(desk(rank).pid), &here, 1, &there, 1, 0) == ssize_t(bytes);
+#else
+    return false;
+#endif
+}
+
+// copy_from without the kernel's limit of 2 GiB a call.
+bool Node::copy_all(int rank, std::size_t offset, unsigned char* out, std::size_t bytes) const {
+    constexpr std::size_t most = std::size_t(1) << 30;
+    bool fine = true;
+    for (std::size_t at = 0; at < bytes && fine; at += most) fine = copy_from(rank, offset + at, out + at, std::min(most, bytes - at));
+    return fine;
+}
+
+// Private arrays go through the desks in segments that fit the cache: copy in, barrier, fold or copy from all desks into my
+// array. Two segments in turn need one barrier each: writing segment s again is two barriers away from reading it. has_first: each
+// rank has put its first piece before the barrier of the call, which serves for that piece too.
+Status Node::staged(const Work& work, bool has_first) {
+    const std::size_t end = longest(work), step = work.kind == ALLTOALL ? kSegment / unsigned(size_) : kSegment;
+    for (std::size_t at = 0; at < end; at += step, ++turn_) {
+        if (at > 0 || !has_first) {
+            put(work, at);
+            if (!barrier()) return STALLED;
+        }
+        if (!work.reduces()) take(work, at);
+        else if (!fold_staged(work, at)) return STALLED;
+    }
+    return DONE;
+}
+
+// The bytes that go through a desk at most.
+std::size_t Node::longest(const Work& work) const {
+    if (work.kind == ALLTOALL) return row(work);
+    return work.kind == ALLGATHER ? (work.n + unsigned(size_) - 1) / unsigned(size_) * work.itemsize : work.bytes();
+}
+
+// Copy into this rank's segment what the others need of its array, from byte `at` of that on (of each row, in an all-to-all).
+void Node::put(const Work& work, std::size_t at) {
+    unsigned char* segment = desk(rank_).segment[turn_ % kSegments];
+    if (work.kind != ALLTOALL) {
+        auto [from, to] = given(work, rank_);
+        if (from + at < to) std::memcpy(segment, work.x + from + at, std::min(kSegment, to - from - at));
+        return;
+    }
+    const std::size_t step = kSegment / unsigned(size_), count = std::min(step, row(work) - at);
+    for (int r = 0; r < size_; ++r)
+        if (r != rank_) std::memcpy(segment + r * step, work.x + r * row(work) + at, count);
+}
+
+// Copy from the others' segments what they put there for this rank.
+void Node::take(const Work& work, std::size_t at) {
+    for (int next = 1; next < size_; ++next) {
+        const int r = (rank_ + next) % size_;
+        const unsigned char* segment = desk(r).segment[turn_ % kSegments];
+        if (work.kind == ALLTOALL) {
+            const std::size_t step = kSegment / unsigned(size_);
+            std::memcpy(work.x + r * row(work) + at, segment + rank_ * step, std::min(step, row(work) - at));
+        } else if (auto [from, to] = given(work, r); from + at < to) {
+            std::memcpy(work.x + from + at, segment, std::min(kSegment, to - from - at));
+        }
+    }
+}
+
+// Few ranks each fold the whole segment. Of more, each folds its chunk of the segment in its own desk, for the others to copy.
+bool Node::fold_staged(const Work& work, std::size_t at) {
+    const std::size_t itemsize = work.itemsize, begin = at / itemsize, count = std::min(kSegment / itemsize, work.n - begin);
+    const unsigned turn = turn_ % kSegments;
+    unsigned char* mine = work.x + at;
+    for (int r = 0; r < size_; ++r) arrays_[r] = r == rank_ ? mine : desk(r).segment[turn];
+    std::size_t from = 0, to = count;
+    if (work.kind == REDUCE_SCATTER) {
+        const auto own = chunk(work.n, size_, rank_);
+        from = std::clamp(own.first, begin, begin + count) - begin;
+        to = std::clamp(own.second, begin, begin + count) - begin;
+    }
+    const bool shared = work.kind == ALLREDUCE && size_ > kFew;
+    if (shared) std::tie(from, to) = chunk(count, size_, rank_);
+    void* outs[] = {mine, desk(rank_).segment[turn]};
+    if (from < to) fold_ranks(work.type, work.op, outs, shared ? 2 : 1, arrays_.data(), size_, work.divisor, from, to);
+    if (!shared) return true;
+    if (!barrier()) return false;
+    for (int next = 1; next < size_; ++next) {
+        const int r = (rank_ + next) % size_;
+        auto [a, b] = chunk(count, size_, r);
+        std::memcpy(mine + a * itemsize, desk(r).segment[turn] + a * itemsize, (b - a) * itemsize);
+    }
+    return true;
+}
+
+}  // namespace hpcai::cpu
