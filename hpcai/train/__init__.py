@@ -1,1 +1,1 @@
-"""Training: options, the step, the loop around it, checkpoints and reports. `python -m hpcai.train` is its door."""
+"""Training: options, the step, the loop around the step, checkpoints and reports. Start it with `python -m hpcai.train`."""

@@ -1,4 +1,4 @@
-"""`python -m hpcai.train`: parse on rank 0, train on all, end alike on all."""
+"""`python -m hpcai.train`: rank 0 parses the options, all ranks train, and all ranks end in the same way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hpcai.train.options import parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run with these arguments (default: the command line's); returns the exit code."""
+    """Run the command with these arguments (default: those of the command line); return the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if parser.asks_only(arguments):

@@ -1,4 +1,4 @@
-"""The message where --resume names something without a checkpoint: what is there, and what to do."""
+"""The message for a --resume that names no checkpoint. The message says what the place has instead, and what to do."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from hpcai.checkpoint.storage import Store
 from hpcai.train.options.arguments import shown
 
 SHOWN = 5
-"""Names of a folder."""
+"""How many names of a folder a message lists."""
 
-ADVICE = "name a run's folder, one of checkpoints or a checkpoint in it (step-N), or leave --resume out to start afresh"
+ADVICE = "give a run's folder, its folder of checkpoints or one checkpoint (step-N), or leave --resume out to start afresh"
 
 
 def refusal(given: str, place: Store, name: str) -> str:
-    """Why there is no checkpoint of that name, in words; empty where there is one, be it whole or not."""
+    """Return why there is no checkpoint of that name; empty if there is a checkpoint, even an incomplete one."""
     try:
         if isinstance(place, Local):
             said = _of_folder(place, place.folder / name)
         else:
             said = "" if place.files(name) else f"has nothing{_others(place)}"
     except OSError:
-        return ""  # who reads it says so
+        return ""  # the code that reads the checkpoint reports the error
     return f"--resume {given} {said}; {ADVICE}" if said else ""
 
 
@@ -33,14 +33,14 @@ def _of_folder(place: Local, folder: Path) -> str:
     if not os.path.lexists(folder):
         return f"does not exist{_others(place) or _nearest(folder)}"
     if not folder.is_dir():
-        return f"is no folder{_others(place)}"
+        return f"is not a folder{_others(place)}"
     if (folder / MANIFEST).exists() or (NAMED.fullmatch(folder.name) and any(folder.iterdir())):
         return ""
     return f"holds no checkpoint: it has {_listed(folder)}"
 
 
 def _others(place: Store) -> str:
-    """The checkpoints beside it."""
+    """Return a phrase about the checkpoints in the same place; empty if there are none."""
     names = place.names()
     several = (
         f"{len(names)} checkpoints, {names[0]} to {names[-1]}" if names[1:] else f"the checkpoint {names[0]}" if names else ""
@@ -49,7 +49,7 @@ def _others(place: Store) -> str:
 
 
 def _nearest(folder: Path) -> str:
-    """The part of a path that there is, and what it has."""
+    """Return a phrase about the nearest existing parent of a path and its contents."""
     there = next((one for one in folder.absolute().parents if one.is_dir()), Path("/"))
     return f"; {there} has {_listed(there)}"
 

@@ -1,4 +1,4 @@
-"""The choice of --compress for this model on this machine: measured, predicted, and explained."""
+"""The choice of --compress for this model on this machine. The choice is predicted from measurements, and explained."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ from hpcai.train.replica import Replica, new_replica
 from hpcai.train.step import cut
 
 CANDIDATES = ("none", "bf16", "int8", "int4", "powersgd:4")
-"""What "auto" chooses from: the first, or those that cost no accuracy in bench/results/convergence.md."""
+"""The choices that "auto" considers: no compression, and the codecs that cost no accuracy in bench/results/convergence.md."""
 
 ALL = ("none", "bf16", "fp16", "fp8", "int8", "int8sum", "int4", "sign", "topk:0.01", "randomk:0.01", "powersgd:4")
 
 
 def decided(options: Options, dataset: Dataset, comm: Communicator) -> Options:
-    """The options with "auto" replaced by a choice: that of the run they go on from, else the best prediction. Collective.
+    """Return the options with "auto" replaced by a choice. A resumed run keeps its choice; else the best prediction wins.
+    Collective.
 
-    Rank 0 says on stderr what it is and why.
+    Rank 0 prints the choice and the reason on stderr.
     """
     if options.compress != "auto":
         return options
     kept = comm.on_root(lambda: resume.compression(options))
     if kept is not None:
-        why, name = "as in the run that goes on", kept
+        why, name = "as in the run that is resumed", kept
     elif comm.size == 1:
-        why, name = "there is one rank", "none"
+        why, name = "there is only one rank", "none"
     else:
         predictions = predicted(options, new_replica(_with(options, "none"), dataset, comm), comm, CANDIDATES)
         best = advice.best(predictions)
@@ -55,7 +56,7 @@ def decided(options: Options, dataset: Dataset, comm: Communicator) -> Options:
 
 
 def predicted(options: Options, plain: Replica, comm: Communicator, names: tuple[str, ...]) -> list[Prediction]:
-    """A prediction for each choice, of what one step's gradients take. The same on all ranks. Collective."""
+    """Predict, for each choice, the cost of exchanging one step's gradients. The same on all ranks. Collective."""
     largest = max(4 * (bucket.stop - bucket.start) for bucket in plain.buckets)
     wire = advice.measure_wire(comm, largest, options.allreduce_algorithm)
     options = dataclasses.replace(options, compress_warmup_steps=0)
@@ -68,7 +69,10 @@ def predicted(options: Options, plain: Replica, comm: Communicator, names: tuple
 
 
 def computing_s(replica: Replica, options: Options, dataset: Dataset, comm: Communicator) -> float:
-    """Seconds of forward, backward and optimizer on this rank's samples, on the slowest rank; changes the replica. Collective."""
+    """Measure the seconds of forward, backward and optimizer on each rank's samples; return the slowest rank's median.
+
+    Changes the replica's parameters and optimizer state. Collective.
+    """
     index = sharding.shard(np.arange(min(options.batch, dataset.train_samples)), comm.rank, comm.size)
     rows = np.empty((0 if dataset.context else len(index), dataset.x_train.shape[-1]), replica.params.dtype)
     x, target = take(dataset, index, rows)
@@ -86,11 +90,14 @@ def computing_s(replica: Replica, options: Options, dataset: Dataset, comm: Comm
 
 
 def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
-    """For `python -m hpcai.doctor --compress`: what each choice is predicted to take, in Markdown. Collective."""
+    """Return a Markdown table with the predicted cost of each choice, for `python -m hpcai.doctor --compress`. Collective.
+
+    Raises: UsageError for another dtype than f32, a mesh or ZeRO, and if memory is too small.
+    """
     if options.dtype != "f32":
         raise UsageError(f"codecs work on f32; leave --dtype {options.dtype} out")
     if options.mesh or options.zero:
-        raise UsageError("predictions are for data parallelism alone; leave --mesh and --zero out")
+        raise UsageError("predictions are only for data parallelism; leave --mesh and --zero out")
     fits.require(options, dataset, comm)
     plain = new_replica(_with(options, "none"), dataset, comm)
     computing = computing_s(plain, options, dataset, comm)
@@ -110,8 +117,8 @@ def table(options: Options, dataset: Dataset, comm: Communicator) -> str:
             f"{plainly / step:.2f}x |"
         )
     best = advice.best([one for one in predictions if one.name in CANDIDATES])
-    said = "do not compress: nothing that keeps the accuracy is quicker" if best.name == "none" else f"--compress {best.name}"
-    return "\n".join([*lines, "", f"advice: {said}. With --overlap a part of the reduction hides behind backward."])
+    said = "do not compress: no codec that keeps the accuracy is faster" if best.name == "none" else f"--compress {best.name}"
+    return "\n".join([*lines, "", f"advice: {said}. With --overlap, part of the reduction runs during backward."])
 
 
 def _with(options: Options, compress: str) -> Options:

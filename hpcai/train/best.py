@@ -1,5 +1,5 @@
-"""The best epoch so far, by one of its figures: which checkpoint is kept for it, and whether a run waits in vain for a better
-one.
+"""The best epoch so far by one of its figures. The best epoch's checkpoint is kept, and --patience ends a run that finds no
+better epoch.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ from hpcai.train.history import Progress
 from hpcai.train.options.options import Options
 
 RISING = ("validation_accuracy", "test_accuracy")
-"""Figures of which more is better; of the others less is."""
+"""Figures for which a larger value is better; for all other figures a smaller value is better."""
 
 
 def metric(options: Options, validates: bool) -> str:
-    """The figure that decides; empty where none does. validates: whether the data have samples for validation."""
+    """Return the name of the figure that decides; empty if the options ask for none.
+
+    validates: whether the data have samples for validation.
+    """
     if options.keep_best is None and options.patience is None:
         return ""
     return options.keep_best or ("validation_loss" if validates else "test_loss")
 
 
 def require(options: Options, dataset: Dataset) -> None:
-    """Raise UsageError for a figure that an epoch of this data has not."""
+    """Raise UsageError for a figure that cannot be computed on this data."""
     name = metric(options, dataset.validates)
     if name.startswith("validation_") and not dataset.validates:
-        raise UsageError(f"--keep-best {name} wants data for validation; give --validation FRACTION, as in --validation 0.1")
+        raise UsageError(f"--keep-best {name} needs data for validation; give --validation FRACTION, as in --validation 0.1")
     if name in RISING and not dataset.classes:
-        raise UsageError(f"--keep-best {name} is for classes, and these targets are quantities; take {name.split('_')[0]}_loss")
+        raise UsageError(f"--keep-best {name} is for classes, but these targets are quantities; take {name.split('_')[0]}_loss")
 
 
 def require_counted(options: Options, model: Model) -> None:
-    """Raise UsageError for the accuracy of a model whose loss does not tell which rows are correct."""
+    """Raise UsageError if accuracy is asked for and the model's loss does not count correct rows."""
     name = options.keep_best or ""
     if name in RISING and not model.loss.counts:
         raise UsageError(
-            f"--keep-best {name} wants a model that predicts; {model.name} has no accuracy; take {name.split('_')[0]}_loss"
+            f"--keep-best {name} needs a model that predicts; {model.name} has no accuracy; take {name.split('_')[0]}_loss"
         )
 
 
 def judge(progress: Progress, record: Mapping[str, Any], options: Options, whole: bool = True) -> None:
-    """Compare an epoch's figures with the best so far. whole: whether it counts for --patience."""
+    """Compare an epoch's figures with the best so far. whole: whether the epoch is complete and counts for --patience."""
     name = metric(options, "validation_loss" in record)
     if not name:
         return
@@ -61,7 +64,7 @@ def judge(progress: Progress, record: Mapping[str, Any], options: Options, whole
 
 
 def waits_in_vain(progress: Progress, options: Options) -> bool:
-    """Return whether the run ends because so many epochs were no better than an earlier one (Prechelt,
+    """Return whether the run ends early: --patience epochs have passed without a better one (Prechelt,
     doi:10.1007/3-540-49430-8_3).
     """
     return options.patience is not None and progress.waited >= options.patience
@@ -73,14 +76,16 @@ def is_here(progress: Progress, options: Options) -> bool:
 
 
 def checkpoint(retention: Retention, step: int) -> str | None:
-    """Return the path of the best epoch's checkpoint; None, after a warning, if it is not there: it could not be written, or the
-    run resumed from one without --keep-best or from another folder. On rank 0.
+    """Return the path of the best epoch's checkpoint. Runs on rank 0.
+
+    Return None, after a warning, if that checkpoint does not exist. Either it could not be written, or the run resumed from a
+    checkpoint without --keep-best or from another folder.
     """
     name = naming.name_of(step)
     if retention.has(name):
         return retention.place.path(name)
-    kept = f"the best that is kept is {retention.best}" if retention.best else f"none is kept in {retention.place.path('')}"
-    said = f"of the best epoch, after step {step:,}, there is no checkpoint; {kept}"
+    kept = f"the best one kept is {retention.best}" if retention.best else f"none is kept in {retention.place.path('')}"
+    said = f"the best epoch, which ended after step {step:,}, has no checkpoint; {kept}"
     print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
     return None
 

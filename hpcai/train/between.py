@@ -1,4 +1,4 @@
-"""The work between two steps: an epoch's evaluation, a checkpoint, the end of the run, leaving on request."""
+"""The work between two steps: the evaluation of an epoch, a checkpoint, the end of the run, and leaving after a signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from hpcai.train.run import Run
 
 
 def between(run: Run) -> None:
-    """Do what is due after the last step: evaluate an epoch, write a checkpoint, leave. A second call does nothing."""
+    """Do the work that is due after a step: evaluate an epoch, write a checkpoint, leave. A second call does nothing.
+
+    Collective. Raises: Leave if a signal asked for it; RankMismatch if replicas differ.
+    """
     options, progress = run.options, run.progress
     run.saver.heard(run.counted)
     epoch_ends, record = progress.step % run.per_epoch == 0, None
@@ -24,7 +27,7 @@ def between(run: Run) -> None:
         best.judge(progress, whole, options)
         _close_epoch(run, whole)
     run_ends = progress.step == run.total or best.waits_in_vain(progress, options)
-    if run_ends and progress.samples:  # within an epoch: its record is not in the checkpoint, where the epoch is still open
+    if run_ends and progress.samples:  # the run ends within an epoch: in the checkpoint that epoch is still open
         record = _record(run)
     leave = None if run_ends else signals.check(run.counted, progress.step)
     due = options.checkpoint_steps and (epoch_ends or progress.step % options.checkpoint_steps == 0)
@@ -34,17 +37,17 @@ def between(run: Run) -> None:
         run.written = progress.step
     if run_ends:
         run.saver.close()
-    if leave and run.saver.finish():  # said already; older checkpoints are there
+    if leave and run.saver.finish():  # the failed write was reported already; older checkpoints remain
         leave = signals.check(run.counted, progress.step, written=False)
     if record is not None:
-        best.judge(progress, record, options, whole=False)  # nor is that in the checkpoint
+        best.judge(progress, record, options, whole=False)  # the checkpoint does not contain this either
         _close_epoch(run, record)
     if leave is not None:
         raise leave
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """Evaluate; returns this epoch's record. Collective."""
+    """Evaluate the model and return this epoch's record. Collective."""
     run.evaluated = found = evaluate(run.replica, run.dataset)
     figures = {"test_loss": found.loss, "test_accuracy": found.accuracy, **found.quantities}
     if run.dataset.validates:
@@ -57,9 +60,9 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def _require_alike(run: Run) -> None:
-    """Raise RankMismatch, on all ranks, where the whole parameters of replicas have come apart. Collective."""
+    """Raise RankMismatch, on all ranks, if replicas that hold the same parameters differ. Collective."""
     mesh = run.replica.mesh
-    if mesh.dp.size == 1 or run.options.zero:  # a shard is updated by one rank
+    if mesh.dp.size == 1 or run.options.zero:  # with ZeRO one rank alone updates a shard
         return
     place = mesh.tp.rank, mesh.pp.rank
     known = mesh.world.allgather_object((place, shards.checksum(run.replica.params.view("u1").data)))
@@ -67,8 +70,8 @@ def _require_alike(run: Run) -> None:
         first = next(i for i, (one, _) in enumerate(known) if one == part_of)
         if digest != known[first][1]:
             raise RankMismatch(
-                f"after step {run.progress.step:,} rank {rank} has other parameters than rank {first}; gradients and optimizers "
-                "of one's own must be the same functions on all ranks, and change nothing but what they are asked for"
+                f"after step {run.progress.step:,} the parameters of rank {rank} differ from those of rank {first}; your own "
+                "gradients and optimizers must be the same functions on all ranks, and change only their own output arrays"
             )
 
 

@@ -1,4 +1,4 @@
-"""From options to the parts of a replica: mesh, model and its stages, optimizer, reducers, schedule."""
+"""Build the parts of a replica from options: mesh, model and its pipeline stages, optimizer, reducers, schedule."""
 
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ from hpcai.train.options.options import Options
 
 
 def build_mesh(options: Options, comm: Communicator) -> Mesh:
-    """The mesh that the options name, if the rest of them can be on it. Collective."""
+    """Return the mesh that the options name. Collective.
+
+    Raises: UsageError if other options are incompatible with this mesh.
+    """
     axes = meshes.sizes(options.mesh, comm.size)
     checks.check_mesh(options, *axes)
     return meshes.mesh(comm, axes)
 
 
 def gpt_shape(options: Options) -> gpt.Shape:
-    """The gpt that the options describe, over bytes."""
+    """Return the shape of the gpt that the options describe. Its vocabulary is bytes."""
     return shape(**entry.values(MODELS["gpt"], options))
 
 
 def check(options: Options, ranks: int) -> None:
-    """Raise UsageError for what cannot be on so many ranks, as far as the options tell without the data."""
+    """Raise UsageError for options that are impossible on so many ranks, as far as the options alone show without the data."""
     axes = meshes.sizes(options.mesh, ranks)
     checks.check_mesh(options, *axes)
     if options.model == "gpt":
@@ -59,21 +62,22 @@ def check(options: Options, ranks: int) -> None:
 
 
 def build_plan(options: Options, mesh: Mesh) -> Plan:
-    """The pipeline's schedule; for a single stage, micro-batch after micro-batch."""
+    """Return the pipeline's schedule. A single stage computes micro-batches one after another."""
     if mesh.pp.size == 1:
         return plans.one_f_one_b(1, options.micro_batches)
     return plans.plan(options.pipeline_schedule, mesh.pp.size, options.micro_batches, options.pipeline_chunks or 1)
 
 
 Cut = list[list[int]] | None
-"""Of which groups of layers, from and to, each pipeline stage consists; None for a single stage."""
+"""The range [start, stop) of layer groups of each pipeline stage; None for a single stage."""
 
 
 def build_stages(
     options: Options, dataset: Dataset, whole: Model, mesh: Mesh, dtype: np.dtype, cut: Cut = None
 ) -> tuple[Model, Stages, Cut]:
-    """This rank's layers: all, or those of its pipeline stages, cut as given or by the seconds that they take on rank 0; and how
-    they were cut. Collective.
+    """Return this rank's layers, their pipeline stages, and the cut between stages. Collective.
+
+    Without a pipeline a rank has all layers. Stages follow `cut`, else the seconds that each group of layers takes on rank 0.
     """
     ranks, chunks = mesh.pp.size, options.pipeline_chunks or 1
     if ranks == 1:
@@ -102,10 +106,10 @@ def build_stages(
 
 def overlaps(options: Options, mesh: Mesh) -> bool:
     """Return whether gradients are reduced while backward computes the next ones: as the options say, by default if ranks span
-    nodes.
+    nodes. Collective.
 
-    On one node memory is the wire, and a thread would only take the core from backward. Where other axes communicate within
-    backward, or shards do, a thread would come between.
+    On one node ranks exchange data through memory, and a thread would only take the core from backward. If other axes or shards
+    communicate during backward, a thread would interfere. Raises: UsageError if MPI does not allow the thread.
     """
     comm = mesh.world
     if options.overlap == "never" or comm.size == 1 or not mesh.only_dp or options.zero > 1:
@@ -118,9 +122,9 @@ def overlaps(options: Options, mesh: Mesh) -> bool:
 
 
 def build_model(options: Options, dataset: Dataset, split: Split = WHOLE) -> Model:
-    """The model that the options name, for this data's shape and classes and their weights; of a gpt the part that `split` says.
+    """Return the model that the options name, for the shape, classes and class weights of this data.
 
-    Raises: UsageError.
+    split: the tensor-parallel part of a gpt that this rank holds. Raises: UsageError.
     """
     return class_weights.weighing(_build_model(options, dataset, split), options, dataset)
 
@@ -135,7 +139,7 @@ def _build_model(options: Options, dataset: Dataset, split: Split) -> Model:
 
 
 def build_optimizer(options: Options, model: Model) -> Optimizer:
-    """The optimizer that the options name."""
+    """Return the optimizer that the options name."""
     if own_name.is_own(options.optimizer):
         return own.optimizer(options.optimizer, model)
     row = OPTIMIZERS[options.optimizer]
@@ -147,10 +151,10 @@ def build_optimizer(options: Options, model: Model) -> Optimizer:
 def build_reducers(
     options: Options, model: Model, buckets: list[slice], ranks: int, tensor_parallel: bool = False
 ) -> list[Reducer]:
-    """Return a reducer for each bucket; none if gradients are summed uncompressed.
+    """Return a reducer for each bucket; an empty list if gradients are summed uncompressed.
 
-    Arrays that tensor-parallel ranks all have whole travel as they are: a codec would mix them with neighbours that differ
-    between those ranks, and the copies would drift apart.
+    Arrays that every tensor-parallel rank holds whole are sent uncompressed. A codec would mix such an array with neighbouring
+    arrays that differ between those ranks, and the copies would drift apart.
     """
     if options.compress in ("none", "reproducible"):
         return []
@@ -159,7 +163,7 @@ def build_reducers(
 
 
 def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int, copies: set[str]) -> Reducer:
-    """Return one bucket's reducer: neighbouring arrays with the same choice form a part, which is reduced together."""
+    """Return one bucket's reducer. Neighbouring arrays with the same choice form one part, and a part is reduced together."""
     slots = [slot for slot in layout.slots if bucket.start <= slot.start and slot.stop <= bucket.stop]
     choices = ["none" if slot.name in copies else _choice(options, slot.name) for slot in slots]
     starts = [i for i in range(len(slots)) if i == 0 or choices[i] != choices[i - 1]]
@@ -174,12 +178,12 @@ def _reducer(options: Options, layout: Layout, bucket: slice, ranks: int, copies
 
 
 def _choice(options: Options, name: str) -> str:
-    """Return the compression of the array of that name."""
+    """Return the choice of compression for the array of that name."""
     return next((choice for pattern, choice in options.compress_layers if fnmatch(name, pattern)), options.compress)
 
 
 def build_schedule(options: Options, steps: int) -> Schedule:
-    """The learning rate's course over `steps` steps."""
+    """Return the schedule of the learning rate over `steps` steps."""
     assert options.lr is not None
     if options.lr_schedule == "cosine":
         return schedules.cosine(options.lr, steps=steps, warmup=options.lr_warmup_steps)

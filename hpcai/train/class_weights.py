@@ -1,4 +1,4 @@
-"""Weights of classes: from what the options say to one for each class of the data, and to a model whose loss has them."""
+"""Class weights: the options give one weight for each class of the data, and the model's loss uses these weights."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from hpcai.train.options.options import Options
 from hpcai.xp import Array
 
 TAKEN = 1024
-"""So many samples are asked for at a time where targets are counted that are not in memory."""
+"""How many samples are read at a time to count targets that are not in memory."""
 
 
 def decided(options: Options, dataset: Dataset, comm: Communicator) -> Dataset:
-    """The data set with the weights of its classes that the options name, if they do. Collective.
+    """Return the data set with the class weights that the options give, if any. Collective.
 
     Raises: UsageError, on all ranks alike.
     """
@@ -32,7 +32,7 @@ def decided(options: Options, dataset: Dataset, comm: Communicator) -> Dataset:
     if given is None:
         return dataset
     if not dataset.classes or dataset.context:
-        raise UsageError(f"--class-weights are for classes, and the targets of {dataset.name} are none; leave them out")
+        raise UsageError(f"--class-weights are for classes, but the targets of {dataset.name} are not classes; leave them out")
     if given == "balanced":
         return dataset._replace(class_weights=balanced(_counts(dataset, comm)))
     assert not isinstance(given, str)
@@ -40,9 +40,8 @@ def decided(options: Options, dataset: Dataset, comm: Communicator) -> Dataset:
 
 
 def balanced(counts: Array) -> Array:
-    """(classes,) counts of training labels to weights: n / (classes * count), as sklearn's compute_class_weight has them.
-
-    Classes without a label do not count, and have the weight 1.
+    """Return (classes,) f64 weights for (classes,) counts of training labels: n / (classes * count), as scikit-learn's
+    compute_class_weight does. Classes without a label get the weight 1 and are not counted in `classes`.
 
     >>> balanced(np.array([3, 1]))
     array([0.66666667, 2.        ])
@@ -52,22 +51,22 @@ def balanced(counts: Array) -> Array:
 
 
 def weighing(model: Model, options: Options, dataset: Dataset) -> Model:
-    """The model, its loss with the weights of the data's classes. Raises: UsageError for a loss that takes none."""
+    """Return the model with the data's class weights in its loss. Raises: UsageError for a loss that takes no weights."""
     loss, weights = model.loss, dataset.class_weights
     if options.class_weights is None:
         return model
     if loss.weights is not None and (weights is None or not np.array_equal(loss.weights, weights)):
-        raise UsageError(f"the loss of model {model.name} has weights of classes; leave those or --class-weights out")
+        raise UsageError(f"the loss of model {model.name} already has class weights; leave these or --class-weights out")
     if loss.weights is None and loss.evaluate is not ops.softmax_cross_entropy_into:
         raise UsageError(
             f"--class-weights are for nn.softmax_cross_entropy; model {model.name} has a loss of its own ({loss.name}): "
-            "leave them out, and weigh there"
+            "leave them out, and apply weights in that loss"
         )
     return model if weights is None else model._replace(loss=losses.softmax_cross_entropy(weights))
 
 
 def _of_each(given: tuple[Any, ...], names: list[str]) -> Array:
-    """A weight for each class, from weights in their order or from pairs of a name and a weight."""
+    """Return (classes,) f64 weights, from weights in the order of the classes or from pairs of a name and a weight."""
     if not isinstance(given[0], tuple):
         if len(given) != len(names):
             raise UsageError(
@@ -79,17 +78,17 @@ def _of_each(given: tuple[Any, ...], names: list[str]) -> Array:
     for name, weight in given:
         if name not in places:
             raise UsageError(
-                f"--class-weights names {printable(name)!r}, which is no class of the data{meant(name, names)}; "
+                f"--class-weights names {printable(name)!r}, which is not a class of the data{meant(name, names)}; "
                 f"classes are {shown(names)}"
             )
         found[places[name]] = weight
     if not found.any():
-        raise UsageError("--class-weights gives all classes the weight 0; one at least must have another")
+        raise UsageError("--class-weights gives all classes the weight 0; give at least one class a larger weight")
     return found
 
 
 def _counts(dataset: Dataset, comm: Communicator) -> Array:
-    """Count the training samples of each class; if samples are not in memory, each rank asks for its share."""
+    """Return (classes,) int64 counts of training samples. If samples are not in memory, each rank reads its share. Collective."""
     if dataset.samples is None:
         return np.bincount(dataset.y_train, minlength=dataset.classes)
     counts, failure = np.zeros(dataset.classes, np.int64), None
@@ -111,7 +110,7 @@ def _count_into(counts: Array, dataset: Dataset, index: Array) -> None:
         _, target = taken(dataset.samples, index[begin : begin + TAKEN], np.float32)
         if target.ndim != 1 or target.dtype.kind != "i" or not ((target >= 0) & (target < dataset.classes)).all():
             raise DataError(
-                f"--class-weights balanced counts targets, whole numbers from 0 below {dataset.classes}; take gave "
-                f"{target.dtype} of shape {target.shape}{f' up to {target.max()}' if target.size else ''}"
+                f"--class-weights balanced counts targets: whole numbers at least 0 and below {dataset.classes}; "
+                f"take returned {target.dtype} of shape {target.shape}{f' up to {target.max()}' if target.size else ''}"
             )
         counts += np.bincount(target, minlength=dataset.classes)

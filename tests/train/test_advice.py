@@ -43,7 +43,7 @@ def test_a_slow_wire_makes_it_compress_and_a_free_one_does_not(tmp_path, wire, c
     wire(1e-5)
     resumed = train(2, options(tmp_path, *flags, "--resume", "auto", "--steps", "6", run="fast"))
     assert resumed["options"]["compress"] == "none"
-    assert "as in the run that goes on" in capsys.readouterr().err
+    assert "as in the run that is resumed" in capsys.readouterr().err
 
 
 def test_a_warmup_does_not_hide_what_compression_takes(tmp_path, wire):

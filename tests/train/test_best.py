@@ -137,7 +137,7 @@ def test_another_fraction_is_refused_by_its_name(tmp_path):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        ("--keep-best validation_loss", "wants data for validation; give --validation FRACTION"),
+        ("--keep-best validation_loss", "needs data for validation; give --validation FRACTION"),
         ("--validation 1", "--validation wants a number above 0 below 1, got '1'"),
         ("--validation 0", "--validation wants a number above 0 below 1, got '0'"),
         ("--patience 0", "--patience wants a whole number from 1, got '0'"),
@@ -153,7 +153,7 @@ def test_accuracy_of_quantities_is_refused(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "d.npz", x=rng.normal(size=(100, 3)), y=rng.normal(size=100))
     flags = ["--data", f"npz:{tmp_path / 'd.npz'}", "--epochs", "1", "--keep-best", "test_accuracy"]
-    with pytest.raises(UsageError, match="test_accuracy is for classes, and these targets are quantities; take test_loss"):
+    with pytest.raises(UsageError, match="test_accuracy is for classes, but these targets are quantities; take test_loss"):
         train(2, options(tmp_path, *flags))
 
 
@@ -198,7 +198,7 @@ def test_where_the_best_cannot_be_written_the_former_best_stays(tmp_path, monkey
     assert summary["best"] == {"metric": "validation_loss", "step": steps[2], "value": 0.3, "checkpoint": None}
     assert kept(tmp_path / "run") == [steps[1], steps[3], steps[4]]
     assert (
-        f"of the best epoch, after step {steps[2]}, there is no checkpoint; the best that is kept is" in capsys.readouterr().err
+        f"the best epoch, which ended after step {steps[2]}, has no checkpoint; the best one kept is" in capsys.readouterr().err
     )
     train(2, options(tmp_path, *flags, "--epochs", "6", "--resume", "auto"))
     assert kept(tmp_path / "run") == [steps[1], steps[4], steps[5]], "also by a run that goes on"
@@ -233,7 +233,7 @@ def test_a_best_checkpoint_that_is_not_there_is_not_named(tmp_path, how, monkeyp
     summary = train(1, options(tmp_path, *again, run="other" if other else "run"))
     assert summary["best"]["step"] == PER_EPOCH
     assert summary["best"]["checkpoint"] is None
-    assert "there is no checkpoint" in capsys.readouterr().err
+    assert "has no checkpoint" in capsys.readouterr().err
 
 
 def test_a_run_that_ends_within_an_epoch_goes_on_as_if_it_had_not(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ def test_models_of_ones_own_go_through_hpcais_loss_or_are_refused(tmp_path):
     assert named.history == option.history == own.history == asks.history
     with pytest.raises(UsageError, match="model external has a loss of its own .external"):
         trained(tmp_path, model=mine.Program, class_weights=WEIGHTS, run="e")
-    with pytest.raises(UsageError, match="has weights of classes; leave those or --class-weights out"):
+    with pytest.raises(UsageError, match="already has class weights; leave these or --class-weights out"):
         trained(
             tmp_path,
             model=lambda data: nn.softmax(data.shape, data.outputs, nn.softmax_cross_entropy([1, 1, 1])),
@@ -184,7 +184,7 @@ def test_models_of_ones_own_go_through_hpcais_loss_or_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"class_weights": "rde=2"}, "names 'rde', which is no class of the data .is red meant..; classes are blue, green, red"),
+        ({"class_weights": "rde=2"}, "names 'rde', which is not a class of the data .is red meant..; classes are blue, green"),
         ({"class_weights": [1, 2]}, "2 weights for 3 classes .blue, green, red.; give one for each"),
         ({"class_weights": "red=1,green=2,red=3"}, "wants balanced, NAME=W"),
         ({"class_weights": "red=1,2"}, "wants balanced, NAME=W"),
@@ -202,7 +202,7 @@ def test_weights_that_fit_no_class_are_refused(tmp_path, options, message):
 
 def test_what_has_no_classes_is_refused(tmp_path):
     x, _ = mine.points()
-    with pytest.raises(UsageError, match="for classes, and the targets of own-data are none"):
+    with pytest.raises(UsageError, match="for classes, but the targets of own-data are not classes"):
         trained(tmp_path, data=(x, x[:, 0] * 2), model="softmax", class_weights="balanced")
     (tmp_path / "t.txt").write_bytes(b"abcd" * 200)
     with pytest.raises(UsageError, match="is text, so leave them out"):
@@ -211,7 +211,7 @@ def test_what_has_no_classes_is_refused(tmp_path):
 
 def test_samples_whose_targets_cannot_be_counted_are_refused(tmp_path):
     train, test = mine.rows()
-    with pytest.raises(DataError, match="whole numbers from 0 below 3; take gave int64 of shape .* up to 7"):
+    with pytest.raises(DataError, match="whole numbers at least 0 and below 3; take returned int64 of shape .* up to 7"):
         trained(tmp_path, data=(mine.Rows(train.x, np.where(train.y == 2, 7, 0)), test), class_weights="balanced")
 
 

@@ -112,7 +112,7 @@ ABSENT = {
     nowhere: "does not exist; {tmp} has 'new', 'run'",
     empty: "holds no checkpoint: it has nothing",
     of_others: "holds no checkpoint: it has 'a', 'b', 'c', 'd', 'e' and 2 more",
-    file: "is no folder",
+    file: "is not a folder",
     another_step: "does not exist, but beside it there are 2 checkpoints, step-000000002 to step-000000004",
     misspelt: "does not exist; {tmp}/run has '.lock', 'checkpoints', 'metrics.jsonl', 'summary.json'",
     run_without: "holds no checkpoint: it has 'checkpoints'",
@@ -132,7 +132,7 @@ def test_a_path_without_a_checkpoint_is_refused_with_what_is_there_and_nothing_i
     one, other = threads.run(2, program)
     words = ABSENT[where].format(tmp=tmp_path)
     assert one == other
-    assert one.startswith(f"--resume {path} {words}; name a run's folder")
+    assert one.startswith(f"--resume {path} {words}; give a run's folder")
     assert "delete" not in one
     assert {path.name for path in (tmp_path / "new").rglob("*") if path.is_file()} == {".lock"}
 

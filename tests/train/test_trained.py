@@ -135,7 +135,7 @@ class Odd(mine.Rows):
         ("length", DataError, r"of rank 0 have the lengths \[240, 60\], those of rank 1 \[239, 60\]"),
         ("shape", DataError, r"take gave samples of shape \(4,\), but before of shape \(5,\)"),
         ("label", DataError, "take gave the label [345]; wanted are whole numbers from 0 to below the 3 classes"),
-        ("optimizer", RankMismatch, "after step 8 rank 1 has other parameters than rank 0"),
+        ("optimizer", RankMismatch, "after step 8 the parameters of rank 1 differ from those of rank 0"),
     ],
 )
 def test_what_is_not_alike_on_all_ranks_is_refused(tmp_path, odd, error, words):
@@ -420,5 +420,5 @@ def test_the_newest_that_is_whole_is_read(tmp_path):
 def test_what_holds_none_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint; name a run's folder"):
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint; give a run's folder"):
         hpcai.load(tmp_path / name)

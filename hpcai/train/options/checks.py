@@ -69,7 +69,7 @@ def _refused_data(o: Options) -> list[tuple[bool, str]]:
         ),
         (
             (o.keep_best or "").startswith("validation_") and o.validation is None and not own_name.is_own(o.data),
-            f"--keep-best {o.keep_best} wants data for validation; give --validation FRACTION, as in --validation 0.1",
+            f"--keep-best {o.keep_best} needs data for validation; give --validation FRACTION, as in --validation 0.1",
         ),
         (
             o.class_weights is not None and o.data.startswith("text:"),
