@@ -17,10 +17,10 @@ has spare ranks.
 """
 STUCK_RUNS = 50
 STUCK_ENDED, UPON = "ended: MPI did not get over it", "struck upon a recovery"
-LOST, NOBODY = "share of the optimizer state is lost", "all ranks that trained have ended"
+LOST, NOBODY = "share of the optimizer state is lost", "all training ranks have ended"
 ENDED = re.compile(r"process (\d+) is frozen and .*; it is ended")
 """Ranks that trained, that waited, or that were just about to train, which no recovery lists."""
-VAIN, START = "waited in vain for each other twice", re.compile(r"StallError: (MPI did not start|rank \d+ waited)")
+VAIN, START = "ranks stalled twice although none has failed", re.compile(r"StallError: (MPI did not start|rank \d+ waited)")
 
 
 class Drawn(NamedTuple):
@@ -117,7 +117,7 @@ def wrong_size(drawn, struck, summary, said):
         high = min(RANKS, high + SPARES - (0 if frozen else beside))
         low = min(RANKS, RANKS + SPARES - len(set(ENDED.findall(said))) if frozen else low + SPARES - beside)
     elif drawn.replacement == "grow":
-        low = high = summary["ranks"] if "no ranks came" in said else RANKS
+        low = high = summary["ranks"] if "the failed ranks were not replaced" in said else RANKS
     return "" if low <= summary["ranks"] <= high else f"{summary['ranks']} ranks at the end, not {low} to {high}"
 
 

@@ -1,4 +1,4 @@
-"""The end of training, alike on all ranks: one line on rank 0, and the same exit code everywhere."""
+"""The end of training, the same on all ranks: rank 0 prints one line, and every rank returns the same exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcai.errors import HpcaiError, Leave, RankFailed, RankMismatch, StallError
 
 
 def ending(train: Callable[[], object]) -> int:
-    """Call it, say on rank 0 how it ended, and return the exit code."""
+    """Call `train`, print on rank 0 why it ended early, if it did, and return the exit code."""
     try:
         train()
     except Leave as left:
@@ -27,11 +27,11 @@ def ending(train: Callable[[], object]) -> int:
 
 
 def _share(error: HpcaiError | OSError) -> None:
-    """Return if all ranks have the error; one that only some have ends the job by the excepthook."""
+    """Return if all ranks have the error. Raise an error that only some ranks have; the excepthook then ends the job."""
     if isinstance(error, (StallError, RankFailed)):
-        raise error  # to ask the others would be to wait for them again
+        raise error  # asking the other ranks would mean waiting for them again
     if job.outlives():
-        return  # they are asked at the end
+        return  # the other ranks are asked at the end
     try:
         hpcai.init().leave()
     except HpcaiError:
@@ -39,9 +39,9 @@ def _share(error: HpcaiError | OSError) -> None:
 
 
 def _end(code: int, text: str = "") -> int:
-    """hpcai.init() gives the ranks that are left."""
+    """Print the text on rank 0 of the ranks that are left (hpcai.init() returns them), and end with this code."""
     if text and hpcai.init().rank == 0:
         print(f"hpcai.train: {text}", file=sys.stderr, flush=True)
     for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # too late to mean anything
+        signal.signal(number, signal.SIG_IGN)  # a signal has no effect any more
     return job.end(code)

@@ -1,4 +1,4 @@
-"""The model on samples that it is not trained on."""
+"""Evaluation of the model on samples that it is not trained on."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hpcai.train.report.figures import Figures, in_units
 from hpcai.train.run import room
 
 EVALUATION_BATCH = 1024
-"""Samples that a rank evaluates at a time; of a text fewer, for as many targets."""
+"""How many samples a rank evaluates at a time; for text, how many targets (fewer samples)."""
 
 
 def evaluate(replica: Replica, dataset: Dataset) -> Evaluation:
-    """The model on the test samples, which data-parallel ranks share out. Collective."""
+    """Evaluate the model on the test samples, which are divided among data-parallel ranks. Collective."""
     mesh, n = replica.mesh, dataset.test_samples
     most = max(1, EVALUATION_BATCH // dataset.targets_a_sample)
     index = sharding.shard(np.arange(n), mesh.dp.rank, mesh.dp.size)
     rounds = -(-max(mesh.dp.allgather_object(len(index))) // most)
     rows, sums, figures = room(dataset, most, replica), np.zeros(2), Figures(dataset, replica.whole)
-    # All micro-batches at once would keep all their inputs; as many as there are stages fill a pipeline.
+    # All micro-batches at once would keep all their inputs in memory. Twice as many as there are stages keep a pipeline busy.
     depth = 2 * mesh.pp.size if mesh.pp.size > 1 else 1
     for start in range(0, rounds, depth):
         micros = []

@@ -1,5 +1,5 @@
-"""A check, before any memory is taken, that a model fits into free memory: the kernel kills a process that runs out without a
-message.
+"""A check, before any memory is taken, that a model fits into free memory. Without it the operating system would kill a process
+that runs out of memory, without a message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpcai.xp import DTYPES
 
 
 class Pool(NamedTuple):
-    """Memory that some ranks share: what it is called, what tells it from others, and how many bytes of it are free."""
+    """Memory that some ranks share: its name in messages, a key that identifies the pool, and the number of free bytes."""
 
     what: str
     key: str
@@ -32,9 +32,9 @@ class Pool(NamedTuple):
 
 
 def require(options: Options, dataset: Dataset, comm: Communicator) -> None:
-    """Raise UsageError, on all ranks alike, where the ranks of a node want more than is free there. Collective.
+    """Raise UsageError, on all ranks alike, if the ranks of a node need more memory than is free there. Collective.
 
-    What they want is what they keep from step to step, or at the start, and no less: activations come on top.
+    The need is a lower bound: the memory that ranks hold from step to step, or at the start. Activations need more.
     """
     elements, largest, states = comm.on_root(lambda: _parameters(options, dataset))
     axes = meshes.sizes(options.mesh, comm.size)
@@ -47,7 +47,7 @@ def require(options: Options, dataset: Dataset, comm: Communicator) -> None:
     for pool in (pool for there, _ in told for pool in there):
         if sums[pool.key] > pool.free:
             count = sums[pool.key] // max(1, wanted)
-            who = f"{count} ranks want" if count > 1 else "1 rank wants"
+            who = f"{count} ranks need" if count > 1 else "1 rank needs"
             raise UsageError(
                 f"{elements:,} parameters do not fit into memory: {who} at least "
                 f"{_gb(sums[pool.key])} GB, and {_gb(pool.free)} GB are free in {pool.what}. "
@@ -56,8 +56,9 @@ def require(options: Options, dataset: Dataset, comm: Communicator) -> None:
 
 
 def needed(options: Options, elements: int, largest: int, axes: meshes.Sizes, states: int) -> int:
-    """Bytes that a rank wants at least, of a model of so many elements, of which one array has `largest`, with so many arrays of
-    optimizer state.
+    """Return the bytes that a rank needs at least.
+
+    elements, largest: of the whole model and of its largest array. states: arrays of optimizer state.
     """
     here, dp = elements / (axes.tp * axes.pp), axes.dp
     stored = np.dtype(DTYPES[options.dtype]).itemsize
@@ -69,11 +70,11 @@ def needed(options: Options, elements: int, largest: int, axes: meshes.Sizes, st
     kept += here / dp * (states + 1) * whole * bool(options.redundancy and options.zero and dp > 1)
     remembers = options.compress not in ("none", "auto", "reproducible") and not options.no_error_feedback
     kept += here * (4 * remembers + 8 * (options.compress == "reproducible"))
-    return int(kept + here * whole * (options.zero > 2) + min(largest, here) * 8)  # initial values are drawn whole, in f64
+    return int(kept + here * whole * (options.zero > 2) + min(largest, here) * 8)  # f64 initial values, an array at a time
 
 
 def pools() -> list[Pool]:
-    """The memory that this process can have: of its machine, of its control groups, and of its own limit."""
+    """Return the pools of memory that limit this process: its machine, its control groups, and its own limit (ulimit -v)."""
     node, booted, found = os.uname().nodename, host.boot_id(), []
     if (free := memory.machine()) is not None:
         found.append(Pool(f"node {node}", booted, free))
@@ -85,15 +86,15 @@ def pools() -> list[Pool]:
 
 
 def _number(group: Path) -> str:
-    """Return an identity that tells a control group from others of its machine: containers may see different groups under one
-    path.
+    """Return text that identifies a control group on its machine. The path does not: containers may see different groups under
+    one path.
     """
     about = group.stat()
     return f"{about.st_dev} {about.st_ino}"
 
 
 def _parameters(options: Options, dataset: Dataset) -> tuple[int, int, int]:
-    """Return the number of parameters, that of the largest array, and how many arrays of optimizer state have the length of the
+    """Return three numbers: all parameters, elements of the largest array, and arrays of optimizer state, each as long as the
     parameters.
     """
     model = build.build_model(options, dataset)

@@ -1,9 +1,9 @@
-"""Gradients with the same bits for any number of ranks: by grains.
+"""Gradients that are bit-identical for any number of ranks, computed by grains.
 
-A *grain* is a few neighbouring samples of the global batch, the same whatever the number of ranks. Forward and backward run on
-one grain at a time, so that floating-point sums never depend on who computes them, and the grains' gradients are summed
-as integers (see reduce/reproducible.py). The unit follows from the largest magnitude of the step before; where that
-turns out not to fit, on all ranks alike, the step is computed again.
+A *grain* is a few neighbouring samples of the global batch. Grains are the same for any number of ranks. Forward and backward run
+on one grain at a time, so that no floating-point sum depends on the division among ranks. The gradients of grains are summed as
+integers (see reduce/reproducible.py). The unit follows from the largest magnitude in the previous step. If that unit does not
+fit, all ranks compute the step again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
 MARGIN = 8
-"""The largest magnitude may grow by 2**8 from step to step before a step is computed again, and shrink by 2**16."""
+"""From step to step the largest magnitude may grow by up to 2**8, or shrink by up to 2**16, before a step is computed again."""
 
 
 def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[list[float], float] | None:
-    """The gradients = their sums over all grains of all ranks; returns the loss with the votes, behind them the
-    targets' weight where classes have weights, and the seconds that communication took. Collective.
+    """Set the replica's gradients to their sums over all grains of all ranks. Collective.
 
-    x, target: this rank's whole grains of a global batch of `batch` samples. Returns None where a gradient is not finite.
+    x, target: this rank's whole grains of a global batch of `batch` samples.
+
+    Returns: a list [loss, votes..., and the weight of the targets if classes have weights], and the seconds of communication;
+    None if a gradient is not finite.
     """
     comm, kept = replica.mesh.dp, part(replica.state, Reproducible)
     assert kept is not None
@@ -65,9 +67,9 @@ def sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float
 def _pass(
     replica: Replica, x: Array, target: Array, scale: float, moment: BatchPosition, unit: int, limit: float
 ) -> tuple[Array, list[float], float]:
-    """Forward and backward over all grains: sums in units of 2**unit, losses, and the largest magnitude of a gradient.
+    """Run forward and backward over all grains. Return sums in units of 2**unit, losses, and a gradient's largest magnitude.
 
-    What reaches the limit is not added; nor does anything after it matter but the largest magnitude.
+    A grain's gradients that reach the limit are not added; the step is then computed again, and only the magnitude counts.
     """
     sums, losses, largest = np.zeros(replica.buffers.grads.size, np.int64), [], 0.0
     caches = models.caches(replica.model)

@@ -1,4 +1,4 @@
-"""A run's data set on all ranks, and the checks before anything is written."""
+"""A run's data set on all ranks, and the checks before the run writes any file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from hpcai.xp import Array
 
 
 def load(options: Options, comm: Communicator) -> Dataset:
-    """The data set that the options name, on all ranks."""
+    """Return the data set that the options name, on all ranks. Collective."""
     return share(comm, lambda: load_alone(options))
 
 
 def load_alone(options: Options) -> Dataset:
-    """The same, on this rank alone."""
+    """Return the data set that the options name, on this rank alone."""
     held = None if options.validation is None else Validation(options.validation, options.seed)
     if own_name.is_own(options.data):
         return own.data(options.data, held)
@@ -38,8 +38,8 @@ def load_alone(options: Options) -> Dataset:
 
 
 def share(comm: Communicator, load: Callable[[], Dataset], elsewhere: Callable[[], Dataset] | None = None) -> Dataset:
-    """Load on rank 0 and broadcast, so that one process reads the files and one error reaches all. Objects that hand out samples
-    are not sent: every other rank has its own from `elsewhere`, by default from `load` too.
+    """Load the data set on rank 0 and broadcast it, so that one process reads the files and all ranks raise the same error.
+    Collective. Objects that hand out samples are not sent: every other rank calls `elsewhere`, by default `load`, for its own.
     """
     loaded: list[Dataset] = []
 
@@ -60,7 +60,10 @@ def share(comm: Communicator, load: Callable[[], Dataset], elsewhere: Callable[[
 
 
 def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, ...] | None:
-    """This rank's objects that hand out samples. Collective. Raises: on all ranks, the first one's error."""
+    """Return this rank's objects that hand out samples. Collective.
+
+    Raises: on all ranks if one fails: its own error there, and DataError with the first error on the others.
+    """
     found, failure = None, None
     try:
         found = load().samples
@@ -75,7 +78,7 @@ def _samples(comm: Communicator, load: Callable[[], Dataset]) -> tuple[Any, ...]
     for rank, theirs in enumerate(lengths):
         if theirs != lengths[0]:
             raise DataError(
-                f"the objects of rank 0 have the lengths {lengths[0]}, those of rank {rank} {theirs}; wanted is one on all"
+                f"the data objects of rank 0 have lengths {lengths[0]}, but on rank {rank} {theirs}; lengths must be equal"
             )
     return found
 
@@ -86,7 +89,10 @@ def _arrays(dataset: Dataset) -> dict[str, Any]:
 
 
 def prepare(options: Options, ranks: int) -> Dataset:
-    """On rank 0, before anything is written: refuse what cannot work, and load the data."""
+    """Reject options that cannot work, and load the data. Runs on rank 0, before any file is written.
+
+    Raises: UsageError, DataError.
+    """
     build.check(options, ranks)
     if options.plot:
         curve.require_matplotlib()
@@ -107,10 +113,10 @@ def prepare(options: Options, ranks: int) -> Dataset:
 
 
 def _check_range(options: Options, dataset: Dataset) -> None:
-    """Raise UsageError for features that the dtype in which they are handed to the model does not hold."""
+    """Raise UsageError for features that are too large for --dtype f16."""
     if options.dtype == "f16" and not dataset.context and dataset.samples is None:
         parts = [x for x in (dataset.x_train, dataset.x_test, dataset.x_validation) if x is not None]
         ends = [float(end) * dataset.scale + dataset.shift for x in parts for end in (x.min(), x.max())]
         worst, most = max(ends, key=abs), float(np.finfo(np.float16).max)
         if abs(worst) > most:
-            raise UsageError(f"--dtype f16 holds numbers up to {most:,.0f}, and the data have {worst:.6g}; take bf16 or f32")
+            raise UsageError(f"--dtype f16 holds numbers up to {most:,.0f}, but the data have {worst:.6g}; take bf16 or f32")

@@ -1,4 +1,4 @@
-"""`python -m hpcai.train.join`: a rank that others start in place of one that failed (--elastic grow). Not for people."""
+"""`python -m hpcai.train.join`: a rank that replaces a failed one (--elastic grow). Other ranks start this command, not users."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hpcai.train.replica import Replica
 
 
 def main() -> int:
-    """Take a part of the run that is under way, and end as all do."""
-    for number in (signal.SIGUSR1, signal.SIGTERM):  # the others hear them for all, and this one is not ready to
+    """Join the run under way, and return the exit code that all ranks return."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # the other ranks handle signals for all; this rank is not ready yet
         signal.signal(number, signal.SIG_IGN)
     stall.outlive()
     wire = job.merged()
@@ -32,7 +32,7 @@ def main() -> int:
     with limits.limited("joining the others", RanksLost.exit_code, job.JOINING_S):
         made = voted(wire, joined, given_up)
         if made is None:
-            return limits.quit()  # the others go on without
+            return limits.quit()  # the other ranks continue without this one
     comm, (told, dataset, replica) = made[0]
     reserve = Membership(wire, told.wanted, told.options.spare_ranks, given_up=given_up)
     return ending(lambda: go_on(reserve, comm, told, dataset, replica, came_later=True))

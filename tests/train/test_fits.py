@@ -37,10 +37,10 @@ def refusal(ranks, *flags):
 @pytest.mark.parametrize(
     "ranks, flags, words",
     [
-        (1, "--hidden 16777216,16777216", "281,476,251,779,088 parameters do not fit into memory: 1 rank wants at least 6,755,"),
-        (2, "--hidden 1000000,1000000 --optimizer sgd", "2 ranks want at least"),
-        (4, "--hidden 1000000,1000000 --zero 3", "4 ranks want at least"),
-        (4, "--hidden 1000000,1000000 --mesh pp=2 --micro-batches 4", "4 ranks want at least"),
+        (1, "--hidden 16777216,16777216", "281,476,251,779,088 parameters do not fit into memory: 1 rank needs at least 6,755,"),
+        (2, "--hidden 1000000,1000000 --optimizer sgd", "2 ranks need at least"),
+        (4, "--hidden 1000000,1000000 --zero 3", "4 ranks need at least"),
+        (4, "--hidden 1000000,1000000 --mesh pp=2 --micro-batches 4", "4 ranks need at least"),
         (3, "--hidden 1000000,1000000 --dtype bf16 --compress none --zero 1", "--zero 2 to 3"),
         (2, "--model cnn --channels 16777216,16777216", "a smaller model"),
     ],
@@ -104,7 +104,7 @@ def test_ranks_of_a_node_are_counted_together_and_groups_apart(tmp_path, monkeyp
         return threads.run(4, lambda comm: fits.require(options, share(comm, sources.digits), comm))
 
     where(2)
-    with pytest.raises(UsageError, match="4 ranks want at least"):
+    with pytest.raises(UsageError, match="4 ranks need at least"):
         where(1)
 
 

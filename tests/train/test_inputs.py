@@ -69,7 +69,7 @@ def test_features_that_f16_does_not_hold_are_refused(tmp_path, name):
     arrays[name][3, 1] = -65536
     np.savez(tmp_path / "a.npz", **arrays)
     inputs.prepare(parser.parse([*flags, "bf16"]), 1)
-    with pytest.raises(UsageError, match="--dtype f16 holds numbers up to 65,504, and the data have -65536; take bf16 or f32"):
+    with pytest.raises(UsageError, match="--dtype f16 holds numbers up to 65,504, but the data have -65536; take bf16 or f32"):
         inputs.prepare(parser.parse([*flags, "f16"]), 1)
 
 

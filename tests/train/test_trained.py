@@ -132,7 +132,7 @@ class Odd(mine.Rows):
             UsageError,
             r"rank 0 has external.bias of shape \(3,\) where rank 1 has nothing",
         ),
-        ("length", DataError, r"of rank 0 have the lengths \[240, 60\], those of rank 1 \[239, 60\]"),
+        ("length", DataError, r"of rank 0 have lengths \[240, 60\], but on rank 1 \[239, 60\]"),
         ("shape", DataError, r"take gave samples of shape \(4,\), but before of shape \(5,\)"),
         ("label", DataError, "take gave the label [345]; wanted are whole numbers from 0 to below the 3 classes"),
         ("optimizer", RankMismatch, "after step 8 the parameters of rank 1 differ from those of rank 0"),

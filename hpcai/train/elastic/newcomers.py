@@ -1,6 +1,6 @@
-"""Ranks that come in place of others: spare ones, which are there already, or new ones, which are started.
+"""Replacements for ranks that failed: spare ranks, which wait from the start, or new ranks, which are started.
 
-They are told everything by rank 0, and get their part of the state from their peers' memory.
+Rank 0 sends a replacement the options, the data and the progress. Its part of the state comes from the memory of other ranks.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from hpcai.train.state import transfer
 from hpcai.xp import Array
 
 QUIET_S = 0.25
-"""How long nobody may fail before new ranks are started. Ranks often fail a moment after one another, and where one fails while
-Open MPI starts others it waits for ever, its launcher too.
+"""New ranks are started after this long without a failure. Ranks often fail within moments of one another. If a rank fails while
+Open MPI starts others, Open MPI and its launcher wait for ever.
 """
 
 
 def use_spares(run: Run) -> bool:
-    """Give the places of ranks that failed to spare ones, where there are any. Collective with those (spares.py).
+    """Give the places of failed ranks to spare ranks, if there are any. Collective; the spare ranks take part (spares.py).
 
-    False on all if another rank failed meanwhile: then the others are to be found once more.
+    Return False, on all ranks, if another rank failed meanwhile. The caller must then find the living ranks again.
     """
     reserve = run.reserve
     if not reserve.places:
@@ -51,9 +51,9 @@ def use_spares(run: Run) -> bool:
 
 
 def spawn_ranks(run: Run) -> bool:
-    """Start as many ranks as are lacking, and give them a part. Where they do not come, go on without. Collective.
+    """Start as many ranks as are missing, and give them a part. Continue without them if they do not start. Collective.
 
-    False on all if a rank failed meanwhile that was there before: then the others are to be found once more.
+    Return False, on all ranks, if one of the earlier ranks failed meanwhile. The caller must then find the living ranks again.
     """
     wire, larger, failure = run.reserve.world, None, "a new one failed"
     time.sleep(QUIET_S)
@@ -63,7 +63,7 @@ def spawn_ranks(run: Run) -> bool:
         larger = wire.grow(run.reserve.wanted - run.comm.size, [sys.executable, "-m", "hpcai.train.join"])
     except (RankFailed, LaunchError) as error:
         failure = str(error)
-    if not wire.all_agree(larger is not None):  # with nobody missing, so that all vote with the new ones or none does
+    if not wire.all_agree(larger is not None):  # all earlier ranks agree first, so that all vote with the new ranks or none does
         if larger is not None:
             larger.revoke()
     elif larger is not None:
@@ -74,12 +74,12 @@ def spawn_ranks(run: Run) -> bool:
             return True
     if not wire.all_agree(True):
         return False
-    run.reporter.say(f"no ranks came in place of those that failed ({failure})")
+    run.reporter.say(f"the failed ranks were not replaced ({failure})")
     return True
 
 
 def _welcomed(run: Run, comm: Communicator) -> Part:
-    """Give the last ranks of `comm`, which are new, options, data, state and place. Collective, with `join` there."""
+    """Send options, data and state to the new ranks, the last ones of `comm`. Collective; the new ranks call `join`."""
     comm.wire.connect_all()
     now = run.progress, run.replica.decided, run.counted
     before = run.reporter.recoveries, run.lost, run.failed
@@ -105,15 +105,13 @@ class Invitation(NamedTuple):
     lost: list[int]
     failed: float
     token: str
-    """Of the run's locks."""
+    """The token of the run's locks."""
     in_script: bool
-    """As Run has it."""
+    """See Run.in_script."""
 
 
 def join(comm: Communicator) -> tuple[Invitation, Dataset, Replica]:
-    """Receive the state with which a new rank begins, from the others. Collective; the others then vote whether it goes on with
-    them.
-    """
+    """Receive the state with which a new rank begins. Collective; the other ranks then vote on whether it joins them."""
     comm.wire.connect_all()
     told = comm.allgather_object(None)[0]
     assert isinstance(told, Invitation)

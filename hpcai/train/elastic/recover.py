@@ -1,13 +1,13 @@
-"""Going on when ranks fail: from memory, without them or with others in their place, repeating the step in flight at most.
+"""Recovery when ranks fail. The run continues from memory, with fewer ranks or with replacements, and repeats at most one step.
 
-A step is *decided* when its last sum over ranks is done. Whoever has seen that knows that every rank has its sums of gradients,
-since a sum is not done before all have taken part. So after a failure there are two cases, and the ranks that live find out in
-one exchange which it is: someone has seen the step decided, and then all finish it, each with the gradients that it has; or
-nobody has, and then no parameter was touched and all repeat it.
+A step is *decided* when its last sum over ranks is done. A sum is done only after all ranks have taken part. So a rank that has
+seen the step decided knows that every rank has its sums of gradients. After a failure the living ranks find out in one exchange
+which of two cases holds. Either some rank has seen the step decided: then all finish the step, each with its own sums of
+gradients. Or no rank has: then no parameter was changed, and all repeat the step.
 
-Of ZeRO's shards the lost ones come from the right neighbour (parallel/redundancy.py). What a lost rank still owed to the
-gradient by its compression is lost with it. Sources: ULFM, the fault-tolerance chapter of the MPI Forum (revoke, shrink, agree;
-Bland et al., IJHPCA 27(3), 2013, doi:10.1177/1094342013488238).
+A lost shard of ZeRO is restored from the right neighbour's copy (parallel/redundancy.py). The compression residual of a lost rank
+is lost. Sources: ULFM, the fault-tolerance chapter of the MPI Forum (revoke, shrink, agree; Bland et al., IJHPCA 27(3), 2013,
+doi:10.1177/1094342013488238).
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ class SurvivorReport(NamedTuple):
 
 
 def recover(run: Run) -> None:
-    """Make `run` one of the ranks that live, at the same step on all, and give the places of those that failed to spare ranks;
-    with --elastic grow, have others started for what is left of them. Called by each rank that met a failure.
+    """Continue `run` on the living ranks, at the same step on all. Each rank that met a failure calls this function.
 
-    Raises, on all alike: RanksLost, where the only copies of a shard were on ranks that failed; StallError, where for the second
-    time a step failed of all that live, so that to repeat it once more is in vain.
+    Spare ranks take the places of failed ranks; with --elastic grow, new ranks are started for the places that remain.
+
+    Raises, on all ranks alike: RanksLost if the only copies of a shard were on failed ranks; StallError if the same step has
+    stalled twice although no rank failed.
     """
     began, before, run.failed = perf_counter(), run.comm.size, time.time()
     names, run.lost = list(range(before)), []
@@ -62,25 +63,25 @@ def _require_hope(run: Run) -> None:
     at = run.progress.step
     if run.repeated == at:
         job.adopt(run.comm)
-        raise StallError(f"ranks waited in vain for each other twice after step {at:,}, though all live; see --stall-timeout")
+        raise StallError(f"after step {at:,} ranks stalled twice although none has failed; see --stall-timeout")
     run.repeated = at
 
 
 def finish_recovery(run: Run, names: list[int]) -> None:
-    """Complete a recovery once the surviving ranks have found each other, on them and on those that came: start new ranks if some
-    are still missing, and rebuild what depends on the ranks. Collective. `names`: the former numbers of the ranks.
+    """Complete a recovery, on surviving and joining ranks, once the surviving ranks have found each other. Start new ranks if
+    some are still missing, and rebuild all that depends on the ranks. Collective. names: the former numbers of the ranks.
     """
     while not _complete(run):
         _find_others(run, names)
     job.adopt(run.comm)
     stall.watch_over(run.comm)
-    run.saver, run.written = run.saver.moved(run.replica, run.comm), 0  # what is due here is written by all, unless it is there
+    run.saver, run.written = run.saver.moved(run.replica, run.comm), 0  # all write a checkpoint due now, unless it exists
     run.resized()
     run.reporter.moved(run.comm, run.replica, run.progress)
 
 
 def _complete(run: Run) -> bool:
-    """False on all alike if another rank failed while new ones were to be started."""
+    """Start missing ranks. Return False, on all ranks, if another rank failed meanwhile."""
     if run.options.elastic != "grow" or run.comm.size >= run.reserve.wanted:
         return True
     with limits.limited("the start of new ranks", RanksLost.exit_code, job.JOINING_S):
@@ -88,7 +89,7 @@ def _complete(run: Run) -> bool:
 
 
 def _find_others(run: Run, names: list[int]) -> None:
-    """Go on among the ranks that live and spare ones in the places of those that failed, whose `names` go to run.lost."""
+    """Continue on the living ranks, with spare ranks in the places of failed ones. Move the names of failed ranks to run.lost."""
     with limits.limited("the recovery from a failure", RanksLost.exit_code):
         while True:
             failed = _shrink(run)
@@ -99,7 +100,7 @@ def _find_others(run: Run, names: list[int]) -> None:
 
 
 def _shrink(run: Run) -> list[int]:
-    """Go on among the ranks that live; returns which failed."""
+    """Continue on the living ranks; return the failed ones."""
     reserve, made = run.reserve, None
 
     def among_those_that_live() -> tuple[Part, list[SurvivorReport]]:
@@ -111,12 +112,12 @@ def _shrink(run: Run) -> list[int]:
             return _rebuilt(run, comm, reports), reports
         except (RanksLost, NonFiniteError):
             job.adopt(comm)
-            reserve.spares = 0  # they hear no word now, and end when nobody is left that trains
+            reserve.spares = 0  # spare ranks are told nothing, and end when no training rank is left
             raise
 
     while made is None:
         reserve.shrink()
-        made = voted(reserve.world, among_those_that_live, reserve.given_up)  # None: another one failed, meanwhile
+        made = voted(reserve.world, among_those_that_live, reserve.given_up)  # None: another rank failed meanwhile
     part, reports = made[0]
     failed = sorted(set(range(run.comm.size)) - {one.rank for one in reports})
     run.switch_to(part)
@@ -125,7 +126,7 @@ def _shrink(run: Run) -> list[int]:
 
 
 def _rebuilt(run: Run, comm: Communicator, reports: list[SurvivorReport]) -> Part:
-    """The ranks' parts for fewer of them, at the same step. Collective. `run` stays usable for another attempt."""
+    """Return this rank's part among fewer ranks, at the same step. Collective. `run` stays usable for another attempt."""
     alive = {one.rank for one in reports}
     _require_shards(run, alive)
     _level(run, reports)
@@ -143,18 +144,18 @@ def _require_shards(run: Run, alive: set[int]) -> None:
     lost = [rank for rank in range(size) if not {rank, (rank + 1) % size if copied else rank} & alive]
     if lost:
         raise RanksLost(
-            f"rank {lost[0]}'s share of the optimizer state is lost: the ranks that had a copy failed together; start again with "
-            "--resume auto to go on from the last checkpoint"
+            f"rank {lost[0]}'s share of the optimizer state is lost: all ranks with a copy have failed; start again with "
+            "--resume auto to continue from the last checkpoint"
         )
 
 
 def _level(run: Run, reports: list[SurvivorReport]) -> None:
-    """Bring this rank to the step of the others: finish a decided step, or take back what an undecided one has changed."""
+    """Bring this rank to the step of the others: finish a decided step, or undo the changes of an undecided one."""
     replica, at = run.replica, run.progress.step
     decided = max((one.decided for one in reports if one.decided is not None), key=lambda one: one[0], default=None)
     if decided is not None and decided[0] == at:
         totals = decided[1]
-        if not math.isfinite(totals.grad_norm) and not skips_overflow(replica.state):  # update would ask all ranks where
+        if not math.isfinite(totals.grad_norm) and not skips_overflow(replica.state):  # update would ask all ranks
             raise NonFiniteError(f"the gradient became infinite in step {at + 1}")
         if replica.decided is None or replica.decided[0] != at:
             replica.decided, replica.updated = decided, False
@@ -166,13 +167,13 @@ def _level(run: Run, reports: list[SurvivorReport]) -> None:
 
 
 def check(options: Options, comm: Communicator) -> None:
-    """Raise UsageError where a run cannot outlive ranks."""
+    """Raise UsageError if --elastic is given and the run could not survive the failure of ranks."""
     if options.elastic == "never":
         return
     if options.elastic == "grow":
         own_name.require_names({"--model": options.model or "", "--optimizer": options.optimizer})
     reason = comm.wire.why_not_elastic(options.elastic == "grow")
     if not reason and not comm.notices_ends:
-        reason = "ranks cannot see another's end here (that wants Linux 5.3 and one PID namespace); HPCAI_NODE=0 leaves it to MPI"
+        reason = "ranks cannot see here that another ends (needs Linux 5.3 and one PID namespace); HPCAI_NODE=0 leaves it to MPI"
     if reason:
         raise UsageError(f"--elastic {options.elastic}: {reason}")

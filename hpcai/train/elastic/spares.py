@@ -1,7 +1,8 @@
-"""A spare rank's side: it waits, and takes the place of a rank that failed. The others' side is elastic.recover, call by call.
+"""The recovery on a spare rank, which waits and takes the place of a failed rank. elastic.recover makes the matching calls on the
+training ranks.
 
-Spare ranks are there from the start, so nothing has to be started while a job recovers: a failure costs what it costs to go on
-with fewer ranks, and the transfer of the state.
+Spare ranks run from the start, so a recovery starts no process. A failure costs as much as continuing with fewer ranks, and the
+transfer of the state.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Seat(NamedTuple):
 
 
 def stand_by(options: Options, reserve: Membership) -> Seat:
-    """Wait until this rank is wanted. Where it is not, the process ends here, with the run."""
-    for name in (*options.signals, "INT"):  # those that train answer for all
+    """Wait until this rank is needed, and return its state. If the run ends first, the process exits here."""
+    for name in (*options.signals, "INT"):  # training ranks handle signals for all
         signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)
     stall.outlive()
     while not reserve.run_ended():
@@ -45,7 +46,7 @@ def stand_by(options: Options, reserve: Membership) -> Seat:
 
 
 def _recovered(reserve: Membership) -> Seat | None:
-    """This rank's place among those that train, if it has one now."""
+    """Return this rank's place among the training ranks after a failure; None if it stays spare."""
     while True:
         reserve.shrink()
         if not _stood_aside(reserve):
@@ -59,7 +60,7 @@ def _recovered(reserve: Membership) -> Seat | None:
 
 
 def _stood_aside(reserve: Membership) -> bool:
-    """While those that train go on without the ranks that failed. True if they could."""
+    """Take part while the training ranks leave out failed ranks. Return whether no further rank failed meanwhile."""
 
     def counted() -> None:
         reserve.training(spare=True)
@@ -70,7 +71,7 @@ def _stood_aside(reserve: Membership) -> bool:
 
 
 def _seat(reserve: Membership) -> Seat | None:
-    """Return a place among the ranks that train; None if this rank is not wanted. Raises: RankFailed."""
+    """Return a place among the training ranks; None if this rank is not needed. Raises: RankFailed."""
     wire = reserve.with_spares()
     if wire is None:
         return None
@@ -79,7 +80,7 @@ def _seat(reserve: Membership) -> Seat | None:
 
 
 def _end(reserve: Membership) -> None:
-    """Nobody is left to learn from."""
+    """End the process: no training rank is left from which a spare rank could copy the state."""
     if reserve.world.rank == 0:
-        print("hpcai.train: all ranks that trained have ended, so the spare ones end too", file=sys.stderr, flush=True)
+        print("hpcai.train: all training ranks have ended, so the spare ranks end too", file=sys.stderr, flush=True)
     limits.quit(RanksLost.exit_code)

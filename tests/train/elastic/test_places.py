@@ -71,7 +71,7 @@ def test_spare_ranks_take_the_places_of_those_that_failed(tmp_path, undisturbed,
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert [one["ranks"] for one in summary.get("recoveries", [])] == ranks
     assert "Traceback" not in err
-    assert "spare ones end too" not in err
+    assert "spare ranks end too" not in err
     if "compress" not in split:
         np.testing.assert_allclose(parameters(tmp_path / "run"), undisturbed, rtol=1e-9, atol=1e-11)
 
@@ -90,7 +90,7 @@ def test_where_spare_ranks_do_not_suffice_new_ones_are_started(tmp_path, undistu
 def test_spare_ranks_end_with_the_others(tmp_path):
     """By the signal to leave, which the launcher gives to all; and when all that trained were killed."""
     flags = ["--elastic", "shrink", "--spare-ranks", "2", "--epochs", "4000", "--hidden", "24", "--checkpoint-steps", "20"]
-    for strike, code, words in ((None, 85, "asked to leave"), (signal.SIGKILL, 85, "all ranks that trained have ended")):
+    for strike, code, words in ((None, 85, "asked to leave"), (signal.SIGKILL, 85, "all training ranks have ended")):
         run = tmp_path / str(code) / words[:3]
         process = start(4, *flags, "--run-dir", run, launcher=["--with-ft", "ulfm"])
         wait_for(lambda: trains(run))  # noqa: B023
@@ -103,7 +103,7 @@ def test_spare_ranks_end_with_the_others(tmp_path):
         _, err = process.communicate(timeout=60)
         assert words in err
         assert process.returncode == code, err
-        assert ("spare ones end too" in err) == (strike is not None)
+        assert ("spare ranks end too" in err) == (strike is not None)
 
 
 @ulfm
