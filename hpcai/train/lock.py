@@ -1,8 +1,8 @@
-"""A lock that allows one run at a time in a folder: any death of its holder releases it, also on NFS, and it names its holder.
+"""A lock that allows one run at a time in a folder. The lock is released if its holder dies, also on NFS, and names its holder.
 
-It is a record lock (fcntl) on the file .lock, which is never deleted: else one run would lock the old file, another the new one.
-Such a lock belongs to a process and a file, whatever the folder is called, and *any* close of that file in the process releases
-it. So no file that is held here is opened a second time. URLs are not locked.
+The lock is a record lock (fcntl) on the file .lock. That file is never deleted: else one run would lock the old file and another
+run the new one. A record lock belongs to a process and a file, whatever the folder is called. *Any* close of that file in the
+process releases the lock. So this module never opens a held file a second time. URLs are not locked.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from hpcai.train import strict
 NAME = ".lock"
 
 PATIENCE_S, PATIENCE_IN_JOB_S = 5.0, 150.0
-"""How long a folder is waited for: a former run may be writing its last checkpoint. In a batch job longer: nobody watches, and an
-NFS server gives the lock of a node that was lost back after 90 s.
+"""How long a run waits for a folder, since an earlier run may still be writing its last checkpoint. A batch job waits longer:
+nobody watches it, and an NFS server releases the lock of a lost node only after 90 s.
 """
 
 SAID_AFTER_S, PAUSE_S, MOST_BYTES = 1.0, 0.1, 4096
@@ -51,7 +51,7 @@ _guard = threading.Lock()
 
 
 class Locks:
-    """The locks of one run, taken by its rank 0. token: the run's, so that its ranks know each other's locks."""
+    """The locks of one run, taken by its rank 0. token: identifies the run, so that its ranks recognise each other's locks."""
 
     def __init__(self, folders: Sequence[Path], token: str = ""):
         self.folders, self.token = folders, token or uuid.uuid4().hex
@@ -59,7 +59,7 @@ class Locks:
         self._released = False
 
     def take(self, patience_s: float | None = None) -> None:
-        """Hold all of them. Raises: FolderTaken after so many seconds, OSError or UsageError where there can be no lock."""
+        """Take all locks. Raises: FolderTaken after `patience_s` seconds; OSError or UsageError if no lock is possible."""
         began, said = time.monotonic(), False
         patience_s = patience() if patience_s is None else patience_s
         while (refusal := self._attempt()) is not None:
@@ -68,14 +68,14 @@ class Locks:
                 raise FolderTaken(refusal)
             if waited >= SAID_AFTER_S and not said:
                 said = True
-                print(f"hpcai: {refusal}; it is waited for, {patience_s:g} s at most", file=sys.stderr, flush=True)
+                print(f"hpcai: {refusal}; waiting for it, {patience_s:g} s at most", file=sys.stderr, flush=True)
             time.sleep(PAUSE_S)
 
     def take_over(self) -> None:
-        """Hold them after the run's former rank 0 has failed. Where a file server does not know of its end yet, as when it was
-        lost with its node, a thread goes on trying; where there can be no lock the run goes on with a warning.
+        """Take the locks after the run's former rank 0 has failed. A file server may still hold the lock of a lost node: then a
+        thread keeps trying. If no lock is possible, the run continues with a warning.
 
-        Raises: FolderTaken if another run was quicker, on each rank that becomes the first, so that this run ends.
+        Raises: FolderTaken if another run has taken a lock; the new rank 0 then ends this run.
         """
         try:
             self.take(0.0)
@@ -84,10 +84,10 @@ class Locks:
                 raise
             threading.Thread(target=self._go_on_trying, daemon=True, name="hpcai lock").start()
         except (OSError, UsageError) as error:
-            _warn(f"this run goes on without its lock, so see that no other run uses its folder: {one_line(error)}")
+            _warn(f"this run continues without its lock; make sure that no other run uses its folder: {one_line(error)}")
 
     def close(self) -> None:
-        """Give back what is held. May be called again."""
+        """Release all held locks. May be called again."""
         with _guard:
             self._released = True
             self._drop()
@@ -102,7 +102,7 @@ class Locks:
                 time.sleep(10 * PAUSE_S)
 
     def _attempt(self) -> str | None:
-        """Hold all, or none and say why."""
+        """Take all locks and return None; or take none and return the reason."""
         with _guard:
             for folder in self.folders:
                 refusal = None if self._released else self._attempt_one(folder)
@@ -115,9 +115,7 @@ class Locks:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise UsageError(
-                f"{folder} is a file, where a folder is wanted; give another --run-dir or --checkpoint-dir"
-            ) from None
+            raise UsageError(f"{folder} is a file, but a folder is needed; give another --run-dir or --checkpoint-dir") from None
         except OSError as error:
             raise UsageError(
                 f"{folder} cannot be written to: {error.strerror}; give another --run-dir or --checkpoint-dir"
@@ -125,7 +123,7 @@ class Locks:
         path = folder / NAME
         with contextlib.suppress(FileNotFoundError):
             key = _key(path.lstat())
-            if key in self._mine:  # the folder of another name
+            if key in self._mine:  # the same folder under another name
                 return None
             if key in _held and _held[key].pid == os.getpid():
                 return f"{folder} is in use by another run in this process; give another --run-dir"
@@ -141,24 +139,24 @@ class Locks:
             if error.errno not in NO_LOCKS:
                 os.close(handle)
                 raise
-            _warn(f"{folder} cannot be locked ({error.strerror or error}): see that no other run uses it")
+            _warn(f"{folder} cannot be locked ({error.strerror or error}): make sure that no other run uses it")
         key = _key(os.fstat(handle))
         _held[key] = _File(handle, os.getpid())
         self._mine.append(key)
-        if not path.exists() or _key(path.lstat()) != key:  # deleted meanwhile: it locks nothing
+        if not path.exists() or _key(path.lstat()) != key:  # the file was deleted meanwhile, so this lock has no effect
             return f"{path} was replaced"
         _write(handle, self.token)
         return None
 
 
 def patience() -> float:
-    """Seconds for which a folder is waited for here."""
+    """Return how many seconds a run waits for a folder here."""
     return PATIENCE_IN_JOB_S if "SLURM_JOB_ID" in os.environ else PATIENCE_S
 
 
 def token_of(folder: Path) -> str:
-    """Return the token of the run that holds the folder or held it last; empty if none can be read. Not for a process that holds
-    it.
+    """Return the token of the run that holds the folder or held it last; empty if none can be read. A process that holds the
+    folder must not call this.
     """
     try:
         handle = _opened(folder / NAME, os.O_RDONLY)
@@ -178,7 +176,7 @@ def described(text: bytes) -> str:
     """
     found = _read(text)
     if not found:
-        return "which did not say who it is"
+        return "its lock file names no process"
     job = f", job {found['job']}" if found.get("job") else ""
     said = f"process {found.get('pid')} on {found.get('host')}{job}, since {found.get('since')}"
     return "".join(one if one.isprintable() else "?" for one in said)[:300]
@@ -192,18 +190,18 @@ def _opened(path: Path, access: int = os.O_RDWR | os.O_CREAT) -> int:
     handle = os.open(path, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UsageError(f"{path} is no file, as a lock must be; take it away or give another --run-dir")
+        raise UsageError(f"{path} must be a regular file to serve as a lock; remove it or give another --run-dir")
     return handle
 
 
 def _write(handle: int, token: str) -> None:
-    """Write the holder's identity, for others to read."""
+    """Write the identity of the lock's holder into the file, for other runs to read."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
     task = os.environ.get("SLURM_ARRAY_TASK_ID", "")
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     who = {"host": socket.gethostname(), "pid": os.getpid(), "job": f"{job}_{task}" if task else job, "since": since}
     text = strict.dumps(who | {"token": token}).encode() + b"\n"
-    with contextlib.suppress(OSError):  # a full disk: it is locked all the same
+    with contextlib.suppress(OSError):  # on a full disk the lock still holds
         os.pwrite(handle, text, 0)
         os.ftruncate(handle, len(text))
 

@@ -37,9 +37,9 @@ from hpcai.train.step import train_step
 
 
 class Ended(NamedTuple):
-    """What a rank knows of a run that has ended.
+    """The results of a run that has ended, on one rank.
 
-    checkpoint: the path of the last one; digest: of its manifest; comm: of the ranks that go on with their program.
+    checkpoint: the path of the last checkpoint; digest: of its manifest; comm: of the ranks that continue with their program.
     """
 
     summary: dict[str, Any]
@@ -52,21 +52,21 @@ class Ended(NamedTuple):
 
 
 def fit(options: Options, comm: Communicator) -> dict[str, Any]:
-    """`run_to_end`, of which the summary alone is wanted."""
+    """Train with `run_to_end`, and return only the summary. Collective."""
     return run_to_end(options, comm).summary
 
 
 def run_to_end(options: Options, comm: Communicator, sinks: Sequence[Sink] = (), in_script: bool = False) -> Ended:
-    """Train as the options say, on all ranks of `comm`. in_script: a program goes on behind it.
+    """Train as the options say, on all ranks of `comm`. Collective. in_script: the caller is a program that continues afterwards.
 
-    Rank 0 writes into `options.run_dir`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png; sinks hear of
-    it there.
+    Rank 0 writes into `options.run_dir`: checkpoints/, metrics.jsonl, summary.json, and with `plot` loss.png. Sinks receive
+    the run's events on rank 0.
     Raises: UsageError, DataError, FolderTaken, CheckpointError, NonFiniteError, RanksLost, Leave, OSError.
     """
     if options.stall_timeout is not None:
         comm.set_timeout(options.stall_timeout)
     recover.check(options, comm)
-    stall.outlive(False)  # an earlier run of this process may have; this one does once it has begun
+    stall.outlive(False)  # undo the setting of an earlier run in this process
     reserve = Membership(comm.wire, training_ranks(comm.size, options.spare_ranks), options.spare_ranks, options.spare_ranks)
     training = comm.split(0 if comm.rank < reserve.wanted else None) if options.spare_ranks else comm
     if training is None:
@@ -104,7 +104,7 @@ def _begin(
 
 
 def _hold(locks: Locks, comm: Communicator) -> None:
-    """Have rank 0 take the run's folders for itself. Collective. Raises: FolderTaken, UsageError, OSError, on all ranks."""
+    """Let rank 0 lock the run's folders. Collective. Raises: FolderTaken, UsageError, OSError, on all ranks."""
 
     def taken() -> Exception | None:
         try:
@@ -127,8 +127,9 @@ def go_on(
     sinks: Sequence[Sink] = (),
     came_later: bool = False,
 ) -> Ended:
-    """`run_to_end` from where others are, for a rank that has joined them (newcomers.join), and was started for it if it
-    came later.
+    """Continue like `run_to_end` on a rank that has joined a run under way (newcomers.join). Collective.
+
+    came_later: whether this rank was started as a replacement; else it was a spare rank.
     """
     if told.options.stall_timeout is not None:
         comm.set_timeout(told.options.stall_timeout)
@@ -163,7 +164,7 @@ def _run(
 
 
 def _through(run: Run) -> Ended:
-    """The run to its end; ranks that fail meanwhile are done without where that can be."""
+    """Continue the run to its end. With --elastic it continues after ranks fail, if it can."""
     if run.options.elastic != "never":
         stall.outlive()
     watched = signals.cast_into(run.replica.votes, run.options.signals, run.comm.rank == 0)
@@ -179,7 +180,7 @@ def _through(run: Run) -> Ended:
 
 
 def _recover(run: Run) -> None:
-    """Go on among the ranks that are left; where that cannot be all of those raise the same, which a script may outlive."""
+    """Continue on the ranks that are left. If that is impossible, all of them raise the same error, and a script may continue."""
     try:
         recover.recover(run)
     except (RanksLost, NonFiniteError):
@@ -189,8 +190,8 @@ def _recover(run: Run) -> None:
 
 
 def _to_the_end(run: Run) -> Ended:
-    """Train, and write what it came to. Where ranks have been started meanwhile they part from the others here, well or by an
-    error that all have: these go on with their program. Raises: HpcaiError.
+    """Train, and write the results. Here ranks that were started later part from the others, which continue with their program.
+    They part after success and after an error that all ranks have. Raises: HpcaiError.
     """
     try:
         _train(run)
@@ -200,25 +201,25 @@ def _to_the_end(run: Run) -> Ended:
     except HpcaiError as error:
         try:
             _part(run, run.comm)
-        except RankMismatch:  # not all have it
+        except RankMismatch:  # not all ranks have this error
             raise error from None
         raise
     comm = _part(run, run.comm)
     if run.in_script and run.came_later and comm is not None:
         raise RanksLost(
-            "the training is done, but all ranks that ran the script have failed, so what stands behind fit was not run; "
-            'start it again with resume="auto"'
+            "the training is done, but all ranks that ran the script have failed, so the code after fit was not run; "
+            'start the script again with resume="auto"'
         )
     return ended if comm is None else ended._replace(comm=comm)
 
 
 def _part(run: Run, comm: Communicator) -> Communicator | None:
-    """The ranks that go on with their program; None on one that does not."""
+    """Return a communicator of the ranks that continue with their program; None on a rank that does not."""
     return comm if run.options.elastic != "grow" else job.part(comm, run.came_later)
 
 
 def _train(run: Run) -> None:
-    """All steps that are left, and what comes between them."""
+    """Make all remaining steps, with the work between them."""
     between(run)
     while run.progress.step < run.total and not best.waits_in_vain(run.progress, run.options):
         _step(run)
@@ -227,7 +228,7 @@ def _train(run: Run) -> None:
 
 
 def _finish(run: Run) -> Ended:
-    """Write and say what the whole run came to."""
+    """Write and print the results of the whole run. Collective."""
     options = run.options
     run.reporter.waiting.settle()
     timelines = trace.gather(run.replica)
@@ -240,7 +241,7 @@ def _finish(run: Run) -> Ended:
 
 def _figures(run: Run) -> dict[str, Any]:
     """Return the last evaluation's figures of single classes or outputs, for the summary. Collective."""
-    if run.evaluated is None and not run.dataset.context:  # nothing was left to do, or ranks failed that had a part in it
+    if run.evaluated is None and not run.dataset.context:  # no step was left, or the ranks have changed since
         run.evaluated = evaluate(run.replica, run.dataset)
     if (found := run.evaluated) is None:
         return {}
@@ -249,7 +250,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _best(run: Run) -> dict[str, Any]:
-    """Return what the summary says of the best epoch and of an early end. Collective."""
+    """Return the summary's entries about the best epoch and an early end. Collective."""
     progress, options = run.progress, run.options
     found: dict[str, Any] = {}
     if progress.best is not None and best.metric(options, run.dataset.validates):
@@ -275,7 +276,7 @@ def _step(run: Run) -> None:
 
 @contextlib.contextmanager
 def _naming_last_checkpoint(run: Run) -> Iterator[None]:
-    """Add to a NonFiniteError, which all ranks raise alike, where the run can go on from."""
+    """Add the last good checkpoint and advice to a NonFiniteError, which all ranks raise alike."""
     try:
         yield
     except NonFiniteError as error:
@@ -285,5 +286,5 @@ def _naming_last_checkpoint(run: Run) -> Iterator[None]:
         last = place.names()
         good = f"the last good checkpoint is {place.path(last[-1])}" if last else "no checkpoint was written yet"
         short = "fp16" in (run.options.compress, *(choice for _, choice in run.options.compress_layers))
-        range_ = "--compress bf16, as fp16 ends at 65504, or " if short else ""
+        range_ = "--compress bf16, since fp16 ends at 65504, or " if short else ""
         raise NonFiniteError(f"{error}; {good}. Try {range_}a smaller --lr or --clip-norm 1") from None

@@ -1,4 +1,4 @@
-"""The learning-rate range test: the rate grows from step to step, and where the loss falls steepest is a good one.
+"""The learning-rate range test. The rate grows from step to step, and the rate where the loss falls steepest is suggested.
 
 Source: Smith, arXiv:1506.01186; smoothing, end and suggestion as in fastai and Lightning.
 """
@@ -18,16 +18,16 @@ from hpcai.train.options.options import Options
 from hpcai.train.report import curve
 
 LOWEST, HIGHEST, STEPS = 1e-7, 10.0, 120
-"""The first and the last rate, and how many steps lie between them."""
+"""The first rate, the last rate, and the number of steps."""
 
 SMOOTHING, WORSE = 0.9, 4.0
-"""Of the running mean of losses; a mean so many times the best ends the test."""
+"""The weight of the past in the running mean of losses; the test ends when this mean is more than WORSE times the best mean."""
 
 SKIPPED, FEWEST = 10, 20
-"""Steps at the start, in which the mean is not settled, and the fewest from which something can be said."""
+"""Steps at the start that are ignored, since the mean is not settled; the fewest steps that allow a suggestion."""
 
 SHOWN = 12
-"""Rows that are printed."""
+"""About how many rows are printed."""
 
 
 class Tried(NamedTuple):
@@ -51,7 +51,7 @@ class Finder:
         return LOWEST * (HIGHEST / LOWEST) ** (len(self.tried) / (STEPS - 1))
 
     def goes_on(self, loss: float) -> bool:
-        """Take the loss of a step that was made with `lr`; whether there is another."""
+        """Record the loss of a step made with `lr`; return whether to make another step."""
         if not math.isfinite(loss):
             return False
         self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * loss
@@ -63,10 +63,11 @@ class Finder:
 
 
 def suggested(tried: list[Tried]) -> float | None:
-    """The rate at which the smoothed loss falls steepest over the rate's logarithm; None where it falls nowhere.
+    """Return the rate at which the smoothed loss falls steepest over the rate's logarithm; None if the loss falls nowhere, or
+    there are fewer than FEWEST steps.
 
-    A running mean lags behind by SMOOTHING / (1 - SMOOTHING) steps, over which the rate grows several times; so it is taken
-    backwards too, from its lowest place on.
+    A running mean lags behind by SMOOTHING / (1 - SMOOTHING) steps, in which the rate grows several times. So the mean is
+    smoothed once more backwards, from its lowest point.
     """
     if len(tried) < FEWEST:
         return None
@@ -81,14 +82,14 @@ def suggested(tried: list[Tried]) -> float | None:
 
 
 def say(options: Options, tried: list[Tried], comm: Communicator) -> None:
-    """Print the rates and the suggestion, and write find-lr.json, with --plot find-lr.png too. Collective."""
+    """Print the rates and the suggestion. Write find-lr.json, and with --plot find-lr.png. Collective."""
     comm.on_root(lambda: _say(options, tried))
 
 
 def _say(options: Options, tried: list[Tried]) -> None:
     rate, folder = suggested(tried), Path(options.run_dir or "runs")
     if not tried:
-        raise UsageError(f"the loss is not finite at --lr {LOWEST:g} already; look at the data, or begin with other parameters")
+        raise UsageError(f"the loss is not finite even at --lr {LOWEST:g}; check the data, or begin with other parameters")
     print(f"  {'lr':>9}  {'loss':>10}  smoothed")
     for one in tried[:: max(1, len(tried) // SHOWN)]:
         print(f"  {one.lr:9.2e}  {one.loss:10.4f}  {one.smoothed:.4f}")
@@ -106,5 +107,5 @@ def _say(options: Options, tried: list[Tried]) -> None:
         rates, losses, smoothed = (list(column) for column in zip(*tried, strict=True))
         title = f"{options.optimizer}, batch {options.batch}"
         curve.range_test(rates, losses, smoothed, rate, folder / "find-lr.png", title)
-    said = "no rate is better than another: the loss falls nowhere" if rate is None else f"suggestion: --lr {rate:.2g}"
+    said = "no suggestion: the loss does not fall at any rate" if rate is None else f"suggestion: --lr {rate:.2g}"
     print(f"{said}   (written: {', '.join(map(str, written))})", flush=True)

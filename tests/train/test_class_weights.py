@@ -205,7 +205,7 @@ def test_what_has_no_classes_is_refused(tmp_path):
     with pytest.raises(UsageError, match="for classes, but the targets of own-data are not classes"):
         trained(tmp_path, data=(x, x[:, 0] * 2), model="softmax", class_weights="balanced")
     (tmp_path / "t.txt").write_bytes(b"abcd" * 200)
-    with pytest.raises(UsageError, match="is text, so leave them out"):
+    with pytest.raises(UsageError, match="is text; leave them out"):
         trained(tmp_path, model=None, data=f"text:{tmp_path / 't.txt'}", class_weights=[1] * 256)
 
 

@@ -221,8 +221,8 @@ def test_who_cannot_take_over_warns_in_a_line_and_goes_on(tmp_path, capsys, monk
     monkeypatch.setattr(lock.fcntl, "lockf", broken)
     Locks([tmp_path], "mine").take_over()
     lines = capsys.readouterr().err.splitlines()
-    for line, words in zip(lines, ("is a file, where a folder", "directory", "Input/output error"), strict=True):
-        assert line.startswith("hpcai: warning: this run goes on without its lock")
+    for line, words in zip(lines, ("is a file, but a folder", "directory", "Input/output error"), strict=True):
+        assert line.startswith("hpcai: warning: this run continues without its lock")
         assert words in line
 
 
@@ -334,4 +334,4 @@ def test_who_waits_for_a_lock_says_so_once_and_not_at_once(tmp_path, monkeypatch
     with pytest.raises(FolderTaken):
         Locks([tmp_path]).take(7.0)
     assert [line != "" for line in heard] == [False, False, True, False]
-    assert "another has it; it is waited for, 7 s at most" in heard[2]
+    assert "another has it; waiting for it, 7 s at most" in heard[2]

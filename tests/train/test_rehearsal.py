@@ -131,8 +131,8 @@ def test_the_steepest_place_is_suggested_and_none_where_nothing_falls():
 @pytest.mark.parametrize(
     "flags, said",
     [
-        ("--dry-run --find-lr", "take one of them"),
-        ("--dry-run --elastic shrink", "--dry-run trains nothing that could go on"),
+        ("--dry-run --find-lr", "give only one of them"),
+        ("--dry-run --elastic shrink", "--dry-run starts no run that could recover"),
         ("--find-lr --resume runs/a", "--find-lr begins with fresh parameters"),
     ],
 )

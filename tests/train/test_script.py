@@ -210,7 +210,7 @@ def test_a_failure_behind_fit_is_no_success_though_one_was_outlived_before(tmp_p
 def test_a_script_whose_ranks_have_all_failed_asks_to_be_started_again(tmp_path):
     code, err = ended(*elastic_script(tmp_path, 2, "epochs=150", grow=True, victims=(0, 1)))
     assert code == 85
-    assert "what stands behind fit was not run" in err
+    assert "the code after fit was not run" in err
     assert hpcai.load(tmp_path / "run").step == 150 * 13
 
 

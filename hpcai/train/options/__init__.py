@@ -1,1 +1,1 @@
-"""The options of training: what they are, how they are read, and which do not go together."""
+"""The options of training: their declarations, their readers, and the checks of options that are incompatible."""

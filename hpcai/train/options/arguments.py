@@ -1,4 +1,4 @@
-"""Common parts of commands' options: messages of one line, and whole numbers within bounds."""
+"""Parts that the parsers of several commands share: messages of one line, and whole numbers within bounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONGEST_SHOWN, LONGEST_MESSAGE = 80, 1000
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError for options that there are not or that have a wrong value, instead of ending the program."""
+    """An argparse parser that raises UsageError for an unknown option or a wrong value, instead of ending the program."""
 
     def __init__(self, prog: str, description: str | None):
         super().__init__(
@@ -21,20 +21,20 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args=None, namespace=None):
-        """The values of options; of those that there are not the first is named with what may be meant."""
+        """Return the values of options. The error for unknown options suggests a name for the first one."""
         found, others = self.parse_known_args(args, namespace)
         if others:
             self.error(f"unrecognized arguments: {shown_all(others)}{self.meant(others[0])}")
         return found
 
     def meant(self, argument: str) -> str:
-        """Suggest the option that an unknown argument may mean, to be appended to a refusal."""
+        """Return a suggestion of the option that an unknown argument may mean, to be appended to an error message."""
         names = [flag.removeprefix("--") for flag in self._option_string_actions if flag.startswith("--")]
         names = [name for name in names if self._option_string_actions[f"--{name}"].help != argparse.SUPPRESS]
         return meant(argument.lstrip("-").partition("=")[0], names).replace("(is ", "(is --")
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's complaint as a refusal of one line."""
+        """Raise argparse's error message as a UsageError of one line."""
         raise refusal(self.prog, message)
 
 
@@ -52,7 +52,7 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
 
 
 def refusal(prog: str, message: str) -> UsageError:
-    """Return a refusal as one printable line."""
+    """Return a UsageError whose message is one printable line."""
     said = "".join(one if one.isprintable() else " " for one in message)
     return UsageError(f"{' '.join(said.split())[:LONGEST_MESSAGE]} (python -m {prog} --help lists the options)")
 

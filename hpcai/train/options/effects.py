@@ -1,4 +1,4 @@
-"""Which options take effect only with others, so that a run can name those that do nothing."""
+"""The options that have an effect only together with others. A run names the given options that have no effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpcai.train.options.options import Options
 
 
 class Belongs(NamedTuple):
-    """The condition under which an option acts, this condition in words, and what to use instead where it does not act."""
+    """The condition under which an option has an effect, this condition in words, and, in words, the value found in its place."""
 
     acts: Callable[[Options, Sizes], bool]
     to: str
@@ -77,12 +77,12 @@ OF: dict[str, Belongs] = {
     "overlap": _also(_on("dp"), _FLOATS),
     "bucket_bytes": _FLOATS,
 }
-"""Those that do nothing in some company. The others act in any, or are refused where they would not (checks.py)."""
+"""Options that have no effect together with some others. Every other option always has an effect, or checks.py rejects it."""
 
 
 def idle(o: Options, axes: Sizes) -> list[str]:
-    """Return a line for each option that does nothing here. An option with its default value is not named, as files of options
-    list all.
+    """Return a line for each option that has no effect here. Options with their default value are not named, since files of
+    options list all options.
     """
     return [
         f"{_flag(name)} does nothing with {belongs.instead(o, axes)}; it is for {belongs.to}"

@@ -1,4 +1,4 @@
-"""The values given for options: by flags, environment variables and files, in this order of precedence."""
+"""The values that flags, environment variables and files give to options, in this order of precedence."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from hpcai.train.options.readers import Reader
 
 
 def given(kind: type, description: str, arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[dict[str, Any], bool]:
-    """The values by name of those options, the fields of a dataclass, that are given, and whether they are only to be printed.
+    """Return the values of the given options by name, and whether to print them only (--print_config).
 
+    kind: the dataclass whose fields are the options. variables: values of environment variables by option name.
     Raises: UsageError, one line; SystemExit for --help.
     """
     flags = vars(_parser(kind, description).parse_args(list(arguments)))
@@ -45,7 +46,7 @@ def given(kind: type, description: str, arguments: Sequence[str], variables: Map
 
 
 def _by_new_names(values: Mapping[str, Any], as_written: Callable[[str], str]) -> dict[str, Any]:
-    """Values whose options have had another name, under the new one; a line on stderr says so of each."""
+    """Return the values with earlier names of options replaced by new names. A line on stderr reports each earlier name."""
     found = dict(values)
     for old in [name for name in values if name in RENAMED]:
         new = RENAMED[old]
@@ -58,7 +59,7 @@ def _by_new_names(values: Mapping[str, Any], as_written: Callable[[str], str]) -
 
 @functools.cache
 def readers_of(kind: type) -> dict[str, Reader]:
-    """Return each option's reader: the declared one, else one by its type."""
+    """Return each option's reader: the declared reader, else one for the option's type."""
     hints = typing.get_type_hints(kind)
     return {one.name: one.metadata["reader"] or _reader_by_type(hints[one.name]) for one in dataclasses.fields(kind)}
 
@@ -73,7 +74,7 @@ def _reader_by_type(hint: Any) -> Reader:
 
 
 def variable(name: str) -> str:
-    """The variable of an option.
+    """Return the name of an option's environment variable.
 
     >>> variable("data_dir")
     'HPCAI_DATA_DIR'
@@ -82,7 +83,7 @@ def variable(name: str) -> str:
 
 
 def _parser(kind: type, description: str) -> Parser:
-    """It leaves all values as they are given: readers read them, whichever way they come."""
+    """Return a parser that leaves all values as text. Readers read values from any source in the same way."""
     parser = Parser("hpcai.train", description)
     parser.usage = "mpirun -n RANKS python -m hpcai.train [--OPTION VALUE ...]"
     groups = {name: parser.add_argument_group(name, about) for name, about in GROUPS.items()}
@@ -94,27 +95,30 @@ def _parser(kind: type, description: str) -> Parser:
         group.add_argument(_flag(field.name), dest=field.name, metavar="X", default=SUPPRESS, help=said, **of_flags)
     for old in RENAMED:
         parser.add_argument(_flag(old), dest=old, default=SUPPRESS, help=SUPPRESS)
-    parser.add_argument("--config", action="append", metavar="FILE", help="YAML file of options; of several the later ones win")
+    parser.add_argument("--config", action="append", metavar="FILE", help="YAML file of options; of several files the last wins")
     parser.add_argument("--print_config", "--print-config", action="store_true", help="print the options as such a file and end")
     return parser
 
 
 def _from_file(kind: type, path: str) -> dict[str, Any]:
-    """The options that a file gives; what is null there is not given."""
+    """Return the options that a file gives. A null in the file means that the option is not given."""
     found = {}
     values = {key.replace("-", "_"): value for key, value in optionsfile.read(path).items()}
     for name, value in _by_new_names(values, lambda name: f"{name} in {path}").items():
         if name == "config":
-            raise UsageError(f"--config {path} names another file of options; give each by a --config of its own")
+            raise UsageError(f"--config {path} names another file of options; give each file with its own --config")
         if name not in readers_of(kind):
-            raise _refusal(f"--config {path} has {shown(name)}, which is no option{meant(name, readers_of(kind))}")
+            raise _refusal(f"--config {path} has {shown(name)}, which is not an option{meant(name, readers_of(kind))}")
         if value is not None:
             found[name] = _read(kind, name, value, f"{name} in {path}")
     return found
 
 
 def from_python(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a program gives, as Python has them: paths and numbers of numpy too. Raises: UsageError, one line."""
+    """Return the options that a program gives as Python values, also as path objects and numpy numbers. None means not given.
+
+    Raises: UsageError, one line.
+    """
     found = {}
     for name, value in _by_new_names(values, str).items():
         if name not in readers_of(kind):
@@ -126,7 +130,7 @@ def from_python(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(kind: type, name: str, value: Any, where: str) -> Any:
-    """Read a value given in that place."""
+    """Return the value of an option as its reader reads it. where: the place of the value, for error messages."""
     reader = readers_of(kind)[name]
     try:
         return reader(value)
@@ -148,7 +152,7 @@ def _flag(name: str) -> str:
 
 
 def _in_brackets(reader: Reader, default: Any) -> str:
-    """For the help: what is wanted, where that is numbers or words, and the default."""
+    """Return, for --help, the accepted numbers or words and the default, in brackets."""
     plain = reader in (readers.flag, readers.text, readers.text_or_nothing, readers.resumed, readers.names, readers.patterns)
     by_itself = (
         ",".join(map(str, default))

@@ -1,4 +1,4 @@
-"""A file of options: YAML of bounded size, depth and number of values, also after its aliases are expanded."""
+"""A file of options: YAML whose size, depth and number of values are bounded, also after aliases are expanded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _NULL, _STANDARD = "tag:yaml.org,2002:null", "tag:yaml.org,2002:"
 
 
 def read(path: str) -> dict[str, Any]:
-    """Return the file's contents: texts by name, lists and mappings of texts, and None for null. An option's reader decides the
-    type of a text: YAML would read `no` as false and 010 as 8.
+    """Return the file's contents by name: texts, lists and mappings of texts, and None for null. YAML's own types are not used,
+    since YAML would read `no` as false and 010 as 8. An option's reader decides the type of a text.
 
     Raises: UsageError, one line.
     """
@@ -29,23 +29,23 @@ def read(path: str) -> dict[str, Any]:
         where = getattr(error, "problem_mark", None)
         line = f" in line {where.line + 1}" if where else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())[:80]
-        raise UsageError(f"--config {path} is no YAML{line}: {problem}") from None
+        raise UsageError(f"--config {path} is not YAML{line}: {problem}") from None
     except RecursionError:
         raise UsageError(f"--config {path} is nested too deep") from None
     if root is None:
-        raise UsageError(f"--config {path} is empty; it wants options as in `lr: 0.1`, one a line")
+        raise UsageError(f"--config {path} is empty; write one option per line, as in `lr: 0.1`")
     if not isinstance(root, yaml.MappingNode):
         raise UsageError(f"--config wants a YAML file of options, got one that starts with {said[:40]!r}")
     return _value(path, root)
 
 
 def _text(path: str) -> str:
-    """The content of a regular file, if it is short and UTF-8."""
+    """Return the text of a regular file. Raises: UsageError for another kind of file, a long one, or one that is not UTF-8."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise UsageError(f"--config {path} is no regular file; write the options into one")
+                raise UsageError(f"--config {path} is not a regular file; write the options into a regular file")
             with open(handle, "rb", closefd=False) as file:
                 content = file.read(MOST_BYTES + 1)
         finally:
@@ -53,17 +53,17 @@ def _text(path: str) -> str:
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror or error}") from None
     if len(content) > MOST_BYTES:
-        raise UsageError(f"--config {path} has more than {MOST_BYTES:,} bytes, which no file of options needs")
+        raise UsageError(f"--config {path} has more than {MOST_BYTES:,} bytes, the limit for a file of options")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"--config {path} is not a text in UTF-8") from None
+        raise UsageError(f"--config {path} is not UTF-8 text") from None
 
 
 def _require_bounded(path: str, said: str) -> None:
-    """Raise UsageError for too many values, counted as if aliases were written out, before anything is made of them."""
+    """Raise UsageError for too many values or too deep nesting, before any value is built. Aliases count as if written out."""
     anchored: dict[str, int] = {}
-    within: list[list[Any]] = [["", 0]]  # of each collection that is open: its anchor, and the values in it so far
+    within: list[list[Any]] = [["", 0]]  # for each open collection: its anchor, and the number of values in it so far
     for event in yaml.parse(said, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
             within.append([event.anchor, 1])
@@ -71,18 +71,18 @@ def _require_bounded(path: str, said: str) -> None:
             _count(within, anchored, *within.pop())
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchored:
-                raise UsageError(f"--config {path}: the alias *{event.anchor} is of nothing, or within what it stands for")
+                raise UsageError(f"--config {path}: the alias *{event.anchor} has no anchor, or its value contains it")
             _count(within, anchored, None, anchored[event.anchor])
         elif isinstance(event, yaml.ScalarEvent):
             _count(within, anchored, event.anchor, 1)
         if len(within) > MOST_DEPTH + 1:
-            raise UsageError(f"--config {path} is nested deeper than {MOST_DEPTH} levels; options are not")
+            raise UsageError(f"--config {path} is nested deeper than {MOST_DEPTH} levels, the limit for a file of options")
         if sum(values for _, values in within) > MOST_VALUES:
-            raise UsageError(f"--config {path} has more than {MOST_VALUES:,} values, which no file of options needs")
+            raise UsageError(f"--config {path} has more than {MOST_VALUES:,} values, the limit for a file of options")
 
 
 def _count(within: list[list[Any]], anchored: dict[str, int], anchor: str | None, values: int) -> None:
-    """Count a value that has ended in the open collection."""
+    """Add the size of a completed value to the open collection that contains it."""
     within[-1][1] += values
     if anchor:
         anchored[anchor] = values
@@ -99,7 +99,7 @@ def _value(path: str, node: yaml.Node) -> Any:
     found: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.value in found:
-            what = f"{key.value!r} twice" if isinstance(key, yaml.ScalarNode) else "a name that is no text"
+            what = f"{key.value!r} twice" if isinstance(key, yaml.ScalarNode) else "a name that is not text"
             raise UsageError(f"--config {path} has {what} (line {key.start_mark.line + 1})")
         found[key.value] = _value(path, value)
     return found

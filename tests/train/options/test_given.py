@@ -213,7 +213,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 BAD_FILES = {
     "alias bomb": (BOMB, "has more than 2,000 values"),
-    "alias of itself": ("hidden: &a [*a]\n", "within what it stands for"),
+    "alias of itself": ("hidden: &a [*a]\n", "or its value contains it"),
     "alias of nothing": ("hidden: *a\n", "the alias *a"),
     "a million keys": ("".join(f"k{i}: 1\n" for i in range(1_000_000)), "has more than 65,536 bytes"),
     "many keys": ("".join(f"k{i}: 1\n" for i in range(5000)), "has more than 2,000 values"),
@@ -221,27 +221,27 @@ BAD_FILES = {
     "deep mappings": ("{a: " * 10_000 + "}" * 10_000, "is nested deeper than 5 levels"),
     "deep blocks": ("- " * 30_000 + "x\n", "is nested deeper than 5 levels"),
     "one long value": ("run_dir: " + "x" * 60_000, "run_dir in"),
-    "a long key": ("? " + "x" * 60_000 + "\n: 1\n", "which is no option"),
+    "a long key": ("? " + "x" * 60_000 + "\n: 1\n", "which is not an option"),
     "another file": ("config: other.yaml\n", "names another file of options"),
-    "merge": ("<<: {lr: 0.1}\n", "no option"),
+    "merge": ("<<: {lr: 0.1}\n", "not an option"),
     "a name twice": ("lr: 0.1\nlr: 0.2\n", "has 'lr' twice (line 2)"),
-    "a name that is a list": ("[1]: 2\n", "a name that is no text (line 1)"),
-    "two documents": ("lr: 1\n---\nlr: 2\n", "is no YAML in line 2"),
+    "a name that is a list": ("[1]: 2\n", "a name that is not text (line 1)"),
+    "two documents": ("lr: 1\n---\nlr: 2\n", "is not YAML in line 2"),
     "Python": ("run_dir: !!python/object/apply:os.system [touch x]\n", "has the tag"),
     "own tag": ("run_dir: !mine x\n", "has the tag"),
     "empty": ("", "is empty"),
     "comments alone": ("# lr: 1\n", "is empty"),
     "null": ("null\n", "one that starts with 'null"),
     "a list": ("- lr\n", "one that starts with '- lr"),
-    "a tab": ("lr:\t1\n\tbatch: 2\n", "is no YAML in line"),
-    "open quote": ("run_dir: 'x\n", "is no YAML in line"),
-    "binary": (bytes(range(256)) * 10, "is not a text in UTF-8"),
-    "control characters": (b"run_dir: \x01\n", "is no YAML"),
-    "UTF-16": ("lr: 1\n".encode("utf-16"), "is not a text in UTF-8"),
-    "nested options": ("train: {lr: 1}\n", "'train', which is no option"),
+    "a tab": ("lr:\t1\n\tbatch: 2\n", "is not YAML in line"),
+    "open quote": ("run_dir: 'x\n", "is not YAML in line"),
+    "binary": (bytes(range(256)) * 10, "is not UTF-8 text"),
+    "control characters": (b"run_dir: \x01\n", "is not YAML"),
+    "UTF-16": ("lr: 1\n".encode("utf-16"), "is not UTF-8 text"),
+    "nested options": ("train: {lr: 1}\n", "'train', which is not an option"),
     "mapping as a value": ("lr: {a: 1}\n", "lr in"),
     "a list as a text": ("run_dir: [a]\n", "run_dir in"),
-    "an escape": ('"a\\u001b[2J": 1\n', "is no option"),
+    "an escape": ('"a\\u001b[2J": 1\n', "is not an option"),
 }
 
 
@@ -257,7 +257,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path in (tmp_path, tmp_path / "fifo", "/dev/zero", "/dev/null"):
-        assert f"--config {path} is no regular file" in refused(["--config", str(path)])
+        assert f"--config {path} is not a regular file" in refused(["--config", str(path)])
     for path in (tmp_path / "absent", tmp_path / "loop"):
         assert f"--config {path} cannot be read" in refused(["--config", str(path)])
     for value in ("", "a\0b", "a\nb"):
@@ -318,7 +318,7 @@ def test_what_is_far_from_all_is_refused_without_a_guess(arguments):
 def test_misspelt_keys_of_files_and_values_of_variables_too(tmp_path, monkeypatch):
     path = tmp_path / "o.yaml"
     path.write_text("bacth: 32\n")
-    assert "'bacth', which is no option (is batch meant?)" in refused(["--config", str(path)])
+    assert "'bacth', which is not an option (is batch meant?)" in refused(["--config", str(path)])
     path.write_text("optimizer: adamm\n")
     assert "(is adam meant?)" in refused(["--config", str(path)])
     monkeypatch.setenv("HPCAI_LR_SCHEDULE", "cosin")

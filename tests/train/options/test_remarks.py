@@ -260,7 +260,7 @@ def test_what_is_recorded_is_json():
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize(
-    "compress, words", [("fp16", "Try --compress bf16, as fp16 ends at 65504"), ("none", "Try a smaller --lr")]
+    "compress, words", [("fp16", "Try --compress bf16, since fp16 ends at 65504"), ("none", "Try a smaller --lr")]
 )
 def test_gradients_beyond_fp16_are_told_of_bf16(tmp_path, compress, words):
     rng = np.random.default_rng(0)
