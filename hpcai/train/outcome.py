@@ -8,7 +8,7 @@ from hpcai.xp import Array
 
 
 class Report(NamedTuple):
-    """The result of one step, equal on all ranks but for the times: sums over the global batch, gradient norm, seconds, votes."""
+    """The result of one step: sums over the global batch, gradient norm, seconds, votes. Only the times differ between ranks."""
 
     loss_sum: float
     targets: int
@@ -21,8 +21,8 @@ class Report(NamedTuple):
 class Evaluation(NamedTuple):
     """The result of an evaluation.
 
-    loss: the mean, by weight where classes have weights. accuracy: None where nothing is right or wrong. quantities, outputs: of
-    all outputs together and of each, in the target's unit (see report/figures.py). counts: this rank's, of classes.
+    loss: the mean, weighted if classes have weights. accuracy: a fraction; None without classes. quantities, outputs: errors of
+    all outputs together and of each output, in the target's unit (see report/figures.py). counts: of classes, on this rank.
     """
 
     loss: float

@@ -1,4 +1,4 @@
-"""The files that a run writes, and whether they can be written."""
+"""The files that a run writes, and a check that each can be written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def metrics_path(options: Options) -> Path:
 
 
 def files(options: Options) -> list[Path]:
-    """All that a run with these options writes, but checkpoints."""
+    """Return all files that a run with these options writes, except checkpoints."""
     folder = Path(options.run_dir or "runs")
     if options.find_lr:
         return [folder / "find-lr.json", *[folder / "find-lr.png"] * options.plot]
@@ -25,21 +25,19 @@ def files(options: Options) -> list[Path]:
 
 
 def require_writable(options: Options) -> None:
-    """On rank 0: raise UsageError for a file that cannot be written, also one that only the run's end opens."""
+    """Raise UsageError for a file that cannot be written, also for a file that is opened only at the run's end. On rank 0."""
     paths = [Path(os.path.realpath(path)) for path in files(options)]
     for i, path in enumerate(paths):
         if path in paths[:i]:
-            raise UsageError(
-                f"{path} would be two of the run's files at once; give --metrics-file and --trace-file files of their own"
-            )
+            raise UsageError(f"two of the run's files would be {path}; give --metrics-file and --trace-file different files")
         _try_to_open(path)
 
 
 def _try_to_open(path: Path) -> None:
-    """Leaves a file as it is, and makes none, but the folder."""
+    """Raise UsageError if the file cannot be opened for writing. An existing file is unchanged; only the folder is created."""
     if path.exists() and not (path.is_file() or path.samefile(os.devnull)):
         raise UsageError(
-            f"{path} is {'a folder' if path.is_dir() else 'no file'}, where a file is to be written; give another path"
+            f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}, but must be a file to write; give another path"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Models, data and optimizers of one's own: by name, as package.module:function or file.py:function, or from Python as they are.
+"""A user's own models, data and optimizers, given by name (package.module:function or file.py:function) or as Python objects.
 
-A name reaches ranks that are started later; what was handed over in Python does not, unless it is a function that can be found by
+Ranks that are started later receive names only. So they can build a Python object only if it is a function that can be found by
 its name.
 """
 
@@ -32,28 +32,28 @@ from hpcai.train.options.own_name import NAME, Own, called
 from hpcai.xp import Array
 
 _ALIAS = "hpcai_own_"
-"""How the names of modules begin that are read from a file."""
+"""The prefix of the names of modules that are read from a file."""
 
 
 def require_guard() -> None:
-    """Raise UsageError where a script trains while it is only read for what it has of one's own."""
+    """Raise UsageError if a script starts to train while it is only imported for the user's own objects in it."""
     frame: Any = sys._getframe(2)
     if frame.f_globals.get("__name__", "").startswith(_ALIAS):
         raise UsageError(
-            f"{frame.f_globals['__file__']} trains when it is imported, as ranks do that are started later; put the call of fit "
-            'below if __name__ == "__main__":'
+            f"{frame.f_globals['__file__']} trains when it is imported, but ranks that are started later import it; put the call "
+            'of fit below if __name__ == "__main__":'
         )
 
 
 PROBED = 3
-"""Parameters for which an optimizer's state is made to look at it."""
+"""The number of parameters of a trial state of an optimizer, which is checked."""
 
 STATE_NAME = re.compile("[a-z][a-z0-9_]{0,99}")
-"""Names of optimizer state in checkpoints (see manifest.schema.json)."""
+"""Valid names of optimizer state in checkpoints (see manifest.schema.json)."""
 
 
 def model(name: str, data: Dataset) -> Model:
-    """The model of that name, for this data. Raises: UsageError."""
+    """Return the model of that name, for this data. Raises: UsageError."""
     flag = f"--model {name}"
     found = _made(flag, name, data)
     if isinstance(found, Model):
@@ -62,26 +62,26 @@ def model(name: str, data: Dataset) -> Model:
         more = {key: getattr(found, key) for key in ("loss", "predict", "reduction") if hasattr(found, key)}
         return external(found.parameters, found.loss_and_gradients, **more)
     raise UsageError(
-        f"{flag} gave {type(found).__name__}; wanted is an hpcai.nn.Model, or an object with parameters (names to arrays) and "
+        f"{flag} gave {type(found).__name__}; expected an hpcai.nn.Model, or an object with parameters (names to arrays) and "
         "loss_and_gradients(parameters, x, target)"
     )
 
 
 def fitting(model: Model, recompute: bool, dtype: str) -> Model:
-    """The model, if it can be trained so. Raises: UsageError."""
+    """Return the model if it allows these options. Raises: UsageError."""
     if not is_external(model):
         return model
     if recompute:
-        raise UsageError(f"--recompute is for layers of hpcai; model {model.name} keeps its own activations, so leave it out")
+        raise UsageError(f"--recompute is for layers of hpcai; model {model.name} keeps its own activations; leave it out")
     if dtype in ("bf16", "f16"):
-        raise UsageError(f"--dtype {dtype} is for layers of hpcai; model {model.name} computes its own way; take f32 or f64")
+        raise UsageError(f"--dtype {dtype} is for layers of hpcai; model {model.name} does its own arithmetic; take f32 or f64")
     return model
 
 
 def try_out(name: str, model: Model, dataset: Dataset) -> None:
-    """Raise UsageError, before anything is written, for layers or a loss that one training sample does not go through.
+    """Raise UsageError if layers or the loss do not accept one training sample. Runs before any file is written.
 
-    Parameters are zeros, of one layer at a time. A function that gives its gradients itself is not called.
+    All parameters are zeros, and only one layer's are in memory at a time. A model that computes its own gradients is not called.
     """
     if is_external(model):
         return
@@ -104,9 +104,9 @@ def _fitting(words: str, call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def share(model: Model, initial: Array, comm: Communicator) -> None:
-    """Have a model of one's own begin alike on all ranks: where a function gives its gradients, with rank 0's parameters.
+    """Make a user's own model begin alike on all ranks. A model that computes its own gradients begins with rank 0's parameters.
 
-    Collective. Raises: UsageError, on all ranks, for parameters of other names or shapes.
+    Collective. Raises: UsageError, on all ranks, if names or shapes of parameters differ between ranks.
     """
     slots = [(slot.name, slot.shape) for slot in model.layout.slots]
     for rank, theirs in enumerate(everyones := comm.allgather_object(slots)):
@@ -124,33 +124,33 @@ def _named(slot: tuple[str, tuple[int, ...]] | None) -> str:
 
 
 def optimizer(name: str, model: Model) -> Optimizer:
-    """The optimizer of that name. Raises: UsageError."""
+    """Return the optimizer of that name. Raises: UsageError."""
     found = _made(f"--optimizer {name}", name, model)
     if not isinstance(found, Optimizer):
-        raise UsageError(f"--optimizer {name} gave {type(found).__name__}; wanted is an hpcai.optim.Optimizer")
+        raise UsageError(f"--optimizer {name} gave {type(found).__name__}; expected an hpcai.optim.Optimizer")
     _require_state(name, found.init(np.zeros(PROBED, np.float32)))
     return found
 
 
 def _require_state(name: str, state: Any) -> None:
-    """Raise UsageError for an optimizer's state that checkpoints could not hold, of PROBED parameters."""
+    """Raise UsageError if checkpoints could not hold this state, which an optimizer made for PROBED parameters."""
     if not isinstance(state, dict):
-        raise UsageError(f"the state of --optimizer {name} is {type(state).__name__}; wanted is a dict of arrays by their names")
+        raise UsageError(f"the state of --optimizer {name} is {type(state).__name__}; expected a dict of arrays by name")
     for key, value in state.items():
         if not isinstance(key, str) or not STATE_NAME.fullmatch(key):
             raise UsageError(
-                f"--optimizer {name} calls a part of its state {key!r}; wanted are small letters, digits and _, as in moment1"
+                f"--optimizer {name} has state of the name {key!r}; expected lower-case letters, digits and _, as in moment1"
             )
         if not isinstance(value, np.ndarray) or value.shape != (PROBED,) or value.dtype.kind != "f":
             given = f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
             raise UsageError(
-                f"--optimizer {name} keeps {key} as {given} for {PROBED} parameters; wanted is an array of floats as long as the "
-                "parameters: ranks share them out"
+                f"--optimizer {name} keeps {key} as {given} for {PROBED} parameters; expected an array of floats as long as the "
+                "parameters, since ranks divide both"
             )
 
 
 def data(name: str, validation: Validation | None = None) -> Dataset:
-    """The data set of that name, with what is held out for validation. Raises: UsageError, DataError."""
+    """Return the data set of that name, with samples held out if `validation` asks for it. Raises: UsageError, DataError."""
     found = _made(f"--data {name}", name, None)
     if isinstance(found, Dataset):
         _require_none(name, found.validates, validation)
@@ -170,24 +170,24 @@ def data(name: str, validation: Validation | None = None) -> Dataset:
             return split(made, validation)
         return from_arrays(*found, name=called(name), validation=theirs)
     raise UsageError(
-        f"--data {name} gave {type(found).__name__}; wanted is (x, y), (x, y, x_test, y_test), a pair of objects with "
-        "__len__ and take(index) for training and testing, or what hpcai.data.from_arrays or from_samples gives"
+        f"--data {name} gave {type(found).__name__}; expected (x, y), (x, y, x_test, y_test), a pair of objects with "
+        "__len__ and take(index) for training and testing, or the result of hpcai.data.from_arrays or from_samples"
     )
 
 
 def _require_none(name: str, has: bool, wanted: Validation | None) -> None:
-    """Raise UsageError where samples would be held out of data that bring their own."""
+    """Raise UsageError if --validation is given for data that have their own samples for validation."""
     if has and wanted is not None:
         raise UsageError(
-            f"--validation {wanted.fraction:g} would hold samples out, and --data {name} has samples for validation already; "
-            "leave it out"
+            f"--validation {wanted.fraction:g} would hold samples out, but --data {name} already has samples for validation; "
+            "leave --validation out"
         )
 
 
 def _made(flag: str, name: str, argument: Any) -> Any:
-    """Return the object of a name: a value, or the result of a function, which may take an argument. Raises: UsageError."""
+    """Return the object of a name, or the result if it is a function, which may take `argument`. Raises: UsageError."""
     value = name.value if isinstance(name, Own) else _found(flag, name)
-    is_model = hasattr(value, "loss_and_gradients") and not inspect.isclass(value)  # which may be callable too
+    is_model = hasattr(value, "loss_and_gradients") and not inspect.isclass(value)  # a model may be callable too
     if isinstance(value, tuple) or not callable(value) or is_model:
         return value
     try:
@@ -198,7 +198,7 @@ def _made(flag: str, name: str, argument: Any) -> Any:
     most = 0 if argument is None else 1
     if len(wants) > most or any(one.kind is one.KEYWORD_ONLY for one in wants):
         may = "nothing" if not most else f"nothing or the {'data set' if isinstance(argument, Dataset) else 'model'}"
-        raise UsageError(f"{flag} wants {', '.join(one.name for one in wants)}; it is called with {may}")
+        raise UsageError(f"{flag} takes {', '.join(one.name for one in wants)}, but is called with {may}")
     return value(argument) if wants else value()
 
 
@@ -206,7 +206,7 @@ def _made(flag: str, name: str, argument: Any) -> Any:
 def _found(flag: str, name: str) -> Any:
     found = NAME.fullmatch(name)
     if found is None:
-        raise UsageError(f"{flag} was made in another process, and has no name by which this one could make it")
+        raise UsageError(f"{flag} is an object of another process, and has no name by which this process could build it")
     module = _file(flag, Path(found["place"])) if found["place"].endswith(".py") else _module(flag, found["place"])
     if not hasattr(module, found["function"]):
         near = meant(found["function"], [one for one in vars(module) if not one.startswith("_")])
@@ -219,9 +219,9 @@ def _module(flag: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # of another one, which it wants
+            raise  # another module is missing, which this module imports
         raise UsageError(
-            f"{flag}: there is no module {error.name} here; its folder must be in $PYTHONPATH or the current one"
+            f"{flag}: there is no module {error.name} here; its folder must be in $PYTHONPATH or be the current folder"
         ) from None
 
 

@@ -1,5 +1,5 @@
-"""A rehearsal of a run: --dry-run says what would be trained, --find-lr looks for a learning rate. It writes, locks and changes
-nothing of a run.
+"""A rehearsal of a run: --dry-run prints what would be trained, --find-lr looks for a learning rate. A rehearsal does not write,
+lock or change any part of a run.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from hpcai.train.step import train_step
 from hpcai.xp import Array
 
 TIMED = 6
-"""Steps that are made to tell how long one takes; the first, in which kernels are loaded, does not count."""
+"""Steps that --dry-run makes to measure the time of one. The first does not count, since it loads the kernels."""
 
 LISTED = 60
-"""Layers that are listed."""
+"""The largest number of layers that are listed."""
 
 
 def run(options: Options, comm: Communicator) -> None:
@@ -55,7 +55,7 @@ def run(options: Options, comm: Communicator) -> None:
 
 
 def _steps(options: Options, dataset: Dataset, replica: Replica) -> Iterator[tuple[Array, Array, int, int]]:
-    """Return the inputs of each step: x, target, samples of the global batch, and the step's number."""
+    """Yield the inputs of each step, without end: x, target, samples of the global batch, and the step's number."""
     samples = min(options.batch, dataset.train_samples)
     rows, at = room(dataset, samples, replica), 0
     while True:
@@ -64,7 +64,7 @@ def _steps(options: Options, dataset: Dataset, replica: Replica) -> Iterator[tup
 
 
 def _range_test(options: Options, dataset: Dataset, replica: Replica) -> list[lr_finder.Tried]:
-    """Losses of fresh parameters while the learning rate grows."""
+    """Train fresh parameters while the learning rate grows; return the loss at each rate. Collective."""
     finder = lr_finder.Finder()
     for x, target, count, at in _steps(options, dataset, replica):
         with contextlib.suppress(NonFiniteError):
@@ -76,7 +76,7 @@ def _range_test(options: Options, dataset: Dataset, replica: Replica) -> list[lr
 
 
 def _describe(options: Options, dataset: Dataset, replica: Replica, comm: Communicator) -> None:
-    """Print what would be trained. Collective. Raises: what a run would raise before its first step."""
+    """Print what would be trained. Collective. Raises: the errors that a run would raise before its first step."""
     progress = resume.restored(options, replica, comm)
     if progress is None:
         comm.on_root(lambda: resume.require_free(options))
@@ -91,7 +91,7 @@ def _describe(options: Options, dataset: Dataset, replica: Replica, comm: Commun
 
 
 def _kept(replica: Replica) -> dict[str, int]:
-    """Bytes that this rank keeps from step to step."""
+    """Return the bytes that this rank keeps from step to step, by their use."""
     sizes = [(one.held, one.array.nbytes) for one in replica.kept() if one.array is not None]
     return memory_bytes(replica.buffers) | {
         "compression": sum(size for held, size in sizes if held in ("own", "owner", "common")),
@@ -102,7 +102,7 @@ def _kept(replica: Replica) -> dict[str, int]:
 def _print(
     options: Options, dataset: Dataset, replica: Replica, kept: dict[str, int], done: int, total: int, step_s: float
 ) -> None:
-    """On rank 0."""
+    """Print the layers, the facts, and the number and time of steps. On rank 0."""
     per_epoch = sharding.steps_per_epoch(dataset.train_samples, options.batch)
     for words in remarks.beforehand(options, replica.mesh.sizes, dataset.train_samples, per_epoch, total, dataset.validates):
         print(f"hpcai: {words}", file=sys.stderr, flush=True)
@@ -132,7 +132,7 @@ def _by_name(found: list[dict[str, int]]) -> dict[str, list[int]]:
 
 
 class Described(NamedTuple):
-    """A layer: its name, the shape of what it makes of a sample, how many numbers that is, and its parameters."""
+    """A layer: its name, the shape and number of elements of its output for one sample, and its number of parameters."""
 
     name: str
     shape: tuple[int, ...]
@@ -141,8 +141,8 @@ class Described(NamedTuple):
 
 
 def _layers(model: Model, dataset: Dataset) -> list[Described]:
-    """The model's layers, seen in a forward pass on one sample of zeros. Parameters of one layer alone are in memory at a time:
-    the whole model may be larger than a rank.
+    """Return the model's layers, from a forward pass on one sample of zeros. Only one layer's parameters are in memory at a time,
+    since the whole model may not fit into a rank's memory.
     """
     shapes: list[tuple[int, ...]] = []
     x = np.zeros((1, *dataset.shape), np.int64 if dataset.context else np.float32)
@@ -191,12 +191,12 @@ def _travel(options: Options, replica: Replica) -> str:
     """Describe how the gradients of data-parallel ranks are combined."""
     dp = replica.mesh.dp
     if dp.size == 1:
-        return "stay where they are: there is one data-parallel rank"
+        return "not sent: there is one data-parallel rank"
     shards = f", --zero {options.zero}" if options.zero else ""
     if options.zero > 1:
-        return f"reduce-scatter while backward makes them{shards}"
+        return f"reduce-scatter while backward computes them{shards}"
     how = f"--compress {options.compress}" if options.compress != "none" else "reduce-scatter" if options.zero else "all-reduce"
     where = "through shared memory" if dp.shares_memory and options.allreduce_algorithm in ("auto", "node") else "by messages"
-    beside = ", beside backward" if isinstance(replica.carrier, Background) else ""
+    beside = ", during backward" if isinstance(replica.carrier, Background) else ""
     size = f"{replica.buffers.grads.nbytes / 2**20:,.1f} MiB"
     return f"{how} {where}, {size} in {counted(len(replica.buckets), 'bucket')}{beside}{shards}"

@@ -1,4 +1,4 @@
-"""One rank's part of everything that a step changes."""
+"""A replica: one rank's part of the model and of all state that a step changes."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ from hpcai.xp import DTYPES, Array
 
 BUCKET_BYTES = 25 << 20
 OVERLAPPED_BUCKET_BYTES = 1 << 20
-"""Few buckets where all are reduced at the end; many where the first should be on its way early."""
+"""Buckets are large if all are reduced at the end, and small with overlap, so that the first is sent early."""
 
 UNITS, SMALLEST_UNIT_BYTES = 16, 1 << 18
-"""Shards of gradients and parameters travel in about so many units, but in none smaller than this."""
+"""Shards of gradients and parameters are sent in about UNITS units, but none smaller than this."""
 
 Decided = tuple[int, Totals] | None
-"""The number and sums of a step."""
+"""The number and the sums of the last decided step; None before the first (see elastic/recover.py)."""
 
 
 @dataclass
 class Replica:
-    """This rank's part of the model: where it stands in the mesh, its layers, and how its parameters agree with other ranks'.
+    """This rank's part of the model: its place in the mesh, its layers, and the strategy that keeps replicas in agreement.
 
-    starts: of each layer's gradients, in the flat layout; grain: samples of a fixed micro-batch, 0 without them; decided,
-    updated: the last step that was decided, and whether the parameters here have it; undo: what a step changes before it is
-    decided (see elastic/recover.py); encoding: of the data, for predictions; contents: of the data that it learns.
+    starts: where each layer's gradients start in the flat layout; grain: samples of a fixed micro-batch, 0 without; decided,
+    updated: the last decided step, and whether the parameters here include it; undo: the state that a step changes before it is
+    decided (see elastic/recover.py); encoding: of the data, for predictions; contents: a description of the training data.
     """
 
     mesh: Mesh
@@ -90,12 +90,12 @@ class Replica:
 
     @property
     def params(self) -> Array:
-        """The parameters that the optimizer updates, flat or a shard."""
+        """The parameters that the optimizer updates: flat, whole or a shard."""
         return self.buffers.params
 
     @property
     def weights(self) -> Sequence[Params]:
-        """Parameters as layers see them."""
+        """For each layer, its parameters by name."""
         return self.buffers.weights
 
     @property
@@ -104,15 +104,14 @@ class Replica:
         return self.buffers.gradients
 
     def kept(self) -> list[Kept]:
-        """Return the list of what outlives a step."""
+        """Return a list of the state that outlives a step."""
         return self.strategy.kept(self.state)
 
 
 def new_replica(options: Options, dataset: Dataset, comm: Communicator, cut: build.Cut = None) -> Replica:
-    """Build a fresh replica; together all replicas form the same model on any mesh. Collective. cut: of the pipeline's stages, if
-    it is not to be measured.
+    """Build a fresh replica. Together all replicas form the same model on any mesh. Collective.
 
-    Raises: UsageError where model and mesh do not fit.
+    cut: between the pipeline's stages; None: from measured times. Raises: UsageError if model and mesh are incompatible.
     """
     mesh = build.build_mesh(options, comm)
     whole = build.build_model(options, dataset, tensor.split(mesh.tp))
@@ -131,7 +130,7 @@ def new_replica(options: Options, dataset: Dataset, comm: Communicator, cut: bui
     strategy = _strategy(options, setup, parallel_stages.tied_parameter(model, whole, mesh))
     by_grains = options.compress == "reproducible"
     if by_grains:
-        cores.limit_threads(1)  # the same cut of a matrix product everywhere
+        cores.limit_threads(1)  # so that every rank splits a matrix product alike
     return Replica(
         mesh=mesh,
         whole=whole,
@@ -159,7 +158,7 @@ def new_replica(options: Options, dataset: Dataset, comm: Communicator, cut: bui
 def _travelling(
     options: Options, model: Model, dtype: np.dtype, storage: np.dtype, overlap: bool
 ) -> tuple[list[slice], list[slice]]:
-    """Slices of the flat layout in which gradients are reduced, and in which shards travel."""
+    """Return two lists of slices of the flat layout: buckets to reduce gradients, and units in which shards are sent."""
     buckets = arena.buckets(
         model.layout, dtype.itemsize, options.bucket_bytes or (OVERLAPPED_BUCKET_BYTES if overlap else BUCKET_BYTES)
     )
@@ -185,7 +184,7 @@ def _strategy(options: Options, setup: Setup, parameter: TiedParameter | None) -
 
 
 def _left_out(model: Model, mesh: Mesh, parameter: TiedParameter | None) -> list[slice]:
-    """Slices of the gradient that another rank of the mesh has too, and counts for the norm."""
+    """Return the slices of the gradient that another rank of the mesh also has; that rank counts them in the norm."""
     found = [parameter.where] if parameter is not None and mesh.pp.rank else []
     if mesh.tp.rank:
         parameters = models.parameters(model)

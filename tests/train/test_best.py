@@ -303,7 +303,7 @@ def test_data_with_validation_of_their_own_decide_by_it(tmp_path, capsys):
     assert found.best["metric"] == "validation_loss"
     assert found.best["value"] == min(one["validation_loss"] for one in found.history)
     assert "ends the run by the test data" not in capsys.readouterr().err
-    with pytest.raises(UsageError, match="--validation 0.2 would hold samples out.* has samples for validation already"):
+    with pytest.raises(UsageError, match="--validation 0.2 would hold samples out.* already has samples for validation"):
         hpcai.fit("mlp", data, epochs=3, validation=0.2, run_dir=tmp_path / "other", hidden=[8])
     x, y = given(rng, 40)
     other = hpcai.data.from_arrays(*given(np.random.default_rng(0), 200), validation=(x, y))

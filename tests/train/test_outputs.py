@@ -34,8 +34,8 @@ def file(path):
 
 
 PLACES = {
-    "trace is a folder": (["--trace-file", "x"], "x", folder, "x is a folder, where a file is to be written"),
-    "trace is a FIFO": (["--trace-file", "x"], "x", fifo, "x is no file"),
+    "trace is a folder": (["--trace-file", "x"], "x", folder, "x is a folder, but must be a file to write"),
+    "trace is a FIFO": (["--trace-file", "x"], "x", fifo, "x is not a regular file"),
     "trace below a file": (["--trace-file", "x/t.json"], "x", file, "x"),
     "trace in a circle of links": (["--trace-file", "x"], "x", circle, "x"),
     "trace of a long name": (["--trace-file", "x" * 300], "y", file, "File name too long"),
@@ -43,15 +43,15 @@ PLACES = {
     "picture of the trace is a folder": (["--plot", "--trace-file", "x.json"], "x.png", folder, "x.png is a folder"),
     "picture of the loss is a folder": (["--plot"], "run/loss.png", folder, "loss.png is a folder"),
     "metrics are a folder": (["--metrics-file", "x"], "x", folder, "x is a folder"),
-    "metrics are a FIFO": (["--metrics-file", "x"], "x", fifo, "x is no file"),
-    "metrics are a device": (["--metrics-file", "/dev/zero"], "y", file, "/dev/zero is no file"),
+    "metrics are a FIFO": (["--metrics-file", "x"], "x", fifo, "x is not a regular file"),
+    "metrics are a device": (["--metrics-file", "/dev/zero"], "y", file, "/dev/zero is not a regular file"),
     "summary is a folder": ([], "run/summary.json", folder, "summary.json is a folder"),
     "run is a file": ([], "run", file, "run is a file, but a folder is needed"),
     "run below a file": (["--run-dir", "x/run"], "x", file, "x"),
     "checkpoints are a file": (["--checkpoint-dir", "x"], "x", file, "x is a file, but a folder is needed"),
     "checkpoints in the run are a file": ([], "run/checkpoints", file, "checkpoints is a file"),
-    "one file for two": (["--metrics-file", "x", "--trace-file", "./x"], "y", file, "x would be two of the run's files at once"),
-    "metrics are the summary": (["--metrics-file", "run/summary.json"], "y", file, "summary.json would be two"),
+    "one file for two": (["--metrics-file", "x", "--trace-file", "./x"], "y", file, "two of the run's files would be"),
+    "metrics are the summary": (["--metrics-file", "run/summary.json"], "y", file, "summary.json; give --metrics-file"),
 }
 
 

@@ -160,11 +160,11 @@ def test_a_dry_run_refuses_what_the_run_would(tmp_path):
 @pytest.mark.parametrize(
     "ranks, flags, said",
     [
-        (1, "", "stay where they are: there is one data-parallel rank"),
+        (1, "", "not sent: there is one data-parallel rank"),
         (2, "", "all-reduce through shared memory, 0.6 MiB in 1 bucket"),
         (2, "--zero 1 --allreduce-algorithm ring", "reduce-scatter by messages, 0.6 MiB in 1 bucket, --zero 1"),
-        (2, "--zero 2", "reduce-scatter while backward makes them, --zero 2"),
-        (2, "--compress int8 --overlap always", "--compress int8 through shared memory, 0.6 MiB in 1 bucket, beside backward"),
+        (2, "--zero 2", "reduce-scatter while backward computes them, --zero 2"),
+        (2, "--compress int8 --overlap always", "--compress int8 through shared memory, 0.6 MiB in 1 bucket, during backward"),
     ],
 )
 def test_a_dry_run_says_how_gradients_travel_and_what_compression_remembers(tmp_path, capsys, ranks, flags, said):

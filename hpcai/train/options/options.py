@@ -1,4 +1,4 @@
-"""The options of training: one frozen dataclass, of which each field has its help and how it is read."""
+"""The options of training: one frozen dataclass. Each field declares its default, its help text and its reader."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from hpcai.train.options.readers import (
 
 
 def option(group: str, default: Any, text: str, kind: Reader | None = None) -> Any:
-    """Declare a field of a group, with its help text, and its reader if the type alone does not say it: bounds, or a form."""
+    """Declare a field of a group, with its help text. kind: its reader, if the type alone does not say the bounds or the form."""
     return dataclasses.field(default=default, metadata={"help": text, "reader": kind, "group": group})
 
 
 GROUPS = {
-    "data": "what is learnt from",
-    "model": "what learns",
+    "data": "the training data",
+    "model": "the model that is trained",
     "optimizer": "how parameters change",
-    "length": "how long",
+    "length": "how long a run trains",
     "parallelism": "how ranks share the work",
-    "compression": "how gradients travel",
-    "output": "what is written beside checkpoints",
-    "checkpoints": "how a run goes on later",
-    "failures": "how a run goes on without ranks, or ends",
+    "compression": "how gradients are sent between ranks",
+    "output": "files that a run writes beside checkpoints",
+    "checkpoints": "how a run is saved and resumed",
+    "failures": "how a run continues when ranks fail, or ends",
 }
-"""The groups of --help, with what they are about."""
+"""The groups of --help, with a description of each."""
 
 RENAMED = {
     "run": "run_dir",
@@ -71,10 +71,10 @@ RENAMED = {
     "algorithm": "allreduce_algorithm",
     "compress_warmup": "compress_warmup_steps",
 }
-"""Earlier names of options, which are still read, with a line that says the new ones."""
+"""Earlier names of options and the new names. Earlier names are still read; a line on stderr says the new name."""
 
 OWN_LR = 1e-3
-"""The learning rate of an optimizer of one's own, if none is given."""
+"""The default learning rate of a user's own optimizer."""
 
 _data = functools.partial(option, "data")
 _model = functools.partial(option, "model")
@@ -94,32 +94,32 @@ class Options:
     # data
     data: str = _data(
         "digits",
-        f"data set: {', '.join(SOURCES)}, or package.module:function that makes one",
+        f"data set: {', '.join(SOURCES)}, or package.module:function that returns a data set",
     )
-    data_dir: str | None = _data(None, "folder with data files (else $HPCAI_DATA if that is one, then /usr/share/datasets)")
+    data_dir: str | None = _data(None, "folder with data files (else $HPCAI_DATA if it is a folder, then /usr/share/datasets)")
     label_column: str | None = _data(None, "csv: the column to predict")
     ignore_columns: tuple[str, ...] = _data((), "csv: columns to leave out, A,B,...", names)
-    categorical_columns: tuple[str, ...] = _data((), "csv: columns whose values are names, taken as one-hot: A,B,...", names)
+    categorical_columns: tuple[str, ...] = _data((), "csv: columns whose values are names, encoded as one-hot: A,B,...", names)
     task: Literal["classification", "regression"] | None = _data(
-        None, "csv, npz: whether labels are classes or a quantity (by themselves texts and few whole numbers are classes)"
+        None, "csv, npz: whether labels are classes or a quantity (default: texts and a few whole numbers are classes)"
     )
     validation: float | None = _data(
         None,
-        "share of the training samples that is held out for validation, alike of each class; of a text its tail",
+        "fraction of the training samples to hold out for validation, the same of each class; for text, its tail",
         number(above=0, below=1),
     )
-    batch: int = _data(128, "samples in a step, over all ranks", whole(1))
+    batch: int = _data(128, "samples per step, over all ranks", whole(1))
 
     # model
     model: str | None = _model(
         None,
-        "model (mlp; for text gpt, which is for text alone); a function makes one's own, and may want the data set",
+        "model (default: gpt for text, else mlp; gpt is only for text); your own function may take the data set",
         choice_or_own(*MODELS),
     )
     hidden: tuple[int, ...] = _model((512, 256), "mlp: widths of the hidden layers, N,N,...", widths)
     channels: tuple[int, ...] = _model((32, 64), "cnn: channels of the convolutions, N,N,...", widths)
     image_channels: Literal["last", "first"] | None = _model(
-        None, "cnn: whether an image of the data is (height, width, channels) or (channels, height, width) (last)"
+        None, "cnn: channels of an image are last: (height, width, channels), or first: (channels, height, width) (last)"
     )
     activation: Literal["relu", "gelu"] = _model("relu", "mlp: activation")
     layers: int = _model(4, "gpt: blocks", whole(1, 1000))
@@ -127,16 +127,14 @@ class Options:
     heads: int = _model(4, "gpt: attention heads", whole(1, 1 << 20))
     context: int = _model(128, "gpt: bytes that a prediction can see", whole(1, 1 << 20))
     norm: Literal["layer", "rms"] = _model("layer", "gpt: LayerNorm or RMSNorm")
-    tied: bool = _model(False, "gpt: the scores' matrix is that of the embedding")
-    dropout: float = _model(
-        0.0, "gpt: share of activations that is dropped after each branch in training", number(least=0, below=1)
-    )
-    sample_bytes: int = _model(0, "gpt: bytes of text to write at the end", whole(0, 1 << 30))
+    tied: bool = _model(False, "gpt: use the matrix of the embedding for the scores too")
+    dropout: float = _model(0.0, "gpt: fraction of activations dropped after each branch in training", number(least=0, below=1))
+    sample_bytes: int = _model(0, "gpt: bytes of text to generate at the end", whole(0, 1 << 30))
     loss_reduction: Literal["mean", "sum"] = _model("mean", "gradient of the mean or of the sum of the losses in a global batch")
     class_weights: str | tuple[float, ...] | tuple[tuple[str, float], ...] | None = _model(
         None,
-        "weights of classes in the loss: balanced (rare ones weigh more: samples / (classes * samples of the class)), by the "
-        "labels as the data have them (1 for others), or in the order of the labels",
+        "weights of classes in the loss: balanced (rare classes weigh more: samples / (classes * samples of the class)), by "
+        "label as in the data (others: 1), or in the order of the labels",
         class_weights,
     )
     seed: int = _model(0, "seed of initial parameters and of the order of samples", whole(0, 2**64 - 1))
@@ -145,7 +143,7 @@ class Options:
     optimizer: str = _optimizer("adam", "optimizer", choice_or_own(*OPTIMIZERS))
     lr: float | None = _optimizer(
         None,
-        f"learning rate ({defaults(OPTIMIZERS, 'lr')}; one's own {OWN_LR})",
+        f"learning rate ({defaults(OPTIMIZERS, 'lr')}; your own optimizer {OWN_LR})",
         number(above=0, most=MOST_F32),
     )
     momentum: float | None = _optimizer(None, f"momentum ({defaults(OPTIMIZERS, 'momentum')})", number(least=0, below=1))
@@ -153,68 +151,70 @@ class Options:
         None, f"weight decay ({defaults(OPTIMIZERS, 'weight_decay')})", number(least=0, most=MOST_F32)
     )
     find_lr: bool = _optimizer(
-        False, "look for a learning rate: raise it from step to step, and say where the loss falls steepest; trains nothing"
+        False, "look for a learning rate: raise it from step to step, print where the loss falls steepest, and train nothing"
     )
-    lr_schedule: Literal["constant", "cosine", "step"] = _optimizer("constant", "course of the learning rate")
+    lr_schedule: Literal["constant", "cosine", "step"] = _optimizer("constant", "schedule of the learning rate")
     lr_warmup_steps: int = _optimizer(0, "steps of linear warm-up")
-    lr_decay_steps: int = _optimizer(1000, "schedule step: multiply the learning rate by 0.1 every so many steps", whole(1))
-    clip_norm: float = _optimizer(0.0, "limit of the gradient's global norm (0: none)", number(least=0, most=MOST_F32))
+    lr_decay_steps: int = _optimizer(1000, "schedule step: multiply the learning rate by 0.1 every this many steps", whole(1))
+    clip_norm: float = _optimizer(0.0, "limit of the gradient's global norm (0: no limit)", number(least=0, most=MOST_F32))
 
     # length
     epochs: int | None = _length(None, "passes over the training data (20 unless --steps is given)", whole(1))
     steps: int | None = _length(None, "stop after this many steps", whole(1))
     patience: int | None = _length(
         None,
-        "end after so many epochs without a better --keep-best (validation_loss, or without --validation test_loss)",
+        "end after this many epochs without a better --keep-best (validation_loss, or without --validation test_loss)",
         whole(1),
     )
 
     # parallelism
-    mesh: str = _parallelism("", "ranks of each axis, dp=N,tp=N,pp=N; one left out takes what remains (all dp)", text_or_nothing)
+    mesh: str = _parallelism(
+        "", "ranks of each axis, dp=N,tp=N,pp=N; the first missing axis takes the rest (all dp)", text_or_nothing
+    )
     micro_batches: int = _parallelism(
-        1, "parts of a rank's batch that are computed in turn: pipelining, or gradient accumulation", whole(1, 4096)
+        1, "parts of a rank's batch, computed one after another: for pipelining or gradient accumulation", whole(1, 4096)
     )
     pipeline_schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = _parallelism("1f1b", "schedule of pipeline stages")
-    pipeline_chunks: int | None = _parallelism(None, "interleaved: stages a rank (2)", whole(1, 10_000))
+    pipeline_chunks: int | None = _parallelism(None, "interleaved: stages per rank (2)", whole(1, 10_000))
     zero: int = _parallelism(
-        0, "what data-parallel ranks share out: 1 optimizer state, 2 gradients too, 3 parameters too (ZeRO)", whole(0, 3)
+        0, "divide among data-parallel ranks: 1 optimizer state, 2 also gradients, 3 also parameters (ZeRO)", whole(0, 3)
     )
     recompute: bool = _parallelism(False, "compute activations again in backward instead of keeping them")
     dtype: Literal["f32", "f64", "bf16", "f16"] = _parallelism(
-        "f32", "arithmetic; bf16, f16: what is stored and sent, with a master copy and arithmetic in f32"
+        "f32", "type of numbers; bf16, f16: for storing and sending, with a master copy and arithmetic in f32"
     )
     overlap: Literal["auto", "always", "never"] = _parallelism(
-        "auto", "reduce gradients on a thread while backward computes the next (auto: where ranks span nodes)"
+        "auto", "reduce gradients on a thread while backward computes the next ones (auto: if ranks span nodes)"
     )
     bucket_bytes: int | None = _parallelism(
-        None, "gradients are reduced in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)", whole(1)
+        None, "reduce gradients in buckets of about this many bytes (1 MiB with --overlap, else 25 MiB)", whole(1)
     )
     allreduce_algorithm: str = _parallelism(
         "auto",
-        "all-reduce (auto: shared memory on a node, else by the cost model; mpi: the library's own)",
+        "all-reduce (auto: shared memory on a node, else by a cost model; mpi: MPI_Allreduce of the MPI library)",
         choice("auto", "node", *ALGORITHMS),
     )
 
     # compression
     compress: str = _compression(
-        "none", f"how gradients travel: {', '.join(CHOICES)}, or auto (what is predicted to be quickest)"
+        "none", f"how gradients are sent: {', '.join(CHOICES)}, or auto (the choice predicted to be fastest)"
     )
     compress_layers: tuple[tuple[str, str], ...] = _compression(
-        (), "other choices for some arrays: PATTERN=CHOICE,..., as in linear1.*=none,conv*=int4; the first that fits", patterns
+        (), "other choices for some arrays: PATTERN=CHOICE,..., as in linear1.*=none,conv*=int4; the first match counts", patterns
     )
     compress_warmup_steps: int = _compression(0, "steps before compression begins")
     compress_smallest: int = _compression(
-        4096, "gradients that are reduced together travel uncompressed if they are fewer elements"
+        4096, "send gradients uncompressed if fewer than this many elements are reduced together"
     )
-    no_error_feedback: bool = _compression(False, "forget what compression loses instead of adding it to the next step")
+    no_error_feedback: bool = _compression(False, "drop the compression residual instead of adding it to the next step")
     fixed_micro_batch: int = _compression(
-        8, "compress reproducible: samples that are computed together, whatever the number of ranks", whole(1)
+        8, "compress reproducible: samples that are computed together, for any number of ranks", whole(1)
     )
 
     # output
-    run_dir: str | None = _output(None, "folder for everything that is written (runs/DATA-MODEL)")
-    dry_run: bool = _output(False, "say what would be trained, with memory and time, and write nothing")
-    metrics_file: str | None = _output(None, "file of JSON lines, one a step (metrics.jsonl in the run's folder)")
+    run_dir: str | None = _output(None, "folder for all files of the run (runs/DATA-MODEL)")
+    dry_run: bool = _output(False, "print what would be trained, with memory and time, and write nothing")
+    metrics_file: str | None = _output(None, "file of JSON lines, one per step (metrics.jsonl in the run's folder)")
     plot: bool = _output(False, "plot the loss to loss.png in the run's folder (needs matplotlib)")
     trace_file: str | None = _output(
         None, "file for the last step's timeline in Chrome's trace format; with --plot a picture beside it"
@@ -222,18 +222,18 @@ class Options:
 
     # checkpoints
     resume: str = _checkpoints(
-        "never", "never, auto (the newest checkpoint that is whole, if any), or the path or URL of one", resumed
+        "never", "never, auto (the newest complete checkpoint, if any), or the path or URL of a checkpoint", resumed
     )
     checkpoint_steps: int = _checkpoints(
-        500, "write a checkpoint every so many steps, and at each epoch's end (0: only at the end)"
+        500, "write a checkpoint every this many steps, and at each epoch's end (0: only at the end)"
     )
     checkpoint_dir: str | None = _checkpoints(
-        None, "where checkpoints go: a folder or a URL, as s3://bucket/run (the run's folder)"
+        None, "place for checkpoints: a folder or a URL, as in s3://bucket/run (default: in the run's folder)"
     )
     keep_best: Literal["validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "loss"] | None = _checkpoints(
-        None, "keep the checkpoint of the epoch with the best of this figure too"
+        None, "keep also the checkpoint of the epoch with the best value of this figure"
     )
-    keep_checkpoints: int = _checkpoints(2, "checkpoints to keep", whole(1))
+    keep_checkpoints: int = _checkpoints(2, "number of checkpoints to keep", whole(1))
     signals: tuple[str, ...] = _checkpoints(
         ("USR1", "TERM"),
         "signals at which all ranks write a checkpoint and leave with exit code 85: NAME,... or none",
@@ -243,18 +243,18 @@ class Options:
     # failures
     elastic: Literal["never", "shrink", "grow"] = _failures(
         "never",
-        "when ranks fail, go on from memory without them, or with others in their place (mpirun --with-ft ulfm)",
+        "when ranks fail, continue from memory without them (shrink) or with new ones (grow); needs mpirun --with-ft ulfm",
     )
     spare_ranks: int = _failures(
-        0, "with --elastic: ranks, the last of those started, that wait to take the places of ones that fail; two must train"
+        0, "with --elastic: the last N ranks wait to take the places of failed ranks; at least two must train"
     )
     redundancy: int | None = _failures(
         None,
-        "copies of each shard of --zero that other ranks keep, so that it is not lost with its rank (1 with --elastic)",
+        "copies of each --zero shard that other ranks keep, so that a failed rank's shard is not lost (1 with --elastic)",
         whole(0, 1),
     )
     stall_timeout: float | None = _failures(
         None,
-        "seconds that ranks wait for one that does not come, before they say what it does and end the job (300)",
+        "seconds that ranks wait for a missing rank before they report what it does and end the job (300)",
         number(above=0, most=environment.MOST_S, what="seconds"),
     )

@@ -1,5 +1,5 @@
-"""The names of models, data and optimizers of one's own: package.module:function or file.py:function, or, of what has no such
-name, a text for people that carries the object.
+"""The names of a user's own models, data and optimizers: package.module:function or file.py:function. An object without such a
+name is carried by a text for display (Own).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from hpcai.errors import UsageError
 
 NAME = re.compile(r"(?P<place>[A-Za-z_][\w.]*|[^:]*\.py):(?P<function>[A-Za-z_]\w*)")
 _KINDS = ("csv", "npz", "text")
-"""What stands before a colon in --data without being a module."""
+"""Words before the colon of --data that are kinds of data, not modules."""
 
 
 class Own(str):
-    """The name of something of one's own, and what it names. Another process gets the name alone, as JSON does."""
+    """The name of a user's own object, which carries the object as `value`. Pickle and JSON keep the name alone."""
 
     __slots__ = ("value",)
     value: Any
 
     def __new__(cls, name: str, value: Any) -> Own:
-        """name: as it is written on a command line, or, of what has no such name, for people."""
+        """name: as written on a command line, or a text for display if the object has no such name. value: the object."""
         made = super().__new__(cls, name)
         made.value = value
         return made
@@ -50,7 +50,7 @@ def is_name(name: str) -> bool:
 
 
 def called(name: str) -> str:
-    """The last part of a name, for a folder.
+    """Return the last part of a name, for the name of a folder.
 
     >>> called("package.mine:model"), called("csv:data/table.csv.gz"), called("mlp")
     ('model', 'table', 'mlp')
@@ -82,10 +82,10 @@ def _name_of(function: Callable[..., Any]) -> str:
 
 
 def require_names(kinds: dict[str, str]) -> None:
-    """Raise UsageError for what ranks that are started later could not find. kinds: values of options by their flags."""
+    """Raise UsageError for objects that ranks started later could not find. kinds: values of options by their flags."""
     for flag, name in kinds.items():
         if isinstance(name, Own) and not is_name(name):
             raise UsageError(
-                f"--elastic grow starts ranks that must make the {flag.strip('-')} too; give a function at the top of a module, "
-                f"or its name: {flag} package.module:function"
+                f"--elastic grow starts ranks that must build the {flag.strip('-')} too; give a function at the top level of a "
+                f"module, or its name: {flag} package.module:function"
             )

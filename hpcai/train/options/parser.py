@@ -1,4 +1,4 @@
-"""From flags, --config FILE, HPCAI_ variables or Python to options that are filled and checked."""
+"""Read options from flags, --config FILE, HPCAI_ variables or Python, fill in defaults, and check them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _DESCRIPTION = """Train a model on all ranks that the launcher started, synchron
 
   mpirun -n 4 python -m hpcai.train --data fashion-mnist --model cnn --epochs 5
 
-Every option can also stand in the YAML file given to --config or in a variable HPCAI_OPTION (HPCAI_LR=0.1, HPCAI_DATA_DIR);
-flags win over variables, variables over the file. $HPCAI_DATA is a data set, like --data, or a folder, like HPCAI_DATA_DIR."""
+Every option can also be set in a YAML file (--config FILE) or in a variable HPCAI_OPTION (HPCAI_LR=0.1, HPCAI_DATA_DIR).
+Flags win over variables, and variables over files. $HPCAI_DATA is a data set, like --data, or a folder, like HPCAI_DATA_DIR."""
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Options from flags, the environment and files, checked one by one and filled with what depends on others.
+    """Return the options from flags, the environment and files. Each is checked; defaults that depend on others are filled in.
 
     Raises: UsageError, one line. `--help` and `--print_config` print and raise SystemExit(0).
     """
@@ -36,17 +36,17 @@ def parse(arguments: Sequence[str]) -> Options:
 
 
 def of(values: dict[str, Any]) -> Options:
-    """Options from Python, checked and filled like others; what is None is not given. Raises: UsageError, one line."""
+    """Return options from Python values, checked and filled in as in `parse`. None means not given. Raises: UsageError."""
     return _filled(Options(**given.from_python(Options, values)))
 
 
 def asks_only(arguments: Sequence[str]) -> bool:
-    """True when the arguments ask for text (help), not for training."""
+    """Return whether the arguments ask only for text (--help, --print_config), not for training."""
     return any(a in ("-h", "--help") or a.startswith(("--print_config", "--print-config")) for a in arguments)
 
 
 def _variables() -> dict[str, str]:
-    """The variables that give options, and the file of options; $HPCAI_DATA may be a folder instead of a data set."""
+    """Return the values of HPCAI_ variables by option name, and of HPCAI_CONFIG. HPCAI_DATA is left out if it is a folder."""
     names = ["config", *(field.name for field in dataclasses.fields(Options) if field.name != "data" or sources.variable()[0])]
     names += [name for name in RENAMED if name.upper() not in environment.VARIABLES]
     return {name: os.environ[given.variable(name)] for name in names if given.variable(name) in os.environ}

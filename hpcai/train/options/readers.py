@@ -1,7 +1,8 @@
-"""Readers of options, the same for the command line, variables and files: the type of each, and its bounds.
+"""Readers of options: the type and bounds of each option, the same for the command line, variables and files.
 
-A reader turns a text, or a list or mapping from a file, into a value, takes its own values too, and raises ValueError for all
-else. Its docstring says what it wants. Digits are 0 to 9, without underscores or leading zeros, which others read in other ways.
+A reader turns a text, or a list or mapping from a file, into a value. It also accepts its own values, and raises ValueError for
+all else. Its docstring says, in error messages, which values it accepts. Digits are 0 to 9, without underscores or leading zeros,
+since other programs read these differently.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from hpcai.train.options import own_name
 Reader = Callable[[Any], Any]
 
 MOST = 2**53
-"""Whole numbers go up to this, as JSON's do, where nothing else is said."""
+"""The default upper bound of whole numbers, as in JSON."""
 
 MOST_F32 = 3e38
-"""Numbers that become f32 go up to this."""
+"""The upper bound of numbers that become f32."""
 
 LONGEST_TEXT, MOST_NAMES = 4096, 1000
 
@@ -32,7 +33,7 @@ _ON, _OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 class NoChoice(ValueError):
-    """The error of a word that is not among the choices; its text suggests one."""
+    """The error for a word that is not among the choices; its text suggests a choice."""
 
 
 def _saying(wanted: str, read: Reader) -> Reader:
@@ -75,7 +76,7 @@ def number(
 
 
 def choice(*words: str) -> Reader:
-    """Return a reader of one of some words. YAML's no is "never" and its yes "always", where there are such words."""
+    """Return a reader of one of these words. YAML's no means "never" and yes means "always", if these are among the words."""
     switched = dict.fromkeys(_OFF[:3], "never") | dict.fromkeys(_ON[:3], "always")
 
     def read(value: Any) -> str:
@@ -150,7 +151,7 @@ def _pair(part: Any) -> list[Any]:
 
 
 def class_weights(value: Any) -> str | tuple[float, ...] | tuple[tuple[str, float], ...]:
-    """balanced, NAME=W,NAME=W,... or W,W,..., weights being numbers from 0, not all of them 0"""
+    """balanced, NAME=W,NAME=W,... or W,W,..., where weights are numbers from 0 and not all are 0"""
     if isinstance(value, str) and value.strip() == "balanced":
         return "balanced"
     parts = _parts([[key, one] for key, one in value.items()] if isinstance(value, dict) else _plain(value))
@@ -171,7 +172,7 @@ _weight = number(least=0, most=MOST_F32)
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and numbers of numpy as Python's."""
+    """Return numpy arrays and numbers as Python values, and other values as they are."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
@@ -182,7 +183,7 @@ def signal_names(value: Any) -> tuple[str, ...]:
 
 
 def _parts(value: Any) -> list[Any]:
-    """The parts of a list, or of a text with commas."""
+    """Return the parts of a list, or of a text separated by commas."""
     parts = value.strip(" []").split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or len(parts) > MOST_NAMES:
         raise ValueError
@@ -190,5 +191,5 @@ def _parts(value: Any) -> list[Any]:
 
 
 def known_signals() -> list[str]:
-    """The names of signals that a process can handle, as in USR1."""
+    """Return the names of all signals of this system without SIG, as in USR1."""
     return sorted(one.name.removeprefix("SIG") for one in signal.valid_signals() if isinstance(one, signal.Signals))

@@ -1,4 +1,4 @@
-"""Remarks on options at the start of a run: those that do not do what they seem to, and those that differ from before."""
+"""Remarks at the start of a run on options that have an unexpected effect, and on options that differ from a checkpoint's."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ MATTER = (
     "fixed_micro_batch",
     "class_weights",
 )
-"""Options that may differ from a checkpoint's and change what comes out; others change the last bits, or nothing."""
+"""Options that may differ from a checkpoint's and change the results. Other options change the last bits, or nothing."""
 
 LENGTH = ("epochs", "steps")
-"""These change the course of --lr-schedule cosine."""
+"""Options that change the learning rates of --lr-schedule cosine."""
 
 
 def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int, validates: bool) -> list[str]:
-    """Return a line for each option that has an unexpected effect, or none, on this mesh in a run of so many steps.
+    """Return a line for each option that has an unexpected effect, or no effect, on this mesh in a run of `total` steps.
 
-    validates: whether the data have samples for validation.
+    samples: for training. per_epoch: steps in an epoch. validates: whether the data have samples for validation.
     """
     length, by_epochs = counted(total, "step"), (o.epochs or 0) * per_epoch
     told = [
         (
             o.batch > samples,
-            f"--batch {o.batch} is more than the {counted(samples, 'training sample')}: each step has all of them",
+            f"--batch {o.batch} is more than the {counted(samples, 'training sample')}: each step uses all of them",
         ),
         (
             bool(o.epochs and o.steps and by_epochs < o.steps),
@@ -51,12 +51,12 @@ def beforehand(o: Options, axes: Sizes, samples: int, per_epoch: int, total: int
         ),
         (
             bool(o.epochs and o.steps and by_epochs > o.steps),
-            f"--steps {o.steps} ends the run before --epochs {o.epochs}, which would be {counted(by_epochs, 'step')}",
+            f"--steps {o.steps} ends the run before --epochs {o.epochs}, which would take {counted(by_epochs, 'step')}",
         ),
         (
             o.patience is not None and (o.keep_best or ("" if validates else "test")).startswith("test"),
-            f"--patience {o.patience} ends the run by the test data, so what comes out on them is better than on others; give "
-            "--validation FRACTION",
+            f"--patience {o.patience} ends the run by the test data, so figures on them will look better than on new data; "
+            "give --validation FRACTION",
         ),
         (
             o.lr_warmup_steps >= total,
@@ -83,7 +83,7 @@ def recorded(options: Options) -> dict[str, Any]:
 
 
 def changed(before: Any, options: Options) -> str:
-    """Describe what differs from a checkpoint's options.
+    """Describe the options that differ from a checkpoint's, to be appended to a message; empty if none differ.
 
     >>> from hpcai.train.options import parser
     >>> changed(recorded(parser.parse(["--lr", "0.001"])), parser.parse(["--lr", "0.1"]))
@@ -104,4 +104,4 @@ def changed(before: Any, options: Options) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return ",".join("=".join(map(str, one)) if isinstance(one, list) else str(one) for one in value[:9]) or "none"
-    return "by itself" if value is None else f"{value:g}" if isinstance(value, float) else str(value)[:80]
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)[:80]

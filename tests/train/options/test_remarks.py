@@ -60,10 +60,10 @@ def test_of_every_option_it_is_known_whether_it_may_change():
             "hpcai: --lr-warmup-steps 5 is as long as the run of 5 steps or longer: the learning rate rises",
         ),
         ("--epochs 1 --lr-warmup-steps 1000", "hpcai: --lr-warmup-steps 1000 is as long as the run of 23 steps"),
-        ("--steps 2 --batch 5000", "hpcai: --batch 5000 is more than the 1,438 training samples: each step has all of them"),
+        ("--steps 2 --batch 5000", "hpcai: --batch 5000 is more than the 1,438 training samples: each step uses all of them"),
         ("--steps 2 --batch 9007199254740992", "is more than the 1,438 training samples"),
         ("--epochs 1 --steps 24", "hpcai: --epochs 1 ends the run after 23 steps, before --steps 24"),
-        ("--epochs 2 --steps 24", "hpcai: --steps 24 ends the run before --epochs 2, which would be 46 steps"),
+        ("--epochs 2 --steps 24", "hpcai: --steps 24 ends the run before --epochs 2, which would take 46 steps"),
         ("--steps 5 --lr-schedule step --lr-decay-steps 5", "never lowers the learning rate in 5 steps"),
         (
             "--steps 5 --compress int8 --compress-warmup-steps 5",
