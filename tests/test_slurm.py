@@ -76,7 +76,7 @@ class Run:
 
     def ends_after(self, step):
         self.wait_for_state("COMPLETED")
-        assert f"going on after step {step:,}" in self.log()
+        assert f"continuing after step {step:,}" in self.log()
         assert json.loads((self.folder / "summary.json").read_text())["steps"] == step + 30
 
 

@@ -109,7 +109,7 @@ def test_a_run_that_is_cut_and_goes_on_ends_where_a_whole_one_does(tmp_path, cap
     assert again["steps"] == whole["steps"] == last
     capsys.readouterr()
     train(2, options(tmp_path, *flags, "--resume", "auto", run="cut"))
-    assert "nothing was left to do; give a greater --patience, or none, to go on" in capsys.readouterr().err
+    assert "nothing was left to do; give a greater --patience, or none, to continue" in capsys.readouterr().err
     more = [*flags, "--resume", "auto", "--steps", str(last + 4)]
     more[more.index("--patience") + 1] = "30"
     assert train(2, options(tmp_path, *more, run="cut"))["steps"] == last + 4
@@ -120,7 +120,7 @@ def test_more_epochs_go_on_and_fewer_leave_nothing_to_do(tmp_path, capsys):
     assert train(2, options(tmp_path, *FLAGS, "--epochs", "3", "--resume", "auto"))["steps"] == 3 * PER_EPOCH
     capsys.readouterr()
     assert train(2, options(tmp_path, *FLAGS, "--epochs", "1", "--resume", "auto"))["steps"] == 3 * PER_EPOCH
-    assert "nothing was left to do; give more --epochs or --steps to go on" in capsys.readouterr().err
+    assert "nothing was left to do; give more --epochs or --steps to continue" in capsys.readouterr().err
 
 
 def test_another_fraction_is_refused_by_its_name(tmp_path):

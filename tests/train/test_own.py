@@ -149,7 +149,7 @@ def test_objects_have_no_name_and_functions_theirs():
     for value in (lambda data: None, mine.Program(), nn.softmax((2,), 2, nn.softmax_cross_entropy()), (1, 2)):
         assert own_name.wrapped(value, "model") == "own-model"
         assert own_name.wrapped(value, "model").value is value
-    with pytest.raises(UsageError, match="--elastic grow starts ranks that must make the model too"):
+    with pytest.raises(UsageError, match="--elastic grow starts ranks that must build the model too"):
         own_name.require_names({"--model": own_name.wrapped(mine.Program(), "model")})
     own_name.require_names({"--model": own_name.wrapped(mine.model, "model"), "--data": "digits"})
 

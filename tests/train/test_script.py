@@ -64,7 +64,7 @@ def test_it_is_killed_and_goes_on(tmp_path, then, undisturbed):
         end(process)
     code, _, err = script(then, tmp_path / "killed", epochs=30, resume="auto", **COMPRESSED)
     assert code == 0, err
-    assert "going on after step" in err
+    assert "continuing after step" in err
     whole, killed = hpcai.load(undisturbed), hpcai.load(tmp_path / "killed")
     assert whole.step == killed.step
     for name, array in whole.parameters.items():

@@ -1,1 +1,1 @@
-"""The outputs of a run while it goes on and at its end: metrics, progress, summary, timelines."""
+"""The outputs of a run, during it and at its end: metrics, progress, summary, timelines."""

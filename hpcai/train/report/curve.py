@@ -1,4 +1,4 @@
-"""The picture of a run: its loss, and below it what it came to on test data, over steps."""
+"""The picture of a run: the loss over steps, and below it figures on test data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ UNITS = {
     "token_cross_entropy": "nats a token",
     "mean_squared_error": "squared deviations of the target",
 }
-"""The unit of losses that are known by name; that of squared errors where targets are scaled."""
+"""The units of hpcai's losses by name; for squared errors, the unit if targets are scaled."""
 
 DECADE = 10.0
-"""Losses that differ by this factor at least are drawn on a logarithmic axis."""
+"""Losses that differ by at least this factor are drawn on a logarithmic axis."""
 
 
 def require_matplotlib() -> None:
-    """Raise UsageError before training, not after it, if --plot cannot be served."""
+    """Raise UsageError if --plot is impossible, so that it is known before training, not after it."""
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
@@ -37,10 +37,10 @@ def unit(loss: str, dataset: Dataset) -> str:
 
 
 def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, unit: str = "", target: str = "") -> None:
-    """The loss of every step, the mean of every epoch and that on test data; below, test accuracy, or errors of quantities in the
-    target's unit, where there are such. A PNG.
+    """Write a PNG with the loss of every step, its mean in every epoch, and the test loss. Test accuracy, or errors of quantities
+    in the target's unit, are drawn below if they are known.
 
-    history: the records of epochs. unit: of the loss. target: the name of what is predicted.
+    metrics: the metrics file. history: the records of epochs. unit: of the loss. target: the name of the predicted quantity.
     """
     import matplotlib
 
@@ -69,7 +69,7 @@ def plot(metrics: Path, history: list[dict[str, Any]], path: Path, title: str, u
 
 
 def _draw_losses(axes: Any, records: list[dict[str, Any]], history: list[dict[str, Any]]) -> None:
-    """Draw the losses of steps, by their records, and of epochs: the mean in the middle of each, the test loss at its end."""
+    """Draw the losses of steps and of epochs: an epoch's mean is in its middle, and the test loss at its end."""
     ends = [record["step"] for record in history]
     middles = [(a + b) / 2 for a, b in zip([0, *ends], ends, strict=False)]
     means, tests = ([_number(record.get(key)) for record in history] for key in ("loss", "test_loss"))
@@ -82,7 +82,7 @@ def _draw_losses(axes: Any, records: list[dict[str, Any]], history: list[dict[st
 
 
 def _scores(history: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Draw the epochs' scores on test data, by their key, beside the loss."""
+    """Return the epochs' figures on test data other than the loss, by key; a figure that no epoch has is left out."""
     keys = ("test_accuracy", "test_mae", "test_rmse")
     found = {key: [_number(record.get(key)) for record in history] for key in keys}
     return {key: values for key, values in found.items() if any(map(isfinite, values))}
@@ -107,7 +107,7 @@ def _number(value: float | None) -> float:
 def range_test(
     rates: list[float], losses: list[float], smoothed: list[float], rate: float | None, path: Path, title: str
 ) -> None:
-    """A learning-rate range test: losses over rates, with the suggested one, if there is one. A PNG."""
+    """Write a PNG of a learning-rate range test: losses over rates, and the suggested rate, if any."""
     import matplotlib
 
     matplotlib.use("Agg")

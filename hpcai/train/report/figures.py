@@ -1,8 +1,8 @@
 """Figures of a model on test data, beside loss and accuracy: for each class, or for quantities in the target's unit.
 
-Each rank counts what it predicts, and ranks are put together afterwards: counts of classes by one sum, quantities by moments,
-which merge without the cancellation that sums of squares suffer. Source: Chan, Golub & LeVeque, The American Statistician 37(3),
-1983, doi:10.1080/00031305.1983.10483115.
+Each rank counts its own predictions, and the counts of all ranks are combined afterwards. Counts of classes are summed.
+Quantities are merged as moments, which avoid the cancellation of sums of squares. Source: Chan, Golub & LeVeque, The American
+Statistician 37(3), 1983, doi:10.1080/00031305.1983.10483115.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from hpcai.nn.models import Model
 from hpcai.xp import Array
 
 MOST_CONFUSED = 100
-"""Of more classes than this there is no matrix, only what each class alone comes to."""
+"""With more classes than this there is no confusion matrix, only figures of each class."""
 
 MOST_LISTED = 1000
-"""Of more classes than this the summary has the worst, of more outputs the first."""
+"""With more classes than this the summary lists the worst ones; with more outputs, the first ones."""
 
 MOST_SHOWN, WORST_SHOWN = 20, 5
-"""So many classes are printed; of more than that, so many of the worst."""
+"""With up to MOST_SHOWN classes all are printed; with more, the WORST_SHOWN worst ones."""
 
 LONGEST_NAME = 24
 
 
 class Quantities(NamedTuple):
-    """Sums over n samples for each of k outputs: mean and squared deviations of the targets, absolute and squared errors, (k,)
-    f64.
+    """Moments of n samples for each of k outputs, arrays of (k,) f64. mean, spread: the mean of the targets, and the sum of their
+    squared deviations from it; absolute, squared: sums of absolute and squared errors.
     """
 
     n: int
@@ -60,8 +60,9 @@ class Quantities(NamedTuple):
 class Figures:
     """The counts of this rank while a model is evaluated.
 
-    weight: of the targets, where classes have weights. counts: of classes, a matrix (class, predicted class) or, of many, right,
-    predicted and real ones of each, (3, classes); None where there are no classes to tell apart. quantities: None likewise.
+    weight: (1,) the total weight of the targets if classes have weights, else (0,). counts: (classes, predicted classes) int64;
+    with more than MOST_CONFUSED classes (3, classes): correct, predicted and true samples of each class; None if no classes
+    are predicted. quantities: None if no quantities are predicted.
     """
 
     def __init__(self, dataset: Dataset, model: Model):
@@ -75,7 +76,7 @@ class Figures:
         self.quantities: Quantities | None = None
 
     def add(self, y: Array, target: Array) -> None:
-        """Predictions y (b, outputs) of a batch, and its targets."""
+        """Count the predictions y, (b, outputs), of a batch with these targets."""
         self.weight += weights_of(self.loss, target)
         if not self.predicts or not len(y):
             return
@@ -102,10 +103,10 @@ def _measured(y: Array, target: Array) -> Quantities:
 
 
 def in_units(parts: Iterable[Quantities | None], unit: float) -> tuple[dict[str, float | None], list[dict[str, float | None]]]:
-    """Mean absolute error, root mean square error and R2 of all ranks' parts, the means over outputs; and of each output.
+    """Return mean absolute error, root mean square error and R2 of all ranks' parts: as means over outputs, and for each output.
 
-    unit: what the targets are multiples of. R2 as sklearn.metrics.r2_score has it: against the mean of these very targets; where
-    all are equal 1 for an exact model, else 0; of fewer than two samples None.
+    unit: the size of 1 in the targets, in the target's unit. R2 is that of sklearn.metrics.r2_score, relative to the mean of
+    these targets. If all targets are equal, R2 is 1 for an exact model and else 0; for fewer than two samples it is None.
     """
     whole: Quantities | None = None
     for part in parts:
@@ -124,11 +125,11 @@ def in_units(parts: Iterable[Quantities | None], unit: float) -> tuple[dict[str,
 
 
 def by_class(counts: Array | None, names: list[str], comm: Communicator) -> dict[str, Any]:
-    """The summary's figures of classes, from what all ranks counted: `classes`, and `confusion` where it is not too large.
+    """Return the summary's figures of classes, from the counts of all ranks: `classes`, and `confusion` if it is not too large.
 
-    classes: name, precision, recall, f1 and support of each, as of sklearn.metrics.precision_recall_fscore_support with
-    zero_division=0, in the order of the labels; the worst by f1 of those with support where they are too many.
-    confusion: rows are classes, columns what was predicted. Collective: one sum.
+    classes: name, precision, recall, f1 and support of each, as in sklearn.metrics.precision_recall_fscore_support with
+    zero_division=0, in the order of the labels; of more than MOST_LISTED classes, those with the lowest f1 and some support.
+    confusion: rows are classes, columns are predicted classes. Collective: one sum.
     """
     if counts is None:
         return {}
@@ -147,7 +148,7 @@ def by_class(counts: Array | None, names: list[str], comm: Communicator) -> dict
 
 
 def _worst(f1: Array, support: Array, most: int) -> list[int]:
-    """The classes of the lowest f1 among those with support, the largest first among equals."""
+    """Return the `most` classes with the lowest f1 among those with support; among equals, larger support first."""
     order = np.lexsort((-support, f1))
     return [int(i) for i in order if support[i]][:most]
 
@@ -194,7 +195,7 @@ def _short(name: str) -> str:
 
 
 def words(record: dict[str, Any], target: str) -> str:
-    """The quantities of an epoch's record in words, by the name of the target's column, if it has one; empty without any.
+    """Describe the quantities of an epoch's record; empty if there are none. target: the name of the target's column, or "".
 
     >>> words({"test_mae": 12.345678, "test_rmse": 20.0, "test_r2": 0.98765}, "price")
     'test price: MAE 12.35, RMSE 20, R2 0.9877'
@@ -209,7 +210,7 @@ def words(record: dict[str, Any], target: str) -> str:
 
 
 def amount(value: float | None) -> str:
-    """Return a quantity as people write it.
+    """Return a quantity as text, rounded for reading.
 
     >>> amount(1234567.8), amount(12.3456), amount(None)
     ('1,234,568', '12.35', 'not finite')

@@ -1,4 +1,4 @@
-"""The metrics of a run: a file of JSON lines, one a step."""
+"""The metrics of a run: a file of JSON lines, one per step."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from hpcai.train import strict
 FLUSH_S = 1.0
 
 MOST_WAITING = 1 << 26
-"""Bytes of metrics that wait for a disk; later lines are left out."""
+"""The largest number of bytes of metrics that wait for a disk; later lines are dropped."""
 
 KEPT_STEPS = 8192
-"""So many of the last steps every rank keeps in memory: more than rank 0 makes between two flushes. If it dies the next rank 0
-writes what is lacking in the file.
+"""How many of the last steps every rank keeps in memory, more than a run makes between two flushes. If rank 0 dies, the next
+rank 0 writes the lines that are missing in the file.
 """
 
 TAIL_BYTES = 1 << 16
-"""How much of a file's end is looked at first for its last step."""
+"""How many bytes at a file's end are first searched for its last step."""
 
 
 class Metrics:
-    """The metrics file. When a run resumes, lines of later steps are cut off first; then the missing ones of `owed`, records of
-    the last steps until then, are written.
+    """The metrics file of a run. When a run resumes, lines of steps after `after_step` are cut off. Then those records of `owed`,
+    which hold the last steps up to there, are written that the file lacks.
 
-    A disk that is full, or a file that cannot be written for another reason, costs one warning: lines wait, and are tried again.
+    If the file cannot be written, as on a full disk, one warning is printed, and the lines wait for the next attempt.
     """
 
     def __init__(self, path: Path, after_step: int, owed: Iterable[dict[str, Any]] = ()):
@@ -42,7 +42,7 @@ class Metrics:
         self._warned = False
 
     def open(self) -> None:
-        """Raises: OSError if there can be no such file."""
+        """Open the file, and cut off and add lines as above. Raises: OSError if the file cannot be opened."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept, last = _kept(self.path, self.after_step) if self.after_step and self.path.is_file() else (0, 0)
         if kept:
@@ -52,14 +52,14 @@ class Metrics:
         self._owed.clear()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add one line; they reach the disk within a second."""
+        """Add one line. Lines are flushed about once a second, when a line is added."""
         if len(self._waiting) < MOST_WAITING:
             self._waiting += _line(record)
         if perf_counter() - self.flushed > FLUSH_S:
             self.flush()
 
     def flush(self) -> None:
-        """Hand all lines to the operating system, as far as it takes them."""
+        """Hand all waiting lines to the operating system, as many as it accepts."""
         self.flushed = perf_counter()
         try:
             if self._file is None:
@@ -69,7 +69,7 @@ class Metrics:
                 del self._waiting[: self._file.write(self._waiting)]
         except OSError as error:
             if not self._warned:
-                said = f"{self.path} cannot be written: {error.strerror or error}; the run goes on, and its lines wait"
+                said = f"{self.path} cannot be written: {error.strerror or error}; the run continues, and its lines wait"
                 print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
             self._warned = True
 
@@ -87,15 +87,15 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _kept(path: Path, after_step: int) -> tuple[int, int]:
-    """Return the bytes of a metrics file up to its last whole line of a step not beyond that one, and this step ((0, 0) if there
-    is none). The search begins at the end, as the file of a long run is long.
+    """Return where the last complete line of a step up to `after_step` ends, in bytes, and its step; (0, 0) if there is none.
+    The search begins at the end, since a long run has a long file.
     """
     with path.open("rb") as file:
         size, tail = file.seek(0, os.SEEK_END), TAIL_BYTES
         while True:
             begin, end = file.seek(max(0, size - tail)), size
             lines_there = file.read(size - begin).splitlines(keepends=True)
-            for line in reversed(lines_there[1 if begin else 0 :]):  # the first may be cut
+            for line in reversed(lines_there[1 if begin else 0 :]):  # the first line may be incomplete
                 step = _step(line) if line.endswith(b"\n") else None
                 if step is not None and step <= after_step:
                     return end, step
@@ -106,7 +106,7 @@ def _kept(path: Path, after_step: int) -> tuple[int, int]:
 
 
 def _step(line: bytes) -> int | None:
-    """The step of a line of metrics; None if it is not whole."""
+    """Return the step of a line of metrics; None if the line is not valid."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
@@ -114,7 +114,7 @@ def _step(line: bytes) -> int | None:
 
 
 def lines(path: Path) -> list[str]:
-    """The whole lines of a metrics file; a last one cut short by a crash is left out."""
+    """Return the complete lines of a metrics file. A last line that a crash cut short is left out."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The line that says how far a run is."""
+"""The progress line, which shows how far a run is."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from time import perf_counter
 from hpcai.comm.launch.launcher import launch
 
 REDRAW_S, LINE_S = 0.1, 10.0
-"""Between two lines on a terminal, and elsewhere."""
+"""Seconds between two updates of the line on a terminal, and between two lines elsewhere."""
 
 SHORTEST_BAR, LONGEST_BAR, GAP, USUAL_COLUMNS = 8, 40, "  ", 80
 
 
 class ProgressLine:
-    """One line on stderr that is redrawn on a terminal; elsewhere a plain line every ten seconds and at each epoch's end."""
+    """The progress of a run on stderr. On a terminal one line is redrawn; elsewhere a plain line is added every ten seconds."""
 
     def __init__(self, steps: int, steps_per_epoch: int, done: int, unit: str):
         self.unit = unit
@@ -27,9 +27,9 @@ class ProgressLine:
         self._first: tuple[int, float] | None = None
 
     def show(self, step: int, loss: float, samples_per_s: Callable[[], float]) -> None:
-        """After step number `step` (from 1)."""
+        """Show the progress after step number `step` (from 1), if it is time to."""
         now = perf_counter()
-        if self._first is None:  # kernels are compiled or loaded in the first step, which says nothing of the others
+        if self._first is None:  # the first step compiles or loads kernels, so its time does not predict the others
             self._first = step, now
         if now - self.drawn >= (LINE_S if self.terminal is None else REDRAW_S):
             parts = self._parts(step, loss, samples_per_s(), now)
@@ -37,11 +37,11 @@ class ProgressLine:
             self.drawn = now
 
     def lasting(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that is not redrawn."""
         self._write(text, lasting=True)
 
     def close(self) -> None:
-        """Leave nothing of a line that was to be drawn again."""
+        """Erase the line that would have been redrawn."""
         if self.is_there:
             self._write("")
             self.is_there = False
@@ -62,15 +62,15 @@ class ProgressLine:
     def _write(self, text: str, lasting: bool = False) -> None:
         if self.terminal is None:
             sys.stderr.write(text + "\n")
-        else:  # over the former text, of which the rest goes: to delete it first would flicker
+        else:  # write over the former text and erase the rest of it; erasing first would flicker
             sys.stderr.write(f"\r{text}\x1b[K" + ("\n" if lasting else ""))
             self.is_there = not lasting
         sys.stderr.flush()
 
 
 def fitted(parts: Sequence[str], done: float, width: int) -> str:
-    """Return one line of less than `width` columns: as many of the parts as fit, the first ones first, and before them a bar of
-    the share that is done, if it fits.
+    """Return one line of less than `width` columns: as many of the first parts as fit, and before them a bar of the fraction
+    `done`, if it fits.
 
     >>> fitted(["epoch 1/2", "step 25/100", "loss 0.5"], 0.25, 45)
     '[##......]  epoch 1/2  step 25/100  loss 0.5'
@@ -89,11 +89,11 @@ def fitted(parts: Sequence[str], done: float, width: int) -> str:
 
 
 def terminal() -> int | str | None:
-    """The terminal, as a descriptor or a path, on which a person watches the progress line; None where nobody does.
+    """Return the terminal, as a descriptor or a path, on which a user watches the progress line; None if there is none.
 
-    Under a launcher a rank's own stderr says nothing: it may be a pipe though a person watches, or a terminal of the launcher's
-    making though the output goes to a file. So the launcher's stderr is asked. A batch job is never watched, and a dumb
-    terminal cannot draw a line again.
+    Under a launcher a rank's own stderr does not tell: it may be a pipe although a user watches, or a terminal made by the
+    launcher although the output goes to a file. So this function looks at the launcher's stderr. Nobody watches a batch job, and
+    a dumb terminal cannot redraw a line.
     """
     if os.environ.get("TERM", "dumb") in ("dumb", "unknown") or (
         "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ
@@ -109,7 +109,7 @@ def terminal() -> int | str | None:
 
 
 def columns(terminal: int | str) -> int:
-    """Return the terminal's width."""
+    """Return the terminal's width in columns."""
     try:
         if isinstance(terminal, int):
             return os.get_terminal_size(terminal).columns or USUAL_COLUMNS
@@ -123,7 +123,10 @@ def columns(terminal: int | str) -> int:
 
 
 def _launcher_pid() -> int:
-    """The ancestor that is the launcher (its helpers on this node stand between it and the ranks); 0 if it is elsewhere."""
+    """Return the process id of the launcher, the highest such ancestor of this rank; 0 if it runs on another node.
+
+    The launcher's helpers on this node may be between the launcher and the ranks.
+    """
     found, pid = 0, os.getppid()
     while pid > 1:
         name = Path(f"/proc/{pid}/comm").read_text().strip()
@@ -133,12 +136,12 @@ def _launcher_pid() -> int:
 
 
 def _of(count: int, total: int) -> str:
-    """Return a count of a total, padded, so that the text behind it does not move."""
+    """Return a count of a total, padded so that the text after it does not move."""
     return f"{count:>{len(f'{total:,}')},}/{total:,}"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people write it: 12 s, 3:04, 1:02:03."""
+    """Return a duration as text: 12 s, 3:04, 1:02:03."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(int(seconds), 60)

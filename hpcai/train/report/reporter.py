@@ -1,4 +1,4 @@
-"""The outputs of a run for people and programs: progress, the final table, metrics, summary and plot."""
+"""The outputs of a run for users and programs: progress, the final table, metrics, summary and plot."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from hpcai.train.state.arrays import whole_layout
 
 
 class Reporter:
-    """All reports of one run. Every rank calls it alike; rank 0 alone speaks and writes."""
+    """All reports of one run. Every rank makes the same calls; only rank 0 prints and writes."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Reporter:
         self.waiting = Waiting(comm)
 
     def open(self) -> None:
-        """Open the metrics file and say where the run begins, and with what. May raise OSError."""
+        """Open the metrics file; print where the run begins and remarks on its options. Raises: OSError."""
         self._begin(resume.changed(self.options, self.progress.step)).open()
         axes = self.replica.mesh.sizes
         for words in remarks.beforehand(
@@ -83,7 +83,7 @@ class Reporter:
         self.metrics = Metrics(self.metrics_path, after_step=self.progress.step, owed=owed)
         self.line = ProgressLine(self.total, self.per_epoch, self.progress.step, self.dataset.unit)
         if self.progress.step:
-            self.line.lasting(f"going on after step {self.progress.step:,} of {self.total:,}{changed}")
+            self.line.lasting(f"continuing after step {self.progress.step:,} of {self.total:,}{changed}")
         about = {"step": self.progress.step, "options": dataclasses.asdict(self.options)}
         for sink in self.sinks:
             sink.open(copy.deepcopy(about))
@@ -92,7 +92,7 @@ class Reporter:
 
     def _tell(self, kind: Literal["step", "epoch", "recovery", "end"], values: dict[str, Any]) -> None:
         for sink in self.heard:
-            sink.event(Event(kind, self.progress.step, copy.deepcopy(values)))  # theirs to change
+            sink.event(Event(kind, self.progress.step, copy.deepcopy(values)))  # a sink may change its copy
 
     @property
     def token(self) -> str:
@@ -100,8 +100,8 @@ class Reporter:
         return "" if self.locks is None else self.locks.token
 
     def moved(self, comm: Communicator, replica: Replica, progress: Progress) -> None:
-        """Go on among other ranks; a new rank 0 takes over the lock, files and words, and writes what is lacking in the metrics.
-        After this all steps until now are in them, so that new ranks need not know of those.
+        """Continue among other ranks. A new rank 0 takes over lock, files and messages, and writes metrics that are missing.
+        Afterwards the file has all steps so far, so that ranks that join need no earlier steps.
         """
         self.comm, self.replica, self.progress, self.waiting = comm, replica, progress, Waiting(comm)
         if self.silent and comm.rank == 0:
@@ -110,34 +110,34 @@ class Reporter:
                 self.locks.take_over()
             self.reports += [report for _, _, report in self.last]
             self._begin()
-        self.flush()  # which opens it, or warns
+        self.flush()  # opens the file, or warns
 
     def flush(self) -> None:
-        """Before a checkpoint: the steps that it has are in the metrics too."""
+        """Flush the metrics before a checkpoint, so that the file has all steps of the checkpoint."""
         if self.metrics is not None:
             self.metrics.flush()
 
     def note_recovery(self, lost: list[int], before: int, seconds: float) -> None:
-        """Record a recovery for the summary, also on ranks that came with it: any of them may be the one that writes it."""
+        """Record a recovery for the summary, also on ranks that joined in it: any rank may later write the summary."""
         at = {"step": self.progress.step, "lost": lost, "of": before, "ranks": self.comm.size}
         self.recoveries.append(at | {"seconds": seconds, "at": time()})
         self._tell("recovery", self.recoveries[-1])
 
     def recovered(self, lost: list[int], before: int, seconds: float, spares: int) -> None:
-        """After ranks failed: which of how many, how long until the others went on, and how many spare ones are left."""
+        """Report a recovery: lost ranks, of how many, seconds until the others continued, and remaining spare ranks."""
         now, step = self.comm.size, self.progress.step
         self.note_recovery(lost, before, seconds)
         left = f"; {spares} spare left" if self.options.spare_ranks else ""
-        failed = f"{some(lost)} of {before} failed" if lost else "some waited in vain, but none failed"
+        failed = f"{some(lost)} of {before} failed" if lost else "some ranks stalled, but none failed"
         self.say(f"{failed}; {now} {'goes' if now == 1 else 'go'} on after step {step:,}, {1e3 * seconds:.0f} ms later{left}")
 
     def say(self, text: str) -> None:
-        """Print a line on stderr that stays, from rank 0."""
+        """Print a lasting line on stderr, on rank 0."""
         if not self.silent:
             self.line.lasting(text)
 
     def step(self, number: int, lr: float, done: Report) -> None:
-        """After step `number`, counted from 1."""
+        """Report step `number`, counted from 1."""
         if self.silent:
             self.last.append((number, lr, done))
             return
@@ -155,14 +155,14 @@ class Reporter:
             "epoch": (number - 1) // self.per_epoch + 1,
             "loss": done.loss_sum / done.targets,
             "lr": lr,
-            "grad_norm": done.grad_norm if isfinite(done.grad_norm) else None,  # a step that f16 left out
+            "grad_norm": done.grad_norm if isfinite(done.grad_norm) else None,  # a step that f16 skipped
             "samples_per_s": done.targets / done.step_s,
             "step_ms": 1e3 * done.step_s,
             "comm_ms": 1e3 * done.comm_s,
         }
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """After an epoch, with its record (see Progress)."""
+        """Report an epoch by its record (see Progress)."""
         if self.silent:
             return
         accuracy, number = record["test_accuracy"], len(self.progress.history)
@@ -178,15 +178,16 @@ class Reporter:
         self._tell("epoch", record | {"epoch": number})
 
     def finish(self, timelines: list[list[Work]], text: bytes, found: dict[str, Any]) -> dict[str, Any]:
-        """Write the summary, with what was found of classes or outputs, the plot and the trace, print the tables and a text. On
-        rank 0; returns the summary.
+        """Write the summary, plot and trace, print the tables and the sampled text, and return the summary. On rank 0.
+
+        timelines: of the last step, by rank. found: the summary's entries about classes, outputs and the best epoch.
         """
         self._close_metrics()
         path = self.folder / "summary.json"
         earlier = summaries.read(path) if not self.reports and self.progress.step == self.first else {}
         if earlier.get("steps", -1) >= self.progress.step:
             more = "a greater --patience, or none," if "stopped_early" in found else "more --epochs or --steps"
-            self.line.lasting(f"nothing was left to do; give {more} to go on")
+            self.line.lasting(f"nothing was left to do; give {more} to continue")
             say(text)
             return earlier
         summary = json.loads(strict.dumps(self._summary(timelines) | found))
@@ -207,7 +208,7 @@ class Reporter:
         return summary
 
     def _trace(self, path: Path, timelines: list[list[Work]]) -> list[Path]:
-        """The last step's timeline, and with --plot a picture of it."""
+        """Write the last step's timeline, and with --plot a picture of it; return the paths."""
         if not any(timelines):
             self.line.lasting("no step was made, so there is no trace")
             return []
@@ -220,11 +221,11 @@ class Reporter:
         return [path, path.with_suffix(".png")]
 
     def close(self) -> None:
-        """Flush and close the metrics file and what hears of the run, also when it fails."""
+        """Flush and close the metrics file, and close all sinks, also if the run fails."""
         self._close_metrics()
         if self.metrics is not None:
             self.line.close()
-        with contextlib.ExitStack() as closing:  # all of them, also where one fails
+        with contextlib.ExitStack() as closing:  # close all sinks, even if one fails
             while self.heard:
                 closing.callback(self.heard.pop().close)
 
@@ -269,7 +270,7 @@ class Reporter:
         return summary | {key: last[key] for key in ("weight_norm", "test_mae", "test_rmse", "test_r2") if key in last}
 
     def _samples_per_s(self, last: int | None = None) -> float:
-        """Over the last steps, the very first left out, in which kernels are compiled or loaded."""
+        """Return the speed over the last steps, without the very first step, which compiles or loads kernels."""
         counted = (self.reports[1:] or self.reports)[-(last or 0) :]
         return sum(r.targets for r in counted) / sum(r.step_s for r in counted) if counted else 0.0
 

@@ -1,4 +1,4 @@
-"""Stragglers: which rank the others waited for in the steps of a run, and how much time that cost."""
+"""Stragglers: the rank for which the others waited in the steps of a run, and the time that this cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORTH_SAYING = 0.05
 
 
 class Waiting:
-    """The time that this rank waited in the steps so far, without the first, in which kernels are compiled."""
+    """The time that this rank waited in all steps so far except the first, which compiles kernels."""
 
     def __init__(self, comm: Communicator):
         self.comm = comm
@@ -23,7 +23,7 @@ class Waiting:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Around a step."""
+        """Measure the step that runs within this context."""
         waited, begin = self._waited_s(), perf_counter()
         yield
         if self.steps:
@@ -32,19 +32,19 @@ class Waiting:
         self.steps += 1
 
     def _waited_s(self) -> float:
-        """On all communicators of the run."""
+        """Return the seconds that this rank has waited on all communicators of the run."""
         return sum(one.waited_s for one in self.comm.family)
 
     def settle(self) -> None:
-        """Compare the ranks; `summary` is there afterwards, unless there is one rank or one step. Collective."""
+        """Compare the ranks and set `summary`; it stays None with one rank or only one step. Collective."""
         found = self.comm.allgather_object((self.waited_s, self.spent_s))
         if self.comm.size > 1 and all(spent for _, spent in found):
             self.summary = summarised([waited for waited, _ in found], max(spent for _, spent in found))
 
 
 def summarised(waited_s: list[float], spent_s: float) -> dict[str, Any]:
-    """Summarise which ranks were late. The rank that waited least is the one that the others waited for; time that all ranks wait
-    alike is nobody's fault.
+    """Summarise which rank was late. The rank that waited least is the rank for which the others waited. Time that all ranks
+    waited equally does not count.
 
     >>> summarised([3.0, 1.0, 3.5], 20.0)
     {'waited_s': [3.0, 1.0, 3.5], 'late_rank': 1, 'cost_s': 2.25, 'share': 0.1125}
@@ -56,7 +56,7 @@ def summarised(waited_s: list[float], spent_s: float) -> dict[str, Any]:
 
 
 def row(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return a row of the final table, if the waits are worth one."""
+    """Return a row for the final table; an empty list if waiting cost less than WORTH_SAYING."""
     said = summary.get("waiting")
     if said is None or said["share"] < WORTH_SAYING:
         return []

@@ -1,4 +1,4 @@
-"""A run's summary: the file, and the table at the end."""
+"""A run's summary: the file summary.json, and the table at the end."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SHOWN_BUCKETS = 8
 
 
 def write(path: Path, summary: dict[str, Any]) -> None:
-    """summary.json, written beside and renamed."""
+    """Write summary.json: first to a file beside it, which is then renamed."""
     beside = path.with_name(f".{path.name}.writing")
     beside.write_text(strict.dumps(summary, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read an earlier summary.json; empty if there is none that can be read."""
+    """Read an earlier summary.json; empty if it does not exist or cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -39,7 +39,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any], written: list[Path], target: str = "") -> str:
-    """The final table, for stdout. target: the name of what is predicted, if it has one."""
+    """Return the final table, for stdout. target: the name of the predicted quantity, or ""."""
     unit = "bytes" if "bits_per_byte" in summary else "samples"
     rows = [
         ("ranks", f"{summary['ranks']}{_axes(summary['mesh'])} ({summary['mpi']})"),
@@ -57,7 +57,7 @@ def table(summary: dict[str, Any], written: list[Path], target: str = "") -> str
     if "recoveries" in summary:
         worst = max(one["seconds"] for one in summary["recoveries"])
         lost = sum(len(one["lost"]) for one in summary["recoveries"])
-        rows.append(("failures", f"{counted(lost, 'rank')} failed; the others went on, {worst:.2f} s later at the latest"))
+        rows.append(("failures", f"{counted(lost, 'rank')} failed; the others continued after {worst:.2f} s at most"))
     rows += stragglers.row(summary)
     if "bubble" in summary:
         rows.append(("pipeline", f"{summary['bubble']:.1%} idle in the last step, {summary['bubble_in_theory']:.1%} in theory"))
@@ -71,7 +71,7 @@ def table(summary: dict[str, Any], written: list[Path], target: str = "") -> str
 
 
 def _of_quality(summary: dict[str, Any], target: str) -> list[tuple[str, str]]:
-    """Figures of the test data that not every task has, the best epoch, and an early end."""
+    """Return rows for test figures that only some tasks have, for the best epoch, and for an early end."""
     rows = list[tuple[str, str]]()
     if summary.get("test_r2") is not None:
         rows.append(("test R2", f"{_shown(summary['test_r2'])}   (a constant predictor: 0)"))
@@ -90,7 +90,7 @@ def _of_quality(summary: dict[str, Any], target: str) -> list[tuple[str, str]]:
 
 
 def _of_compression(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the rows of what compression saved, in all and by bucket."""
+    """Return rows about the bytes that compression saved, in all and by bucket."""
     if (said := summary.get("compression")) is None:
         return []
     rows = [("compression", f"{said['name']}: {_compressed(said)}")]
@@ -121,9 +121,9 @@ def _only_dp(mesh: dict[str, int]) -> bool:
 
 
 def compression(replica: Replica, comm: Communicator) -> dict[str, Any]:
-    """Return what compression did in the last step and took on average, in all and for each bucket; errors are this rank's.
+    """Return the bytes of the last step and the mean coding time of compression, in all and for each bucket. Collective.
 
-    error: the norm of what this rank still owes over that of the mean that was delivered; None without a memory.
+    error: on this rank, the norm of its residual over the norm of the mean gradient; None without a memory.
     """
     buckets, ranks = [], comm.size
     reduced = part(replica.state, Compressed)
@@ -147,7 +147,7 @@ def compression(replica: Replica, comm: Communicator) -> dict[str, Any]:
 
 
 def _compressed(said: dict[str, Any]) -> str:
-    """Describe what was sent instead of what."""
+    """Describe the bytes sent with compression and without, the coding time, and the memory."""
     ratio = f" ({said['plain_bytes'] / said['sent_bytes']:.1f}x)" if said["sent_bytes"] else ""
     text = f"a rank sends {said['sent_bytes']:,.0f} bytes a step instead of {said['plain_bytes']:,.0f}{ratio}, "
     owed = f", memory {said['error']:.0%} of the mean" if said.get("error") is not None else ""

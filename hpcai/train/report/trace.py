@@ -1,4 +1,6 @@
-"""The timeline of a step: who worked on what when, as Chrome's trace format, as a picture, and as the share of idle time."""
+"""The timeline of a step: when each rank worked on which micro-batch. It becomes a file in Chrome's trace format, a picture, and
+the fraction of idle time.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ NAMES = {"F": "forward", "B": "backward", "I": "backward, input", "W": "backward
 
 
 def gather(replica: Replica) -> list[list[Work]]:
-    """The last step's work of all ranks of the world, in seconds since its first start. Collective.
+    """Return the work of all ranks of the world in the last step, in seconds since the first start. Collective.
 
-    Clocks of different nodes are laid together at a barrier.
+    A barrier aligns the clocks of different nodes.
     """
     replica.mesh.world.barrier()
     now = perf_counter()
@@ -32,8 +34,8 @@ def gather(replica: Replica) -> list[list[Work]]:
 
 
 def write(path: Path, timelines: list[list[Work]], replica: Replica) -> None:
-    """Chrome's trace format, for chrome://tracing or Perfetto: a process for each data- and tensor-parallel place, a thread for
-    each pipeline rank.
+    """Write a file in Chrome's trace format, for chrome://tracing or Perfetto. Each pair of data- and tensor-parallel rank is
+    shown as a process, and each pipeline rank as a thread.
     """
     events: list[dict[str, Any]] = []
     for rank, works in enumerate(timelines):
@@ -56,7 +58,7 @@ def write(path: Path, timelines: list[list[Work]], replica: Replica) -> None:
 
 
 def picture(path: Path, timelines: list[list[Work]], title: str) -> None:
-    """Bars for each rank; micro-batches are written into them where there is room."""
+    """Write a picture with bars for each rank. A bar has its micro-batch's number if there is room."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,7 +77,7 @@ def picture(path: Path, timelines: list[list[Work]], title: str) -> None:
 
 
 def draw(axes: Any, timelines: list[list[Work]], end: float) -> None:
-    """The bars of one picture, which ends at `end` seconds."""
+    """Draw the bars of one picture, which ends at `end` seconds."""
     for rank, works in enumerate(timelines):
         for work in works:
             axes.barh(
@@ -94,7 +96,7 @@ def draw(axes: Any, timelines: list[list[Work]], end: float) -> None:
 
 
 def bubbles(options: Options, replica: Replica, timelines: list[list[Work]]) -> tuple[float, float]:
-    """The measured share of idle time in rank 0's pipeline, and what theory says for stages of this mean time."""
+    """Return the measured fraction of idle time in rank 0's pipeline, and the theoretical one for stages with this mean time."""
     here = [works for rank, works in enumerate(timelines) if _place(replica, rank)[0] == (0, 0)]
     mean = {}
     for kind in "FBIW":
@@ -108,7 +110,7 @@ def bubbles(options: Options, replica: Replica, timelines: list[list[Work]]) -> 
 
 
 def _place(replica: Replica, rank: int) -> tuple[tuple[int, int], int]:
-    """((dp rank, tp rank), pp rank) of a rank of the world."""
+    """Return ((dp rank, tp rank), pp rank) of a rank of the world."""
     at, tp = divmod(rank, replica.mesh.tp.size)
     pp, dp = divmod(at, replica.mesh.dp.size)
     return (dp, tp), pp

@@ -220,22 +220,22 @@ def test_a_run_that_goes_on_says_what_is_other_than_before(tmp_path, capsys):
         "a*=none,b=int4",
     ]
     assert said(capsys, tmp_path, *flags, "--keep-checkpoints", 3, "--overlap", "never", "--checkpoint-steps", 7) == [
-        "going on after step 6 of 9 with --lr 0.1 (was 0.001), --clip-norm 1 (was 0), --compress int8 (was none), "
+        "continuing after step 6 of 9 with --lr 0.1 (was 0.001), --clip-norm 1 (was 0), --compress int8 (was none), "
         "--compress-layers a*=none,b=int4 (was none)"
     ]
-    assert said(capsys, tmp_path, *flags, "--steps", 12) == ["going on after step 9 of 12"]
+    assert said(capsys, tmp_path, *flags, "--steps", 12) == ["continuing after step 9 of 12"]
     (line,) = said(
         capsys, tmp_path, "--steps", 15, "--resume", tmp_path / "run/checkpoints/step-000000009", "--no-error-feedback"
     )[:1]
-    assert "going on after step 9 of 15 with --lr 0.001 (was 0.1)" in line
+    assert "continuing after step 9 of 15 with --lr 0.001 (was 0.1)" in line
     assert "--no-error-feedback True (was False)" in line
 
 
 def test_more_steps_are_another_course_of_a_cosine_alone(tmp_path, capsys):
     said(capsys, tmp_path, "--steps", 6)
-    assert said(capsys, tmp_path, "--steps", 8, "--resume", "auto") == ["going on after step 6 of 8"]
+    assert said(capsys, tmp_path, "--steps", 8, "--resume", "auto") == ["continuing after step 6 of 8"]
     (line,) = said(capsys, tmp_path, "--steps", 9, "--resume", "auto", "--lr-schedule", "cosine")
-    assert line == "going on after step 8 of 9 with --lr-schedule cosine (was constant), --steps 9 (was 8)"
+    assert line == "continuing after step 8 of 9 with --lr-schedule cosine (was constant), --steps 9 (was 8)"
 
 
 def test_an_option_that_may_not_change_is_refused_by_name(tmp_path, capsys):
