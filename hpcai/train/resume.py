@@ -1,4 +1,4 @@
-"""The way of a run through checkpoints: saving, finding, checking, resuming."""
+"""The checkpoints of a run: saving, finding, checking, resuming."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hpcai.train.saving import Saver
 from hpcai.train.state import arrays
 
 WRITTEN = ("checkpoints", "metrics.jsonl", "summary.json", "loss.png")
-"""What a run puts into its folder."""
+"""The names of the files and folders that a run writes into its folder."""
 
 IDENTITY = (
     "model",
@@ -41,19 +41,19 @@ IDENTITY = (
     "dtype",
     "validation",
 )
-"""The options that a run must share with a checkpoint to go on from it."""
+"""The options that must be equal in a run and in the checkpoint from which it resumes."""
 
 GPT_IDENTITY = ("layers", "width", "heads", "context", "norm", "tied", "dropout")
-"""Further ones of a gpt."""
+"""Further options that must be equal for a gpt."""
 
 
 def place(options: Options) -> Store:
-    """Return the place of the run's checkpoints. Raises: CheckpointError for a URL that cannot be served."""
+    """Return the place of the run's checkpoints. Raises: CheckpointError for a URL that cannot be used."""
     return storage.place(_kept(options))
 
 
 def folders(options: Options) -> list[Path]:
-    """Return the folders that a run writes into and locks: its own, and that of its checkpoints unless it is elsewhere."""
+    """Return the local folders that a run writes into and locks: its own, and that of its checkpoints."""
     kept = storage.local(_kept(options))
     return [Path(options.run_dir or "runs"), *([] if kept is None else [kept])]
 
@@ -63,9 +63,8 @@ def _kept(options: Options) -> str | Path:
 
 
 def prepare(options: Options, comm: Communicator) -> Store:
-    """The place, on all ranks, after a trial that it can be written, and without what an earlier run left half-written.
-
-    Collective. Raises: CheckpointError or OSError, on all ranks alike.
+    """Return the place of checkpoints, on all ranks. Rank 0 has checked that it can be written, and removed incomplete files of
+    an earlier run. Collective. Raises: CheckpointError or OSError, on all ranks alike.
     """
     said = ""
     try:
@@ -90,7 +89,7 @@ def prepare(options: Options, comm: Communicator) -> Store:
 
 
 def require_there(options: Options) -> None:
-    """Refuse a --resume that names no checkpoint, before anything is written."""
+    """Raise CheckpointError if --resume names no checkpoint. Runs before any file is written."""
     if options.resume not in ("never", "auto"):
         where, name = _named(options)
         if name and (said := absent.refusal(options.resume, where, name)):
@@ -98,7 +97,7 @@ def require_there(options: Options) -> None:
 
 
 def earlier(options: Options) -> dict[str, Any]:
-    """Return what the checkpoint that the run resumes contains beside its arrays; empty if there is none. On one rank."""
+    """Return the metadata of the checkpoint that the run resumes; empty if there is none. On one rank."""
     for where, name in _candidates(options):
         with contextlib.suppress(Broken):
             return format.opened(where, name).meta
@@ -106,7 +105,7 @@ def earlier(options: Options) -> dict[str, Any]:
 
 
 def changed(options: Options, step: int) -> str:
-    """Describe which options differ from those of the checkpoint of that step that the run resumes. On one rank."""
+    """Describe the options that differ from those of the resumed checkpoint, which has this step. On one rank."""
     with contextlib.suppress(CheckpointError, OSError):
         for where, name in _candidates(options):
             if name == naming.name_of(step):
@@ -115,12 +114,12 @@ def changed(options: Options, step: int) -> str:
 
 
 def compression(options: Options) -> str | None:
-    """Return the compression of the run that `options` resume; None if there is none."""
+    """Return the choice of --compress in the checkpoint that the run resumes; None if there is none."""
     return earlier(options).get("compress")
 
 
 def cut(options: Options, comm: Communicator) -> Cut:
-    """Return the cut of the run that `options` resume, if it has the same number of stages; else None. Collective."""
+    """Return the cut of pipeline stages in the resumed checkpoint, if it has as many stages; else None. Collective."""
 
     def find() -> Cut:
         meta = earlier(options) if options.mesh else {}
@@ -131,11 +130,11 @@ def cut(options: Options, comm: Communicator) -> Cut:
 
 
 def start(options: Options, replica: Replica, comm: Communicator, folder: Path) -> Progress:
-    """Return where to begin. With a checkpoint, `replica` is filled from it; without one an earlier run's files in `folder` are
-    moved to previous-N, so that nothing is lost and nothing is mixed. Collective.
+    """Return the progress from which to begin. With a checkpoint, `replica` is filled from it. Without one, files of an earlier
+    run in `folder` are moved to previous-N, so that runs do not mix. Collective.
 
-    Of several checkpoints the newest that can be read: each broken one is named in a line on rank 0's stderr.
-    Raises: CheckpointError on all ranks: one was named that is broken, all are, or it belongs to another run.
+    Of several checkpoints, the newest readable one is used. Each broken one is named in a line on rank 0's stderr.
+    Raises: CheckpointError, on all ranks, if no candidate can be read, or the checkpoint belongs to another run.
     """
     progress = restored(options, replica, comm)
     if progress is None:
@@ -146,7 +145,7 @@ def start(options: Options, replica: Replica, comm: Communicator, folder: Path) 
 
 
 def restored(options: Options, replica: Replica, comm: Communicator) -> Progress | None:
-    """`start` where there are checkpoints to go on from; None where there are none. Writes nothing. Collective."""
+    """Fill `replica` from a checkpoint as in `start`; return None if there are no checkpoints. Writes nothing. Collective."""
     candidates = comm.on_root(lambda: [name for _, name in _candidates(options)])
     if not candidates:
         return None
@@ -157,14 +156,14 @@ def restored(options: Options, replica: Replica, comm: Communicator) -> Progress
             return _restored(found, replica)
         failures.append(failure)
         if comm.rank == 0 and len(candidates) > 1:
-            print(f"hpcai: warning: {failure}; it is left out", file=sys.stderr, flush=True)
+            print(f"hpcai: warning: {failure}; it is skipped", file=sys.stderr, flush=True)
     if len(failures) == 1:
-        raise CheckpointError(f"{failures[0]}; delete that folder to start afresh, or name another with --resume")
+        raise CheckpointError(f"{failures[0]}; delete that folder to start afresh, or give another one with --resume")
     raise CheckpointError(f"all {len(failures)} checkpoints are broken; the newest: {failures[0]}; start afresh without --resume")
 
 
 def _tried(name: str, options: Options, replica: Replica, comm: Communicator) -> tuple[_Found | None, str]:
-    """Return what a checkpoint has for this rank if all ranks can read theirs; else the reason. Collective."""
+    """Return this rank's data of a checkpoint if all ranks can read their data; else None and the reason. Collective."""
     opened: list[Opened] = []
 
     def find() -> tuple[dict[str, Any] | None, str]:
@@ -204,19 +203,19 @@ def _restored(found: _Found, replica: Replica) -> Progress:
 
 
 def leave_branch(place: Store, step: int) -> None:
-    """Set later checkpoints aside where a run goes on after `step`. They are broken, or of a branch that it leaves, and --resume
-    auto would take them for its own. On rank 0.
+    """Set aside all checkpoints of steps later than `step`, after which a run continues. They are broken, or of a branch that
+    the run leaves, and --resume auto would use them. On rank 0.
     """
     later = [name for name in place.names() if naming.step_of(name) > step]
     if later:
         aside = place.set_aside(later)
         some = f"{counted(len(later), 'later checkpoint')} {'was' if len(later) == 1 else 'were'}"
-        said = f"the run goes on after step {step:,}; {some} set aside, to {aside}"
+        said = f"the run continues after step {step:,}; {some} moved to {aside}"
         print(f"hpcai: warning: {said}", file=sys.stderr, flush=True)
 
 
 def save(options: Options, replica: Replica, progress: Progress, saver: Saver) -> None:
-    """Start to write a checkpoint; see Saver.save."""
+    """Start to write a checkpoint (see Saver.save). Collective."""
     meta: dict[str, Any] = {"identity": _identity(options, replica), "progress": progress.fields()}
     meta |= {"compress": options.compress, "cut": replica.cut, "data": replica.contents, "options": remarks.recorded(options)}
     meta["loss_scale"] = next((one.counter for one in replica.kept() if one.name == "loss_scale"), None)
@@ -228,13 +227,13 @@ def save(options: Options, replica: Replica, progress: Progress, saver: Saver) -
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint of a run's folder."""
+    """Return the newest checkpoint of a run's folder; None if there is none."""
     found = format.all_in(folder / "checkpoints")
     return found[-1] if found else None
 
 
 def _candidates(options: Options) -> list[tuple[Store, str]]:
-    """Checkpoints that --resume names, newest first: one, or all of a run's folder or of a place of checkpoints."""
+    """Return the checkpoints that --resume names, newest first: a single one, or all in a run's folder or another place."""
     if options.resume == "never":
         return []
     where, name = _named(options)
@@ -242,12 +241,12 @@ def _candidates(options: Options) -> list[tuple[Store, str]]:
 
 
 def _named(options: Options) -> tuple[Store, str]:
-    """The place that --resume means, and the name of the checkpoint in it; no name means any."""
+    """Return the place that --resume means, and the name of the checkpoint there; an empty name means any."""
     return (place(options), "") if options.resume == "auto" else meant(options.resume)
 
 
 def meant(path: str) -> tuple[Store, str]:
-    """The place of checkpoints that a path or URL means, and the name of the one in it; no name means any."""
+    """Return the place that a path or URL means, and the name of the checkpoint there; an empty name means any."""
     for one in (path.rstrip("/") + "/checkpoints", path):
         if (where := storage.place(one)).names():
             return where, ""
@@ -255,24 +254,24 @@ def meant(path: str) -> tuple[Store, str]:
 
 
 def _refuse_or_set_aside(options: Options, folder: Path) -> None:
-    """A fresh run: what an earlier one wrote is moved aside; where --checkpoint-dir has some it is refused."""
+    """Before a fresh run, move an earlier run's files aside. Raises: CheckpointError if --checkpoint-dir has checkpoints."""
     require_free(options)
     if _set_aside(folder):
-        said = f"what an earlier run left in {folder} is in its previous-N folders now; --resume auto would have gone on from it"
+        said = f"files of an earlier run in {folder} were moved to its previous-N folders; --resume auto would have continued it"
         print(f"hpcai: {said}", file=sys.stderr, flush=True)
 
 
 def require_free(options: Options) -> None:
-    """Raise CheckpointError where a fresh run would mix its checkpoints with others."""
+    """Raise CheckpointError if a fresh run would mix its checkpoints with those of another run."""
     if options.checkpoint_dir and place(options).names():
         raise CheckpointError(
-            f"{options.checkpoint_dir} has checkpoints of an earlier run; go on with --resume auto, "
+            f"{options.checkpoint_dir} has checkpoints of an earlier run; continue that run with --resume auto, "
             "or give another --checkpoint-dir"
         )
 
 
 def _set_aside(folder: Path) -> bool:
-    """All but locks, which stay where they are. What a link leads to stays on its file system. False: there was nothing."""
+    """Move all files of an earlier run except locks; return whether there were any. A link's target stays on its file system."""
     present = [folder / name for name in WRITTEN if (folder / name).exists()]
     present = [path for path in present if not path.is_dir() or _has_files(path)]
     old = folder / naming.next_previous(path.name for path in folder.iterdir())
@@ -292,7 +291,7 @@ def _set_aside(folder: Path) -> bool:
 
 
 def _has_files(folder: Path) -> bool:
-    """Return whether a folder has more than a lock or, behind a link, a checkpoint."""
+    """Return whether a folder has files other than a lock; for a link, whether its target has a checkpoint."""
     names = Local(folder).names() if folder.is_symlink() else [one.name for one in folder.iterdir() if one.name != lock.NAME]
     return bool(names)
 
@@ -301,7 +300,7 @@ def _identity(options: Options, replica: Replica) -> dict[str, Any]:
     names = (*IDENTITY, *GPT_IDENTITY) if options.model == "gpt" else IDENTITY
     values = {name: getattr(options, RENAMED.get(name, name)) for name in names}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    if own_name.is_own(options.model or ""):  # which may have moved to another module
+    if own_name.is_own(options.model or ""):  # its function may have moved to another module
         values["model"] = replica.whole.name
     return values | {
         "optimizer": replica.optimizer_name,
@@ -310,16 +309,16 @@ def _identity(options: Options, replica: Replica) -> dict[str, Any]:
 
 
 def _check(found: Opened, options: Options, replica: Replica) -> None:
-    """The checkpoint must be of this run: going on with another order of samples or another model is no continuation."""
+    """Raise CheckpointError if the checkpoint is of another run: one with another model, order of samples, or data."""
     old, new = found.meta.get("identity", {}), _identity(options, replica)
-    if old.get("validation") == new["validation"]:  # else that is said, and not that the training data are others
+    if old.get("validation") == new["validation"]:  # otherwise the message is about --validation, the cause of other data
         _check_data(found, replica)
     differing = [name for name in new if old.get(name) != new[name]]
     if differing:
         name = differing[0]
         said = "other parameters"
         if name != "parameters":
-            said = f"{_as_option(name, old.get(name))}, this run has {_as_option(name, new[name])}"
+            said = f"{_as_option(name, old.get(name))}, but this run has {_as_option(name, new[name])}"
         raise CheckpointError(
             f"checkpoint {found.path} was made with {said}; give the same options, or start afresh without --resume"
         )
@@ -338,13 +337,11 @@ def _as_option(name: str, value: Any) -> str:
 
 
 def _check_data(found: Opened, replica: Replica) -> None:
-    """The data must be what they were, wherever they lie now."""
+    """Raise CheckpointError if the contents of the data have changed; their location may change."""
     then, now = found.meta.get("data"), replica.contents
     if not isinstance(then, dict) or now is None:
-        print(
-            f"hpcai: warning: {found.path} does not say of which data it is; they are not compared", file=sys.stderr, flush=True
-        )
+        print(f"hpcai: warning: {found.path} does not describe its data, so data are not compared", file=sys.stderr, flush=True)
     elif said := changed_data(then, now):
         raise CheckpointError(
-            f"checkpoint {found.path} was made with other data: {said}; give those of then, or start afresh without --resume"
+            f"checkpoint {found.path} was made with other data: {said}; give the same data, or start afresh without --resume"
         )

@@ -14,11 +14,11 @@ from hpcai.nn.models import Model
 from hpcai.xp import DTYPES, Array
 
 STORAGE = {"f16": np.dtype(DTYPES["f16"]), "bf16": np.dtype(DTYPES["bf16"])}
-"""The values of --dtype that mean 16 bits beside f32."""
+"""The 16-bit types of --dtype by name; arithmetic with them is in f32."""
 
 
 def rounding(model: Model, dtype: np.dtype) -> Model:
-    """The model with every layer's output and input gradient rounded to 16 bits."""
+    """Return the model with the outputs and input gradients of all layers rounded to `dtype`, 16 bits."""
     return model._replace(layers=tuple(_rounding(layer, dtype) for layer in model.layers))
 
 
@@ -30,6 +30,6 @@ def _rounded(compute: Callable[..., Array], dtype: np.dtype) -> Callable[..., Ar
     def rounded(params: Any, cache: Any, x: Array) -> Array:
         y = compute(params, cache, x)
         short = ops.cast_into(memory.empty(y.shape, dtype), y)
-        return ops.cast_into(y, short)  # in place: what passes through unchanged is rounded already
+        return ops.cast_into(y, short)  # in place: a layer may return its input, which is already rounded
 
     return rounded

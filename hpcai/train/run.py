@@ -1,4 +1,4 @@
-"""The parts of one rank's training under way."""
+"""The state of one rank's training run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hpcai.xp import Array
 
 
 class Part(NamedTuple):
-    """A rank's part among certain ranks, and the places of all."""
+    """A rank's part in a group of ranks: their communicator, this rank's replica, and the progress."""
 
     comm: Communicator
     replica: Replica
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 @dataclass
 class Run:
-    """One rank's training: everything that a step changes, and all that it takes to go on without a rank that failed."""
+    """One rank's training run: the state that a step changes, and all that a recovery from failed ranks needs."""
 
     options: Options
     dataset: Dataset
@@ -48,19 +48,19 @@ class Run:
     written: int
     """The step of the last checkpoint."""
     counted: Array = field(default_factory=votes.none)
-    """All ranks' votes in the last step."""
+    """The sums of all ranks' votes in the last step."""
     lost: list[int] = field(default_factory=list)
-    """Ranks that failed last."""
+    """The ranks that failed before the last recovery."""
     failed: float = 0.0
-    """When that was noticed, in seconds since 1970."""
+    """The time at which this failure was noticed, in seconds since 1970."""
     repeated: int = -1
-    """The step after which all that live had last to begin anew, though none had failed."""
+    """The step after which ranks last stalled and began again although none had failed."""
     evaluated: Evaluation | None = None
-    """What these ranks found of the model last; None after others of them failed, or came."""
+    """The last evaluation by the present ranks; None after ranks have failed or joined."""
     came_later: bool = False
-    """Whether this rank was started in place of one that failed."""
+    """Whether this rank was started in place of a failed rank."""
     in_script: bool = False
-    """Whether a program goes on behind the run, on ranks that were there from the start."""
+    """Whether a program continues after the run, on ranks that were there from the start."""
     rows: Array = field(default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
@@ -77,11 +77,11 @@ class Run:
         return sharding.steps_per_epoch(self.dataset.train_samples, self.options.batch)
 
     def switch_to(self, part: Part) -> None:
-        """Go on with this part, among its ranks."""
+        """Continue with this part, among its ranks."""
         self.comm, self.replica, self.progress = part
 
     def resized(self) -> None:
-        """Make room for this rank's samples of a batch, after the number of ranks has changed; what others found is lost."""
+        """Allocate the buffer for this rank's samples of a batch, after the ranks have changed; drop the last evaluation."""
         self.evaluated = None
         grain = self.replica.grain or 1
         batch = min(self.options.batch, self.dataset.train_samples)
@@ -89,14 +89,14 @@ class Run:
         self.rows = room(self.dataset, min(batch, -(-grains // self.replica.mesh.dp.size) * grain), self.replica)
 
     def completed(self, outcome: Report) -> None:
-        """Count a step."""
+        """Count and report a step."""
         self.progress.add(outcome.loss_sum, outcome.targets)
         self.counted = outcome.votes
         self.reporter.step(self.progress.step, self.schedule(self.progress.step - 1), outcome)
 
 
 def batch_of(dataset: Dataset, options: Options, replica: Replica, at: int, rows: Array) -> tuple[Array, Array, int]:
-    """This rank's samples and targets of step `at`, and how many samples the global batch has. rows: room for them."""
+    """Return this rank's samples and targets of step `at`, and the number of samples in the global batch. rows: see `room`."""
     dp = replica.mesh.dp
     batch = sharding.global_batch(dataset.train_samples, options.batch, options.seed, at)
     index = sharding.shard(batch, dp.rank, dp.size, replica.grain or 1)
@@ -106,5 +106,5 @@ def batch_of(dataset: Dataset, options: Options, replica: Replica, at: int, rows
 
 
 def room(dataset: Dataset, samples: int, replica: Replica) -> Array:
-    """Return a buffer for so many samples; empty for text, which needs none."""
+    """Return a buffer for this many samples, (samples, features); (0, ...) for text, which needs none."""
     return np.empty((0 if dataset.context else samples, dataset.x_train.shape[-1]), replica.params.dtype)

@@ -1,8 +1,8 @@
-"""Checkpoints beside the steps: arrays are copied, a thread of each rank writes its share, and training goes on.
+"""Checkpoints written during training: each rank copies its arrays, a thread writes its shard, and training continues.
 
-When all ranks have written, which the votes of a step tell all of them, they exchange what the manifest says of their shards, and
-rank 0's thread commits it. At most one checkpoint is under way. The threads make no collectives, and know nothing of replica and
-communicator, so that those are free once ranks have failed.
+The votes of a step tell all ranks when all have written. Then they exchange the manifest's entries of their shards, and rank 0's
+thread commits the checkpoint. At most one checkpoint is under way. The threads make no collective calls and hold neither replica
+nor communicator, so that both are freed after a failure.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from hpcai.train.state import arrays
 from hpcai.xp import Array
 
 LONGEST_PAUSE_S = 0.05
-"""Between two questions whether all ranks' threads are done."""
+"""The longest pause between two checks of whether all ranks' threads are done."""
 
 SAID_AFTER_S = 60.0
-"""What takes longer is named."""
+"""A warning is printed if threads take longer than this."""
 
 NOT_ON_DISK = "checkpoints are still not on disk"
 
 
 class Saver:
-    """Writes a run's checkpoints into a place. Every rank calls it alike."""
+    """Writes a run's checkpoints into a place. Every rank makes the same calls."""
 
     def __init__(self, replica: Replica, comm: Communicator, place: Store, keep: int):
         self.replica, self.comm, self.retention = replica, comm, Retention(place, keep)
@@ -58,14 +58,14 @@ class Saver:
 
     @property
     def under_way(self) -> bool:
-        """Return whether a checkpoint is not durable yet, as far as this rank knows."""
+        """Whether a checkpoint is not durable yet, as far as this rank knows."""
         return self._writing is not None or self._committing is not None
 
     def save(self, step: int, meta: dict[str, Any]) -> None:
-        """Take a copy of what this rank keeps and start to write it; the arrays may change on return. Collective: one that is
-        still under way is waited for. meta: JSON, the same on all ranks.
+        """Copy this rank's state and start to write it; the arrays may change after the return. Collective. Waits for a
+        checkpoint that is still under way. meta: JSON, the same on all ranks.
 
-        After a recovery a step whose checkpoint is complete already is not written again: it holds the same.
+        After a recovery, a checkpoint of this step that is already complete is not written again: its contents are the same.
         """
         self.finish()
         if not self._layouts and self._begin(naming.name_of(step)):
@@ -79,8 +79,8 @@ class Saver:
         self._writing = self._thread.begin(Task(write, functools.partial(_cast, self.replica.votes, votes.WRITTEN)))
 
     def heard(self, counted: Array) -> None:
-        """After a step, with its votes: where all ranks have ended their writing the checkpoint is committed. When that is done
-        the votes say so too; a failure waits for `finish`.
+        """Process a step's votes. If all ranks have finished writing, the checkpoint is committed. Later votes tell that the
+        commit is done; a failed commit is reported by `finish`. Collective.
         """
         if self._writing is not None and counted[votes.WRITTEN] + counted[votes.FAILED] == self.comm.size:
             self._commit()
@@ -88,7 +88,7 @@ class Saver:
             self._committing, self._failure = None, ""
 
     def finish(self) -> str:
-        """Wait until what is under way is durable; returns why it is not, on all ranks. Collective."""
+        """Wait until a checkpoint under way is durable. Return the reason on all ranks if that failed, else "". Collective."""
         if self._writing is not None:
             _all_done(self.comm, [self._writing])
             self._commit()
@@ -99,7 +99,10 @@ class Saver:
         return self._failure
 
     def close(self) -> None:
-        """Wait as `finish` does, and tidy up. Raises: CheckpointError, on all ranks, if the last one could not be written."""
+        """Wait as in `finish`, and remove incomplete files. Collective.
+
+        Raises: CheckpointError, on all ranks, if the last checkpoint could not be written.
+        """
         failure = self.finish()
         if self._layouts:
             on_root_beside(self.comm, lambda: attempt(self.place.discard))
@@ -107,8 +110,8 @@ class Saver:
             raise CheckpointError(self._failure)
 
     def moved(self, replica: Replica, comm: Communicator) -> Saver:
-        """Return a saver that goes on among other ranks, after some have failed. A checkpoint under way is awaited only by the
-        next save, which may take it away. Not collective.
+        """Return a saver for a new group of ranks, after some have failed. Only the next save waits for a checkpoint under way,
+        and may remove it. Not collective.
         """
         fresh = Saver(replica, comm, self.place, self.retention.keep)
         fresh.retention = self.retention
@@ -117,11 +120,11 @@ class Saver:
         return fresh
 
     def _begin(self, name: str) -> bool:
-        """Before the first checkpoint: what the manifest says of layouts; and nothing may be left of ranks that failed. Returns
-        whether that checkpoint is there already, on all ranks.
+        """Prepare the first checkpoint: gather the manifest's layouts, and remove incomplete files, also of failed ranks. Return,
+        on all ranks, whether this checkpoint already exists after a recovery. Collective.
         """
         number, first = arrays.number(self.replica), self.replica.mesh.dp.rank == 0
-        _all_done(self.comm, self._before or [])  # their threads may still be writing
+        _all_done(self.comm, self._before or [])  # threads of the former saver may still be writing
         told = [
             one for one in self.comm.allgather_object((number, arrays.laid(self.replica)) if first else None) if one is not None
         ]
@@ -140,8 +143,8 @@ class Saver:
         return bool(self.comm.on_root(lambda: work.result))
 
     def _commit(self) -> None:
-        """All ranks' threads have written: exchange what, and have rank 0's thread make it a checkpoint, or take it away.
-        Collective.
+        """Exchange the entries of all shards after the threads have written. Rank 0's thread then commits the checkpoint, or
+        removes it after a failure. Collective.
         """
         assert self._writing is not None
         reason = self._writing.wait()
@@ -157,7 +160,9 @@ class Saver:
 
 
 def on_root_beside(comm: Communicator, work: Callable[[], Any], late: str = NOT_ON_DISK) -> Any:
-    """`comm.on_root` for what may take longer than ranks wait for each other; then `late` is said. Raises: CheckpointError."""
+    """Do as `comm.on_root`, for work that may take longer than ranks wait for each other; `late` is the warning after a while.
+    Collective. Raises: CheckpointError if the work fails.
+    """
     beside = Worker().begin(Task(work)) if comm.rank == 0 else Task.none()
     _all_done(comm, [beside], late)
     result, failure = comm.allgather_object((beside.result, beside.wait()))[0]
@@ -167,7 +172,7 @@ def on_root_beside(comm: Communicator, work: Callable[[], Any], late: str = NOT_
 
 
 def _all_done(comm: Communicator, works: Iterable[Task], late: str = NOT_ON_DISK) -> None:
-    """Wait for all ranks' threads. However long a disk takes, no rank waits for another longer than for a moment. Collective."""
+    """Wait for all ranks' threads. Ranks poll in short calls, so that none waits long in one, even for a slow disk. Collective."""
     pause, began, said, done = 0.0005, time.monotonic(), False, np.zeros(1, np.int32)
     while True:
         done[0] = all(work.done for work in works)
@@ -181,7 +186,7 @@ def _all_done(comm: Communicator, works: Iterable[Task], late: str = NOT_ON_DISK
 
 
 def _write(place: Store, name: str, image: ShardBuffer, entry: dict[str, Any], ranks: int) -> dict[str, Any]:
-    """This rank's shard, in its thread: what the manifest says of it."""
+    """Write this rank's shard; return the shard's entry for the manifest. Runs in the rank's thread."""
     file, about = naming.shard(entry["rank"], ranks), image.describe()
     if about["runs"]:
         place.write(name, file, image.content)

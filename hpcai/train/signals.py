@@ -1,7 +1,7 @@
-"""Signals that ask a run to leave: they are noted, and all ranks agree at a step's end (see votes.py).
+"""Signals that ask a run to leave. A rank notes the signal, and all ranks agree at the end of a step (see votes.py).
 
-A scheduler sends USR1 or TERM some time before it takes the nodes away: then a checkpoint is written and the exit code, 85, asks
-for the job to be started again. The first Ctrl-C means the same without a restart; a second one leaves at once.
+A scheduler sends USR1 or TERM some time before it takes the nodes away. The run then writes a checkpoint and ends with exit code
+85, which asks for a restart of the job. The first Ctrl-C does the same without a restart; a second Ctrl-C leaves at once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from hpcai.train import votes
 from hpcai.xp import Array
 
 REQUEUE, INTERRUPTED = 85, 130
-"""Exit codes: start me again; ended by Ctrl-C."""
+"""Exit codes: the job asks for a restart; the job was ended by Ctrl-C."""
 
 
 @contextlib.contextmanager
 def cast_into(cast: Array, names: Sequence[str], speaks: bool) -> Iterator[None]:
-    """While this lasts each of the named signals, and Ctrl-C, cast this rank's vote to leave. `speaks`: says so on stderr.
+    """Within this context each of the named signals, and Ctrl-C, casts this rank's vote to leave. speaks: whether Ctrl-C prints
+    a line on stderr.
 
-    Handlers belong to the main thread; ranks that are other threads leave signals alone.
+    Only the main thread can have handlers, so a rank that is another thread does not handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -50,10 +51,12 @@ def cast_into(cast: Array, names: Sequence[str], speaks: bool) -> Iterator[None]
 
 
 def check(counted: Array, step: int, written: bool = True) -> Leave | None:
-    """Return how the run ends after step `step`, by all ranks' votes; None if it goes on. written: whether the checkpoint is."""
+    """Return how the run ends after step `step` by all ranks' votes; None if it continues. written: whether the checkpoint is."""
     how = "with a checkpoint" if written else "without a checkpoint of it, which could not be written"
     if counted[votes.INTERRUPT]:
-        return Leave(f"interrupted: left after step {step:,} {how}; --resume auto goes on from the last one", INTERRUPTED)
+        return Leave(
+            f"interrupted: left after step {step:,} {how}; --resume auto continues from the last checkpoint", INTERRUPTED
+        )
     if counted[votes.LEAVE]:
         return Leave(
             f"asked to leave: left after step {step:,} {how}; exit code {REQUEUE} asks for a restart with --resume auto",

@@ -35,12 +35,12 @@ def train_step(replica: Replica, x: Array, target: Array, batch: int, step: int,
 
 
 def _decide(replica: Replica, x: Array, target: Array, batch: int, step: int) -> Totals:
-    """Everything up to the last sum over ranks."""
+    """Run the step up to its last sum over ranks, which decides it. Collective."""
     targets = batch * (target.shape[1] if target.ndim == 2 and target.dtype.kind == "i" else 1)
     scale = replica.strategy.scale(replica.state) * (1.0 if replica.reduction == "sum" else 1.0 / targets)
 
-    # Gradients are sums over samples, scaled by the global count, so that every sample weighs the same whatever its rank. What
-    # targets weigh in all, where classes have weights, is summed with the loss, and gradients are divided by it at the update.
+    # Gradients are sums over samples, scaled by the global count, so that every sample has the same weight on any rank. If
+    # classes have weights, the total weight of the targets is summed with the loss, and the update divides gradients by it.
     sums = grains.sum_into(replica, x, target, batch, scale, step) if replica.grain else None
     (loss_sum, *counted), comm_s = sums or _sum_into(replica, x, target, batch, scale, step)
     loss_sum, factor = _by_weight(replica, loss_sum, counted, targets)
@@ -53,8 +53,8 @@ def _decide(replica: Replica, x: Array, target: Array, batch: int, step: int) ->
 
 
 def _by_weight(replica: Replica, loss_sum: float, counted: list[float], targets: int) -> tuple[float, float]:
-    """The loss of so many targets, and the factor of gradients: where classes have weights, for the mean by the weight of the
-    batch's targets, which is taken from the end of `counted`.
+    """Return the loss and the factor for gradients, both scaled for a mean by weight if classes have weights. The total weight
+    of the batch's targets is then removed from the end of `counted`.
     """
     if replica.model.loss.weights is None:
         return loss_sum, 1.0
@@ -70,15 +70,17 @@ def update(replica: Replica, totals: Totals, step: int, lr: float) -> None:
 
 
 def _share(replica: Replica) -> float:
-    """Exchange what ranks need of each other after the update; returns the seconds that it took."""
+    """Exchange the data that ranks need from each other after the update; return the seconds it took. Collective."""
     before = perf_counter()
     replica.strategy.share(replica.state)
     return perf_counter() - before
 
 
 def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: float, step: int) -> tuple[list[float], float]:
-    """The replica's gradients = their sums over data-parallel ranks, or this rank's shard of them; returns the loss with the
-    votes, behind them the targets' weight where classes have weights, and the seconds that communication took after backward.
+    """Set the replica's gradients to their sums over data-parallel ranks, or to this rank's shard of the sums. Collective.
+
+    Returns: a list [loss, votes..., and the weight of the targets if classes have weights], and the seconds of communication
+    after backward.
     """
     mesh, waiting = replica.mesh, list(range(len(replica.buckets)))
     total = np.array([0.0, *replica.votes, *[0.0] * (replica.model.loss.weights is not None)])
@@ -91,7 +93,7 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
     eager = reduce_filled if mesh.only_dp else lambda layer: None
     first = sharding.first(batch, mesh.dp.rank, mesh.dp.size)
     try:
-        with np.errstate(all="ignore"):  # overflow is an error of its own below
+        with np.errstate(all="ignore"):  # a later check reports overflow
             micros = cut(x, target, first, replica.micro_batches)
             total[0], _ = replica.pipeline.run(replica.plan, micros, replica.weights, replica.gradients, scale, step, eager)
         before = perf_counter()
@@ -109,18 +111,20 @@ def _sum_into(replica: Replica, x: Array, target: Array, batch: int, scale: floa
 
 
 def _reduce(replica: Replica, i: int) -> None:
-    """Bucket `i` of the gradients is full."""
+    """Tell the strategy that bucket `i` of the gradients is full."""
     replica.strategy.filled(replica.state, i)
 
 
 def cut(x: Array, target: Array, first: int, count: int) -> list[MicroBatch]:
-    """A rank's samples, the first being number `first` of the global batch, as so many micro-batches; some may be empty."""
+    """Cut a rank's samples into `count` micro-batches; some may be empty. first: the first one's number in the global batch."""
     bounds = [len(x) * i // count for i in range(count + 1)]
     return [MicroBatch(x[a:b], target[a:b], first + a) for a, b in itertools.pairwise(bounds)]
 
 
 def _non_finite_loss(replica: Replica, x: Array, step: int, loss: float) -> NonFiniteError:
-    """Look for the first layer, on any rank, whose output is not finite; where ranks have parts of the model, just say it."""
+    """Return an error that names the first layer, on any rank, whose output is not finite. If ranks have only parts of the model,
+    the error names no layer. Collective.
+    """
     message = f"the loss became {loss} in step {step + 1}"
     if not replica.mesh.only_dp or isinstance(replica.weights, GatheredParameters):
         return NonFiniteError(message)

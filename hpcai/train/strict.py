@@ -1,4 +1,4 @@
-"""JSON as the standard has it, which knows no NaN and no infinity: these become null, and "not_finite" says where they were."""
+"""Standard JSON, which has no NaN and no infinity: these become null, and "not_finite" says where they were."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """The text of a value.
+    """Return the JSON text of a value.
 
     >>> dumps({"loss": float("nan"), "steps": [1, float("-inf")]})
     '{"loss": null, "steps": [1, null], "not_finite": {"loss": "nan", "steps.1": "-inf"}}'

@@ -1,7 +1,7 @@
-"""Small decisions that all ranks take together at a step's end, without a message of their own: votes travel with the loss.
+"""Decisions that all ranks make together at the end of a step. Votes need no extra message: they are summed with the loss.
 
-Each rank sets its votes before a step; every rank finds the sums in that step's report. So all ranks learn of a signal that one
-of them received, or that all have written their part of a checkpoint, in the same step.
+Each rank sets its votes before a step, and every rank finds the sums in the step's report. So in the same step all ranks learn
+that a rank received a signal, or that all have written their shards of a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import numpy as np
 from hpcai.xp import Array
 
 LEAVE, INTERRUPT, WRITTEN, FAILED, COMMITTED = range(5)
-"""Places in the array: this rank was asked to leave, by a signal or by Ctrl-C; its part of the checkpoint under way is on disk;
-it could not be written; and all of the checkpoint is, which rank 0 says.
+"""Positions in the array of votes. LEAVE, INTERRUPT: a signal, or Ctrl-C, asked this rank to leave. WRITTEN: this rank's shard of
+the checkpoint is on disk. FAILED: it could not be written. COMMITTED: rank 0 has committed the checkpoint.
 """
 
 OF_CHECKPOINTS = [WRITTEN, FAILED, COMMITTED]
-"""What is said of one, and taken back before the next."""
+"""The votes about one checkpoint, which are reset before the next checkpoint."""
 
 
 def none() -> Array:

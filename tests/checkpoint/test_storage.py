@@ -255,7 +255,7 @@ def test_a_run_on_a_url_goes_on_bit_for_bit_and_its_bytes_are_those_of_a_folder(
 def test_a_fresh_run_does_not_mix_with_what_a_url_has(tmp_path):
     url = f"memory://{tmp_path}/there"
     train(1, options(tmp_path, "--steps", "2", "--checkpoint-dir", url))
-    with pytest.raises(CheckpointError, match="has checkpoints of an earlier run; go on with --resume auto"):
+    with pytest.raises(CheckpointError, match="has checkpoints of an earlier run; continue that run with --resume auto"):
         train(2, options(tmp_path, "--steps", "2", "--checkpoint-dir", url))
 
 

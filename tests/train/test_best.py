@@ -126,7 +126,7 @@ def test_more_epochs_go_on_and_fewer_leave_nothing_to_do(tmp_path, capsys):
 def test_another_fraction_is_refused_by_its_name(tmp_path):
     train(2, options(tmp_path, *FLAGS, "--epochs", "1"))
     for now, said in (
-        ("0.1", "made with --validation 0.2, this run has --validation 0.1"),
+        ("0.1", "made with --validation 0.2, but this run has --validation 0.1"),
         (None, "this run has no --validation"),
     ):
         flags = FLAGS[:-2] + (["--validation", now] if now else [])

@@ -386,7 +386,7 @@ def test_a_corrupt_checkpoint_is_named(tmp_path, spoil):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ("--batch 32", "--batch 64, this run has --batch 32"),
+        ("--batch 32", "--batch 64, but this run has --batch 32"),
         ("--hidden 8", "hidden"),
         ("--optimizer lamb", "optimizer"),
         ("--seed 3", "seed 0"),

@@ -72,7 +72,7 @@ def test_a_checkpoint_that_does_not_say_its_data_goes_on_with_a_word(tmp_path, m
     assert json.loads((resume.newest(tmp_path / "run") / "manifest.json").read_text())["meta"]["data"] is None
     monkeypatch.undo()
     assert train(tmp_path, data, 5, ranks=1)["steps"] == 5
-    assert "does not say of which data it is" in capsys.readouterr().err
+    assert "does not describe its data" in capsys.readouterr().err
 
 
 def nowhere(tmp_path):

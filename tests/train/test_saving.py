@@ -43,7 +43,7 @@ def test_a_run_that_goes_on_from_an_older_checkpoint_leaves_the_branch_of_the_la
     assert "set aside" not in capsys.readouterr().err
     train(2, options(tmp_path, *flags, "--steps", "7", "--resume", older))
     aside = tmp_path / "run" / "checkpoints" / "previous-1"
-    assert f"2 later checkpoints were set aside, to {aside}" in capsys.readouterr().err
+    assert f"2 later checkpoints were moved to {aside}" in capsys.readouterr().err
     assert there(tmp_path) == steps(3, 6, 7)
     assert Local(aside).names() == steps(9, 12)
     train(2, options(tmp_path, *flags, "--steps", "8", "--resume", "auto"))

@@ -196,11 +196,11 @@ def test_a_result_stays_its_own_runs_when_another_run_takes_the_folder(tmp_path,
     assert first.history[-1]["test_accuracy"] < second.history[-1]["test_accuracy"]
     lost = trained(tmp_path, 1, run="lost")[0]
     shutil.rmtree(tmp_path / "lost")
-    with pytest.raises(CheckpointError, match="is not there any more"):
+    with pytest.raises(CheckpointError, match="does not exist any more"):
         lost.predict(x)
     other = trained(tmp_path, 1, run="lost", lr=0.01)[0]
     assert other.parameters
-    with pytest.raises(CheckpointError, match="give each fit a run_dir of its own"):
+    with pytest.raises(CheckpointError, match="give each fit its own run_dir"):
         lost.predict(x)
 
 
@@ -241,7 +241,7 @@ def state(**arrays):
         ({"optimizer": state(count=lambda params: np.zeros(1))}, r"keeps count as float64 of shape \(1,\) for 3 parameters"),
         ({"optimizer": state(count=lambda params: 0)}, "keeps count as int for 3 parameters"),
         ({"optimizer": optim.Optimizer("own", lambda params: [], lambda *a, **k: None)}, "is list; expected a dict"),
-        ({"comm": "world"}, "comm is str; wanted is an hpcai.Communicator"),
+        ({"comm": "world"}, "comm is str; expected an hpcai.Communicator"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, given, words):
@@ -255,7 +255,7 @@ def test_ranks_that_give_other_kinds_of_things_are_refused(tmp_path):
     def program(comm):
         return hpcai.fit(mine.Program() if comm.rank else "softmax", mine.points, comm, steps=3, run_dir=tmp_path / "run")
 
-    with pytest.raises(UsageError, match="given in other ways on rank 1 than on rank 0"):
+    with pytest.raises(UsageError, match="not given in the same way on rank 1 as on rank 0"):
         threads.run(2, program)
 
 
@@ -298,7 +298,7 @@ def test_images_of_bytes_are_predicted_as_they_are_trained(tmp_path):
     images = digits.x_test.reshape(-1, 8, 8)
     assert (found.predict(images) == digits.y_test).mean() == pytest.approx(found.history[-1]["test_accuracy"], abs=0.003)
     assert found.predict(images[:0]).shape == (0,)
-    with pytest.raises(UsageError, match=r"x has shape \(3, 7, 8\).*wanted are numbers, \(n, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"x has shape \(3, 7, 8\).*expected numbers, \(n, 8, 8\)"):
         found.predict(np.zeros((3, 7, 8)))
     with pytest.raises(UsageError, match="x has nan or infinity"):
         found.predict(np.full((1, 8, 8), np.nan))
@@ -420,5 +420,5 @@ def test_the_newest_that_is_whole_is_read(tmp_path):
 def test_what_holds_none_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="holds no whole checkpoint; give a run's folder"):
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint; give a run's folder"):
         hpcai.load(tmp_path / name)

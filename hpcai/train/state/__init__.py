@@ -1,1 +1,1 @@
-"""The state of a replica that outlives its ranks, and its way into checkpoints and to other ranks."""
+"""The state of a replica that survives its ranks, and its transfer into checkpoints and to other ranks."""

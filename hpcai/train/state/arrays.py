@@ -1,7 +1,7 @@
-"""The state that a rank keeps from step to step, as runs of flat arrays that a checkpoint can put together again on any mesh.
+"""The state that a rank keeps from step to step, as runs of flat arrays from which a checkpoint can be read on any mesh.
 
-A whole array is flat, in the layout of the model on a single rank. Every rank's arrays are pieces of it: some of the layers
-(pipeline), a part of each array (tensor), a shard of that (ZeRO). Each thing that is kept says itself which ranks have it
+A whole array is flat, in the layout of the model on a single rank. Every rank's arrays are pieces of the whole array: some layers
+(pipeline), a part of each array (tensor), a shard of a part (ZeRO). Each entry of the state says which ranks have it
 (strategies.strategy.Kept), so that writing, reading and filling are one loop each.
 """
 
@@ -27,11 +27,11 @@ from hpcai.train.replica import Replica
 from hpcai.xp import Array
 
 SMALLEST_SHARD_BYTES = 1 << 20
-"""Of arrays that all data-parallel ranks have, each writes a chunk, but no less than this: else fewer ranks write."""
+"""Each data-parallel rank writes a chunk of the arrays that all have. Fewer ranks write if chunks would be smaller than this."""
 
 
 def whole_layout(model: Model) -> Layout:
-    """The layout of a model, however it is shared out, on a single rank."""
+    """Return the layout of the whole model on a single rank, for any division of `model` among ranks."""
     return arena.layout({name: p.whole or p.shape for name, p in models.parameters(model).items()})
 
 
@@ -49,7 +49,7 @@ def laid(replica: Replica) -> Laid:
 
 
 def number(replica: Replica) -> int:
-    """This rank's layout among the mesh's: ranks that differ along dp alone have the same."""
+    """Return the number of this rank's layout in the mesh. Ranks that differ only in dp have the same layout."""
     return replica.mesh.pp.rank * replica.mesh.tp.size + replica.mesh.tp.rank
 
 
@@ -83,8 +83,9 @@ def counters(replica: Replica) -> list[Any]:
 
 
 class Read(NamedTuple):
-    """The data that one rank has read of a checkpoint: an array, or None, for each thing that is kept, and what it owes in all,
-    flat.
+    """The data that one rank has read of a checkpoint.
+
+    arrays: for each entry of the state an array, or None. owed: residuals of owners, flat; None without.
     """
 
     arrays: list[Array | None]
@@ -92,15 +93,15 @@ class Read(NamedTuple):
 
 
 def read(replica: Replica, source: Opened) -> Read:
-    """From a checkpoint what this rank must have: its shards, its chunk of what all have, what it should remember. Nothing of the
-    replica changes. Raises: CheckpointError.
+    """Read from a checkpoint this rank's shards, its chunk of arrays that all ranks have, and its memory. The replica does not
+    change. Raises: CheckpointError.
     """
     reader = _Reader(replica, source)
     return Read([reader.array(one) for one in replica.kept()], reader.flat("owed") if reader.remembers else None)
 
 
 class _Reader:
-    """Reads for one rank, flat arrays in its own layout."""
+    """Reads flat arrays for one rank, in its own layout."""
 
     def __init__(self, replica: Replica, source: Opened):
         self.replica, self.source, self.laid, self.here = replica, source, laid(replica), number(replica)
@@ -109,7 +110,7 @@ class _Reader:
         self._flat: dict[str, Array] = {}
 
     def array(self, one: Kept) -> Array | None:
-        """Return the array that `one` is to be filled with; None if it stays as it is."""
+        """Return the array with which to fill `one`; None if `one` stays as it is."""
         if one.held == "all":
             return self._pieces(one, [self.replica.mesh.dp.chunk(self.laid.size)])
         if one.held == "shard":
@@ -125,12 +126,14 @@ class _Reader:
 
     def _pieces(self, one: Kept, wanted: list[slice]) -> Array:
         assert one.array is not None
-        flat = np.zeros(self.laid.size, one.array.dtype)  # of which only the pages that are filled take memory
+        flat = np.zeros(self.laid.size, one.array.dtype)  # only pages that are filled take memory
         format.fill(flat, one.name, self.laid, wanted, self.source, like=self.here)
         return np.concatenate([flat[where] for where in wanted])
 
     def _memory(self, name: str) -> Array:
-        """This rank's own, of as many ranks; else the mean of all of them, so that what is owed to the gradient stays."""
+        """Return this rank's own memory if the number of ranks is the same. Otherwise return the mean of all ranks' memories,
+        which keeps the total residual of the mean gradient.
+        """
         dp = self.replica.mesh.dp
         if self.writers == dp.size:
             return self.flat(f"{name}.{dp.rank}")
@@ -142,7 +145,7 @@ class _Reader:
         return self._flat[name]
 
     def flat(self, name: str) -> Array:
-        """Return a flat array put together from the runs that ranks wrote; zero elsewhere."""
+        """Return a flat array assembled from the runs that ranks wrote; zero elsewhere."""
         if name not in self._flat:
             self._flat[name] = self._read(name)
         return self._flat[name]
@@ -155,7 +158,7 @@ class _Reader:
 
 
 def restore(replica: Replica, found: Read, counted: list[Any], loss_scale: Any) -> None:
-    """Fill what this rank keeps from what `read` gave every rank, and from counters. Collective among data-parallel ranks."""
+    """Fill this rank's state from the data that `read` returned, and from counters. Collective among data-parallel ranks."""
     dp, kept = replica.mesh.dp, replica.kept()
     owners = {one.start for one in kept if one.held == "owner"}
     for one, array in zip(kept, found.arrays, strict=True):
@@ -164,7 +167,7 @@ def restore(replica: Replica, found: Read, counted: list[Any], loss_scale: Any) 
         if one.held == "all" and one.array is not None:
             dp.allgather(one.array)
         elif one.held == "own" and found.owed is not None and one.array is not None and one.start not in owners:
-            np.add(one.array, found.owed[one.start : one.start + one.array.size], out=one.array)  # each takes what owners owed
+            np.add(one.array, found.owed[one.start : one.start + one.array.size], out=one.array)  # each adds the owners' residual
     put_counters(kept, counted, loss_scale)
     replica.strategy.restored(replica.state)
 
@@ -187,7 +190,7 @@ def _fill(one: Kept, array: Array, dp: Communicator) -> None:
 
 
 def put_counters(kept: list[Kept], counted: list[Any], loss_scale: Any) -> None:
-    """Give counters of another run of the same kind; of more or fewer buckets each gets that of its place, or the last."""
+    """Set the counters from those of a run of the same kind. Reducer i gets counter i, or the last one if there are fewer."""
     reducers = [one for one in kept if one.held == "counter" and one.name != "loss_scale"]
     for one, value in [*zip(reducers, _stretched(counted, len(reducers)), strict=False)]:
         assert one.put is not None

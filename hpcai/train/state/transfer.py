@@ -1,7 +1,7 @@
-"""A replica among other ranks, filled from one before or from a peer's: one loop over what is kept.
+"""A replica among other ranks, filled from this rank's former replica or from other ranks, in one loop over the state.
 
-What ranks owe to the gradient goes on: a rank's gradient is scaled by the number of ranks, as the mean divides by it, and so is
-what it owes of that. What a rank that is gone owed is gone with it.
+Residuals of compression are kept. The mean divides by the number of ranks, so a residual is scaled by the ratio of the new number
+of ranks to the old one. The residual of a lost rank is lost.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from hpcai.xp import Array
 def rebuilt(
     options: Options, dataset: Dataset, comm: Communicator, old: Replica | None, alive: set[int], decided: Decided, joined: bool
 ) -> Replica:
-    """A replica among the ranks of `comm`, at the same step. Collective among them.
+    """Return a replica among the ranks of `comm`, at the same step. Collective.
 
-    old: this rank's replica before, whose ranks `alive` are here too, first; None on a rank that was not there. decided: the last
-    step that was. joined: whether there are such ranks. Raises: RankFailed.
+    old: this rank's former replica; None on a rank that joins. alive: ranks of `old` that are still here, the first in `comm`.
+    decided: the last decided step. joined: whether any ranks join. Raises: RankFailed.
     """
     fresh = new_replica(dataclasses.replace(options, mesh=""), dataset, comm)
     carry_over(old, fresh, alive)
@@ -39,7 +39,7 @@ def rebuilt(
 
 
 def carry_over(old: Replica | None, fresh: Replica, alive: set[int]) -> None:
-    """Fill what a fresh replica keeps from this rank's before, if it had one, and the others'. Collective."""
+    """Fill the state of a fresh replica from this rank's former replica, if any, and from other ranks. Collective."""
     dp, before = fresh.mesh.dp, [] if old is None else old.kept()
     by_name = {one.name: one for one in before if one.held in ("all", "shard", "common", "counter")}
     owed = _owed(old, dp.size)
@@ -62,7 +62,7 @@ def carry_over(old: Replica | None, fresh: Replica, alive: set[int]) -> None:
 
 
 def _owed(old: Replica | None, ranks: int) -> Array | None:
-    """Return what this rank owed, as an owner too, flat, for gradients of so many ranks."""
+    """Return this rank's residual, also as an owner, flat, scaled for `ranks` ranks; None if the rank keeps none."""
     if old is None or not (remembered := [one for one in old.kept() if one.held in ("own", "owner")]):
         return None
     dp, flat = old.mesh.dp, np.zeros(old.model.layout.size, np.float32)
@@ -79,9 +79,9 @@ def _owed(old: Replica | None, ranks: int) -> Array | None:
 
 
 def _whole(one: Kept, size: int, before: list[Kept], alive: set[int], comm: Communicator) -> Array:
-    """Return a flat array put together from the shards of the ranks that live and their copies of others. Collective.
+    """Return a flat array assembled from the shards of the living ranks and their copies of lost shards. Collective.
 
-    Added as integers, so that every bit stays: each element is zero on all ranks but one.
+    The arrays are summed as integers, which keeps every bit: each element is zero on all ranks but one.
     """
     assert one.array is not None
     whole = np.zeros(size, one.array.dtype)
@@ -101,7 +101,7 @@ def _cut_anew(one: Kept, whole: Array) -> None:
 
 
 def equal(fresh: Replica) -> None:
-    """Give new ranks what all others have alike, from rank 0. Collective."""
+    """Send the state that all ranks have alike from rank 0 to the new ranks. Collective."""
     dp, kept = fresh.mesh.dp, fresh.kept()
     for one in kept:
         if one.held in ("all", "common") and one.array is not None:

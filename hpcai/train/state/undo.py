@@ -1,4 +1,4 @@
-"""The state that a step changes before it is decided, kept so that the step can be repeated: the memory of reducers."""
+"""A copy of the state that a step changes before it is decided, the memory of reducers, so that the step can be repeated."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Undo:
     _before: list[tuple[Array | None, Any]] = field(default_factory=list)
 
     def remember(self, step: int, kept: list[Kept]) -> None:
-        """Keep what step `step` begins with."""
+        """Copy the state with which step `step` begins."""
         early = [one for one in kept if one.early]
         last = self._before if len(self._before) == len(early) else [(None, None)] * len(early)
         self._before = [(_copied(one.array, into), one.counter) for one, (into, _) in zip(early, last, strict=True)]
         self.step = step
 
     def take_back(self, step: int, kept: list[Kept]) -> None:
-        """Before step `step` is repeated: what it began with, if it was remembered."""
+        """Restore the state with which step `step` began, if it was copied, so that the step can be repeated."""
         if self.step != step:
             return
         for one, (array, counter) in zip([one for one in kept if one.early], self._before, strict=True):
