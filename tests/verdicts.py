@@ -20,7 +20,7 @@ STUCK_ENDED, UPON = "ended: MPI did not get over it", "struck upon a recovery"
 LOST, NOBODY = "share of the optimizer state is lost", "all training ranks have ended"
 ENDED = re.compile(r"process (\d+) is frozen and .*; it is ended")
 """Ranks that trained, that waited, or that were just about to train, which no recovery lists."""
-VAIN, START = "ranks stalled twice although none has failed", re.compile(r"StallError: (MPI did not start|rank \d+ waited)")
+VAIN, START = "ranks stalled twice after step", re.compile(r"StallError: (MPI did not start|rank \d+ waited)")
 
 
 class Drawn(NamedTuple):

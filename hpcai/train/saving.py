@@ -172,7 +172,7 @@ def on_root_beside(comm: Communicator, work: Callable[[], Any], late: str = NOT_
 
 
 def _all_done(comm: Communicator, works: Iterable[Task], late: str = NOT_ON_DISK) -> None:
-    """Wait for all ranks' threads. Ranks poll in short calls, so that none waits long in one, even for a slow disk. Collective."""
+    """Wait for all ranks' threads. Ranks poll in short calls, so that none waits long, even for a slow disk. Collective."""
     pause, began, said, done = 0.0005, time.monotonic(), False, np.zeros(1, np.int32)
     while True:
         done[0] = all(work.done for work in works)

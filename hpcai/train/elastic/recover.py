@@ -63,7 +63,7 @@ def _require_hope(run: Run) -> None:
     at = run.progress.step
     if run.repeated == at:
         job.adopt(run.comm)
-        raise StallError(f"after step {at:,} ranks stalled twice although none has failed; see --stall-timeout")
+        raise StallError(f"ranks stalled twice after step {at:,} although none has failed; see --stall-timeout")
     run.repeated = at
 
 

@@ -23,7 +23,7 @@ from hpcai.train.replica import Replica
 
 
 class Seat(NamedTuple):
-    """The state with which a spare rank goes on."""
+    """The state with which a spare rank continues as a training rank."""
 
     reserve: Membership
     comm: Communicator
