@@ -81,7 +81,7 @@ def test_features_that_f16_does_not_hold_are_refused(tmp_path, name):
             "--label-column, --ignore-columns and --categorical-columns name columns of --data csv:PATH, got digits",
         ),
         ("--categorical-columns y --data npz:a.npz", "name columns of --data csv:PATH, got npz:a.npz"),
-        ("--task regression", "--task is for csv:PATH and npz:PATH; digits has one of its own"),
+        ("--task regression", "--task is for csv:PATH and npz:PATH; digits has a fixed task"),
         ("--label-column y --data table.csv", "got table.csv; write --data csv:table.csv$"),
         ("--ignore-columns y --data a/t.tsv.zst", "; write --data csv:a/t.tsv.zst$"),
         ("--label-column y --data t.npz", "got t.npz$"),
