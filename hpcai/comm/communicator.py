@@ -25,11 +25,14 @@ from hpcai.comm.door import Door, alone
 from hpcai.comm.wire import Pending, Wire
 from hpcai.comm.wires import node, ulfm
 from hpcai.errors import HpcaiError, RankFailed, RankMismatch
-from hpcai.xp import CODES, Array, bfloat16
+from hpcai.xp import CODES, Array
 
 T = TypeVar("T")
 
-_OPERATIONS = call.OPERATIONS[1:]
+
+def _not_here(x: Array, op: str) -> int:
+    """The short way of ranks that do not share memory."""
+    return node.NOT_HERE
 
 
 @stacks.communicator
@@ -60,12 +63,13 @@ class Communicator:
         self.door = Door(self._memory.native if self._memory is not None else None)
         self._messages: list[message.Message] = []
         self._divisors = {"sum": 1, "mean": wire.size, "max": 1, "min": 1}
-        self._short_codes = {op: (call.FOLDS[op], self._divisors[op], call.OPERATIONS.index(op)) for op in _OPERATIONS}
         self._node: Communicator | None = None
         self._levels: hierarchical.Levels | None = None
         self._asked_levels = False
         self._choice: select.Choice | None = None
         self._preferred = os.environ.get("HPCAI_ALGORITHM") or "auto"
+        short = self._memory is not None and self._preferred == "auto"
+        self._shortly: Callable[[Array, str], int] = self._memory.native.allreduce if short and self._memory else _not_here
 
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, wire={type(self.wire).__name__})"
@@ -200,7 +204,7 @@ class Communicator:
     @property
     def calls(self) -> int:
         """The number of collectives that this rank has called on this communicator."""
-        return self._calls
+        return self._calls + (self._memory.native.short_calls if self._memory is not None else 0)
 
     @property
     def waiting_since(self) -> float:
@@ -257,17 +261,13 @@ class Communicator:
         Cost:   node: P reads and P writes of every element in all for symmetric arrays, 3 + P passes through the cache for
                 others, 1 barrier for short messages, else 2. Ring: 2(P-1)/P n elements sent per rank.
         """
-        algorithm = self._preferred if algorithm == "auto" else algorithm
-        if self._memory is not None and algorithm == "auto" and op in _OPERATIONS and x is not None:
-            self._calls += 1
-            bits = x.view(np.uint16) if getattr(x, "dtype", None) is bfloat16 else x  # bf16 has no buffer of its own
-            fold, divisor, number = self._short_codes[op]
-            status = self._memory.native.allreduce(bits, 1, fold, divisor, number, bits is not x)
+        if algorithm == "auto":
+            status = self._shortly(x, op)
             if status == node.DONE:
                 return x
             if status != node.NOT_HERE:
                 self._refuse(status, "allreduce", x, op, 0, "auto", None)
-            self._calls -= 1
+            algorithm = self._preferred
         self._collective("allreduce", x, op, 0, algorithm)
         return x
 
@@ -558,7 +558,7 @@ class Communicator:
             raise HpcaiError(
                 f"{kind}: the kernel denied access to another rank's memory during the call; set HPCAI_REACH=0 and start again"
             )
-        mine = f"{kind}, which failed there: {problem}" if problem else call.describe(kind, x, op, choice, self._calls, algorithm)
+        mine = f"{kind}, which failed there: {problem}" if problem else call.describe(kind, x, op, choice, self.calls, algorithm)
         self._disagree(mine, problem)
 
     def _disagree(self, mine: str, problem: Exception | None) -> None:
