@@ -30,7 +30,7 @@ from hpcai.xp import CODES, Array
 T = TypeVar("T")
 
 
-def _not_here(x: Array, op: str) -> int:
+def _not_here(kind: str, x: Array, op: str, root: int) -> int:
     """The short way of ranks that do not share memory."""
     return node.NOT_HERE
 
@@ -68,8 +68,7 @@ class Communicator:
         self._asked_levels = False
         self._choice: select.Choice | None = None
         self._preferred = os.environ.get("HPCAI_ALGORITHM") or "auto"
-        short = self._memory is not None and self._preferred == "auto"
-        self._shortly: Callable[[Array, str], int] = self._memory.native.allreduce if short and self._memory else _not_here
+        self._shortly: Callable[[str, Array, str, int], int] = _not_here if self._memory is None else self._memory.native.shortly
 
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, wire={type(self.wire).__name__})"
@@ -261,14 +260,7 @@ class Communicator:
         Cost:   node: P reads and P writes of every element in all for symmetric arrays, 3 + P passes through the cache for
                 others, 1 barrier for short messages, else 2. Ring: 2(P-1)/P n elements sent per rank.
         """
-        if algorithm == "auto":
-            status = self._shortly(x, op)
-            if status == node.DONE:
-                return x
-            if status != node.NOT_HERE:
-                self._refuse(status, "allreduce", x, op, 0, "auto", None)
-            algorithm = self._preferred
-        self._collective("allreduce", x, op, 0, algorithm)
+        self._collective("allreduce", x, op, 0, self._preferred if algorithm == "auto" else algorithm)
         return x
 
     def iallreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Request:
@@ -294,8 +286,8 @@ class Communicator:
         Raises: as `allreduce`.
         Cost:   half of `allreduce`.
         """
-        flat = self._collective("reduce_scatter", x, op, 0, algorithm)
-        return flat[self.chunk(flat.size)]
+        self._collective("reduce_scatter", x, op, 0, algorithm)
+        return x.reshape(-1)[schedule.split(x.size, self.size, self.rank)]
 
     def allgather(self, x: Array, *, algorithm: str = "auto") -> Array:
         """Gather all ranks' chunks of `x`, in place: each rank has written its own, `x.reshape(-1)[comm.chunk(x.size)]`.
@@ -453,8 +445,18 @@ class Communicator:
 
     # Checks, and the way to an algorithm.
 
-    def _collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> Array:
-        """Check the call here and against the other ranks', then run it; returns `x` flat."""
+    def _collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> None:
+        """Run the call on `x`: in shared memory by one native call, else after the checks here and against the other ranks."""
+        if algorithm == "auto":
+            status = self._shortly(kind, x, op, root)
+            if status == node.DONE:
+                return
+            if status != node.NOT_HERE:
+                self._refuse(status, kind, x, op, root, algorithm, None)
+        self._checked_collective(kind, x, op, root, algorithm)
+
+    def _checked_collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> None:
+        """Check the call here and against the other ranks', then run it."""
         if self.size > 1:
             self.door.enter(kind)
         try:
@@ -470,7 +472,6 @@ class Communicator:
                 self._over_wire(kind, moved, op, root, algorithm)
             if moved is not flat:
                 flat[...] = moved
-            return flat
         finally:
             if self.size > 1:
                 self.door.leave()

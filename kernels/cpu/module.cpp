@@ -1,5 +1,6 @@
 // hpcai._native: the CPU kernels for Python. Arrays come as addresses (hpcai/ops/native.py checks them); the GIL is released.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -85,7 +86,6 @@ NB_MODULE(_native, m) {
     using namespace hpcai::cpu;
     nb::set_leak_warnings(false);  // what a program still holds when it ends goes with its process
     if (!hpcai::cpu::add_door(m.ptr())) throw nb::python_error();
-    if (!hpcai::cpu::prepare_short_way(nb::module_::import_("hpcai.xp").attr("bfloat16").ptr())) throw nb::python_error();
     m.def("fold", [](int type, int op, Address acc, Address x, std::size_t n) {
         must(fold(Type(type), Op(op), reinterpret_cast<void*>(acc), reinterpret_cast<const void*>(x), n));
     }, nb::call_guard<nb::gil_scoped_release>());
@@ -117,7 +117,9 @@ NB_MODULE(_native, m) {
         .def_prop_ro("revoked", &Node::revoked)
         .def("poll_messages", &poll_messages)
         .def_ro("short_calls", &Node::short_calls)
-        .def("allreduce", [](Node& node, nb::handle x, nb::handle op) { return int(allreduce_shortly(node, x.ptr(), op.ptr())); })
+        .def("shortly", [](Node& node, nb::handle kind, nb::handle x, nb::handle op, nb::handle root) {
+            return int(collective_shortly(node, kind.ptr(), x.ptr(), op.ptr(), root.ptr()));
+        })
         .def("agree", [](Node& node, std::vector<std::int64_t> key) {
             key.resize(kKey);
             nb::gil_scoped_release released;
@@ -130,6 +132,9 @@ NB_MODULE(_native, m) {
             const Work work{Kind(kind), Type(type), Op(op), divisor, root, reinterpret_cast<unsigned char*>(x), n, itemsize};
             return int(node.collective(work, key.data()));
         });
+    m.def("prepare_short_way", [](nb::handle bfloat16, const std::map<int, std::int64_t>& codes) {
+        if (!prepare_short_way(bfloat16.ptr(), codes)) throw nb::python_error();
+    });
     m.def("open_short_way", [](bool open) { short_way_open = open; });
     m.def("lanes", &lanes_name);
     m.def("tables", &tables);

@@ -302,16 +302,15 @@ Status Node::collective(const Work& work, const std::int64_t* key) {
     const std::size_t bytes = work.bytes();
     // A symmetric array is not copied unless it is tiny: half of it was last written by other cores, and to read it is slow.
     const std::int64_t place = bytes <= kTiny ? -1 : place_of(work.x, bytes);
-    const bool travels = work.kind == ALLREDUCE && bytes <= kSmall && place < 0;
-    const bool shortest = travels && bytes <= kShortest;
-    const bool through = place < 0 && (travels || !reaches_ || bytes <= staged_bytes);
+    const bool at_once = travels(work) && place < 0, shortest = at_once && bytes <= kShortest;
+    const bool through = place < 0 && (at_once || !reaches_ || bytes <= staged_bytes);
     if (through && !shortest) put(work, 0);
     announce(key, place, work.x, shortest ? bytes : 0);
     if (!barrier(true)) return STALLED;
     if (!same()) return MISMATCH;
     if (work.n == 0) return DONE;
     const bool none = none_symmetric();
-    if (travels && none) return small(work);
+    if (at_once && none) return small(work);
     if (all_symmetric()) return direct(work, place);
     if (through && none) return staged(work, true);
     return reaches_ ? reached(work) : staged(work, false);

@@ -152,6 +152,9 @@ private:
     std::size_t next(std::size_t bytes) const;
     unsigned char* segment(int rank, std::size_t bytes) const { return desk(rank).ring + next(bytes); }
     void used(std::size_t bytes);
+    bool travels(const Work& work) const { return work.kind == ALLREDUCE && work.bytes() <= kSmall; }
+    bool shares_folds(const Work& work) const { return work.kind == ALLREDUCE && size_ > kFew && !travels(work); }
+    std::pair<std::size_t, std::size_t> folded_here(const Work& work, std::size_t at) const;
     void put(const Work& work, std::size_t at);
     void take(const Work& work, std::size_t at);
     Status staged(const Work& work, bool has_first);

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <tuple>
 
 namespace hpcai::cpu {
 namespace {
@@ -195,15 +194,38 @@ void Node::used(std::size_t bytes) { ring_end_ = next(bytes) + bytes; }
 
 // Copy into this rank's segment what the others need of its array, from byte `at` of that on (of each row, in an all-to-all).
 void Node::put(const Work& work, std::size_t at) {
-    unsigned char* to_all = segment(rank_, segment_bytes(work, at));
-    if (work.kind != ALLTOALL) {
-        auto [from, to] = given(work, rank_);
-        if (from + at < to) std::memcpy(to_all, work.x + from + at, std::min(kSegment, to - from - at));
+    const std::size_t bytes = segment_bytes(work, at);
+    unsigned char* to_all = segment(rank_, bytes);
+    if (work.kind == ALLTOALL) {
+        const std::size_t count = bytes / unsigned(size_);
+        for (int r = 0; r < size_; ++r)
+            if (r != rank_) std::memcpy(to_all + r * count, work.x + r * row(work) + at, count);
         return;
     }
-    const std::size_t count = std::min(step(work), row(work) - at);
-    for (int r = 0; r < size_; ++r)
-        if (r != rank_) std::memcpy(to_all + r * count, work.x + r * row(work) + at, count);
+    auto [from, to] = given(work, rank_);
+    from = std::min(from + at, to);
+    to = std::min(from + kSegment, to);
+    auto [kept, end] = folded_here(work, at);  // which nobody else needs
+    if (kept < end) {
+        std::memcpy(to_all, work.x + from, kept);
+        std::memcpy(to_all + end, work.x + from + end, to - from - end);
+    } else {
+        std::memcpy(to_all, work.x + from, to - from);
+    }
+}
+
+// The bytes of the segment from byte `at` on that this rank alone folds: its chunk of the array, or where many ranks share the work
+// its chunk of the segment. None where each rank folds all.
+std::pair<std::size_t, std::size_t> Node::folded_here(const Work& work, std::size_t at) const {
+    const std::size_t begin = at / work.itemsize, count = segment_bytes(work, at) / work.itemsize;
+    std::pair<std::size_t, std::size_t> own{0, 0};
+    if (work.kind == REDUCE_SCATTER) {
+        own = chunk(work.n, size_, rank_);
+        own = {std::clamp(own.first, begin, begin + count) - begin, std::clamp(own.second, begin, begin + count) - begin};
+    } else if (shares_folds(work)) {
+        own = chunk(count, size_, rank_);
+    }
+    return {own.first * work.itemsize, own.second * work.itemsize};
 }
 
 // Copy from the others' segments what they put there for this rank.
@@ -223,24 +245,19 @@ void Node::take(const Work& work, std::size_t at) {
 
 // Few ranks each fold the whole segment. Of more, each folds its chunk of the segment in its own desk, for the others to copy.
 bool Node::fold_staged(const Work& work, std::size_t at) {
-    const std::size_t bytes = segment_bytes(work, at), itemsize = work.itemsize, begin = at / itemsize, count = bytes / itemsize;
+    const std::size_t bytes = segment_bytes(work, at), itemsize = work.itemsize;
     unsigned char* mine = work.x + at;
     for (int r = 0; r < size_; ++r) arrays_[r] = r == rank_ ? mine : segment(r, bytes);
-    std::size_t from = 0, to = count;
-    if (work.kind == REDUCE_SCATTER) {
-        const auto own = chunk(work.n, size_, rank_);
-        from = std::clamp(own.first, begin, begin + count) - begin;
-        to = std::clamp(own.second, begin, begin + count) - begin;
-    }
-    const bool shared = work.kind == ALLREDUCE && size_ > kFew;
-    if (shared) std::tie(from, to) = chunk(count, size_, rank_);
+    const bool shared = shares_folds(work);
+    auto [from, to] = work.kind == ALLREDUCE && !shared ? std::pair{std::size_t(0), bytes} : folded_here(work, at);
     void* outs[] = {mine, segment(rank_, bytes)};
-    if (from < to) fold_ranks(work.type, work.op, outs, shared ? 2 : 1, arrays_.data(), size_, work.divisor, from, to);
+    if (from < to)
+        fold_ranks(work.type, work.op, outs, shared ? 2 : 1, arrays_.data(), size_, work.divisor, from / itemsize, to / itemsize);
     if (!shared) return true;
     if (!barrier()) return false;
     for (int ahead = 1; ahead < size_; ++ahead) {
         const int r = (rank_ + ahead) % size_;
-        auto [a, b] = chunk(count, size_, r);
+        auto [a, b] = chunk(bytes / itemsize, size_, r);
         std::memcpy(mine + a * itemsize, segment(r, bytes) + a * itemsize, (b - a) * itemsize);
     }
     return true;
