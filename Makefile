@@ -1,4 +1,4 @@
-# Short targets; README, .ci/run and people use the same ones. Variables: MPI (openmpi or mpich), VENV, PYTHON, RANKS.
+# Short targets; README, .ci/run and people use the same ones. Variables: MPI (mpich, openmpi or intel), VENV, PYTHON, RANKS.
 PYTHON ?= python3
 MPI ?= mpich
 VENV ?= .venv$(if $(filter mpich,$(MPI)),,-$(MPI))
@@ -12,6 +12,10 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PRTE_MCA_rmaps_default_mapping_policy ?= :oversubscribe
 export OMPI_ALLOW_RUN_AS_ROOT ?= 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM ?= 1
+ifeq ($(MPI),intel)
+export I_MPI_ROOT := $(abspath $(VENV))
+export I_MPI_FABRICS ?= shm
+endif
 
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(wildcard kernels/*/*.?pp kernels/include/*/*.hpp)
 

@@ -26,7 +26,7 @@ import numpy as np
 
 import hpcai
 from bench import rivals
-from bench.harness import interleaved, machine, size_of, start_gloo
+from bench.harness import interleaved, machine, size_of, some_of, start_gloo
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.launch.launcher import launch
 from hpcai.ops import native
@@ -123,17 +123,6 @@ def against_best(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--against best starts its own jobs, of f32 sums: leave out mpirun, other rivals, --dtype and --op")
     sizes = [f"-b={arguments.begin}", f"-e={arguments.end}", f"-f={arguments.factor}", f"-n={arguments.rounds}"]
     rivals.main(["allreduce", f"--ranks={arguments.ranks}", *sizes, *([f"--json={arguments.json}"] if arguments.json else [])])
-
-
-def some_of(*known: str) -> Callable[[str], str]:
-    """A check of an argument: some of these names with commas between them, or none."""
-
-    def checked(text: str) -> str:
-        if wrong := [name for name in text.split(",") if name not in ("", *known)]:
-            raise argparse.ArgumentTypeError(f"there is no {wrong[0]}, but {', '.join(known)}")
-        return text
-
-    return checked
 
 
 def measure(comm: Communicator, arguments: Any, names: list[str], size: int, torch: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import random
@@ -112,3 +113,14 @@ def size_of(text: str) -> int:
     """Bytes from 4, 64K, 256M or 1G."""
     units = {"K": 10, "M": 20, "G": 30}
     return int(text[:-1]) << units[text[-1].upper()] if text[-1].upper() in units else int(text)
+
+
+def some_of(*known: str) -> Callable[[str], str]:
+    """A check of an argument: some of these names with commas between them, or none."""
+
+    def checked(text: str) -> str:
+        if wrong := [name for name in text.split(",") if name not in ("", *known)]:
+            raise argparse.ArgumentTypeError(f"there is no {wrong[0]}, but {', '.join(known)}")
+        return text
+
+    return checked

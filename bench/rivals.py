@@ -67,6 +67,10 @@ THEIRS = {"reduce_scatter": "reduce_scatter_block", "broadcast": "bcast"}
 """MPI's names of collectives, where they are other ones."""
 
 
+class WrongResultError(Exception):
+    """A collective came to something else than it must."""
+
+
 class Side(NamedTuple):
     """An MPI with its settings, as variables of the environment."""
 
@@ -160,7 +164,7 @@ def screened(options: argparse.Namespace, mpi: str, sizes: list[int]) -> dict[in
                     time = statistics.median(blocks(job, options.collective, size, "ordinary", 3))
                     if size not in found or time < found[size][0]:
                         found[size] = time, side
-        except (ConnectionError, TimeoutError) as error:
+        except (ConnectionError, TimeoutError, WrongResultError) as error:
             print(f"# {mpi}, {side.setting}: left out, {error}", flush=True)
     if not found:
         raise SystemExit(f"bench.rivals: no setting of {mpi} runs here")
@@ -178,8 +182,9 @@ def blocks(job: Job, collective: str, size: int, kind: str, count: int) -> Itera
 
 
 def prepare(job: Job, collective: str, size: int, kind: str) -> None:
-    said = set(job.ask(f"use {collective} {size} {kind}"))
-    assert said == {"ok"}, said
+    """Have all ranks use such an array. Raises: WrongResultError, if the collective's result on it is wrong."""
+    if wrong := [said for said in job.ask(f"use {collective} {size} {kind}") if said != "ok"]:
+        raise WrongResultError(wrong[0])
 
 
 def calls_of_block(job: Job) -> int:
@@ -374,7 +379,7 @@ def checked(library: Library, collective: str, x: Any, call: Callable[[], Any], 
     for start in range(0, result.size, CHECKED_AT_ONCE):
         stop = min(start + CHECKED_AT_ONCE, result.size)
         if not np.array_equal(result[start:stop], expected(library, collective, x.size, start, stop)):
-            return f"{collective} is wrong on rank {library.rank} between {start} and {stop}"
+            return f"{collective} of {x.nbytes} bytes is wrong on rank {library.rank}"
     return "ok"
 
 

@@ -1,11 +1,12 @@
-"""Step time of data-parallel training against PyTorch DDP over Gloo, interleaved in the same processes.
+"""Step time of data-parallel training against PyTorch DDP and JAX, both over Gloo, interleaved in the same processes.
 
     mpirun -n 2 python -m bench.step            # MLP 784-1024-1024-10, batch 128 a rank, SGD with momentum, f32, one thread
     mpirun -n 2 python -m bench.step --model gpt   # 4 blocks of width 128, 8 windows of 128 bytes a rank, AdamW
+    mpirun -n 1 -bind-to core python -m bench.step --against jax
 
 All sides train the same layers on the same batch from the same initial parameters, and the losses of the first steps are compared
 before anything is timed. Then blocks of steps alternate; a block's time is the slowest rank's; medians are reported. PyTorch runs
-eagerly, and a gpt compiled (torch.compile) too. Without torch only hpcai is timed.
+eagerly, and a gpt compiled (torch.compile) too. Of what is not installed nothing is timed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import itertools
 import numpy as np
 
 import hpcai
-from bench.harness import interleaved, machine, start_gloo
+from bench import jax_models
+from bench.harness import interleaved, machine, some_of, start_gloo
 from bench.torch_gpt import torch_gpt
 from hpcai.arena import views
 from hpcai.comm.communicator import Communicator
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="samples a rank (mlp 128, gpt 8)")
     parser.add_argument("--steps", type=int, help="steps in a block (mlp 10, gpt 4)")
     parser.add_argument("--blocks", type=int, default=30, help="blocks of each side")
+    parser.add_argument("--against", default="torch", type=some_of("torch", "jax"), help="torch, jax")
     arguments = parser.parse_args()
     arguments.batch = arguments.batch or (128 if arguments.model == "mlp" else 8)
     arguments.steps = arguments.steps or (10 if arguments.model == "mlp" else 4)
@@ -63,7 +66,10 @@ def main() -> None:
     sides: dict[str, Callable[[], float]] = {}
     ours, parts = hpcai_side(options, comm, x, y, dataset)
     sides["hpcai"] = ours
-    sides |= torch_sides(options, comm, x, y, dataset)
+    if "torch" in arguments.against:
+        sides |= torch_sides(options, comm, x, y, dataset)
+    if "jax" in arguments.against:
+        sides |= jax_side(options, comm, x, y, dataset)
 
     losses = {name: [step() for _ in range(5)] for name, step in sides.items()}
     for name, values in losses.items():
@@ -139,6 +145,17 @@ def torch_sides(options: Options, comm: Communicator, x: Any, y: Any, dataset: D
         "torch DDP over Gloo": torch_step(torch, torch_gpt(options, initial), comm, x, y, adamw),
         "torch DDP over Gloo, compiled": torch_step(torch, torch_gpt(options, initial), comm, x, y, adamw, torch.compile),
     }
+
+
+def jax_side(options: Options, comm: Communicator, x: Any, y: Any, dataset: Dataset) -> dict[str, Callable[[], float]]:
+    """A step of JAX: the same layers from the same parameters; none where JAX is not installed."""
+    jax = jax_models.load(comm)
+    if jax is None:
+        return {}
+    model = build_model(options, dataset)
+    initial = {key: value.copy() for key, value in views(models.initialise(model, 0), model.layout).items()}
+    name = f"JAX {jax.__version__}{' over Gloo' * (comm.size > 1)}"
+    return {name: jax_models.step(jax, options, comm, initial, x, y)}
 
 
 def momentum(torch: Any, parameters: Any) -> Any:

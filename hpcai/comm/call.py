@@ -15,7 +15,7 @@ from hpcai.comm.wire import Wire
 from hpcai.environment import ALGORITHMS
 from hpcai.errors import UsageError, counted
 from hpcai.ops import native
-from hpcai.xp import CODES, Array
+from hpcai.xp import CODES, Array, bfloat16
 
 NATIVE_KINDS = ("agree", "allreduce", "reduce_scatter", "allgather", "broadcast", "alltoall")
 """Kinds that the kernels know too, by the same numbers."""
@@ -36,6 +36,9 @@ BYTES = len(CODES)
 FIELDS = ("valid", "kind", "count", "dtype", "operation", "choice", "shape", "algorithm")
 """What the numbers of a key stand for, in order."""
 
+LETTERS = "?bBhHiIlLqQefdFD"
+"""The dtypes, by numpy's letters, beside bf16 whose arrays may go the short way (kernels/cpu/short_way.cpp)."""
+
 SHAPE_FACTOR, SHAPE_BITS = 1000003, 61
 PLACE_BITS = 40
 """A symmetric array has fewer than 2**40 bytes."""
@@ -47,7 +50,7 @@ SHOWN = 8
 def key(
     rank: int, kind: str, x: Array | None, op: str, choice: int, algorithm: str, problem: Exception | None
 ) -> tuple[int, ...]:
-    """A call in numbers; those of two ranks differ if their calls do. See allreduce_fast in kernels/cpu/module.cpp.
+    """A call in numbers; those of two ranks differ if their calls do. See kernels/cpu/short_way.cpp.
 
     The algorithms "auto" and "node" have the same number: both are shared memory if the ranks have it.
     """
@@ -62,6 +65,10 @@ def key(
 def dtype_code(dtype: np.dtype) -> int:
     """The number of a dtype, equal on all ranks; byte order and fields count."""
     return CODES[dtype] if dtype in CODES else 256 + zlib.crc32(repr(dtype).encode())
+
+
+if (kernels := native.kernels()) is not None:
+    kernels.prepare_short_way(bfloat16, {np.dtype(letter).num: dtype_code(np.dtype(letter)) for letter in LETTERS})
 
 
 def shape_code(shape: tuple[int, ...]) -> int:

@@ -25,11 +25,14 @@ from hpcai.comm.door import Door, alone
 from hpcai.comm.wire import Pending, Wire
 from hpcai.comm.wires import node, ulfm
 from hpcai.errors import HpcaiError, RankFailed, RankMismatch
-from hpcai.xp import CODES, Array, bfloat16
+from hpcai.xp import CODES, Array
 
 T = TypeVar("T")
 
-_OPERATIONS = call.OPERATIONS[1:]
+
+def _not_here(kind: str, x: Array, op: str, root: int) -> int:
+    """The short way of ranks that do not share memory."""
+    return node.NOT_HERE
 
 
 @stacks.communicator
@@ -60,12 +63,12 @@ class Communicator:
         self.door = Door(self._memory.native if self._memory is not None else None)
         self._messages: list[message.Message] = []
         self._divisors = {"sum": 1, "mean": wire.size, "max": 1, "min": 1}
-        self._short_codes = {op: (call.FOLDS[op], self._divisors[op], call.OPERATIONS.index(op)) for op in _OPERATIONS}
         self._node: Communicator | None = None
         self._levels: hierarchical.Levels | None = None
         self._asked_levels = False
         self._choice: select.Choice | None = None
         self._preferred = os.environ.get("HPCAI_ALGORITHM") or "auto"
+        self._shortly: Callable[[str, Array, str, int], int] = _not_here if self._memory is None else self._memory.native.shortly
 
     def __repr__(self) -> str:
         return f"Communicator(rank={self.rank}, size={self.size}, wire={type(self.wire).__name__})"
@@ -200,7 +203,7 @@ class Communicator:
     @property
     def calls(self) -> int:
         """The number of collectives that this rank has called on this communicator."""
-        return self._calls
+        return self._calls + (self._memory.native.short_calls if self._memory is not None else 0)
 
     @property
     def waiting_since(self) -> float:
@@ -257,18 +260,7 @@ class Communicator:
         Cost:   node: P reads and P writes of every element in all for symmetric arrays, 3 + P passes through the cache for
                 others, 1 barrier for short messages, else 2. Ring: 2(P-1)/P n elements sent per rank.
         """
-        algorithm = self._preferred if algorithm == "auto" else algorithm
-        if self._memory is not None and algorithm == "auto" and op in _OPERATIONS and x is not None:
-            self._calls += 1
-            bits = x.view(np.uint16) if getattr(x, "dtype", None) is bfloat16 else x  # bf16 has no buffer of its own
-            fold, divisor, number = self._short_codes[op]
-            status = self._memory.native.allreduce(bits, 1, fold, divisor, number, bits is not x)
-            if status == node.DONE:
-                return x
-            if status != node.NOT_HERE:
-                self._refuse(status, "allreduce", x, op, 0, "auto", None)
-            self._calls -= 1
-        self._collective("allreduce", x, op, 0, algorithm)
+        self._collective("allreduce", x, op, 0, self._preferred if algorithm == "auto" else algorithm)
         return x
 
     def iallreduce(self, x: Array, op: str = "sum", *, algorithm: str = "auto") -> Request:
@@ -294,8 +286,8 @@ class Communicator:
         Raises: as `allreduce`.
         Cost:   half of `allreduce`.
         """
-        flat = self._collective("reduce_scatter", x, op, 0, algorithm)
-        return flat[self.chunk(flat.size)]
+        self._collective("reduce_scatter", x, op, 0, algorithm)
+        return x.reshape(-1)[schedule.split(x.size, self.size, self.rank)]
 
     def allgather(self, x: Array, *, algorithm: str = "auto") -> Array:
         """Gather all ranks' chunks of `x`, in place: each rank has written its own, `x.reshape(-1)[comm.chunk(x.size)]`.
@@ -453,8 +445,18 @@ class Communicator:
 
     # Checks, and the way to an algorithm.
 
-    def _collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> Array:
-        """Check the call here and against the other ranks', then run it; returns `x` flat."""
+    def _collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> None:
+        """Run the call on `x`: in shared memory by one native call, else after the checks here and against the other ranks."""
+        if algorithm == "auto":
+            status = self._shortly(kind, x, op, root)
+            if status == node.DONE:
+                return
+            if status != node.NOT_HERE:
+                self._refuse(status, kind, x, op, root, algorithm, None)
+        self._checked_collective(kind, x, op, root, algorithm)
+
+    def _checked_collective(self, kind: str, x: Array, op: str, root: int, algorithm: str) -> None:
+        """Check the call here and against the other ranks', then run it."""
         if self.size > 1:
             self.door.enter(kind)
         try:
@@ -470,7 +472,6 @@ class Communicator:
                 self._over_wire(kind, moved, op, root, algorithm)
             if moved is not flat:
                 flat[...] = moved
-            return flat
         finally:
             if self.size > 1:
                 self.door.leave()
@@ -558,7 +559,7 @@ class Communicator:
             raise HpcaiError(
                 f"{kind}: the kernel denied access to another rank's memory during the call; set HPCAI_REACH=0 and start again"
             )
-        mine = f"{kind}, which failed there: {problem}" if problem else call.describe(kind, x, op, choice, self._calls, algorithm)
+        mine = f"{kind}, which failed there: {problem}" if problem else call.describe(kind, x, op, choice, self.calls, algorithm)
         self._disagree(mine, problem)
 
     def _disagree(self, mine: str, problem: Exception | None) -> None:

@@ -187,11 +187,15 @@ void fold_ranks(void* const* outs, int n_outs, const void* const* xs, int ranks,
     auto* const* out = reinterpret_cast<T* const*>(outs);
     auto* const* x = reinterpret_cast<const T* const*>(xs);
     std::size_t at = from;
-    if (ranks == 2 && n_outs <= 2) {  // the commonest: the compiler sees the count
-        T* const both[2] = {out[0], out[n_outs - 1]};
+    if (ranks == 2 && n_outs == 2) {  // the commonest: the compiler sees the count
         for (; at + kBlock <= to; at += kBlock) {
             prefetch_block(x, 2, at, to);
-            fold_block<Op>(both, 2, x, 2, float(divisor), at);
+            fold_block<Op>(out, 2, x, 2, float(divisor), at);
+        }
+    } else if (ranks == 2 && n_outs == 1) {
+        for (; at + kBlock <= to; at += kBlock) {
+            prefetch_block(x, 2, at, to);
+            fold_block<Op>(out, 1, x, 2, float(divisor), at);
         }
     } else {
         for (; at + kBlock <= to; at += kBlock) {

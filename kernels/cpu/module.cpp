@@ -1,5 +1,6 @@
 // hpcai._native: the CPU kernels for Python. Arrays come as addresses (hpcai/ops/native.py checks them); the GIL is released.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -16,64 +17,13 @@
 #include "lanes_table.hpp"
 #include "node.hpp"
 #include "rows.hpp"
+#include "short_way.hpp"
 
 namespace nb = nanobind;
 using Address = std::uintptr_t;
 
 static void must(bool known) {
     if (!known) throw std::invalid_argument("hpcai._native: no kernel for these element types");
-}
-
-// The element type of a buffer's format, or -1. bf16, which Python's buffers do not know, comes as unsigned 16-bit integers.
-static int type_of(const Py_buffer& view, bool is_bf16) {
-    const char* format = view.format && std::strchr("<=@", view.format[0]) && view.format[0] ? view.format + 1 : view.format;
-    if (!format || !format[0] || format[1]) return -1;
-    switch (format[0]) {
-        case 'H': return is_bf16 ? hpcai::cpu::BF16 : -1;
-        case 'e': return hpcai::cpu::F16;
-        case 'f': return hpcai::cpu::F32;
-        case 'd': return hpcai::cpu::F64;
-        case 'i': return hpcai::cpu::I32;
-        case 'l': case 'q': return view.itemsize == 8 ? hpcai::cpu::I64 : hpcai::cpu::I32;
-        default: return -1;
-    }
-}
-
-// The short way: everything between Python's call and the barrier in one native call. NOT_HERE: the long way must look at it.
-static PyObject* array_type = nullptr;  // numpy.ndarray: what is derived from it may mean something else by its elements
-static bool short_way = true;           // closed while a thread carries calls beside another (see hpcai/comm/door.py)
-
-constexpr std::uint64_t kShapeFactor = 1000003;
-constexpr int kShapeBits = 61;
-
-// An array's shape in one number, 0 for one dimension, of which the length says all; as shape_code in hpcai/comm/call.py.
-static std::int64_t shape_code(const Py_buffer& view) {
-    if (view.ndim == 1) return 0;
-    std::uint64_t code = std::uint64_t(view.ndim) + 1;
-    for (int i = 0; i < view.ndim; ++i) code = code * kShapeFactor + std::uint64_t(view.shape[i]);
-    return std::int64_t(code & ((std::uint64_t(1) << kShapeBits) - 1));
-}
-
-static int allreduce_fast(hpcai::cpu::Node& node, nb::handle x, int kind, int op, long divisor, int op_index, bool is_bf16) {
-    using namespace hpcai::cpu;
-    if (node.caller != PyThread_get_thread_ident() || !short_way || reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != array_type) return NOT_HERE;
-    Py_buffer view;
-    if (PyObject_GetBuffer(x.ptr(), &view, PyBUF_CONTIG | PyBUF_FORMAT) != 0) {
-        PyErr_Clear();
-        return NOT_HERE;
-    }
-    int status = NOT_HERE;
-    if (const int type = type_of(view, is_bf16); type >= 0) {
-        const std::size_t n = std::size_t(view.len / view.itemsize);
-        std::int64_t key[kKey] = {};
-        key[VALID] = 1, key[KIND] = kind, key[COUNT] = std::int64_t(n), key[DTYPE] = type, key[OPERATION] = op_index;
-        key[SHAPE] = shape_code(view);
-        nb::gil_scoped_release released;
-        status = node.collective({ALLREDUCE, Type(type), Op(op), divisor, 0, static_cast<unsigned char*>(view.buf), n,
-                                  std::size_t(view.itemsize)}, key);
-    }
-    PyBuffer_Release(&view);
-    return status;
 }
 
 // Have the node's long waits call `progress` while the counter, an array of one 64-bit integer, is above 0.
@@ -136,7 +86,6 @@ NB_MODULE(_native, m) {
     using namespace hpcai::cpu;
     nb::set_leak_warnings(false);  // what a program still holds when it ends goes with its process
     if (!hpcai::cpu::add_door(m.ptr())) throw nb::python_error();
-    array_type = nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr();
     m.def("fold", [](int type, int op, Address acc, Address x, std::size_t n) {
         must(fold(Type(type), Op(op), reinterpret_cast<void*>(acc), reinterpret_cast<const void*>(x), n));
     }, nb::call_guard<nb::gil_scoped_release>());
@@ -159,13 +108,18 @@ NB_MODULE(_native, m) {
         .def("missing", &Node::missing)
         .def("prove", &Node::prove)
         .def("reach", &Node::reach)
+        .def("sleepers_can_fence", &Node::sleepers_can_fence)
+        .def("rely_on_sleepers", &Node::rely_on_sleepers)
         .def_rw("staged_bytes", &Node::staged_bytes)
         .def("watch", &Node::watch)
         .def("ended", &Node::ended)
         .def("revoke", &Node::revoke)
         .def_prop_ro("revoked", &Node::revoked)
         .def("poll_messages", &poll_messages)
-        .def("allreduce", &allreduce_fast)
+        .def_ro("short_calls", &Node::short_calls)
+        .def("shortly", [](Node& node, nb::handle kind, nb::handle x, nb::handle op, nb::handle root) {
+            return int(collective_shortly(node, kind.ptr(), x.ptr(), op.ptr(), root.ptr()));
+        })
         .def("agree", [](Node& node, std::vector<std::int64_t> key) {
             key.resize(kKey);
             nb::gil_scoped_release released;
@@ -178,7 +132,10 @@ NB_MODULE(_native, m) {
             const Work work{Kind(kind), Type(type), Op(op), divisor, root, reinterpret_cast<unsigned char*>(x), n, itemsize};
             return int(node.collective(work, key.data()));
         });
-    m.def("open_short_way", [](bool open) { short_way = open; });
+    m.def("prepare_short_way", [](nb::handle bfloat16, const std::map<int, std::int64_t>& codes) {
+        if (!prepare_short_way(bfloat16.ptr(), codes)) throw nb::python_error();
+    });
+    m.def("open_short_way", [](bool open) { short_way_open = open; });
     m.def("lanes", &lanes_name);
     m.def("tables", &tables);
     m.def("encode_blocks", [](int format, Address x, Address memory, std::size_t n, Address scales, Address packed, bool stochastic, std::uint32_t key) {

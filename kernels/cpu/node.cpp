@@ -4,6 +4,7 @@
 #include <time.h>
 #if defined(__linux__)
 #include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <poll.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -40,12 +41,17 @@ void futex_wait(std::atomic<std::uint32_t>& word, std::uint32_t seen, long nanos
 void futex_wake(std::atomic<std::uint32_t>& word) {
     syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&word), FUTEX_WAKE, 1 << 30, nullptr, nullptr, 0);
 }
+// Cores that run none of the registered processes have nothing to fence.
+bool register_for_fences() { return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0; }
+bool fence_all_cores() { return syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) == 0; }
 #else  // without futexes a sleeper looks again every 100 us
 void futex_wait(std::atomic<std::uint32_t>&, std::uint32_t, long) {
     const timespec nap{0, 100'000};
     nanosleep(&nap, nullptr);
 }
 void futex_wake(std::atomic<std::uint32_t>&) {}
+bool register_for_fences() { return false; }
+bool fence_all_cores() { return false; }
 #endif
 
 // A call's key in one number. Keys that differ in one field never have the same, others with a chance of 2**-64.
@@ -70,6 +76,8 @@ Node::Node(int rank, int size, void* desks, double timeout, bool crowded)
     desk(rank_).proof_address = reinterpret_cast<std::uintptr_t>(&proof_);
     desk(rank_).proof = proof_;
 }
+
+bool Node::sleepers_can_fence() const { return register_for_fences() && fence_all_cores(); }
 
 bool Node::prove() const {
 #if defined(__linux__)
@@ -157,17 +165,35 @@ void* Node::symmetric(std::int64_t place, int rank) const {
 // usually about to come; longer, and a rank that shares this core waits for all of it), then give the core away, then sleep
 // until woken. A counter is written by its owner alone.
 //
-// A barrier that begins a call is awaited at the announcements, whose lines bring all that others must know.
+// A barrier that begins a call is awaited at the announcements, whose lines bring all that others must know. Between an arrival
+// and the look at sleepers belongs a fence, for which a core waits until its writes have arrived everywhere. So who falls asleep,
+// which is seldom, has the kernel make it on all cores.
 bool Node::barrier(bool announcing) {
     const std::uint32_t target = ++epoch_;
     if (announcing) announced(rank_).arrivals.store(target, std::memory_order_release);
-    desk(rank_).arrivals.store(target, std::memory_order_seq_cst);
-    if (desk(rank_).sleepers.load(std::memory_order_seq_cst)) futex_wake(desk(rank_).arrivals);
-    for (int step = 1; step < size_; ++step) {
+    desk(rank_).arrivals.store(target, std::memory_order_release);
+    if (sleepers_fence_) std::atomic_signal_fence(std::memory_order_seq_cst);
+    else std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (desk(rank_).sleepers.load(std::memory_order_relaxed)) futex_wake(desk(rank_).arrivals);
+    const bool here = spin(target, announcing);
+    for (int step = 1; step < size_ && !here; ++step) {
         const int r = (rank_ + step) % size_;
-        if (!wait_for(r, target, announcing ? announced(r).arrivals : desk(r).arrivals)) {
+        if (!wait_for(r, target, word(r, announcing))) {
             desk(rank_).out.store(1, std::memory_order_seq_cst);
             return false;
+        }
+    }
+    return true;
+}
+
+// True if all came while this rank spun.
+bool Node::spin(std::uint32_t target, bool announcing) const {
+    int spins = spins_;
+    for (int step = 1; step < size_; ++step) {
+        const auto& count = word((rank_ + step) % size_, announcing);
+        while (std::int32_t(count.load(std::memory_order_acquire) - target) < 0) {
+            if (spins-- == 0) return false;
+            pause();
         }
     }
     return true;
@@ -191,10 +217,6 @@ void Node::settle() const {
 bool Node::wait_for(int rank, std::uint32_t target, const std::atomic<std::uint32_t>& word) {
     auto& arrivals = desk(rank).arrivals;
     const auto came = [&] { return std::int32_t(word.load(std::memory_order_acquire) - target) >= 0; };
-    for (int i = 0; i < spins_; ++i) {
-        if (came()) return true;
-        pause();
-    }
     for (int i = 0; i < 3; ++i) {
         if (came()) return true;
         sched_yield();
@@ -208,6 +230,8 @@ bool Node::wait_for(int rank, std::uint32_t target, const std::atomic<std::uint3
     const double end = now() + timeout_s;
     auto& sleepers = desk(rank).sleepers;
     sleepers.fetch_add(1, std::memory_order_seq_cst);
+    if (sleepers_fence_) fence_all_cores();
+    else std::atomic_thread_fence(std::memory_order_seq_cst);
     bool here = came();
     while (!here && now() < end) {
         const bool over = revoked() || anyone_lost(target);
@@ -238,14 +262,15 @@ std::vector<int> Node::missing() const {
 }
 
 // Calls alternate between two slots: a rank can write slot s again only two calls later, and in the call between there was a
-// barrier to which every reader of slot s had to come.
-void Node::announce(const std::int64_t* key, std::int64_t place, const void* x, std::size_t travelling) {
+// barrier to which every reader of slot s had to come. The head is written last, at once with the arrival: others spin on its
+// line, and would fetch it twice.
+void Node::announce(const std::int64_t* key, std::int64_t place, const void* x, std::size_t shortest) {
     ++calls_;
     Announcement& mine = announced(rank_);
     mine.digest = checks ? digest_of(key) : 0;
     mine.place = place;
     mine.address = reinterpret_cast<std::uintptr_t>(x);
-    std::memcpy(mine.data, x, travelling);
+    std::memcpy(mine.shortest, x, shortest);
 }
 
 bool Node::same() const {
@@ -277,15 +302,15 @@ Status Node::collective(const Work& work, const std::int64_t* key) {
     const std::size_t bytes = work.bytes();
     // A symmetric array is not copied unless it is tiny: half of it was last written by other cores, and to read it is slow.
     const std::int64_t place = bytes <= kTiny ? -1 : place_of(work.x, bytes);
-    const bool travels = work.kind == ALLREDUCE && bytes <= kSmall && place < 0;
-    const bool through = place < 0 && !travels && (!reaches_ || bytes <= staged_bytes);
-    announce(key, place, work.x, travels ? bytes : 0);
-    if (through) put(work, 0);
+    const bool at_once = travels(work) && place < 0, shortest = at_once && bytes <= kShortest;
+    const bool through = place < 0 && (at_once || !reaches_ || bytes <= staged_bytes);
+    if (through && !shortest) put(work, 0);
+    announce(key, place, work.x, shortest ? bytes : 0);
     if (!barrier(true)) return STALLED;
     if (!same()) return MISMATCH;
     if (work.n == 0) return DONE;
     const bool none = none_symmetric();
-    if (travels && none) return small(work);
+    if (at_once && none) return small(work);
     if (all_symmetric()) return direct(work, place);
     if (through && none) return staged(work, true);
     return reaches_ ? reached(work) : staged(work, false);

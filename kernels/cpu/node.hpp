@@ -1,8 +1,7 @@
 // Collectives among ranks that address each other's memory: memory is the wire.
 //
-// Every rank owns a *desk* in shared memory: a counter of the barriers it has come to, the call that it is making, a small
-// slot for short messages, and segments through which ordinary arrays pass. Symmetric arrays, which every rank
-// of the node can address, need no copy at all.
+// Every rank owns a *desk* in shared memory: a counter of the barriers it has come to, the call that it is making, and a ring of
+// segments through which ordinary arrays pass. Symmetric arrays, which every rank of the node can address, need no copy at all.
 #pragma once
 #include <atomic>
 #include <cstddef>
@@ -24,11 +23,13 @@ enum Status : int { HPCAI_STATUSES(HPCAI_MEMBER) };  // NOT_HERE: the short way 
 enum KeyField : int { HPCAI_KEY(HPCAI_MEMBER) kKey };
 
 constexpr std::size_t kSmall = 8192;          // bytes of a message that travels with the call itself
+constexpr std::size_t kShortest = 32;         // bytes of one that comes in the same cache line
 constexpr std::size_t kTiny = 512;            // up to here it does so although it is symmetric: one barrier instead of two
-constexpr std::size_t kSegment = 256 << 10;   // bytes of a segment
+constexpr std::size_t kSegment = 128 << 10;   // bytes of a segment, at most
+constexpr std::size_t kRing = 3 * kSegment + 4096;
 constexpr std::size_t kStaged = 8 << 20;      // bytes of a private array up to which segments are faster than system calls
 constexpr std::size_t kReach = 64 << 10;      // bytes that are fetched from another rank's memory at a time
-constexpr int kSlots = 2, kSegments = 2;
+constexpr int kSlots = 2;
 constexpr int kFew = 3;  // so many ranks fold all of a segment each, instead of a chunk each for all
 constexpr int kPlaceBits = 40;  // a place is a block's id << 40 | an offset, so arrays have fewer than 2**40 bytes
 
@@ -46,13 +47,14 @@ struct Work {
     bool reduces() const { return kind == ALLREDUCE || kind == REDUCE_SCATTER; }
 };
 
-// A rank's call, as the others see it. A short message follows the head at once, so that the shortest come in one cache line.
-struct alignas(64) Announcement {
+// A rank's call, as the others see it, with the shortest messages in the same cache line. What processors fetch beside a line on
+// which another rank spins is its neighbour in 128 bytes, so that one stays unused.
+struct alignas(128) Announcement {
     std::atomic<std::uint32_t> arrivals;  // that of the desk, as soon as the rest is written
     std::uint64_t digest;                 // of the call's key: equal on all ranks, or the call is refused
     std::int64_t place;                   // of the array in the symmetric heap, or -1: equal on all ranks, or nothing is symmetric
     std::uint64_t address;                // of the array in its rank's own memory
-    unsigned char data[kSmall];
+    unsigned char shortest[kShortest];
 };
 
 struct alignas(64) Desk {
@@ -63,7 +65,7 @@ struct alignas(64) Desk {
     alignas(64) std::int64_t pid;  // whose memory `address` means, and a word there to prove it
     std::uint64_t proof_address, proof;
     Announcement announced[kSlots];
-    alignas(4096) unsigned char segment[kSegments][kSegment];
+    alignas(4096) unsigned char ring[kRing];
 };
 
 class Node {
@@ -82,6 +84,10 @@ public:
     // call prove() after a barrier that follows construction; reach(true) then, if all succeeded.
     bool prove() const;
     void reach(bool can) { reaches_ = can; }
+    // Whether ranks that fall asleep can have the kernel make the fences of all others' arrivals (Linux's membarrier). All ranks
+    // ask before they say so to all by rely_on_sleepers(true); else each arrival has a fence of its own.
+    bool sleepers_can_fence() const;
+    void rely_on_sleepers(bool all_can) { sleepers_fence_ = all_can; }
     // Private arrays of so many bytes go through the segments even where they can be reached. Equal on all ranks.
     std::size_t staged_bytes = kStaged;
 
@@ -99,6 +105,8 @@ public:
     double timeout_s;
     // The thread, as Python numbers it, that may call without being looked at further; 0: none. Read and written under the GIL.
     unsigned long caller = 0;
+    std::uint64_t short_calls = 0;  // that came the short way
+    int size() const { return size_; }
     // How many messages this rank has under way, and what moves them: called in long waits, since others may wait for them.
     const std::int64_t* under_way = nullptr;
     std::function<void()> progress;
@@ -112,12 +120,16 @@ private:
     Desk& desk(int rank) const { return desks_[rank]; }
     std::int64_t place_of(const void* x, std::size_t bytes) const;
     void* symmetric(std::int64_t place, int rank) const;
-    void announce(const std::int64_t* key, std::int64_t place, const void* x, std::size_t travelling);
+    void announce(const std::int64_t* key, std::int64_t place, const void* x, std::size_t shortest);
     Announcement& announced(int rank) const { return desk(rank).announced[calls_ % kSlots]; }
     bool same() const;
     bool all_symmetric() const;
     bool none_symmetric() const;
     bool barrier(bool announcing = false);
+    bool spin(std::uint32_t target, bool announcing) const;
+    const std::atomic<std::uint32_t>& word(int rank, bool announcing) const {
+        return announcing ? announced(rank).arrivals : desk(rank).arrivals;
+    }
     bool wait_for(int rank, std::uint32_t target, const std::atomic<std::uint32_t>& word);
     bool anyone_lost(std::uint32_t target) const;
     void settle() const;
@@ -135,6 +147,14 @@ private:
     std::pair<std::size_t, std::size_t> swapped(const Work& work, int rank) const;
     std::size_t row(const Work& work) const { return work.bytes() / unsigned(size_); }
     std::size_t longest(const Work& work) const;
+    std::size_t step(const Work& work) const { return work.kind == ALLTOALL ? kSegment / unsigned(size_) : kSegment; }
+    std::size_t segment_bytes(const Work& work, std::size_t at) const;
+    std::size_t next(std::size_t bytes) const;
+    unsigned char* segment(int rank, std::size_t bytes) const { return desk(rank).ring + next(bytes); }
+    void used(std::size_t bytes);
+    bool travels(const Work& work) const { return work.kind == ALLREDUCE && work.bytes() <= kSmall; }
+    bool shares_folds(const Work& work) const { return work.kind == ALLREDUCE && size_ > kFew && !travels(work); }
+    std::pair<std::size_t, std::size_t> folded_here(const Work& work, std::size_t at) const;
     void put(const Work& work, std::size_t at);
     void take(const Work& work, std::size_t at);
     Status staged(const Work& work, bool has_first);
@@ -144,8 +164,9 @@ private:
     Desk* desks_;
     int spins_;
     std::uint32_t epoch_ = 0;
-    unsigned calls_ = 0, turn_ = 0;  // turn_: which segment is next
-    bool reaches_ = false;
+    unsigned calls_ = 0;
+    std::size_t ring_end_ = 0;  // of the segment that was used last
+    bool reaches_ = false, sleepers_fence_ = false;
     std::uint64_t proof_;
     std::vector<unsigned char> scratch_;
     std::vector<void*> arrays_;  // one of each rank, for a fold

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <tuple>
 
 namespace hpcai::cpu {
 namespace {
@@ -48,9 +47,12 @@ std::pair<std::size_t, std::size_t> Node::swapped(const Work& work, int rank) co
 
 // Short messages came with the call: everyone folds everyone's for itself, in rank order, after that one barrier.
 Status Node::small(const Work& work) {
-    for (int r = 0; r < size_; ++r) arrays_[r] = announced(r).data;
+    const std::size_t bytes = work.bytes();
+    const bool shortest = bytes <= kShortest;
+    for (int r = 0; r < size_; ++r) arrays_[r] = r == rank_ ? work.x : shortest ? announced(r).shortest : segment(r, bytes);
     void* out = work.x;
     fold_ranks(work.type, work.op, &out, 1, arrays_.data(), size_, work.divisor, 0, work.n);
+    if (!shortest) used(bytes);
     return DONE;
 }
 
@@ -153,76 +155,110 @@ bool Node::copy_all(int rank, std::size_t offset, unsigned char* out, std::size_
 }
 
 // Private arrays go through the desks in segments that fit the cache: copy in, barrier, fold or copy from all desks into my
-// array. Two segments in turn need one barrier each: writing segment s again is two barriers away from reading it. has_first: each
-// rank has put its first piece before the barrier of the call, which serves for that piece too.
+// array. has_first: each rank has put its first segment before the barrier of the call, which serves for that segment too.
 Status Node::staged(const Work& work, bool has_first) {
-    const std::size_t end = longest(work), step = work.kind == ALLTOALL ? kSegment / unsigned(size_) : kSegment;
-    for (std::size_t at = 0; at < end; at += step, ++turn_) {
+    const std::size_t end = longest(work);
+    for (std::size_t at = 0; at < end; at += step(work)) {
         if (at > 0 || !has_first) {
             put(work, at);
             if (!barrier()) return STALLED;
         }
         if (!work.reduces()) take(work, at);
         else if (!fold_staged(work, at)) return STALLED;
+        used(segment_bytes(work, at));
     }
     return DONE;
 }
 
-// The bytes that go through a desk at most.
+// The bytes that go through a desk at most (for each other rank, in an all-to-all).
 std::size_t Node::longest(const Work& work) const {
     if (work.kind == ALLTOALL) return row(work);
     return work.kind == ALLGATHER ? (work.n + unsigned(size_) - 1) / unsigned(size_) * work.itemsize : work.bytes();
 }
 
+std::size_t Node::segment_bytes(const Work& work, std::size_t at) const {
+    return std::min(step(work), longest(work) - at) * (work.kind == ALLTOALL ? unsigned(size_) : 1u);
+}
+
+// Where the next segment begins, in each desk: behind the one before, which others may still read, else at the start of the ring.
+// That is three times as long as a segment, so that the start is not in use. Lines that another core has in its first-level cache
+// take three times as long to be written as those that it has forgotten, so that short segments go round the ring too.
+std::size_t Node::next(std::size_t bytes) const {
+    const std::size_t begin = (ring_end_ + 127) / 128 * 128;
+    return begin + bytes <= kRing ? begin : 0;
+}
+
+// After a segment was read here, on all ranks alike. A rank that writes the next but one has come to a barrier after all had read
+// this one.
+void Node::used(std::size_t bytes) { ring_end_ = next(bytes) + bytes; }
+
 // Copy into this rank's segment what the others need of its array, from byte `at` of that on (of each row, in an all-to-all).
 void Node::put(const Work& work, std::size_t at) {
-    unsigned char* segment = desk(rank_).segment[turn_ % kSegments];
-    if (work.kind != ALLTOALL) {
-        auto [from, to] = given(work, rank_);
-        if (from + at < to) std::memcpy(segment, work.x + from + at, std::min(kSegment, to - from - at));
+    const std::size_t bytes = segment_bytes(work, at);
+    unsigned char* to_all = segment(rank_, bytes);
+    if (work.kind == ALLTOALL) {
+        const std::size_t count = bytes / unsigned(size_);
+        for (int r = 0; r < size_; ++r)
+            if (r != rank_) std::memcpy(to_all + r * count, work.x + r * row(work) + at, count);
         return;
     }
-    const std::size_t step = kSegment / unsigned(size_), count = std::min(step, row(work) - at);
-    for (int r = 0; r < size_; ++r)
-        if (r != rank_) std::memcpy(segment + r * step, work.x + r * row(work) + at, count);
+    auto [from, to] = given(work, rank_);
+    from = std::min(from + at, to);
+    to = std::min(from + kSegment, to);
+    auto [kept, end] = folded_here(work, at);  // which nobody else needs
+    if (kept < end) {
+        std::memcpy(to_all, work.x + from, kept);
+        std::memcpy(to_all + end, work.x + from + end, to - from - end);
+    } else {
+        std::memcpy(to_all, work.x + from, to - from);
+    }
+}
+
+// The bytes of the segment from byte `at` on that this rank alone folds: its chunk of the array, or where many ranks share the work
+// its chunk of the segment. None where each rank folds all.
+std::pair<std::size_t, std::size_t> Node::folded_here(const Work& work, std::size_t at) const {
+    const std::size_t begin = at / work.itemsize, count = segment_bytes(work, at) / work.itemsize;
+    std::pair<std::size_t, std::size_t> own{0, 0};
+    if (work.kind == REDUCE_SCATTER) {
+        own = chunk(work.n, size_, rank_);
+        own = {std::clamp(own.first, begin, begin + count) - begin, std::clamp(own.second, begin, begin + count) - begin};
+    } else if (shares_folds(work)) {
+        own = chunk(count, size_, rank_);
+    }
+    return {own.first * work.itemsize, own.second * work.itemsize};
 }
 
 // Copy from the others' segments what they put there for this rank.
 void Node::take(const Work& work, std::size_t at) {
-    for (int next = 1; next < size_; ++next) {
-        const int r = (rank_ + next) % size_;
-        const unsigned char* segment = desk(r).segment[turn_ % kSegments];
+    const std::size_t bytes = segment_bytes(work, at);
+    for (int ahead = 1; ahead < size_; ++ahead) {
+        const int r = (rank_ + ahead) % size_;
+        const unsigned char* theirs = segment(r, bytes);
         if (work.kind == ALLTOALL) {
-            const std::size_t step = kSegment / unsigned(size_);
-            std::memcpy(work.x + r * row(work) + at, segment + rank_ * step, std::min(step, row(work) - at));
+            const std::size_t count = bytes / unsigned(size_);
+            std::memcpy(work.x + r * row(work) + at, theirs + rank_ * count, count);
         } else if (auto [from, to] = given(work, r); from + at < to) {
-            std::memcpy(work.x + from + at, segment, std::min(kSegment, to - from - at));
+            std::memcpy(work.x + from + at, theirs, std::min(kSegment, to - from - at));
         }
     }
 }
 
 // Few ranks each fold the whole segment. Of more, each folds its chunk of the segment in its own desk, for the others to copy.
 bool Node::fold_staged(const Work& work, std::size_t at) {
-    const std::size_t itemsize = work.itemsize, begin = at / itemsize, count = std::min(kSegment / itemsize, work.n - begin);
-    const unsigned turn = turn_ % kSegments;
+    const std::size_t bytes = segment_bytes(work, at), itemsize = work.itemsize;
     unsigned char* mine = work.x + at;
-    for (int r = 0; r < size_; ++r) arrays_[r] = r == rank_ ? mine : desk(r).segment[turn];
-    std::size_t from = 0, to = count;
-    if (work.kind == REDUCE_SCATTER) {
-        const auto own = chunk(work.n, size_, rank_);
-        from = std::clamp(own.first, begin, begin + count) - begin;
-        to = std::clamp(own.second, begin, begin + count) - begin;
-    }
-    const bool shared = work.kind == ALLREDUCE && size_ > kFew;
-    if (shared) std::tie(from, to) = chunk(count, size_, rank_);
-    void* outs[] = {mine, desk(rank_).segment[turn]};
-    if (from < to) fold_ranks(work.type, work.op, outs, shared ? 2 : 1, arrays_.data(), size_, work.divisor, from, to);
+    for (int r = 0; r < size_; ++r) arrays_[r] = r == rank_ ? mine : segment(r, bytes);
+    const bool shared = shares_folds(work);
+    auto [from, to] = work.kind == ALLREDUCE && !shared ? std::pair{std::size_t(0), bytes} : folded_here(work, at);
+    void* outs[] = {mine, segment(rank_, bytes)};
+    if (from < to)
+        fold_ranks(work.type, work.op, outs, shared ? 2 : 1, arrays_.data(), size_, work.divisor, from / itemsize, to / itemsize);
     if (!shared) return true;
     if (!barrier()) return false;
-    for (int next = 1; next < size_; ++next) {
-        const int r = (rank_ + next) % size_;
-        auto [a, b] = chunk(count, size_, r);
-        std::memcpy(mine + a * itemsize, desk(r).segment[turn] + a * itemsize, (b - a) * itemsize);
+    for (int ahead = 1; ahead < size_; ++ahead) {
+        const int r = (rank_ + ahead) % size_;
+        auto [a, b] = chunk(bytes / itemsize, size_, r);
+        std::memcpy(mine + a * itemsize, segment(r, bytes) + a * itemsize, (b - a) * itemsize);
     }
     return true;
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from hpcai.comm import call, threads, wire
 from hpcai.comm.communicator import Communicator
 from hpcai.comm.wires import node
 from hpcai.ops import blocks, blocks_reference, door, layouts, native
-from hpcai.xp import CODES, DTYPES
+from hpcai.xp import CODES, DTYPES, bfloat16
 
 pytestmark = pytest.mark.skipif(not native.is_native(), reason="native kernels are not built")
 
@@ -72,19 +74,26 @@ def test_a_key_has_its_numbers_where_its_fields_say():
 
 def test_the_short_way_compares_the_same_numbers_as_the_long_way(monkeypatch):
     """Rank 0 goes the short way, where C++ makes the key, and rank 1 the long way, where Python does."""
-    long_way, went = Communicator._collective, set()
+    long_way, went = Communicator._checked_collective, set()
 
     def noted(comm, *arguments):
         went.add(comm.rank)
         return long_way(comm, *arguments)
 
     def program(comm):
-        for dtype in DTYPES.values():
-            for op in call.OPERATIONS[1:]:
-                for shape in ((), (0,), (5,), (2, 3), (3, 2), (1, 2, 3), (0, 7), (1,) * 32):
-                    x = np.full(shape, 1 + comm.rank, dtype)
-                    comm.allreduce(x, op, algorithm=("auto", "node")[comm.rank])
+        algorithm = ("auto", "node")[comm.rank]
+        for shape in ((), (0,), (5,), (2, 3), (3, 2), (1, 2, 3), (0, 7), (1,) * 32):
+            for dtype, op in itertools.product(DTYPES.values(), call.OPERATIONS[1:]):
+                x = np.full(shape, 1 + comm.rank, dtype)
+                comm.allreduce(x, op, algorithm=algorithm)
+                comm.reduce_scatter(x, "".join(op), algorithm=algorithm)
+            for letter in [*call.LETTERS, bfloat16]:
+                x = np.full(shape, 1 + comm.rank, letter)
+                comm.allgather(x, algorithm=algorithm)
+                comm.broadcast(x, 1, algorithm=algorithm)
+                if shape[:1] == (2,):
+                    comm._collective("alltoall", x, "", 0, algorithm)
 
-    monkeypatch.setattr(Communicator, "_collective", noted)
+    monkeypatch.setattr(Communicator, "_checked_collective", noted)
     threads.run(2, program)
     assert went == {1}

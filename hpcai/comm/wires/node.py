@@ -53,9 +53,10 @@ class Node:
         self.made = 0
         wire.on_failure(self.revoke)
         same = len(set(wire.exchange((host.boot_id(), host.namespace())))) == 1  # and all desks are set up
-        known = wire.exchange((self.native.prove(), same and self.native.watch()))
-        self.reaches = all(proved for proved, _ in known) and os.environ.get("HPCAI_REACH") != "0"
-        self.notices_ends = all(watched for _, watched in known)
+        known = wire.exchange((self.native.prove(), same and self.native.watch(), self.native.sleepers_can_fence()))
+        reaches, self.notices_ends, can_fence = map(all, zip(*known, strict=True))
+        self.reaches = reaches and os.environ.get("HPCAI_REACH") != "0"
+        self.native.rely_on_sleepers(can_fence)
         self.native.reach(self.reaches)
         if (under_way := wire.under_way) is not None:
             self.native.poll_messages(under_way, under_way.buffer_info()[0], _progress_of(wire))
