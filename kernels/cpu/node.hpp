@@ -150,7 +150,9 @@ private:
     std::size_t step(const Work& work) const { return work.kind == ALLTOALL ? kSegment / unsigned(size_) : kSegment; }
     std::size_t segment_bytes(const Work& work, std::size_t at) const;
     std::size_t next(std::size_t bytes) const;
-    unsigned char* segment(int rank, std::size_t bytes) const { return desk(rank).ring + next(bytes); }
+    unsigned char* segment(int rank, std::size_t bytes) const;
+    void fold_segments(const Work& work, void* const* outs, int n_outs, std::size_t from, std::size_t to) const;
+    bool claims() const { return size_ == 2; }
     void used(std::size_t bytes);
     bool travels(const Work& work) const { return work.kind == ALLREDUCE && work.bytes() <= kSmall; }
     bool shares_folds(const Work& work) const { return work.kind == ALLREDUCE && size_ > kFew && !travels(work); }
@@ -166,6 +168,7 @@ private:
     std::uint32_t epoch_ = 0;
     unsigned calls_ = 0;
     std::size_t ring_end_ = 0;  // of the segment that was used last
+    bool swapped_ = false;      // two ranks write into each other's rings, in this lap
     bool reaches_ = false, sleepers_fence_ = false;
     std::uint64_t proof_;
     std::vector<unsigned char> scratch_;

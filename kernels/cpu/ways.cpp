@@ -28,6 +28,27 @@ void swap(unsigned char* a, unsigned char* b, std::size_t bytes) {
     }
 }
 
+// Ask for cache lines as this core's own, which it will write next.
+inline void claim(const unsigned char* x, std::size_t bytes) {
+    for (std::size_t at = 0; at < bytes; at += 64) {
+#if defined(__x86_64__)
+        asm volatile("prefetchw %0" : : "m"(x[at]));
+#else
+        __builtin_prefetch(x + at, 1);
+#endif
+    }
+}
+
+constexpr std::size_t kClaim = 1024;  // bytes that are claimed ahead
+
+void copy_claiming(unsigned char* out, const unsigned char* x, std::size_t bytes) {
+    claim(x, std::min(kClaim, bytes));
+    for (std::size_t at = 0; at < bytes; at += kClaim) {
+        if (at + kClaim < bytes) claim(x + at + kClaim, std::min(kClaim, bytes - at - kClaim));
+        std::memcpy(out + at, x + at, std::min(kClaim, bytes - at));
+    }
+}
+
 }  // namespace
 
 // The bytes of a rank's array that it gives to all others, where these are the same for all.
@@ -51,8 +72,12 @@ Status Node::small(const Work& work) {
     const bool shortest = bytes <= kShortest;
     for (int r = 0; r < size_; ++r) arrays_[r] = r == rank_ ? work.x : shortest ? announced(r).shortest : segment(r, bytes);
     void* out = work.x;
-    fold_ranks(work.type, work.op, &out, 1, arrays_.data(), size_, work.divisor, 0, work.n);
-    if (!shortest) used(bytes);
+    if (shortest) {
+        fold_ranks(work.type, work.op, &out, 1, arrays_.data(), size_, work.divisor, 0, work.n);
+    } else {
+        fold_segments(work, &out, 1, 0, bytes);
+        used(bytes);
+    }
     return DONE;
 }
 
@@ -182,15 +207,41 @@ std::size_t Node::segment_bytes(const Work& work, std::size_t at) const {
 
 // Where the next segment begins, in each desk: behind the one before, which others may still read, else at the start of the ring.
 // That is three times as long as a segment, so that the start is not in use. Lines that another core has in its first-level cache
-// take three times as long to be written as those that it has forgotten, so that short segments go round the ring too.
+// take long to be written, so that short segments go round the ring too.
 std::size_t Node::next(std::size_t bytes) const {
     const std::size_t begin = (ring_end_ + 127) / 128 * 128;
     return begin + bytes <= kRing ? begin : 0;
 }
 
+// A rank's next segment. Of two ranks each claims the lines that it reads, and writes its own segments there in the next lap: a line
+// crosses between the cores once for each message, where it would be read by one and then be taken back by the other.
+unsigned char* Node::segment(int rank, std::size_t bytes) const {
+    const std::size_t begin = next(bytes);
+    const bool swapped = claims() && swapped_ != (begin == 0 && ring_end_ > 0);
+    return desk(swapped ? 1 - rank : rank).ring + begin;
+}
+
 // After a segment was read here, on all ranks alike. A rank that writes the next but one has come to a barrier after all had read
 // this one.
-void Node::used(std::size_t bytes) { ring_end_ = next(bytes) + bytes; }
+void Node::used(std::size_t bytes) {
+    const std::size_t begin = next(bytes);
+    if (begin == 0 && ring_end_ > 0) swapped_ = !swapped_;
+    ring_end_ = begin + bytes;
+}
+
+// Fold bytes from `from` to `to` of arrays_, of which the others' are segments.
+void Node::fold_segments(const Work& work, void* const* outs, int n_outs, std::size_t from, std::size_t to) const {
+    const auto fold = [&](std::size_t a, std::size_t b) {
+        fold_ranks(work.type, work.op, outs, n_outs, arrays_.data(), size_, work.divisor, a / work.itemsize, b / work.itemsize);
+    };
+    if (!claims()) return fold(from, to);
+    const auto* theirs = static_cast<const unsigned char*>(arrays_[1 - rank_]);
+    claim(theirs + from, std::min(kClaim, to - from));
+    for (std::size_t at = from; at < to; at += kClaim) {
+        if (at + kClaim < to) claim(theirs + at + kClaim, std::min(kClaim, to - at - kClaim));
+        fold(at, std::min(at + kClaim, to));
+    }
+}
 
 // Copy into this rank's segment what the others need of its array, from byte `at` of that on (of each row, in an all-to-all).
 void Node::put(const Work& work, std::size_t at) {
@@ -231,14 +282,18 @@ std::pair<std::size_t, std::size_t> Node::folded_here(const Work& work, std::siz
 // Copy from the others' segments what they put there for this rank.
 void Node::take(const Work& work, std::size_t at) {
     const std::size_t bytes = segment_bytes(work, at);
+    const auto copy = [&](unsigned char* out, const unsigned char* x, std::size_t count) {
+        if (claims()) copy_claiming(out, x, count);
+        else std::memcpy(out, x, count);
+    };
     for (int ahead = 1; ahead < size_; ++ahead) {
         const int r = (rank_ + ahead) % size_;
         const unsigned char* theirs = segment(r, bytes);
         if (work.kind == ALLTOALL) {
             const std::size_t count = bytes / unsigned(size_);
-            std::memcpy(work.x + r * row(work) + at, theirs + rank_ * count, count);
+            copy(work.x + r * row(work) + at, theirs + rank_ * count, count);
         } else if (auto [from, to] = given(work, r); from + at < to) {
-            std::memcpy(work.x + from + at, theirs, std::min(kSegment, to - from - at));
+            copy(work.x + from + at, theirs, std::min(kSegment, to - from - at));
         }
     }
 }
@@ -251,8 +306,7 @@ bool Node::fold_staged(const Work& work, std::size_t at) {
     const bool shared = shares_folds(work);
     auto [from, to] = work.kind == ALLREDUCE && !shared ? std::pair{std::size_t(0), bytes} : folded_here(work, at);
     void* outs[] = {mine, segment(rank_, bytes)};
-    if (from < to)
-        fold_ranks(work.type, work.op, outs, shared ? 2 : 1, arrays_.data(), size_, work.divisor, from / itemsize, to / itemsize);
+    if (from < to) fold_segments(work, outs, shared ? 2 : 1, from, to);
     if (!shared) return true;
     if (!barrier()) return false;
     for (int ahead = 1; ahead < size_; ++ahead) {
