@@ -45,6 +45,7 @@ struct Work {
 
     std::size_t bytes() const { return n * itemsize; }
     bool reduces() const { return kind == ALLREDUCE || kind == REDUCE_SCATTER; }
+    bool to_each() const { return kind == ALLTOALL || kind == REDUCE_SCATTER; }  // each rank gets something else
 };
 
 // A rank's call, as the others see it, with the shortest messages in the same cache line. What processors fetch beside a line on
@@ -68,6 +69,12 @@ struct alignas(64) Desk {
     alignas(4096) unsigned char ring[kRing];
 };
 
+// Chunk `part` of n elements cut into `parts`: the same cut as hpcai.comm.algorithms.schedule.split.
+inline std::pair<std::size_t, std::size_t> chunk(std::size_t n, int parts, int part) {
+    const auto cut = [&](int i) { return std::size_t(__uint128_t(n) * unsigned(i) / unsigned(parts)); };
+    return {cut(part), cut(part + 1)};
+}
+
 class Node {
 public:
     // desks: `size` zeroed Desks in memory shared by all ranks. crowded: more ranks than cores, so yield early.
@@ -88,7 +95,7 @@ public:
     // ask before they say so to all by rely_on_sleepers(true); else each arrival has a fence of its own.
     bool sleepers_can_fence() const;
     void rely_on_sleepers(bool all_can) { sleepers_fence_ = all_can; }
-    // Private arrays of so many bytes go through the segments even where they can be reached. Equal on all ranks.
+    // Private arrays of so many bytes that are reduced go through the segments even where they can be reached. Equal on all ranks.
     std::size_t staged_bytes = kStaged;
 
     Status agree(const std::int64_t* key);
@@ -141,13 +148,16 @@ private:
     bool fold_reached(const Work& work);
     bool swap_reached(const Work& work, int rank);
     bool copy_from(int rank, std::size_t offset, void* out, std::size_t bytes) const;
-    bool copy_all(int rank, std::size_t offset, unsigned char* out, std::size_t bytes) const;
+    bool copy_all(int rank, std::pair<std::size_t, std::size_t> range, unsigned char* x) const;
+    bool copy_all_to(int rank, std::pair<std::size_t, std::size_t> range, const unsigned char* x) const;
     bool copy_to(int rank, std::size_t offset, const void* x, std::size_t bytes) const;
+    std::pair<std::size_t, std::size_t> part(const Work& work, int rank) const;
     std::pair<std::size_t, std::size_t> given(const Work& work, int rank) const;
     std::pair<std::size_t, std::size_t> swapped(const Work& work, int rank) const;
-    std::size_t row(const Work& work) const { return work.bytes() / unsigned(size_); }
+    std::pair<std::size_t, std::size_t> pushed(const Work& work, int rank) const;
+    std::size_t longest_staged(Kind kind) const;
     std::size_t longest(const Work& work) const;
-    std::size_t step(const Work& work) const { return work.kind == ALLTOALL ? kSegment / unsigned(size_) : kSegment; }
+    std::size_t step(const Work& work) const { return work.to_each() ? kSegment / unsigned(size_) / 64 * 64 : kSegment; }
     std::size_t segment_bytes(const Work& work, std::size_t at) const;
     std::size_t next(std::size_t bytes) const;
     unsigned char* segment(int rank, std::size_t bytes) const;

@@ -23,6 +23,7 @@ FOLD, FOLD_RANKS = "include/hpcai/fold.hpp", "include/hpcai/fold_ranks.hpp"
 HALF, FP8 = "include/hpcai/half.hpp", "include/hpcai/fp8.hpp"
 LANES, COMPRESS, ROWS = "cpu/lanes.hpp", "cpu/compress.cpp", "cpu/rows.cpp"
 ATTENTION, NODE, DOOR = "cpu/attention.cpp", "cpu/node.cpp", "cpu/door.cpp"
+CHUNK, WAITS, WAYS, SEGMENTS, SHORT_WAY = "cpu/node.hpp", "cpu/waits.cpp", "cpu/ways.cpp", "cpu/segments.cpp", "cpu/short_way.cpp"
 
 
 class Fault(NamedTuple):
@@ -77,12 +78,24 @@ FAULTS = (
     Fault(ATTENTION, "lane <= std::int32_t(i) - std::int32_t(first)", "lane < std::int32_t(i) - std::int32_t(first)",
           "a query does not see itself"),
     Fault(ATTENTION, "likely * (load(dr + j) - taken) * scale", "likely * load(dr + j) * scale", "softmax's gradient without its mean"),
-    Fault(NODE, "std::size_t(__uint128_t(n) * unsigned(i) / unsigned(parts))", "n / unsigned(parts) * unsigned(i)",
+    Fault(CHUNK, "std::size_t(__uint128_t(n) * unsigned(i) / unsigned(parts))", "n / unsigned(parts) * unsigned(i)",
           "chunks that leave a rest"),
     Fault(NODE, "std::size_t(rank) * b.stride + (place", "std::size_t(rank_) * b.stride + (place", "each rank reads its own part for all"),
-    Fault(NODE, "if (r != rank_) fine = fine && copy_to(r,", "if (r > rank_) fine = fine && copy_to(r,",
+    Fault(NODE, "i < kKey; ++i) {", "i < 2; ++i) {", "mismatches in all but the kind"),
+    Fault(NODE, "if (announced(r).place >= 0) return false;", "", "symmetric on some ranks is symmetric on none"),
+    Fault(WAITS, "if (messages) progress();", "", "a rank that waits moves no messages"),
+    Fault(WAYS, "if (r != rank_) fine = fine && copy_to(r,", "if (r > rank_) fine = fine && copy_to(r,",
           "lower ranks do not get the result"),
-    Fault(NODE, "sizeof(Call::key)) != 0) return false;", "sizeof(std::int64_t)) != 0) return false;", "mismatches in all but the kind"),
+    Fault(WAYS, "copy_all(r, {0, from}, work.x) && ", "", "a broadcast without the part before the root's"),
+    Fault(WAYS, "std::memcpy(mine + to, theirs + to, work.bytes() - to);", "", "a symmetric broadcast without its end"),
+    Fault(WAYS, "{std::size_t(0), half} : std::pair{half, whole}", "{std::size_t(0), half} : std::pair{whole - half, whole}",
+          "the middle byte of a row is not swapped"),
+    Fault(SEGMENTS, "(ring_end_ + 127) / 128 * 128", "0", "a segment over the one that others read"),
+    Fault(SEGMENTS, "if (kept < end) std::memcpy(mine + end", "if (false) std::memcpy(mine + end", "what lies behind a rank's own share"),
+    Fault(SEGMENTS, "+ (work.to_each() ? rank_ * each : 0)", "+ (work.to_each() ? 0 : 0)", "each rank folds what is for rank 0"),
+    Fault(SHORT_WAY, "|| !PyArray_ISCARRAY(x)", "", "any memory goes the short way"),
+    Fault(SHORT_WAY, "operation == kMean ? node.size() : 1", "1", "a mean is a sum"),
+    Fault(SHORT_WAY, "PyArray_DIM(x, 0) != node.size()", "false", "rows for other ranks than there are"),
     Fault(DOOR, "if ((PyArray_FLAGS(array) & wanted) != wanted) return false;", "", "any memory goes through the native door"),
     Fault(DOOR, "rule.written ? NPY_ARRAY_CARRAY :", "rule.written ? NPY_ARRAY_CARRAY_RO :", "a read-only array is written"),
     Fault(DOOR, "for (int i = 0; i < dims; ++i) key", "for (int i = 0; i < dims - 1; ++i) key", "the last dim may be any"),

@@ -36,6 +36,9 @@ POOL_BYTES = 256 << 20
 ENDING_S = 1.0
 """Seconds within which the end of a process must show after its memory was lost."""
 
+MOST_RANKS = 2048
+"""A segment has room for 64 bytes for each other rank."""
+
 STATUSES = ("DONE", "MISMATCH", "STALLED", "NOT_HERE", "UNREACHED")
 DONE, MISMATCH, STALLED, NOT_HERE, UNREACHED = range(len(STATUSES))
 """How a native call ended."""
@@ -168,11 +171,11 @@ class _Owner:
 
 
 def attach(wire: Wire) -> Node | None:
-    """The node of this wire's ranks; None if they do not share memory, the kernels are not built, HPCAI_NODE=0, or for one rank.
+    """The node of this wire's ranks. Collective.
 
-    Collective.
+    None for one rank and for more than MOST_RANKS, if they do not share memory, if the kernels are not built, or if HPCAI_NODE=0.
     """
-    if wire.size == 1 or not all(wire.exchange(native.is_native() and os.environ.get("HPCAI_NODE") != "0")):
+    if not 1 < wire.size <= MOST_RANKS or not all(wire.exchange(native.is_native() and os.environ.get("HPCAI_NODE") != "0")):
         return None
     if len(set(wire.exchange(wire.node_color()))) > 1:
         return None

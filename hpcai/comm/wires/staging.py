@@ -15,7 +15,7 @@ from hpcai.errors import counted
 FILE = "node"
 """The file of the cache with the limits."""
 
-GUESSED = {"AuthenticAMD": 8 << 20, "GenuineIntel": 64 << 10}
+GUESSED = {"AuthenticAMD": 8 << 20, "GenuineIntel": 256 << 10}
 OTHERS = 1 << 20
 """Limits in bytes where nothing was tuned (bench/results/allreduce.md says on which processors they were measured)."""
 

@@ -14,7 +14,7 @@ def cache(monkeypatch, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("vendor, guessed", [("AuthenticAMD", 8 << 20), ("GenuineIntel", 64 << 10), ("", staging.OTHERS)])
+@pytest.mark.parametrize("vendor, guessed", [("AuthenticAMD", 8 << 20), ("GenuineIntel", 256 << 10), ("", staging.OTHERS)])
 def test_it_is_the_vendors_then_what_was_tuned_then_what_is_asked_for(cache, monkeypatch, vendor, guessed):
     monkeypatch.setattr(tuned, "vendor", lambda: vendor)
     assert staging.limit(2) == (guessed, "untuned")
