@@ -88,7 +88,7 @@ void Node::announce(const std::int64_t* key, std::int64_t place, const void* x, 
     mine.digest = checks ? digest_of(key) : 0;
     mine.place = place;
     mine.address = reinterpret_cast<std::uintptr_t>(x);
-    std::memcpy(mine.shortest, x, shortest);
+    if (shortest) std::memcpy(mine.shortest, x, shortest);
 }
 
 bool Node::same() const {
