@@ -278,11 +278,7 @@ class Library(NamedTuple):
     call: Callable[[str, Any], tuple[Callable[[], Any], Any]]
 
 
-def hpcai_library() -> Library:
-    import hpcai
-
-    comm = hpcai.init()
-
+def hpcai_library(comm: Any) -> Library:
     def array(n: int, kind: str) -> Any:
         return comm.symmetric_empty(n) if kind == "symmetric" else np.empty(n, np.float32)
 
@@ -407,7 +403,9 @@ def expected(library: Library, collective: str, n: int, start: int, stop: int) -
 
 def serve(mpi: str, address: str) -> None:
     """A rank of a job, until the driver closes its socket."""
-    answer_lines(address, Rank(hpcai_library() if mpi == "hpcai" else mpi_library()).answer)
+    import hpcai
+
+    answer_lines(address, Rank(hpcai_library(hpcai.init()) if mpi == "hpcai" else mpi_library()).answer)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Ranks of one node communicate through memory, without messages.
 
 Each rank folds its own chunk straight from all ranks' arrays and writes the result to all of them, between two barriers
-(kernels/cpu/node.cpp). *Symmetric* arrays (`Communicator.symmetric_empty`) are in shared memory and are reduced in place. Other
+(kernels/cpu/ways.cpp). *Symmetric* arrays (`Communicator.symmetric_empty`) are in shared memory and are reduced in place. Other
 arrays are read and written where they lie by the kernel's cross-memory attach; if a site forbids that (or HPCAI_REACH=0), they
 are copied through small segments in shared memory. Values are always folded in the order of the ranks, so arrays of either kind
 and any length give the same bytes.
