@@ -74,7 +74,7 @@ def test_auto_takes_the_older_one_and_says_in_a_line_which_file_it_is(twice, tmp
     damage(kind)(newer / file)
     capsys.readouterr()
     assert started(2, options(tmp_path, *SMALL, "--resume", "auto"), tmp_path / "run") == [3, 3]
-    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "is skipped" in line]
     assert len(said) == 1
     assert str(newer) in said[0]
     assert f"{file} is no regular file" in said[0] if kind in ("FIFO", "/dev/zero", "folder", "link") else file in said[0]
