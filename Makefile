@@ -101,13 +101,15 @@ torture: $(VENV)/dev-$(MPI)  ## 1,000 ranks killed and 200 frozen at random inst
 	$(if $(filter openmpi,$(MPI)),python -m tests.torture --freeze 200)
 	HPCAI_TORTURE=1000 pytest tests/checkpoint/test_format.py -k kill --timeout 1800
 
-bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, pipelines, scaling, all-reduce against MPI and Gloo (installs torch)
+bench: $(VENV)/dev-$(MPI)  ## step time against PyTorch DDP, pipelines, scaling, all-reduce against MPIs and Gloo (installs torch)
 	pip install -q torch==2.13.0
 	mpirun -n 2 python -m bench.step
 	mpirun -n 2 python -m bench.step --model gpt
 	mpirun -n 4 python -m bench.pipeline
 	mpirun -n 2 python -m bench.scaling
 	mpirun -n 2 python -m bench.allreduce --against mpi,gloo
+	$(MAKE) bench-mpis
+	python -m bench.allreduce --against best
 
 bench-mpis: $(VENV)/bin/python  ## an environment for each MPI that bench.rivals compares with, in build/mpis (Intel's only for benches)
 	for pair in openmpi:openmpi mpich:mpich intel:impi-rt; do \

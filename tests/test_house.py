@@ -78,7 +78,7 @@ RECOVERY_IS_FOR = {"train/loop.py", "train/join.py"}
 """The files that may import train/elastic."""
 
 DOORS = {
-    "mpi4py": {"comm/wires/mpi.py"},
+    "mpi4py": {"comm/wires/library.py"},
     "numba": {"ops/fused.py", "ops/sequence.py"},
     "cupy": {"ops/cuda.py"},
     "ml_dtypes": {"xp.py"},

@@ -17,7 +17,7 @@ from hpcai.comm.communicator import Communicator
 from hpcai.comm.diagnosis import stall
 from hpcai.comm.launch import cores
 from hpcai.comm.launch.launcher import launch
-from hpcai.comm.wires import mpi, ulfm
+from hpcai.comm.wires import library, mpi, ulfm
 from hpcai.errors import HpcaiError, LaunchError, RankFailed, RanksLost, StallError, one_line
 
 JOINING_S = 30.0
@@ -62,7 +62,7 @@ def init() -> Communicator:
 def _start() -> Communicator:
     _check_environment()
     with _deadline_of_start():
-        MPI = mpi.load()
+        MPI = library.load()
         _refuse_singletons(MPI)
         world = Communicator(mpi.MpiWire(MPI.COMM_WORLD.Dup()))
         stall.watch_over(world)
@@ -91,7 +91,7 @@ def merged() -> mpi.MpiWire:
     """In a process that `MpiWire.grow` started: the wire of the earlier ranks and, behind them, the new ones."""
     try:
         with limits.deadline(2 * JOINING_S, code=0):  # nobody waits any more: no failure of the job
-            MPI = mpi.load()
+            MPI = library.load()
     except LaunchError:  # the others failed meanwhile, or go on without
         limits.quit()
     with limits.limited("joining the others", RanksLost.exit_code, JOINING_S):
@@ -176,12 +176,12 @@ def _refuse_singletons(MPI: Any) -> None:
     if said.size == 1 or MPI.COMM_WORLD.size != 1:
         return
     if said.rank == 0:
-        pmi = "pmix" if "Open MPI" in mpi.library() else "pmi2"
-        hint = f"srun --mpi={pmi}" if said.name == "srun" else f"the launcher of {mpi.library()}"
+        pmi = "pmix" if "Open MPI" in library.name() else "pmi2"
+        hint = f"srun --mpi={pmi}" if said.name == "srun" else f"the launcher of {library.name()}"
         beside = os.path.join(os.path.dirname(sys.executable), "mpirun")
         hint += f", here {beside} -n {said.size} ..." if os.path.exists(beside) and said.name != "srun" else ""
         raise LaunchError(
-            f"{said.name} started {said.size} processes, but this Python's MPI is {mpi.library()} and each process is rank 0 "
+            f"{said.name} started {said.size} processes, but this Python's MPI is {library.name()} and each process is rank 0 "
             f"of 1. Start with {hint}, or install the mpi library that belongs to your launcher."
         )
     time.sleep(1.0)  # let rank 0 speak

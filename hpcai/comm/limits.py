@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from hpcai.comm.diagnosis import stacks, stall, watch
 from hpcai.comm.launch import host
-from hpcai.comm.wires import mpi
+from hpcai.comm.wires import library
 from hpcai.errors import RanksLost
 from hpcai.ops import native
 
@@ -83,7 +83,7 @@ def last_resort() -> None:
     cannot reach any more. The launcher's folder is removed too, since the next launcher with the same process number fails on it.
     """
     parent, name = os.getppid(), host.name(os.getppid())
-    if not name.startswith(("prterun", "prted", "mpirun", "mpiexec")) or "Open MPI" not in mpi.library():
+    if not name.startswith(("prterun", "prted", "mpirun", "mpiexec")) or "Open MPI" not in library.name():
         return
     script = (
         'alive() { [ "$(cut -d" " -f22 "/proc/$1/stat" 2>/dev/null)" = "$2" ]; }; '

@@ -84,7 +84,7 @@ def test_ranks_that_are_each_alone_are_refused_by_rank_0s_words(monkeypatch, tmp
     (tmp_path / "mpirun").write_text("")
     monkeypatch.setattr(job.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(job, "launch", lambda: Launch(name, rank, size, size))
-    monkeypatch.setattr(job.mpi, "library", lambda: library)
+    monkeypatch.setattr(job.library, "name", lambda: library)
     slept = []
     monkeypatch.setattr(job, "time", SimpleNamespace(sleep=slept.append))
     MPI = SimpleNamespace(COMM_WORLD=SimpleNamespace(size=world))
@@ -103,7 +103,7 @@ def test_ranks_that_are_each_alone_are_refused_by_rank_0s_words(monkeypatch, tmp
 def test_without_an_mpirun_beside_python_none_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(job.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(job, "launch", lambda: Launch("mpiexec", 0, 2, 2))
-    monkeypatch.setattr(job.mpi, "library", lambda: "MPICH 5")
+    monkeypatch.setattr(job.library, "name", lambda: "MPICH 5")
     with pytest.raises(LaunchError, match="Start with the launcher of MPICH 5, or install"):
         job._refuse_singletons(SimpleNamespace(COMM_WORLD=SimpleNamespace(size=1)))
 
@@ -268,7 +268,7 @@ def test_a_new_rank_takes_the_wire_of_all(monkeypatch):
     MPI = SimpleNamespace(Comm=SimpleNamespace(Get_parent=lambda: parent))
     monkeypatch.setattr(limits, "deadline", limit)
     monkeypatch.setattr(limits, "limited", limit)
-    monkeypatch.setattr(job.mpi, "load", lambda: MPI)
+    monkeypatch.setattr(job.library, "load", lambda: MPI)
     monkeypatch.setattr(job.mpi, "MpiWire", lambda comm: ("wire", comm))
     assert job.merged() == ("wire", "merged")
     assert merged == [True]
@@ -279,7 +279,7 @@ def test_a_new_rank_whose_others_failed_meanwhile_is_no_failure(ends, monkeypatc
     def load():
         raise LaunchError("no more")
 
-    monkeypatch.setattr(job.mpi, "load", load)
+    monkeypatch.setattr(job.library, "load", load)
     with pytest.raises(Ended):
         job.merged()
     assert ends == [("exit", 0)]
@@ -291,7 +291,7 @@ def test_a_start_gives_the_world_and_rank_0_says_what_is_slow(monkeypatch, capsy
     wire = SimpleNamespace(rank=rank)
     monkeypatch.setattr(job, "_check_environment", lambda: did.append("environment"))
     monkeypatch.setattr(job, "_deadline_of_start", contextlib.nullcontext)
-    monkeypatch.setattr(job.mpi, "load", lambda: SimpleNamespace(COMM_WORLD=SimpleNamespace(Dup=lambda: "dup")))
+    monkeypatch.setattr(job.library, "load", lambda: SimpleNamespace(COMM_WORLD=SimpleNamespace(Dup=lambda: "dup")))
     monkeypatch.setattr(job, "_refuse_singletons", lambda MPI: did.append("singletons"))
     monkeypatch.setattr(job.mpi, "MpiWire", lambda comm: {"dup": wire}[comm])
     monkeypatch.setattr(job, "Communicator", lambda wire: wire)

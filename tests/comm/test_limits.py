@@ -96,7 +96,7 @@ def test_only_open_mpis_launcher_is_ended_where_it_does_not_end_the_job(monkeypa
     monkeypatch.setattr(limits.os, "getppid", lambda: 4711)
     monkeypatch.setattr(limits.host, "name", lambda pid: {4711: launcher}[pid])
     monkeypatch.setattr(limits.host, "started", lambda pid: {4711: "99"}[pid])
-    monkeypatch.setattr(limits.mpi, "library", lambda: library)
+    monkeypatch.setattr(limits.library, "name", lambda: library)
     monkeypatch.setenv("PMIX_SERVER_TMPDIR", "/tmp/ompi.4711")
     monkeypatch.setattr(limits.subprocess, "Popen", lambda command, **more: started.append((command, more)))
     limits.last_resort()
@@ -114,7 +114,7 @@ def test_a_last_resort_that_cannot_be_had_is_none(monkeypatch):
 
     monkeypatch.setattr(limits.host, "name", lambda pid: "prterun")
     monkeypatch.setattr(limits.host, "started", lambda pid: "99")
-    monkeypatch.setattr(limits.mpi, "library", lambda: "Open MPI v5")
+    monkeypatch.setattr(limits.library, "name", lambda: "Open MPI v5")
     monkeypatch.setattr(limits.subprocess, "Popen", refuse)
     limits.last_resort()
 

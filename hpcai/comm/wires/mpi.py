@@ -1,13 +1,9 @@
-"""MPI as a wire. The only file that imports mpi4py."""
+"""MPI as a wire."""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
-import os
 import pickle
-import sys
 import time
 import weakref
 from array import array
@@ -18,11 +14,10 @@ import numpy as np
 
 from hpcai import ops
 from hpcai.comm.diagnosis import stall
-from hpcai.comm.launch import library_search, pmi
 from hpcai.comm.launch.host import boot_id
 from hpcai.comm.launch.launcher import pretended_node
 from hpcai.comm.wire import begin
-from hpcai.comm.wires import mapping, ordinals, ulfm
+from hpcai.comm.wires import library, mapping, ordinals, ulfm
 from hpcai.comm.wires.requests import AGREEMENT, Request
 from hpcai.errors import LaunchError, RankFailed, counted
 from hpcai.xp import Array, accumulation_dtype
@@ -37,23 +32,17 @@ ALARM_TAG, EXCHANGE_TAG, CONNECTING_TAG, ALARM_S = 32000, 31999, 31998, 3.0
 """Tags of messages: by which waiting ranks find out who does not wait, of exchanges, of first contact; seconds of listening."""
 
 
-def library() -> str:
-    """The MPI library's own name and version, such as "Open MPI v5.0.11"."""
-    text = load().Get_library_version().strip("\0").replace("Version:", " ")
-    return " ".join(text.splitlines()[0].split(",")[0].split())
-
-
 class MpiWire:
     """A wire on an mpi4py communicator, which it owns."""
 
     def __init__(self, comm: Any, family: _Family | None = None, ranks: Sequence[int] = ()):
         """family: that of the wire from which this one was split. ranks: the numbers of its ranks in the world."""
         self.comm = comm
-        comm.Set_errhandler(load().ERRORS_RETURN)  # errors become exceptions
+        comm.Set_errhandler(library.load().ERRORS_RETURN)  # errors become exceptions
         self.family = family or _Family()
         self.family.wires.add(self)
         self.rank, self.size, self.ranks = comm.rank, comm.size, ranks or range(comm.size)
-        self.MPI = load()
+        self.MPI = library.load()
         self.expected, self.under_way = self.family.expected, self.family.under_way
         self.timeout_s, self.waiting_since, self.waited_s = stall.timeout_s(), 0.0, 0.0
         self._idle: dict[tuple[Any, ...], Any] = {}
@@ -253,7 +242,7 @@ class MpiWire:
 
     def why_not_elastic(self, growing: bool) -> str:
         """Why ranks cannot outlive others here, or (`growing`) new ranks cannot be started; empty if they can."""
-        return ulfm.why_not(library(), growing)
+        return ulfm.why_not(library.name(), growing)
 
     def all_agree(self, fine: bool) -> bool:
         """MPIX_Comm_agree: True on all ranks that live if `fine` is True on all and no rank has failed; on a revoked wire too."""
@@ -268,7 +257,7 @@ class MpiWire:
 
     def describe(self) -> str:
         """The MPI library's name and version."""
-        return library()
+        return library.name()
 
     def library_allreduce(self, x: Array, op: str) -> None:
         """The library's own MPI_Allreduce, in place, in pieces of at most 2**30 bytes. 16-bit values are sent as f32. For "max"
@@ -291,19 +280,6 @@ class MpiWire:
                 ops.divide_into.unchecked(acc, self.size)
             if acc is not piece:
                 ops.cast_into.unchecked(piece, acc)
-
-
-def _end_by(pid: int) -> None:
-    """Have MPI_Finalize called when the process `pid` ends, unless it might wait there for failed ranks. mpi4py would call it in
-    forked children too.
-    """
-
-    def finalize() -> None:
-        MPI = load()
-        if os.getpid() == pid and not ulfm.enabled() and MPI.Is_initialized() and not MPI.Is_finalized():
-            MPI.Finalize()
-
-    atexit.register(finalize)
 
 
 LAST_LOOKS = 30
@@ -331,22 +307,3 @@ class _Family:
         self.expected: dict[Any, list[Any]] = {}
         self.under_way = array("q", [0])
         self.given_up = False
-
-
-@functools.cache
-def load() -> Any:
-    """Import mpi4py.MPI, which starts MPI, at the first call. Returns the module. Raises: LaunchError if MPI cannot be loaded."""
-    # Open MPI's one-sided component over UCX prints errors on machines without its devices; hpcai does not use it.
-    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
-    ulfm.prepare()
-    try:
-        with pmi.short_lines():
-            import mpi4py
-
-            if "mpi4py.MPI" not in sys.modules and mpi4py.rc.finalize is None:  # else the code that imported it has decided
-                mpi4py.rc.finalize = False
-                _end_by(os.getpid())
-            from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        raise LaunchError(library_search.absent(str(error))) from None
-    return MPI

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from hpcai.comm.launch import pmi
-from hpcai.comm.wires import mpi
+from hpcai.comm.wires import library
 
 STEP = {"PMI_RANK": "0", "PMI_SIZE": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}
 MAXES = b"cmd=maxes rc=0 kvsname_max=256 keylen_max=64 vallen_max=1024\n"
@@ -83,9 +83,9 @@ def test_one_process_is_started_however_often_mpi_is_asked_for(slurm, monkeypatc
     monkeypatch.setattr(pmi, "_start_relay", lambda *sockets: started.append(sockets) or start(*sockets))
     monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI="MPI", rc=SimpleNamespace(finalize=True)))
     monkeypatch.setenv("OMPI_MCA_osc", "^ucx")
-    mpi.load.cache_clear()
+    library.load.cache_clear()
     try:
-        assert [mpi.load(), mpi.load()] == ["MPI", "MPI"]
+        assert [library.load(), library.load()] == ["MPI", "MPI"]
     finally:
-        mpi.load.cache_clear()
+        library.load.cache_clear()
     assert len(started) == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hpcai.comm import threads
-from hpcai.comm.wires import mpi, requests, ulfm
+from hpcai.comm.wires import library, mpi, requests, ulfm
 from hpcai.comm.wires.mpi import MpiWire
 from hpcai.comm.wires.threads import LANES
 from hpcai.errors import LaunchError, RankFailed
@@ -60,7 +60,7 @@ class Comm:
 def fake(monkeypatch):
     monkeypatch.setenv(ulfm.ENABLED, "0")
     monkeypatch.delenv("HPCAI_RANKS_PER_NODE", raising=False)
-    monkeypatch.setattr(mpi, "load", lambda: FAKE)
+    monkeypatch.setattr(library, "load", lambda: FAKE)
     monkeypatch.setattr(ulfm, "is_failure", lambda MPI, error: error.failed)
 
 
@@ -382,9 +382,9 @@ def test_a_vote_that_fails_is_a_vote_against():
 
 def test_what_the_library_says_of_itself(monkeypatch):
     wire = MpiWire(Comm())
-    assert wire.describe() == mpi.library() == "Open MPI v5.0.11"
+    assert wire.describe() == library.name() == "Open MPI v5.0.11"
     monkeypatch.setattr(FAKE, "Get_library_version", lambda: "MPICH Version:      5.0.2\nMPICH Release date: x\n")
-    assert mpi.library() == "MPICH 5.0.2"
+    assert library.name() == "MPICH 5.0.2"
     for level, serves in ((1, False), (2, True), (3, True)):
         monkeypatch.setattr(FAKE, "Query_thread", lambda level=level: level, raising=False)
         assert wire.serves_threads() is serves
@@ -396,7 +396,7 @@ def test_what_the_library_says_of_itself(monkeypatch):
     assert wire.shared(4096) == (wire, 4096)
 
 
-LOAD = mpi.load
+LOAD = library.load
 
 
 @pytest.mark.parametrize(
@@ -415,10 +415,10 @@ def test_mpi_is_ended_by_us_unless_who_imported_mpi4py_has_decided(monkeypatch, 
     monkeypatch.setenv("OMPI_MCA_osc", "^ucx,other")
     prepared = []
     monkeypatch.setattr(ulfm, "prepare", lambda: prepared.append(True))
-    monkeypatch.setattr(mpi.atexit, "register", registered.append)
-    monkeypatch.setattr(mpi, "load", lambda: MPI)
+    monkeypatch.setattr(library.atexit, "register", registered.append)
+    monkeypatch.setattr(library, "load", lambda: MPI)
     assert LOAD.__wrapped__() is MPI
-    assert mpi.os.environ["OMPI_MCA_osc"] == "^ucx,other"
+    assert library.os.environ["OMPI_MCA_osc"] == "^ucx,other"
     assert prepared == [True]
     assert len(registered) == ours
     assert rc.finalize is (False if ours else finalize)
@@ -429,11 +429,11 @@ def test_mpi_is_ended_by_us_unless_who_imported_mpi4py_has_decided(monkeypatch, 
     state.up = state.down = False
     registered[0]()
     state.up = True
-    monkeypatch.setattr(mpi.os, "getpid", lambda: -1)  # a forked child
+    monkeypatch.setattr(library.os, "getpid", lambda: -1)  # a forked child
     registered[0]()
     assert finalized == []
     monkeypatch.undo()
-    monkeypatch.setattr(mpi, "load", lambda: MPI)
+    monkeypatch.setattr(library, "load", lambda: MPI)
     registered[0]()
     assert finalized == [True]
 
@@ -444,7 +444,7 @@ def test_where_mpi_cannot_be_loaded_it_is_an_error_of_the_start(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(LaunchError):
         LOAD.__wrapped__()
-    assert mpi.os.environ["OMPI_MCA_osc"] == "^ucx"
+    assert library.os.environ["OMPI_MCA_osc"] == "^ucx"
 
 
 @pytest.mark.parametrize("name, op", [("f4", "sum"), ("f2", "mean"), ("f2", "max"), ("f8", "min"), ("i4", "max"), ("i8", "mean")])

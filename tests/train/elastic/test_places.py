@@ -144,9 +144,9 @@ def test_a_signal_to_leave_survives_a_failure_and_reaches_new_ranks(tmp_path):
 STUCK = """
 import ctypes
 from hpcai.comm import job
-from hpcai.comm.wires import mpi
+from hpcai.comm.wires import library
 job.JOINING_S = 0.5
-mpi.load = lambda: ctypes.PyDLL(None).sleep(30)  # like MPI_Init in mpi4py's import: no other thread of Python gets its turn
+library.load = lambda: ctypes.PyDLL(None).sleep(30)  # like MPI_Init in mpi4py's import: no other thread of Python gets its turn
 job.merged()
 """
 
