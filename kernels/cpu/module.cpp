@@ -119,7 +119,7 @@ NB_MODULE(_native, m) {
         .def_ro("short_calls", &Node::short_calls)
         .def("shortly", [](Node& node, nb::handle kind, nb::handle x, nb::handle op, nb::handle root) {
             return int(collective_shortly(node, kind.ptr(), x.ptr(), op.ptr(), root.ptr()));
-        })
+        }, nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none())
         .def("agree", [](Node& node, std::vector<std::int64_t> key) {
             key.resize(kKey);
             nb::gil_scoped_release released;
