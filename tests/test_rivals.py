@@ -2,29 +2,29 @@
 
 import pytest
 
-from bench import rivals
+from bench import rival_ranks, rivals
 from hpcai.comm import threads
 
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("collective", rivals.COLLECTIVES)
 def test_it_lets_right_results_through_and_no_wrong_ones(collective, size, monkeypatch):
-    monkeypatch.setattr(rivals, "CHECKED_AT_ONCE", 7)
+    monkeypatch.setattr(rival_ranks, "CHECKED_AT_ONCE", 7)
 
     def program(comm):
-        library = rivals.hpcai_library(comm)
+        library = rival_ranks.hpcai_library(comm)
         said = []
         for kind in rivals.KINDS:
             x = library.array(10 * size, kind)
             call, result = library.call(collective, x)
-            said.append(rivals.checked(library, collective, x, call, result))
+            said.append(rival_ranks.checked(library, collective, x, call, result))
 
             def spoilt(call=call, result=result):
                 call()
                 result[-1] += 1
 
-            said.append(rivals.checked(library, collective, x, spoilt, result))
-            said.append(rivals.checked(library, collective, x, lambda: None, result))
+            said.append(rival_ranks.checked(library, collective, x, spoilt, result))
+            said.append(rival_ranks.checked(library, collective, x, lambda: None, result))
         return said
 
     wrong = [f"{collective} of {40 * size} bytes is wrong on rank {rank}" for rank in range(size)]

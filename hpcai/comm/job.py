@@ -210,7 +210,7 @@ def _install_hooks(world: Communicator) -> None:
         sys.stderr.flush()
         time.sleep(0.2)  # MPICH's launcher drops what it has not read yet
         limits.last_resort()
-        if outlives() and mpi.is_last(init().wire):
+        if outlives() and ulfm.is_last(init().wire):
             limits.quit(code)  # mpirun would end with 0 after MPI_Abort of a job whose other ranks have failed
         init().wire.comm.Abort(code)  # type: ignore[attr-defined]
 

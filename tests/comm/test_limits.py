@@ -97,13 +97,13 @@ def test_only_open_mpis_launcher_is_ended_where_it_does_not_end_the_job(monkeypa
     monkeypatch.setattr(limits.host, "name", lambda pid: {4711: launcher}[pid])
     monkeypatch.setattr(limits.host, "started", lambda pid: {4711: "99"}[pid])
     monkeypatch.setattr(limits.library, "name", lambda: library)
-    monkeypatch.setenv("PMIX_SERVER_TMPDIR", "/tmp/ompi.4711")
+    monkeypatch.setenv("PMIX_SERVER_TMPDIR", "folder of the job")
     monkeypatch.setattr(limits.subprocess, "Popen", lambda command, **more: started.append((command, more)))
     limits.last_resort()
     assert len(started) == starts
     for command, more in started:
         assert command[:2] == ["sh", "-c"]
-        assert command[3:] == ["sh", "4711", "99", str(5 * limits.LAST_RESORT_S), "/tmp/ompi.4711"]
+        assert command[3:] == ["sh", "4711", "99", str(5 * limits.LAST_RESORT_S), "folder of the job"]
         assert more["start_new_session"] is True
     assert limits.LAST_RESORT_S == 10
 

@@ -282,22 +282,6 @@ class MpiWire:
                 ops.cast_into.unchecked(piece, acc)
 
 
-LAST_LOOKS = 30
-"""How often, every 0.01 s, a rank that ends the job looks whether it is the last that lives."""
-
-
-def is_last(wire: Any) -> bool:
-    """Whether all other ranks of the wire have failed. MPI notices that only when it makes progress, which takes a moment."""
-    for _ in range(LAST_LOOKS):
-        with contextlib.suppress(wire.MPI.Exception):
-            wire.comm.Iprobe()
-        with contextlib.suppress(wire.MPI.Exception, NotImplementedError):
-            if wire.comm.Get_failed().Get_size() >= wire.size - 1:
-                return True
-        time.sleep(0.01)
-    return False
-
-
 class _Family:
     """What a wire and the wires split from it share: the wires, and the methods to call when they are revoked."""
 

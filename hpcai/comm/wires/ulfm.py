@@ -5,9 +5,11 @@ All settings are made in the environment before MPI starts, so that users need n
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,9 @@ ENABLED, COLLECTIVES, TRANSPORTS = "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_coll", "O
 
 PR_SET_PDEATHSIG = 1
 """The operation of the system call prctl that sets the signal for the parent's end (Linux)."""
+
+LAST_LOOKS = 30
+"""How often, every 0.01 s, a rank that ends the job looks whether it is the last that lives."""
 
 RECOVERABLE = "state_base_recoverable"
 """The launcher's parameter without which the end of a rank that was started later counts as a failure of the job."""
@@ -91,3 +96,15 @@ def _launcher_says(name: str) -> bool:
 def _without_han(chosen: str) -> bool:
     names = chosen.lstrip("^").split(",")
     return "han" in names if chosen.startswith("^") else bool(chosen) and "han" not in names
+
+
+def is_last(wire: Any) -> bool:
+    """Whether all other ranks of the wire have failed. MPI notices that only when it makes progress, which takes a moment."""
+    for _ in range(LAST_LOOKS):
+        with contextlib.suppress(wire.MPI.Exception):
+            wire.comm.Iprobe()
+        with contextlib.suppress(wire.MPI.Exception, NotImplementedError):
+            if wire.comm.Get_failed().Get_size() >= wire.size - 1:
+                return True
+        time.sleep(0.01)
+    return False
